@@ -1,9 +1,8 @@
 """The one loop that every decoder runs in: propose, score, verify, commit, observe.
 
 Vanilla decoding is the drafter that proposes nothing, so baseline and method differ in exactly the thing measured.
-Verification asks the target: at each node it reaches it takes the sampler's answer, and goes on where a child agrees.
-The draft never influences the answer, hence the output is the target's, whatever was drafted. This module knows
-token ids only: no text, no tasks, no files.
+How a tree becomes tokens is the rule's business (`verification`), where the output is proved to be the target's,
+whatever was drafted. This module knows token ids only: no text, no tasks, no files.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fspad_bench.tree import Tree
+from fspad_bench.verification import Accepted, Chooser, Rule, match
 
 
 class Scores(Protocol):
@@ -37,18 +37,16 @@ class Target(Protocol):
     def synchronize(self) -> None: ...
 
 
-class Chooser(Protocol):
-    """The seam through which verification asks; `sampling.Sampler` in production, an oracle in tests."""
-
-    def next(self, logits: Tensor, position: int) -> int: ...
-
-
 @dataclass
 class Context:
-    """All committed tokens; the last one is not in the target's cache yet."""
+    """All committed tokens; the last one is not in the target's cache yet.
+
+    `sampler` is there for drafters that draw: with the target's own noise, or with dice of their own.
+    """
 
     tokens: list[int]
     prompt_length: int
+    sampler: Chooser | None = None
 
     @property
     def position(self) -> int:
@@ -58,13 +56,6 @@ class Context:
     @property
     def new_tokens(self) -> list[int]:
         return self.tokens[self.prompt_length :]
-
-
-class Accepted(NamedTuple):
-    """The accepted nodes, root first, and the token the target says after the last of them."""
-
-    path: list[int]
-    bonus: int
 
 
 class Step(NamedTuple):
@@ -77,7 +68,10 @@ class Step(NamedTuple):
 
 
 class Drafter(Protocol):
-    """What most methods implement. State belongs to one generation; `begin` starts it anew."""
+    """What most methods implement. State belongs to one generation; `begin` starts it anew.
+
+    A drafter with an attribute `verify` is verified by that rule instead of `verification.match`.
+    """
 
     def begin(self, context: Context, scores: Scores) -> None:
         """After the prefill, whose scores these are, and the first token."""
@@ -124,15 +118,9 @@ class Generation:
     score_seconds: float = 0.0
 
 
-def verify(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
-    """Walk from the root where a child agrees with the target. logits `[N, V]`; `position` follows the root's."""
-    path = [0]
-    while True:
-        token = sampler.next(logits[path[-1]], position + len(path) - 1)
-        child = tree.children.get((path[-1], token))
-        if child is None:
-            return Accepted(path, token)
-        path.append(child)
+def rule_of(decoder: object) -> Rule:
+    """How a drafter's trees are verified: its own rule, or else by `match`."""
+    return getattr(decoder, "verify", match)
 
 
 @torch.inference_mode()
@@ -142,7 +130,7 @@ def generate(target: Target, drafter: Drafter, sampler: Chooser, prompt: Sequenc
     scores = target.prefill(prompt, limit.max_new_tokens)
     target.synchronize()
     ready, before = perf_counter(), target.forwards
-    context = Context(list(prompt), len(prompt))
+    context, verify = Context(list(prompt), len(prompt), sampler), rule_of(drafter)
     context.tokens.append(sampler.next(scores.logits[-1], context.position))
     committed, drafted, proposing, scoring = [], [], 0.0, 0.0
     if not limit.reached(context):

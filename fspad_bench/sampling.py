@@ -96,6 +96,10 @@ class Sampler:
         scores, tokens = self.process(logits)
         return int(tokens[(scores + self.noise(position, tokens)).argmax()])
 
+    def dice(self, position: int, purpose: str) -> Dice:
+        """Draws that owe nothing to `noise`, for what happens in the round at `position`."""
+        return Dice(self.streamed(f"{self.stream}\n{purpose}").key, position)
+
     def process(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """logits `[V]` -> (scores `[K]`, token ids `[K]`): what the cuts leave, in float32 or wider.
 
@@ -129,6 +133,29 @@ class Sampler:
         scores, tokens = self.process(logits)
         law = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
         return law.scatter_(0, tokens, scores.to(torch.float64).softmax(0))
+
+
+class Dice:
+    """A sequence of independent uniforms, keyed by what is generated and by the position of the round."""
+
+    def __init__(self, key: tuple[int, int], position: int) -> None:
+        self.key, self.position, self.rolls = key, position, 0
+
+    def draw(self, p: Tensor) -> int:
+        """An index of the law p `[V]`, by inverting its distribution; never one of probability 0."""
+        mass = p.cumsum(0)
+        found = int(torch.searchsorted(mass, self._uniform() * mass[-1], right=True))
+        return min(found, int(p.nonzero()[-1]))  # where rounding put the uniform on the very end
+
+    def accept(self, probability: float) -> bool:
+        return self._uniform() < probability
+
+    def _uniform(self) -> float:
+        """Uniform on (0, 1), from two words of 32 bits."""
+        pair = torch.arange(2 * self.rolls, 2 * self.rolls + 2)
+        low, high = ((word & MASK) for word in hash32(self.key, self.position, pair).tolist())
+        self.rolls += 1
+        return (high + (low + 0.5) * 2.0**-32) * 2.0**-32
 
 
 def _leading(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:

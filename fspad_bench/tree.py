@@ -21,7 +21,8 @@ WORD = 64
 class Tree:
     """`tokens[i]` follows `tokens[parents[i]]`; `parents[0] == -1`.
 
-    `q`, where a drafter owns a distribution, is the law its children were drawn from, `[N, V]`.
+    `q`, where a drafter draws its children, is the law that each node's first child was drawn from, `[N, V]`; the
+    next ones were drawn from what is left of it, without replacement, in the order of the nodes.
     Raises ValueError when a parent does not precede its child or two siblings carry the same token.
     """
 
@@ -68,6 +69,14 @@ class Tree:
     def children(self) -> dict[tuple[int, int], int]:
         """(node, token) -> the child of `node` that carries `token`."""
         return {(self.parents[i], self.tokens[i]): i for i in range(1, len(self.tokens))}
+
+    @cached_property
+    def offspring(self) -> list[list[int]]:
+        """The children of every node, in the order in which they were added."""
+        found: list[list[int]] = [[] for _ in self.tokens]
+        for node, parent in enumerate(self.parents[1:], start=1):
+            found[parent].append(node)
+        return found
 
     @cached_property
     def depths(self) -> list[int]:

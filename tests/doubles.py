@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
-from fspad_bench.decoding import Accepted, Context, Step
+from fspad_bench.decoding import Context, Step
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import Scores
 from fspad_bench.tree import Tree
+from fspad_bench.verification import Accepted
 
 Shape = Callable[[int, list[int], int], Tree]
 

@@ -27,11 +27,12 @@ from doubles import (
 
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.decoding import Accepted, Context, Limit, generate, verify
+from fspad_bench.decoding import Context, Limit, generate
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import TransformersTarget
 from fspad_bench.tiny import tiny_model
 from fspad_bench.tree import Tree
+from fspad_bench.verification import Accepted, match
 
 V = 7
 PROMPT = [3, 1, 4, 1, 5]
@@ -205,12 +206,12 @@ class TestVerify:
 
     def test_walks_where_a_child_agrees(self):
         tree = Tree([9, 0, 2, 5, 4, 5], [-1, 0, 0, 1, 2, 2])
-        assert verify(tree, self.LOGITS, Sampler(), 0) == Accepted([0, 2, 5], 3)
+        assert match(tree, self.LOGITS, Sampler(), 0) == Accepted([0, 2, 5], 3)
 
     def test_the_bonus_is_asked_at_the_last_accepted_node(self):
-        assert verify(Tree.root(9), self.LOGITS, Sampler(), 0) == Accepted([0], 2)
-        assert verify(Tree([9, 1], [-1, 0]), self.LOGITS, Sampler(), 0) == Accepted([0], 2)
-        assert verify(Tree([9, 2], [-1, 0]), self.LOGITS, Sampler(), 0) == Accepted([0, 1], 0)
+        assert match(Tree.root(9), self.LOGITS, Sampler(), 0) == Accepted([0], 2)
+        assert match(Tree([9, 1], [-1, 0]), self.LOGITS, Sampler(), 0) == Accepted([0], 2)
+        assert match(Tree([9, 2], [-1, 0]), self.LOGITS, Sampler(), 0) == Accepted([0, 1], 0)
 
     def test_asks_only_the_nodes_it_reaches_at_their_positions(self):
         asked = []
@@ -222,7 +223,7 @@ class TestVerify:
 
         tree = Tree([9, 0, 1, 1, 3, 2], [-1, 0, 0, 1, 2, 2])
         rows = torch.arange(6.0)[:, None].expand(6, V)
-        assert verify(tree, rows, Oracle(), 40) == Accepted([0, 2, 5], 3)
+        assert match(tree, rows, Oracle(), 40) == Accepted([0, 2, 5], 3)
         assert asked == [(0, 40), (2, 41), (5, 42)]
 
 

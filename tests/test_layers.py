@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "fspad_bench"
 LAYERS = {
     "plain": ["errors", "registry", "record", "stats", "table", "verdict", "paths", "progress", "machine"],
     "core": ["tree", "sampling", "kernels"],
-    "engine": ["attention", "linear", "cache", "target", "tiny", "presets", "fetch", "decoding"],
+    "engine": ["attention", "linear", "cache", "target", "tiny", "presets", "fetch", "verification", "decoding"],
     "methods": ["decoders", "drafts"],
     "work": ["task", "scoring", "runner", "lossless"],
     "doors": ["cli", "integrations", "__main__"],

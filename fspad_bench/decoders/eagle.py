@@ -11,9 +11,25 @@ class Eagle(HeadDrafter):
     """`head` is a trained head's folder, or empty for the shipped one; the defaults suit a small target on a CPU."""
 
     def __init__(
-        self, target: TransformersTarget, *, head: str = "", nodes: int = 8, depth: int = 2, top_k: int = 4
+        self,
+        target: TransformersTarget,
+        *,
+        head: str = "",
+        nodes: int = 8,
+        depth: int = 2,
+        top_k: int = 4,
+        verify: str = "match",
+        drafting: str = "",
     ) -> None:
         folder = head_folder(head, "eagle", target)
         super().__init__(
-            target, folder, feature_sampling=False, split_output=False, nodes=nodes, depth=depth, top_k=top_k
+            target,
+            folder,
+            feature_sampling=False,
+            split_output=False,
+            nodes=nodes,
+            depth=depth,
+            top_k=top_k,
+            verify=verify,
+            drafting=drafting,
         )

@@ -1,0 +1,51 @@
+"""The draft's own KV cache: rows computed from the target's features, and behind them room for a tree's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fspad_bench.target import TransformersTarget
+
+
+class DraftRows:
+    """The draft's keys and values: `length` committed rows, and behind them room for a tree's."""
+
+    SPARE = 1024
+
+    def __init__(self, target: TransformersTarget) -> None:
+        self.groups, self.length = target.groups, 0
+        self.keys = self.values = self.ropes = torch.empty(0, 0, 0, device=target.device, dtype=target.dtype)
+
+    def clear(self) -> None:
+        self.length = 0
+
+    def append(self, k: Tensor, v: Tensor, behind: int = 0) -> None:
+        """Write K and V `[H_kv, N, D]` from row `length + behind` on, without counting them as committed."""
+        start = self.length + behind
+        end = start + k.shape[1]
+        if end > self.keys.shape[1]:
+            self.keys, self.values = (self._grown(old, new, end) for old, new in ((self.keys, k), (self.values, v)))
+        self.keys[:, start:end], self.values[:, start:end] = k, v
+
+    def view(self, behind: int = 0) -> tuple[Tensor, Tensor]:
+        end = self.length + behind
+        return self.keys[:, :end], self.values[:, :end]
+
+    def rope(self, network: torch.nn.Module, start: int, end: int) -> Tensor:
+        """The rotary table of positions `[start, end)`, computed once and extended when it runs out."""
+        if end > self.ropes.shape[1]:
+            positions = torch.arange(end + self.SPARE, device=self.keys.device)
+            self.ropes = network.rope(positions).to(self.keys.dtype)
+        return self.ropes[:, start:end]
+
+    def _grown(self, old: Tensor, new: Tensor, rows: int) -> Tensor:
+        wide = new.new_empty(new.shape[0], rows + self.SPARE, new.shape[2])
+        wide[:, : self.length] = old.view(-1, old.shape[1], new.shape[2])[:, : self.length] if self.length else 0
+        return wide
+
+
+def lineage(ancestors: Tensor | None, parents: Tensor) -> Tensor:
+    """Which rows of the tree each of K new nodes sees: its parent's and itself. `[P, R]`, `[K]` -> `[K, R + K]`."""
+    own = torch.eye(len(parents), dtype=torch.bool, device=parents.device)
+    return own if ancestors is None else torch.cat([ancestors[parents], own], dim=1)

@@ -1,0 +1,135 @@
+"""Rules that turn a tree and the target's scores into tokens. Every one of them is exact; they differ in the proof.
+
+`match` asks the target at each node it reaches and goes on where a child agrees: the draft never influences the
+answer, so the tokens are vanilla's own. `rejection` and `traversal` accept a drawn child with a probability made of
+both laws and correct what follows a refusal: the same law, other tokens. They need to know how the children were
+drawn (`Tree.q`); children that nobody drew, such as a top-k, count as certain. At temperature 0 all rules agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fspad_bench.errors import BenchError, near
+from fspad_bench.tree import Tree
+
+
+class Dice(Protocol):
+    """Randomness that owes nothing to the noise of `next`."""
+
+    def draw(self, p: Tensor) -> int: ...
+    def accept(self, probability: float) -> bool: ...
+
+
+class Chooser(Protocol):
+    """The seam through which a rule asks; `sampling.Sampler` in production, an oracle where laws are enumerated."""
+
+    temperature: float
+
+    def next(self, logits: Tensor, position: int) -> int: ...
+    def law(self, logits: Tensor) -> Tensor: ...
+    def dice(self, position: int, purpose: str) -> Dice: ...
+
+
+class Accepted(NamedTuple):
+    """The accepted nodes, root first, and the token the target says after the last of them."""
+
+    path: list[int]
+    bonus: int
+
+
+Rule = Callable[[Tree, Tensor, Chooser, int], Accepted]
+
+
+def match(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
+    """Walk from the root where a child agrees with the target. logits `[N, V]`; `position` follows the root's."""
+    path = [0]
+    while True:
+        token = sampler.next(logits[path[-1]], position + len(path) - 1)
+        child = tree.children.get((path[-1], token))
+        if child is None:
+            return Accepted(path, token)
+        path.append(child)
+
+
+def rejection(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
+    """Recursive rejection sampling (Jeon et al. 2024, arXiv 2402.14160), children drawn without replacement.
+
+    At a node x_1, x_2, ... are tried in the order they were drawn: x_i is taken with probability p(x_i) / q_i(x_i),
+    or else p becomes norm((p - q_i)+). What is left of p after the last refusal is the law of the bonus token.
+    """
+    dice, path = sampler.dice(position, "verify"), [0]
+    while True:
+        p, accepted = sampler.law(logits[path[-1]]), None
+        for child, q in drawn(tree, path[-1], p):
+            token = tree.tokens[child]
+            if dice.accept(float(p[token] / q[token])):
+                accepted = child
+                break
+            p = normalised((p - q).clamp(min=0), p)
+        if accepted is None:
+            return Accepted(path, dice.draw(p))
+        path.append(accepted)
+
+
+def traversal(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
+    """Traversal verification (Weng et al. 2025, arXiv 2505.12398): from the leaves up, a whole path at a time.
+
+    A path is reached with probability a = min(1, a_parent p(x) / q(x)) and kept with that probability once all that
+    hangs on its last node was refused; a refusal leaves p as norm((a p - q)+) =: r / S and a as S / (S + 1 - a). On a
+    chain this is block verification (Sun et al. 2024). It never keeps less, on average, than `rejection`.
+    """
+    dice = sampler.dice(position, "verify")
+
+    def visit(path: list[int], a: float) -> Accepted | None:
+        p = sampler.law(logits[path[-1]])
+        for child, q in drawn(tree, path[-1], p):
+            token = tree.tokens[child]
+            found = visit([*path, child], min(1.0, a * float(p[token] / q[token])))
+            if found:
+                return found
+            rest = (a * p - q).clamp(min=0)
+            mass = float(rest.sum())
+            p, a = normalised(rest, p), mass / (mass + 1 - a) if mass else 0.0 if a < 1 else 1.0
+        return Accepted(path, dice.draw(p)) if dice.accept(a) else None
+
+    return visit([0], 1.0)
+
+
+def drawn(tree: Tree, node: int, p: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The children of a node in draw order, each with the law `[V]` of its own draw: without those before it."""
+    q = None if tree.q is None else tree.q[node]
+    for child in tree.offspring[node]:
+        token = tree.tokens[child]
+        if q is None:
+            yield child, torch.zeros_like(p).index_fill_(0, torch.tensor(token, device=p.device), 1)
+        else:
+            yield child, q
+            q = without(q, token)
+
+
+def without(q: Tensor, token: int) -> Tensor:
+    """The law `[V]` of the next draw once `token` is taken; all zeros when nothing is left."""
+    rest = q.clone()
+    rest[token] = 0
+    return rest / rest.sum() if rest.any() else rest
+
+
+def normalised(weights: Tensor, fallback: Tensor) -> Tensor:
+    """`weights` as a law; `fallback` where rounding left none, which only an impossible refusal can do."""
+    total = weights.sum()
+    return weights / total if total > 0 else fallback
+
+
+RULES: dict[str, Rule] = {"match": match, "rejection": rejection, "traversal": traversal}
+
+
+def rule(name: str) -> Rule:
+    """A rule by its name. Raises BenchError with the near match."""
+    if name not in RULES:
+        raise BenchError(f"unknown verification '{name}'", near(name, RULES))
+    return RULES[name]
