@@ -19,6 +19,7 @@ from typing import Any
 from fspad_bench.errors import BenchError
 
 SCHEMA = 1
+METHOD = ("decoder", "options", "verification")
 REPAIR = "a record is written by `fspad-bench run` and never edited: restore it, or move it away"
 
 
@@ -45,6 +46,12 @@ class Key:
     machine: str
     reset: str
     version: str
+    verification: str = "match"
+
+    @property
+    def identical(self) -> bool:
+        """Whether the output is meant to be vanilla's own; else it keeps the law alone."""
+        return self.verification == "match" or not self.temperature
 
     @property
     def hash(self) -> str:
@@ -53,7 +60,9 @@ class Key:
     @property
     def setting(self) -> tuple[Any, ...]:
         """The key without its decoder: rows of one setting stand in one table, under its vanilla."""
-        return tuple(getattr(self, f.name) for f in fields(self) if f.name not in ("decoder", "options"))
+        return tuple(
+            getattr(self, f.name) for f in fields(self) if f.name not in ("decoder", "options", "verification")
+        )
 
 
 @dataclass(frozen=True)

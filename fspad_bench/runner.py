@@ -15,19 +15,18 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 
-from fspad_bench import __version__, machine, registry, scoring, task
-from fspad_bench.decoding import Context, Drafter, Generation, Limit, generate
+from fspad_bench import __version__, machine, scoring, task
+from fspad_bench.decoding import Limit
 from fspad_bench.errors import BenchError, near
 from fspad_bench.lossless.audit import Auditor
-from fspad_bench.paths import data_folder
+from fspad_bench.method import Method, build, configure
 from fspad_bench.progress import Progress
 from fspad_bench.record import SCHEMA, Audit, Key, RecordFile, Records, Sample, Score, lines
 from fspad_bench.sampling import Sampler
@@ -57,31 +56,6 @@ class Plan:
     device: str
     threads: int | None
     log_samples: bool
-
-
-@dataclass(frozen=True)
-class Method:
-    """A decoder ready to run: one with `propose` in our loop, one with `generate` (a foreign engine) as it is."""
-
-    label: str
-    decoder: Any
-    options: dict[str, Any]
-
-    def generate(self, target: TransformersTarget, sampler: Sampler, prompt: list[int], limit: Limit) -> Generation:
-        if hasattr(self.decoder, "propose"):
-            return generate(target, self.decoder, sampler, prompt, limit)
-        return self._foreign(prompt, sampler, limit)
-
-    def _foreign(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
-        """Tokens and time as seen from outside; what part of it was decoding is the engine's word (0: not said)."""
-        began = perf_counter()
-        made = self.decoder.generate(prompt, sampler, limit)
-        seconds = perf_counter() - began
-        tokens = limit.cut(Context(list(prompt), len(prompt)), [int(token) for token in made.tokens])
-        if len(tokens) < limit.max_new_tokens and not (tokens and tokens[-1] in limit.stop_ids):
-            raise ValueError(f"{self.label} ended after {len(tokens)} tokens, neither at a stop nor at the limit")
-        decode = min(seconds, made.decode_seconds)
-        return replace(made, tokens=tokens, prefill_seconds=seconds - decode, decode_seconds=decode)
 
 
 class Unit(NamedTuple):
@@ -173,6 +147,7 @@ class Runner:
             machine=machine.describe(),
             reset="per-prompt",
             version=__version__,
+            verification=method.verification,
         )
 
     def _missing(self, unit: Unit, known: Records) -> list[Method]:
@@ -232,7 +207,8 @@ class Runner:
         done: dict[str, Sample] = {m.label: self._generate(unit, turn, name, m, sampler, prompt) for m in order}
         for method in methods:
             self.record.key(self._key(method, unit))
-            self._audit(unit, done[method.label], done[VANILLA], sampler, prompt)
+            if self._key(method, unit).identical:
+                self._audit(unit, done[method.label], done[VANILLA], sampler, prompt)
         for method in methods:  # last, as only a recorded sample is not measured again
             self.record.add(done[method.label])
         return done[VANILLA].tokens
@@ -337,28 +313,6 @@ def _header(path: Path) -> dict[str, Any]:
         return {}
 
 
-def find(label: str) -> tuple[type, dict[str, Any]]:
-    """`name` or `name@preset` -> the decoder's class and the preset's options."""
-    import yaml
-
-    name, _, preset = label.partition("@")
-    decoder = registry.resolve(registry.DECODERS, name)
-    if not preset:
-        return decoder, {}
-    path = data_folder("baselines") / f"{name}.yaml"
-    presets = yaml.safe_load(path.read_text())["presets"] if path.exists() else {}
-    if preset not in presets:
-        raise BenchError(f"{name} has no preset '{preset}'", near(preset, presets))
-    return decoder, {k: str(v) for k, v in presets[preset].items()}
-
-
-def configure(label: str, options: dict[str, dict[str, str]]) -> tuple[type, dict[str, Any]]:
-    """The decoder's class and all its options, the user's on top of the preset's."""
-    decoder, preset = find(label)
-    name = label.partition("@")[0]
-    return decoder, registry.options_of(decoder, preset | options.get(name, {}) | options.get(label, {}), name)
-
-
 def check_options(plan: Plan) -> None:
     """Raise BenchError for an unknown decoder, or an option that none of the run's decoders would read."""
     for label in plan.decoders:
@@ -367,12 +321,3 @@ def check_options(plan: Plan) -> None:
     for name in plan.options:
         if name not in known:
             raise BenchError(f"-D {name}...: this run has no decoder '{name}'", near(name, known))
-
-
-def build(label: str, target: TransformersTarget, options: dict[str, dict[str, str]]) -> Method:
-    """A decoder by its label on a target."""
-    decoder, chosen = configure(label, options)
-    made: Drafter = decoder(target, **chosen)
-    if not (hasattr(made, "propose") or hasattr(made, "generate")):
-        raise BenchError(f"{label} is no decoder", "a decoder has propose(context, budget) or generate(...)")
-    return Method(label, made, chosen | {f"{k}_sha256": v for k, v in getattr(made, "files", {}).items()})

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from fspad_bench.record import Records, Sample
+from fspad_bench.record import Audit, Key, Records, Sample
 from fspad_bench.stats import Cost, Interval, agreement, ratio_of_mean_speeds, speedup
 from fspad_bench.verdict import verdict
 
@@ -23,6 +23,7 @@ VANILLA = "vanilla"
 IDENTITY = (
     "target", "task", "decoder", "options", "temperature", "top_p", "top_k", "seed", "max_new_tokens", "dtype",
     "forward", "device", "threads", "machine", "reset", "data_source", "data_sha256", "target_identity", "version",
+    "verification",
 )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def _row(records: Records, name: str, vanilla: str | None, by_key: dict[str, lis
         **{name: getattr(key, name) for name in IDENTITY},
         "samples": len({s.sample for s in made}),
         "tokens": tokens,
-        "verdict": verdict(len(differing), tokens, audits, pooled, key.dtype) if pairs else "unverified",
+        "verdict": _verdict(key, pairs, len(differing), tokens, audits, pooled),
         "divergences": len(differing) if pairs else None,
         "same_tokens": _same(pairs),
         "speedup": _known(decode.value),
@@ -94,6 +95,14 @@ def _row(records: Records, name: str, vanilla: str | None, by_key: dict[str, lis
         "max_regret": max((max(a.decoder_regrets) for a in audits), default=None),
         "margin_error": max((a.margin_error for a in audits), default=None),
     }
+
+
+def _verdict(
+    key: Key, pairs: Sequence[Pair], differing: int, tokens: int, audits: Sequence[Audit], pooled: Sequence[Audit]
+) -> str:
+    if differing and not key.identical:
+        return "law"
+    return verdict(differing, tokens, audits, pooled, key.dtype) if pairs else "unverified"
 
 
 def _speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
@@ -261,9 +270,9 @@ def _notes(found: list[dict[str, Any]]) -> str:
              "tokens/step counts the bonus token"]  # fmt: skip
     if any(row["noisy"] for row in found):
         notes.append(f"~ other work took more than {NOISY_LOAD:.0%} of a core meanwhile: do not quote these speeds")
-    for row in others:
-        if row["divergences"]:
-            notes.append(_explain(row))
+    notes += [_explain(row) for row in others if row["divergences"] and row["verdict"] != "law"]
+    for decoder, rule in sorted({(r["decoder"], r["verification"]) for r in others if r["verdict"] == "law"}):
+        notes.append(f"{decoder}: its tokens are not vanilla's but keep its law by {rule}; `certify` tests that")
     if errors := sum(row["errors"] for row in found):
         notes.append(f"{errors} generations failed; their errors stand in the record, their pairs are left out")
     return "\n".join(note for note in notes if note)

@@ -93,8 +93,8 @@ def traversal(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Ac
             if found:
                 return found
             rest = (a * p - q).clamp(min=0)
-            mass = float(rest.sum())
-            p, a = normalised(rest, p), mass / (mass + 1 - a) if mass else 0.0 if a < 1 else 1.0
+            mass, lost = float(rest.sum()), 1 - a
+            p, a = normalised(rest, p), mass / (mass + lost) if mass + lost else 1.0
         return Accepted(path, dice.draw(p)) if dice.accept(a) else None
 
     return visit([0], 1.0)

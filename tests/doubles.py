@@ -1,85 +1,24 @@
-"""Stand-ins for both sides of the loop: a target that hashes its prefix, drafters of every skill, small random models.
+"""Stand-ins for both sides of the loop: drafters of every skill, small random models.
 
-A `ScriptedTarget` keeps its cache as a plain list of tokens and computes every logit from what that list holds, so a
-path committed in the wrong order, or one row too many, changes all that follows. The drafters know what comes and
-choose how much of it to say.
+The drafters know what comes and choose how much of it to say.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import random
-import zlib
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from fspad_bench.decoding import Context, Step
+from fspad_bench.lossless.scripted import ScriptedTarget
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import Scores
 from fspad_bench.tree import Tree
 from fspad_bench.verification import Accepted
 
 Shape = Callable[[int, list[int], int], Tree]
-
-
-class ScriptedTarget:
-    """Logits over `vocabulary` tokens, uniform on [-3, 3), from a hash of the whole prefix."""
-
-    def __init__(self, vocabulary: int = 7, salt: int = 0) -> None:
-        self.vocabulary, self.salt = vocabulary, salt
-        self.forwards, self.rows, self.tree = 0, [], None
-        self.paths: list[list[int]] = []
-
-    def logits(self, prefix: Sequence[int]) -> Tensor:
-        return scripted_logits(self.vocabulary, self.salt, bytes(prefix))
-
-    def prefill(self, prompt: Sequence[int], room: int) -> Scores:
-        self.forwards += 1
-        self.rows, self.tree, self.paths, self.room = list(prompt), None, [], len(prompt) + room
-        return Scores(self.logits(prompt)[None], fingerprints([prompt[: i + 1] for i in range(len(prompt))]))
-
-    def score(self, tree: Tree) -> Scores:
-        assert self.tree is None, "the last tree was not committed"
-        self.forwards += 1
-        self.tree = tree
-        prefixes = [self.rows + [tree.tokens[i] for i in line_of(tree, node)] for node in range(len(tree))]
-        return Scores(torch.stack([self.logits(prefix) for prefix in prefixes]), fingerprints(prefixes))
-
-    def commit(self, path: Sequence[int]) -> None:
-        assert self.tree is not None, "nothing to commit"
-        assert list(path) == line_of(self.tree, path[-1]), "a path leads from the root, parent by parent"
-        self.rows += [self.tree.tokens[node] for node in path]
-        self.paths.append(list(path))
-        self.tree = None
-        assert len(self.rows) < self.room + 128
-
-    def synchronize(self) -> None:
-        pass
-
-
-@functools.cache
-def scripted_logits(vocabulary: int, salt: int, prefix: bytes) -> Tensor:
-    digest = hashlib.shake_128(prefix, usedforsecurity=False)
-    digest.update(b"%d" % salt)
-    words = [int.from_bytes(word) for word in zip(*[iter(digest.digest(4 * vocabulary))] * 4, strict=True)]
-    return torch.tensor(words, dtype=torch.float64) * (6 / 2**32) - 3
-
-
-def line_of(tree: Tree, node: int) -> list[int]:
-    """The nodes from the root to `node`, by walking the parents."""
-    line = [node]
-    while tree.parents[line[-1]] >= 0:
-        line.append(tree.parents[line[-1]])
-    return line[::-1]
-
-
-def fingerprints(prefixes: Sequence[Sequence[int]]) -> Tensor:
-    """Features `[N, 1]` that say which prefix they belong to."""
-    return torch.tensor([[float(zlib.crc32(bytes(prefix)))] for prefix in prefixes], dtype=torch.float64)
 
 
 def continuation(target: ScriptedTarget, sampler: Sampler, prompt: Sequence[int], count: int) -> list[int]:

@@ -13,8 +13,9 @@ import pytest
 import torch
 from test_table import CONTRACT
 
-from fspad_bench import cli, fetch, machine, runner
+from fspad_bench import cli, fetch, machine
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.decoding import Generation
 from fspad_bench.drafts import drafter
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.job import ARMS
@@ -37,7 +38,7 @@ class Lossy:
         pass
 
     def generate(self, prompt, sampler, limit):
-        return runner.Generation([5] * limit.max_new_tokens, 0.0, 0.0)
+        return Generation([5] * limit.max_new_tokens, 0.0, 0.0)
 
 
 class Interrupted(Vanilla):

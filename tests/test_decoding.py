@@ -15,10 +15,8 @@ import torch
 from doubles import (
     ARCHITECTURES,
     Clairvoyant,
-    ScriptedTarget,
     always_right,
     continuation,
-    fingerprints,
     never_right,
     on_schedule,
     random_model,
@@ -28,6 +26,7 @@ from doubles import (
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Context, Limit, generate
+from fspad_bench.lossless.scripted import ScriptedTarget, fingerprints
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import TransformersTarget
 from fspad_bench.tiny import tiny_model

@@ -11,7 +11,7 @@ LAYERS = {
     "core": ["tree", "sampling", "kernels"],
     "engine": ["attention", "linear", "cache", "target", "tiny", "presets", "fetch", "verification", "decoding"],
     "methods": ["decoders", "drafts"],
-    "work": ["task", "scoring", "runner", "lossless"],
+    "work": ["task", "scoring", "method", "runner", "lossless"],
     "doors": ["cli", "integrations", "__main__"],
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from doubles import ScriptedTarget
 
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoding import Context, Step
 from fspad_bench.errors import BenchError
+from fspad_bench.lossless.scripted import ScriptedTarget
 from fspad_bench.tree import Tree
 from fspad_bench.verification import Accepted
 

@@ -125,7 +125,7 @@ CHANGES = {field: "other" if isinstance(value, str) else 7 for field, value in a
 def test_every_field_decides_the_key(field):
     changed = replace(KEY, **{field: CHANGES[field]})
     assert changed.hash != KEY.hash
-    assert (changed.setting == KEY.setting) == (field in ("decoder", "options"))
+    assert (changed.setting == KEY.setting) == (field in ("decoder", "options", "verification"))
 
 
 def test_the_order_of_options_does_not():

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from fspad_bench import machine, runner, task
+from fspad_bench import machine, method, runner, task
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Generation, Limit, generate
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless.audit import Auditor
+from fspad_bench.method import Method, configure
 from fspad_bench.record import RecordFile, Records, lines
 from fspad_bench.runner import Plan, Runner
 from fspad_bench.sampling import Sampler
@@ -130,13 +131,13 @@ def tokens_of(found):
 @pytest.fixture
 def calls(monkeypatch):
     """What every method was asked, in order: label, prompt, temperature, stream."""
-    asked, real = [], runner.Method.generate
+    asked, real = [], Method.generate
 
     def generate(self, target, sampler, prompt, limit):
         asked.append(SimpleNamespace(label=self.label, prompt=prompt, t=sampler.temperature, stream=sampler.stream))
         return real(self, target, sampler, prompt, limit)
 
-    monkeypatch.setattr(runner.Method, "generate", generate)
+    monkeypatch.setattr(Method, "generate", generate)
     return asked
 
 
@@ -269,12 +270,12 @@ def test_options_and_the_heads_hash_are_in_the_key(data, tmp_path, monkeypatch):
 
 def test_options_reach_the_decoder_over_the_presets(data, monkeypatch, tmp_path):
     (tmp_path / "prompt_lookup.yaml").write_text("presets:\n  paper: {ngram: 5, length: 10}\n")
-    monkeypatch.setattr(runner, "data_folder", lambda name: tmp_path)
-    _, plain = runner.configure(LOOKUP, {})
+    monkeypatch.setattr(method, "data_folder", lambda name: tmp_path)
+    _, plain = configure(LOOKUP, {})
     assert plain == {"ngram": 3, "shortest": 2, "length": 8}
-    assert runner.configure(f"{LOOKUP}@paper", {})[1] == {"ngram": 5, "shortest": 2, "length": 10}
+    assert configure(f"{LOOKUP}@paper", {})[1] == {"ngram": 5, "shortest": 2, "length": 10}
     options = {LOOKUP: {"shortest": "1", "length": "9"}, f"{LOOKUP}@paper": {"length": "7"}}
-    assert runner.configure(f"{LOOKUP}@paper", options)[1] == {"ngram": 5, "shortest": 1, "length": 7}
+    assert configure(f"{LOOKUP}@paper", options)[1] == {"ngram": 5, "shortest": 1, "length": 7}
     runner.check_options(plan_of(data, LOOKUP, f"{LOOKUP}@paper", options=options))
 
 
@@ -409,7 +410,7 @@ def test_a_foreign_engine_that_says_something_else_is_lossy(data, tmp_path):
 
 
 def test_a_foreign_engine_ends_where_the_stop_is(tiny):
-    method = runner.Method("foreign", Foreign(tiny), {})
+    method = Method("foreign", Foreign(tiny), {})
     prompt, sampler = [40, 41, 42], Sampler()
     whole = method.generate(tiny, sampler, prompt, Limit(12)).tokens
     stop = whole[5]

@@ -8,10 +8,11 @@ import shutil
 
 import pytest
 import torch
-from doubles import ARCHITECTURES, LLAMA3_ROPE, VOCABULARY, line_of, random_model, random_tree
+from doubles import ARCHITECTURES, LLAMA3_ROPE, VOCABULARY, random_model, random_tree
 from transformers import GemmaConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 from fspad_bench.errors import BenchError
+from fspad_bench.lossless.scripted import line_of
 from fspad_bench.target import ContextError, TransformersTarget, check_architecture
 from fspad_bench.tiny import tiny_model, tiny_tokenizer
 from fspad_bench.tree import Tree

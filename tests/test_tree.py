@@ -6,8 +6,9 @@ import random
 
 import pytest
 import torch
-from doubles import line_of, random_tree
+from doubles import random_tree
 
+from fspad_bench.lossless.scripted import line_of
 from fspad_bench.tree import Tree
 
 SIZES = [1, 2, 3, 7, 31, 63, 64, 65, 66, 100, 127, 128]

@@ -1,0 +1,77 @@
+"""Exact laws by exploring every decision: the production loop runs unchanged, its randomness is an oracle's.
+
+The oracle stands where the sampler does. It answers a forced list of decisions, then the first possible outcome of
+each further one, and notes what else could have happened; the explorer comes back for all of it. The probabilities of
+the runs add up to the law of the output, without any sampling error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fspad_bench.sampling import Sampler
+
+Law = dict[tuple[int, ...], float]
+
+
+class Decision(NamedTuple):
+    """What was chosen, with which probability, and which other outcomes were possible."""
+
+    chosen: int
+    probability: float
+    others: list[int]
+
+
+class Oracle:
+    """A sampler's law without its noise; its own dice too. `forced` are the first decisions."""
+
+    def __init__(self, sampler: Sampler, forced: Iterable[int] = ()) -> None:
+        self.sampler, self.temperature = sampler, sampler.temperature
+        self.forced, self.decisions = list(forced), []
+
+    def next(self, logits: Tensor, position: int) -> int:
+        return self.draw(self.sampler.law(logits))
+
+    def law(self, logits: Tensor) -> Tensor:
+        return self.sampler.law(logits)
+
+    def dice(self, position: int, purpose: str) -> Oracle:
+        return self
+
+    def draw(self, p: Tensor) -> int:
+        weights = (p / p.sum()).tolist()
+        possible = [i for i, weight in enumerate(weights) if weight > 0]
+        at = len(self.decisions)
+        chosen = self.forced[at] if at < len(self.forced) else possible[0]
+        self.decisions.append(Decision(chosen, weights[chosen], [i for i in possible if i != chosen]))
+        return chosen
+
+    def accept(self, probability: float) -> bool:
+        a = min(1.0, max(0.0, probability))
+        return self.draw(torch.tensor([a, 1 - a], dtype=torch.float64)) == 0
+
+
+def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Law:
+    """output -> probability, over every way in which `play` can go."""
+    law: Law = {}
+    waiting: list[list[int]] = [[]]
+    while waiting:
+        forced = waiting.pop()
+        oracle = Oracle(sampler, forced)
+        output, weight = play(oracle), 1.0
+        for decision in oracle.decisions:
+            weight *= decision.probability
+        law[output] = law.get(output, 0.0) + weight
+        taken = [decision.chosen for decision in oracle.decisions]
+        for at in range(len(forced), len(taken)):
+            waiting += [[*taken[:at], other] for other in oracle.decisions[at].others]
+    return law
+
+
+def distance(p: Law, q: Law) -> float:
+    """Total variation."""
+    return sum(abs(p.get(output, 0.0) - q.get(output, 0.0)) for output in p.keys() | q.keys()) / 2

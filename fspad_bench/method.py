@@ -1,0 +1,74 @@
+"""A decoder by its label, ready to generate: `name`, `name@preset` or `package.module:Class`, with its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+from fspad_bench import registry
+from fspad_bench.decoding import Context, Drafter, Generation, Limit, Target, generate, rule_of
+from fspad_bench.errors import BenchError, near
+from fspad_bench.paths import data_folder
+from fspad_bench.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class Method:
+    """A decoder ready to run: one with `propose` in our loop, one with `generate` (a foreign engine) as it is."""
+
+    label: str
+    decoder: Any
+    options: dict[str, Any]
+
+    def generate(self, target: Target, sampler: Sampler, prompt: list[int], limit: Limit) -> Generation:
+        if hasattr(self.decoder, "propose"):
+            return generate(target, self.decoder, sampler, prompt, limit)
+        return self._foreign(prompt, sampler, limit)
+
+    @property
+    def verification(self) -> str:
+        """The name of the rule that its trees are verified by; `foreign` where that is the engine's own business."""
+        return rule_of(self.decoder).__name__ if hasattr(self.decoder, "propose") else "foreign"
+
+    def _foreign(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
+        """Tokens and time as seen from outside; what part of it was decoding is the engine's word (0: not said)."""
+        began = perf_counter()
+        made = self.decoder.generate(prompt, sampler, limit)
+        seconds = perf_counter() - began
+        tokens = limit.cut(Context(list(prompt), len(prompt)), [int(token) for token in made.tokens])
+        if len(tokens) < limit.max_new_tokens and not (tokens and tokens[-1] in limit.stop_ids):
+            raise ValueError(f"{self.label} ended after {len(tokens)} tokens, neither at a stop nor at the limit")
+        decode = min(seconds, made.decode_seconds)
+        return replace(made, tokens=tokens, prefill_seconds=seconds - decode, decode_seconds=decode)
+
+
+def find(label: str) -> tuple[type, dict[str, Any]]:
+    """`name` or `name@preset` -> the decoder's class and the preset's options."""
+    import yaml
+
+    name, _, preset = label.partition("@")
+    decoder = registry.resolve(registry.DECODERS, name)
+    if not preset:
+        return decoder, {}
+    path = data_folder("baselines") / f"{name}.yaml"
+    presets = yaml.safe_load(path.read_text())["presets"] if path.exists() else {}
+    if preset not in presets:
+        raise BenchError(f"{name} has no preset '{preset}'", near(preset, presets))
+    return decoder, {k: str(v) for k, v in presets[preset].items()}
+
+
+def configure(label: str, options: dict[str, dict[str, str]]) -> tuple[type, dict[str, Any]]:
+    """The decoder's class and all its options, the user's on top of the preset's."""
+    decoder, preset = find(label)
+    name = label.partition("@")[0]
+    return decoder, registry.options_of(decoder, preset | options.get(name, {}) | options.get(label, {}), name)
+
+
+def build(label: str, target: Target, options: dict[str, dict[str, str]]) -> Method:
+    """A decoder by its label on a target."""
+    decoder, chosen = configure(label, options)
+    made: Drafter = decoder(target, **chosen)
+    if not (hasattr(made, "propose") or hasattr(made, "generate")):
+        raise BenchError(f"{label} is no decoder", "a decoder has propose(context, budget) or generate(...)")
+    return Method(label, made, chosen | {f"{k}_sha256": v for k, v in getattr(made, "files", {}).items()})
