@@ -100,35 +100,43 @@ class ScriptedDrafter:
         pass
 
     def propose(self, context: Context, budget: int) -> Tree:
-        tokens, parents, laws, level = [context.tokens[-1]], [-1], {}, [(0, list(context.tokens))]
+        tokens, parents, level = [context.tokens[-1]], [-1], [(0, list(context.tokens))]
         dice = context.sampler.dice(context.position, "draft") if self.drawn else None
+        laws: list[Tensor] = []
         for width in self.widths[:budget]:
             grown = []
             for node, prefix in level:
                 q = self.law(prefix, context)
-                laws[node] = q
-                for token in self._children(q, width, dice):
+                laws.append(q)
+                for choice in self._choices(q, width, dice):
+                    token = int(self.vocabulary[choice])
                     grown.append((len(tokens), [*prefix, token]))
                     tokens.append(token)
                     parents.append(node)
             level = grown
-        q = torch.stack([laws.get(i, torch.zeros(self.target.vocabulary).double()) for i in range(len(tokens))])
-        return Tree(tokens, parents, q if self.drawn else None)
+        return Tree(tokens, parents, self._over_the_target(laws, len(tokens)) if self.drawn else None)
 
     def observe(self, step: Step) -> None:
         pass
 
     def law(self, prefix: list[int], context: Context) -> Tensor:
-        """Over the target's vocabulary `[V]`, nothing outside the draft's own."""
+        """Over the draft's own vocabulary, processed as the target's is, `[V_draft]`."""
         logits = 0.5 * self.target.logits(prefix) + 0.5 * self.own.logits(prefix)
-        said = context.sampler.law(logits[self.vocabulary])
-        return torch.zeros_like(logits).index_copy(0, self.vocabulary, said)
+        return context.sampler.law(logits[self.vocabulary])
 
-    def _children(self, q: Tensor, width: int, dice: object) -> list[int]:
+    def _choices(self, q: Tensor, width: int, dice: object) -> list[int]:
+        """Indices of the children, in the order in which they are chosen; fewer where q has no more to give."""
+        width = min(width, int((q > 0).sum()))
         if dice is None:
-            return q.sort(descending=True, stable=True).indices[: min(width, int((q > 0).sum()))].tolist()
+            return q.sort(descending=True, stable=True).indices[:width].tolist()
         found: list[int] = []
-        while len(found) < width and q.any():
+        for _ in range(width):
             found.append(dice.draw(q))
             q = without(q, found[-1])
         return found
+
+    def _over_the_target(self, laws: list[Tensor], nodes: int) -> Tensor:
+        """`laws` of the first nodes over the target's vocabulary; the leaves have none. `[N, V]`"""
+        q = torch.zeros(nodes, self.target.vocabulary, dtype=torch.float64)
+        q[: len(laws), self.vocabulary] = torch.stack(laws)
+        return q

@@ -1,0 +1,70 @@
+"""A drafter under observation: what its rounds were like, so that a check can say that it saw something."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from fspad_bench.decoding import Context, Drafter, Scores, Step, rule_of
+from fspad_bench.tree import Tree
+
+
+@dataclass
+class Sights:
+    """Of all rounds seen: how many drafted tokens were accepted, and whether each of the awkward cases came up.
+
+    `new` maps what is generated (`now`) to an accepted token that its output had not held before: a stop to try.
+    """
+
+    now: str = ""
+    stops: frozenset[int] = frozenset()
+    new: dict[str, int] = field(default_factory=dict)
+    accepted: Counter[int] = field(default_factory=Counter)
+    budgets: Counter[int] = field(default_factory=Counter)
+    deepest: int = 0
+    branching: bool = False
+    moved: bool = False
+    stopped_inside: bool = False
+
+    def missing(self) -> list[str]:
+        """What never happened; a check that saw none of it proves nothing."""
+        if not self.deepest:
+            return ["nothing was ever drafted"]
+        found = {
+            "no draft was ever refused at once": self.accepted[0],
+            f"no draft was accepted to its full depth of {self.deepest}": self.accepted[self.deepest],
+            "no draft was accepted in part": self.deepest == 1 or any(self.accepted[n] for n in range(1, self.deepest)),
+            "no accepted row had to move": self.moved or not self.branching,
+            "no stop fell inside an accepted run": self.stopped_inside or not self.new,
+            "no last tree was cut short": any(self.budgets[n] for n in range(self.deepest)),
+        }
+        return [what for what, seen in found.items() if not seen]
+
+
+class Witness:
+    """Passes everything through to a drafter and notes it in `sights`, which may be shared by many generations."""
+
+    def __init__(self, drafter: Drafter, sights: Sights) -> None:
+        self.drafter, self.sights, self.verify = drafter, sights, rule_of(drafter)
+
+    def begin(self, context: Context, scores: Scores) -> None:
+        self.drafter.begin(context, scores)
+
+    def propose(self, context: Context, budget: int) -> Tree:
+        tree = self.drafter.propose(context, budget)
+        self.sights.budgets[budget] += 1
+        self.sights.deepest = max(self.sights.deepest, *tree.depths)
+        self.sights.branching |= any(len(children) > 1 for children in tree.offspring)
+        self.before = len(context.tokens)
+        return tree
+
+    def observe(self, step: Step) -> None:
+        path, tokens = step.accepted.path, step.context.tokens
+        self.sights.accepted[len(path) - 1] += 1
+        self.sights.moved |= path[-1] != len(path) - 1
+        kept, said = len(tokens) - self.before, tokens[step.context.prompt_length : self.before]
+        for token in (step.tree.tokens[node] for node in path[1:]):
+            if token not in said:
+                self.sights.new.setdefault(self.sights.now, token)
+        self.sights.stopped_inside |= kept < len(path) and tokens[-1] in self.sights.stops
+        self.drafter.observe(step)
