@@ -144,13 +144,13 @@ class Dice:
     def draw(self, p: Tensor) -> int:
         """An index of the law p `[V]`, by inverting its distribution; never one of probability 0."""
         mass = p.cumsum(0)
-        found = int(torch.searchsorted(mass, self._uniform() * mass[-1], right=True))
+        found = int(torch.searchsorted(mass, self.uniform() * mass[-1], right=True))
         return min(found, int(p.nonzero()[-1]))  # where rounding put the uniform on the very end
 
     def accept(self, probability: float) -> bool:
-        return self._uniform() < probability
+        return self.uniform() < probability
 
-    def _uniform(self) -> float:
+    def uniform(self) -> float:
         """Uniform on (0, 1), from two words of 32 bits."""
         pair = torch.arange(2 * self.rolls, 2 * self.rolls + 2)
         low, high = ((word & MASK) for word in hash32(self.key, self.position, pair).tolist())

@@ -100,6 +100,8 @@ class ScriptedDrafter:
         pass
 
     def propose(self, context: Context, budget: int) -> Tree:
+        if budget < 1:
+            return Tree.root(context.tokens[-1])
         tokens, parents, level = [context.tokens[-1]], [-1], [(0, list(context.tokens))]
         dice = context.sampler.dice(context.position, "draft") if self.drawn else None
         laws: list[Tensor] = []

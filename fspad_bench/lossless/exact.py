@@ -1,0 +1,98 @@
+"""The exact law of the production loop and rules on a scripted target, against the product of the target's own laws.
+
+Three tokens, trees of depth 2, outputs of depth + 2 tokens: small enough to explore every decision, large enough for
+a refusal at every node, a bonus token behind a whole path, and a second round. No sampling error, hence no power to
+state: a total variation above 1e-10 is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from fspad_bench.decoding import Drafter, Limit, generate
+from fspad_bench.lossless.oracle import Law, distance, explore
+from fspad_bench.lossless.report import ELSEWHERE, VACUOUS, Check
+from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
+from fspad_bench.lossless.witness import Sights, Witness
+from fspad_bench.sampling import Sampler
+from fspad_bench.verification import RULES
+
+VOCABULARY, SALTS = 3, (0, 1)
+PROMPT = (0, 1, 0, 1)
+LENGTH = 4
+BOUND = 1e-10
+LAWS = {
+    "greedy": Sampler(0.0),
+    "T=0.6": Sampler(0.6),
+    "T=1": Sampler(1.0),
+    "T=1.5 top-p=0.9": Sampler(1.5, top_p=0.9),
+    "T=1.2 top-k=2": Sampler(1.2, top_k=2),
+}
+WAYS = {
+    "ranked": {"drawn": False},
+    "drawn": {"drawn": True},
+    "drawn wide": {"drawn": True, "widths": (2, 2)},
+    "drawn, own vocabulary": {"drawn": True, "vocabulary": (2, 0)},
+}
+
+
+def product_law(target: ScriptedTarget, sampler: Sampler, length: int) -> Law:
+    """The law of `length` tokens after the prompt, straight from the target's laws: no loop, no drafter."""
+    law: Law = {(): 1.0}
+    for _ in range(length):
+        longer: Law = {}
+        for output, weight in law.items():
+            for token, p in enumerate(sampler.law(target.logits([*PROMPT, *output])).tolist()):
+                if p:
+                    longer[(*output, token)] = weight * p
+        law = longer
+    return law
+
+
+def loop_law(target: ScriptedTarget, drafter: Drafter, sampler: Sampler, length: int = LENGTH) -> Law:
+    """The law of the production loop with this drafter, every decision of either side explored."""
+    limit = Limit(length)
+    return explore(sampler, lambda oracle: tuple(generate(target, drafter, oracle, PROMPT, limit).tokens))
+
+
+def worst(
+    make: Callable[[ScriptedTarget], Drafter], laws: Iterable[str], sights: Sights, salts: Iterable[int] = SALTS
+) -> float:
+    """The largest total variation over laws and scripts."""
+    found = 0.0
+    for salt in salts:
+        target = ScriptedTarget(VOCABULARY, salt)
+        for name in laws:
+            drafter = Witness(make(target), sights)
+            law = loop_law(target, drafter, LAWS[name])
+            found = max(found, distance(law, product_law(target, LAWS[name], LENGTH)))
+    return found
+
+
+def check_decoder(label: str, make: Callable[[ScriptedTarget], Drafter]) -> Check:
+    """A decoder that can stand on any target; for the others identity has to do."""
+    try:
+        drafts = hasattr(make(ScriptedTarget(VOCABULARY)), "propose")
+    except Exception:  # whatever it misses: a tokenizer, weights, a name
+        drafts = False
+    if not drafts:
+        return Check("exact law", label, ELSEWHERE, "needs a real target: held to identity and PIT")
+    return _checked(label, lambda sights: worst(make, LAWS, sights), vanilla=label == "vanilla")
+
+
+def check_rules(ways: Iterable[str] = WAYS, salts: Iterable[int] = SALTS) -> list[Check]:
+    """Every rule of verification with children of every kind; all of them must hold for all."""
+    every = [(f"{rule}, {way}", scripted(rule, way)) for rule in RULES for way in ways]
+    return [_checked(name, lambda sights, make=make: worst(make, LAWS, sights, salts)) for name, make in every]
+
+
+def scripted(rule: str, way: str) -> Callable[[ScriptedTarget], Drafter]:
+    return lambda target: ScriptedDrafter(target, verify=rule, **WAYS[way])
+
+
+def _checked(subject: str, measure: Callable[[Sights], float], *, vanilla: bool = False) -> Check:
+    sights = Sights()
+    figure = measure(sights)
+    if not vanilla and not (sights.accepted[0] and sights.accepted[sights.deepest]):
+        return Check("exact law", subject, VACUOUS, "no draft was ever right, or ever wrong")
+    return Check.of("exact law", subject, figure <= BOUND, f"TV {figure:.1e} over {len(LAWS)} laws", f"{BOUND:.0e}")
