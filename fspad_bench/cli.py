@@ -15,6 +15,7 @@ EPILOG = """examples:
   fspad-bench run --decoder fspad,eagle,prompt_lookup --task all --temperature 0,1 --limit 8
   fspad-bench run --decoder fspad@paper --target vicuna-7b --device cuda -D fspad.head=HEAD
   fspad-bench run --decoder mypackage.module:MyDecoder --task gsm8k
+  fspad-bench certify --decoder all
   fspad-bench train --decoder fspad --target smollm2-135m --data conversations.jsonl --output my-head
   fspad-bench ls decoders
 """
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(required=True, metavar="VERB")
     _run_parser(verbs)
     _train_parser(verbs)
+    _certify_parser(verbs)
     table = verbs.add_parser("table", help="print the table of existing records")
     table.add_argument("records", nargs="+", type=Path, help="record files, or folders of them")
     _format(table)
@@ -139,6 +141,19 @@ def _train_parser(verbs: Any) -> None:
     train.set_defaults(verb=train_draft)
 
 
+def _certify_parser(verbs: Any) -> None:
+    certify = verbs.add_parser("certify", help="prove that decoders are lossless: a table of checks")
+    certify.add_argument("--decoder", required=True, help="names, name@preset or module:Class, comma-separated, or all")
+    certify.add_argument("--target", default="tiny", help="preset, folder or hub id, in float32 (default: tiny)")
+    certify.add_argument("-D", dest="options", action="append", default=[], metavar="DECODER.OPTION=VALUE")
+    effort = certify.add_mutually_exclusive_group()
+    effort.add_argument("--quick", action="store_true", help="less power, within a minute")
+    effort.add_argument("--thorough", action="store_true", help="more of everything, for a night")
+    certify.add_argument("--threads", type=_threads)
+    certify.add_argument("--format", choices=["text", "json"], default="text")
+    certify.set_defaults(verb=certify_decoders)
+
+
 def _format(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--format", choices=["text", "markdown", "csv", "json"], default="text")
 
@@ -224,6 +239,28 @@ def train_draft(arguments: argparse.Namespace) -> int:
     for name, value in head.facts["held_out"].items():
         print(f"{name}: {value:.4f}")
     return 0
+
+
+def certify_decoders(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from fspad_bench import registry
+    from fspad_bench.lossless import certify
+    from fspad_bench.lossless.report import passed, render
+    from fspad_bench.target import TransformersTarget
+
+    _quiet()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    everything = arguments.decoder == "all"
+    labels = list(registry.names(registry.DECODERS)) if everything else _names(arguments.decoder)
+    options = _options(arguments.options)
+    tiny = TransformersTarget.load("tiny")
+    target = tiny if arguments.target == "tiny" else TransformersTarget.load(arguments.target, dtype="float32")
+    effort = certify.THOROUGH if arguments.thorough else certify.QUICK if arguments.quick else certify.STANDARD
+    parts = certify.certify(labels, options, target, tiny, effort)
+    print(render(parts, arguments.format))
+    return 0 if passed(parts) else 1
 
 
 def list_names(arguments: argparse.Namespace) -> int:

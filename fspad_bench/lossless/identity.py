@@ -153,5 +153,3 @@ def _ties(target: TransformersTarget, other: list[Cell], vanilla: dict, made: di
 
 def _greedy(cell: Cell) -> bool:
     return not cell.sampler.temperature
-
-

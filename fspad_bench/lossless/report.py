@@ -6,6 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tabulate import tabulate
+
+DECODERS = "decoders"
 PASS, FAIL, VACUOUS, ELSEWHERE = "PASS", "FAIL", "VACUOUS", "-"
 
 
@@ -27,28 +30,43 @@ class Check(NamedTuple):
         return cls(name, subject, PASS if holds else FAIL, figure, bound)
 
 
-def passed(checks: Sequence[Check]) -> bool:
+class Part(NamedTuple):
+    """A part of a report: what vanilla leans on, the rules, the decoders, the wrong rules."""
+
+    title: str
+    checks: list[Check]
+
+
+def passed(parts: Sequence[Part]) -> bool:
     """Whether nothing failed and nothing was vacuous."""
-    return all(check.verdict in (PASS, ELSEWHERE) for check in checks)
+    return not any(_bad(check) for part in parts for check in part.checks)
 
 
-def render(checks: Sequence[Check], style: str) -> str:
-    """`text` or `json`."""
+def render(parts: Sequence[Part], style: str) -> str:
+    """`text` or `json`; in text the decoders come first, as a table of checks by decoders."""
     if style == "json":
-        listing = [check._asdict() for check in checks]
-        return json.dumps({"certified": passed(checks), "checks": listing}, indent=2, ensure_ascii=False)
-    from tabulate import tabulate
+        listing = [{"part": part.title, **check._asdict()} for part in parts for check in part.checks]
+        return json.dumps({"certified": passed(parts), "checks": listing}, indent=2, ensure_ascii=False)
+    every = [check for part in parts for check in part.checks]
+    bad = sum(map(_bad, every))
+    verdict = f"{bad} of {len(every)} checks do not hold" if bad else f"{len(every)} checks, all hold"
+    overview = [_matrix(part) for part in parts if part.title == DECODERS]
+    return "\n\n".join([*overview, *(_detail(part) for part in parts), verdict])
 
-    names, subjects = (list(dict.fromkeys(values)) for values in list(zip(*checks, strict=True))[:2])
-    cell = {(check.name, check.subject): check.verdict for check in checks}
+
+def _bad(check: Check) -> bool:
+    return check.verdict not in (PASS, ELSEWHERE)
+
+
+def _matrix(part: Part) -> str:
+    subjects = list(dict.fromkeys(check.subject for check in part.checks))
+    cell = {(check.name, check.subject): check.verdict for check in part.checks}
+    names = dict.fromkeys(check.name for check in part.checks)
     grid = [[name, *(cell.get((name, subject), "") for subject in subjects)] for name in names]
-    detail = [[c.name, c.subject, c.verdict, c.figure, c.bound] for c in checks]
-    bad = sum(check.verdict not in (PASS, ELSEWHERE) for check in checks)
-    verdict = f"{len(checks)} checks, all hold" if passed(checks) else f"{bad} of {len(checks)} checks do not hold"
-    return "\n\n".join(
-        [
-            tabulate(grid, ["check", *subjects], disable_numparse=True),
-            tabulate(detail, ["check", "subject", "verdict", "figure", "bound"], disable_numparse=True),
-            verdict,
-        ]
-    )
+    return tabulate(grid, [part.title, *subjects], disable_numparse=True)
+
+
+def _detail(part: Part) -> str:
+    """Every check of a part with its figure and its bound; the subject where it says more than the title."""
+    grid = [[check.name, check.subject, check.verdict, check.figure, check.bound] for check in part.checks]
+    return tabulate(grid, [part.title, "", "verdict", "figure", "bound"], disable_numparse=True)

@@ -126,12 +126,12 @@ class ScriptedDrafter:
         logits = 0.5 * self.target.logits(prefix) + 0.5 * self.own.logits(prefix)
         return context.sampler.law(logits[self.vocabulary])
 
-    def _choices(self, q: Tensor, width: int, dice: object) -> list[int]:
-        """Indices of the children, in the order in which they are chosen; fewer where q has no more to give."""
-        width = min(width, int((q > 0).sum()))
+    def _choices(self, law: Tensor, width: int, dice: object) -> list[int]:
+        """Indices of the children, in the order in which they are chosen; fewer where the law has no more to give."""
+        width = min(width, int((law > 0).sum()))
         if dice is None:
-            return q.sort(descending=True, stable=True).indices[:width].tolist()
-        found: list[int] = []
+            return law.sort(descending=True, stable=True).indices[:width].tolist()
+        found, q = [], law
         for _ in range(width):
             found.append(dice.draw(q))
             q = without(q, found[-1])
