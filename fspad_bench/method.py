@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -63,6 +64,16 @@ def configure(label: str, options: dict[str, dict[str, str]]) -> tuple[type, dic
     decoder, preset = find(label)
     name = label.partition("@")[0]
     return decoder, registry.options_of(decoder, preset | options.get(name, {}) | options.get(label, {}), name)
+
+
+def check_options(labels: Sequence[str], options: dict[str, dict[str, str]]) -> None:
+    """Raise BenchError for an unknown decoder, or an option that none of these decoders would read."""
+    for label in labels:
+        configure(label, options)
+    known = {name for label in labels for name in (label, label.partition("@")[0])}
+    for name in options:
+        if name not in known:
+            raise BenchError(f"-D {name}...: this run has no decoder '{name}'", near(name, known))
 
 
 def build(label: str, target: Target, options: dict[str, dict[str, str]]) -> Method:

@@ -24,9 +24,9 @@ import torch
 
 from fspad_bench import __version__, machine, scoring, task
 from fspad_bench.decoding import Limit
-from fspad_bench.errors import BenchError, near
+from fspad_bench.errors import BenchError
 from fspad_bench.lossless.audit import Auditor
-from fspad_bench.method import Method, build, configure
+from fspad_bench.method import Method, build, check_options
 from fspad_bench.progress import Progress
 from fspad_bench.record import SCHEMA, Audit, Key, RecordFile, Records, Sample, Score, lines
 from fspad_bench.sampling import Sampler
@@ -71,7 +71,7 @@ class Runner:
 
     def __init__(self, plan: Plan, output: Path) -> None:
         cards = [task.load_card(name) for name in plan.tasks]
-        check_options(plan)
+        check_options(plan.decoders, plan.options)
         check_folder(output)
         self.plan, self.output = plan, output
         for temperature in plan.temperatures:
@@ -311,13 +311,3 @@ def _header(path: Path) -> dict[str, Any]:
         return next(lines(path), {})
     except BenchError:
         return {}
-
-
-def check_options(plan: Plan) -> None:
-    """Raise BenchError for an unknown decoder, or an option that none of the run's decoders would read."""
-    for label in plan.decoders:
-        configure(label, plan.options)
-    known = {name for label in plan.decoders for name in (label, label.partition("@")[0])}
-    for name in plan.options:
-        if name not in known:
-            raise BenchError(f"-D {name}...: this run has no decoder '{name}'", near(name, known))

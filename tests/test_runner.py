@@ -14,7 +14,7 @@ from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Generation, Limit, generate
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless.audit import Auditor
-from fspad_bench.method import Method, configure
+from fspad_bench.method import Method, check_options, configure
 from fspad_bench.record import RecordFile, Records, lines
 from fspad_bench.runner import Plan, Runner
 from fspad_bench.sampling import Sampler
@@ -276,7 +276,7 @@ def test_options_reach_the_decoder_over_the_presets(data, monkeypatch, tmp_path)
     assert configure(f"{LOOKUP}@paper", {})[1] == {"ngram": 5, "shortest": 2, "length": 10}
     options = {LOOKUP: {"shortest": "1", "length": "9"}, f"{LOOKUP}@paper": {"length": "7"}}
     assert configure(f"{LOOKUP}@paper", options)[1] == {"ngram": 5, "shortest": 1, "length": 7}
-    runner.check_options(plan_of(data, LOOKUP, f"{LOOKUP}@paper", options=options))
+    check_options([LOOKUP, f"{LOOKUP}@paper"], options)
 
 
 @pytest.mark.parametrize(

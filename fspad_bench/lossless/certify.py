@@ -16,7 +16,7 @@ from typing import NamedTuple
 from fspad_bench.lossless import distribution, exact, identity, proofs, trials
 from fspad_bench.lossless.report import DECODERS, FAIL, Check, Part
 from fspad_bench.lossless.wrong import WRONG_RULES
-from fspad_bench.method import build
+from fspad_bench.method import build, check_options
 from fspad_bench.progress import Progress
 from fspad_bench.target import TransformersTarget
 from fspad_bench.verification import RULES
@@ -59,6 +59,7 @@ def certify(
     effort: Effort,
 ) -> list[Part]:
     """All checks of these decoders on `target`. Raises BenchError where a decoder cannot be built on it."""
+    check_options(labels, options)
     for label in labels:
         build(label, target, options)
     plan = {

@@ -93,6 +93,6 @@ def scripted(rule: str, way: str) -> Callable[[ScriptedTarget], Drafter]:
 def _checked(subject: str, measure: Callable[[Sights], float], *, vanilla: bool = False) -> Check:
     sights = Sights()
     figure = measure(sights)
-    if not vanilla and not (sights.accepted[0] and sights.accepted[sights.deepest]):
+    if not vanilla and not (sights.deepest and sights.accepted[0] and sights.accepted[sights.deepest]):
         return Check("exact law", subject, VACUOUS, "no draft was ever right, or ever wrong")
     return Check.of("exact law", subject, figure <= BOUND, f"TV {figure:.1e} over {len(LAWS)} laws", f"{BOUND:.0e}")

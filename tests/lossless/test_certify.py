@@ -1,0 +1,134 @@
+"""Certification from end to end: exit codes, the report, and that a lossy decoder is told apart."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from fspad_bench import cli
+from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.lossless import certify, proofs, report
+from fspad_bench.lossless.report import Check, Part
+from fspad_bench.sampling import Sampler
+from fspad_bench.verification import Accepted, match
+
+ME = __name__
+
+
+class Hasty(PromptLookup):
+    """Takes a child that the target did not choose when it is likely enough: typical acceptance."""
+
+    def verify(self, tree, logits, sampler, position):
+        path, bonus = match(tree, logits, sampler, position)
+        for child in tree.offspring[path[-1]]:
+            if sampler.law(logits[path[-1]])[tree.tokens[child]] > 0.05:
+                return Accepted([*path, child], sampler.next(logits[child], position + len(path)))
+        return Accepted(path, bonus)
+
+
+Hasty.verify.__name__ = "match"
+
+
+class Broken:
+    def __init__(self, target):
+        pass
+
+    def begin(self, context, scores):
+        raise ZeroDivisionError("no such thing")
+
+    propose = observe = begin
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The foundations and the wrong rules have tests of their own."""
+    monkeypatch.setattr(certify, "QUICK", replace(certify.QUICK, draws=10_000, ways=("ranked",), distance=0.3))
+    monkeypatch.setattr(certify, "WRONG_RULES", certify.WRONG_RULES[-1:])
+
+
+def run(capsys, *arguments):
+    code = cli.main(["certify", "--quick", *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_lossless_decoder_is_certified(quick, capsys):
+    code, out, _ = run(capsys, "--decoder", "prompt_lookup,vanilla")
+    assert code == 0
+    assert "all hold" in out.splitlines()[-1]
+    matrix = out.partition("\n\n")[0]
+    assert "prompt_lookup" in matrix.splitlines()[0]
+    assert matrix.splitlines()[2].split() == ["identity", "PASS", "PASS"]
+
+
+def test_a_lossy_decoder_is_not(quick, capsys):
+    code, out, _ = run(capsys, "--decoder", f"{ME}:Hasty", "--format", "json")
+    found = json.loads(out)
+    failed = {check["name"] for check in found["checks"] if check["verdict"] == "FAIL"}
+    assert (code, found["certified"]) == (1, False)
+    assert {"identity", "exact law"} <= failed
+    assert {check["subject"] for check in found["checks"] if check["verdict"] == "FAIL"} == {f"{ME}:Hasty"}
+
+
+def test_a_decoder_that_raises_fails_and_the_others_go_on(quick, capsys):
+    code, out, _ = run(capsys, "--decoder", f"{ME}:Broken,prompt_lookup", "--format", "json")
+    checks = json.loads(out)["checks"]
+    broken = {c["name"]: c for c in checks if c["subject"] == f"{ME}:Broken"}
+    assert code == 1
+    assert (broken["identity"]["verdict"], broken["identity"]["figure"]) == ("FAIL", "ZeroDivisionError: no such thing")
+    assert {c["verdict"] for c in checks if c["subject"] == "prompt_lookup"} == {"PASS"}
+
+
+def test_options_reach_the_decoder(quick, capsys):
+    code, out, _ = run(capsys, "--decoder", "fspad", "-D", "fspad.verify=rejection", "--format", "json")
+    assert code == 0
+    identity = next(c for c in json.loads(out)["checks"] if (c["name"], c["subject"]) == ("identity", "fspad"))
+    assert "greedy ones: the rest by law" in identity["figure"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--decoder", "fspda"], "unknown decoder 'fspda'"),
+        (["--decoder", "fspad", "-D", "fspad.verify=rejekt"], "unknown verification 'rejekt'"),
+        (["--decoder", "fspad", "-D", "fspad.verify=rejection", "-D", "fspad.drafting=coupled"], "is not exact"),
+        (["--decoder", "fspad", "-D", "fspad.drafting=random"], "unknown drafting 'random'"),
+        (["--decoder", "fspad", "-D", "eagle.depth=3"], "no decoder 'eagle'"),
+        (["--decoder", "vanilla", "--target", "smollm3"], "smollm3"),
+        (["--decoder", "vanilla", "--thorough"], "not allowed with"),
+    ],
+)
+def test_bad_input_is_one_clear_error(arguments, said, capsys):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_proofs_hold(tiny):
+    checks = [*proofs.check_sampler(200_000), proofs.check_greedy(tiny, [[1, 2, 3], [40, 41, 42, 43]], 24)]
+    assert {check.verdict for check in checks} == {"PASS"}
+
+
+def test_proofs_see_a_wrong_noise(monkeypatch):
+    real = proofs.gumbel
+    monkeypatch.setattr(proofs, "gumbel", lambda h: real(h) * 0.98)
+    assert proofs.check_sampler(1_000_000)[1].verdict == "FAIL"
+
+
+def test_proofs_see_a_wrong_cut(monkeypatch):
+    monkeypatch.setattr(Sampler, "_nucleus", lambda self, best, total: len(best))
+    assert proofs.check_sampler(10_000)[2].verdict == "FAIL"
+
+
+def test_greedy_must_be_generates(tiny, monkeypatch):
+    monkeypatch.setattr(Sampler, "next", lambda self, logits, position: int(logits.argmin()))
+    assert proofs.check_greedy(tiny, [[1, 2, 3]], 8).verdict == "FAIL"
+
+
+@pytest.mark.parametrize(("verdict", "certified"), [("PASS", True), ("-", True), ("FAIL", False), ("VACUOUS", False)])
+def test_one_bad_check_spoils_the_whole(verdict, certified):
+    parts = [Part("rules", [Check("a", "x", "PASS", "0")]), Part(report.DECODERS, [Check("b", "y", verdict, "1", "2")])]
+    assert report.passed(parts) == certified
+    assert json.loads(report.render(parts, "json"))["certified"] == certified
+    assert ("all hold" in report.render(parts, "text")) == certified
