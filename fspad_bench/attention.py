@@ -29,15 +29,18 @@ def tree_attention(
     tree_mask: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """query `[B, H, N, D]`, key and value `[B, H_kv, L, D]`, tree_mask `[H / H_kv * N, L]` -> `[B, N, H, D]`."""
+    """The function that transformers calls; its output is `[B, N, H, D]`."""
+    return attend_tree(query, key, value, tree_mask, scaling).transpose(1, 2), None
+
+
+def attend_tree(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None) -> Tensor:
+    """query `[B, H, N, D]`, key and value `[B, H_kv, L, D]`, mask `[H / H_kv * N, L]` or None -> `[B, H, N, D]`."""
     batch, heads, rows, dim = query.shape
     kv_heads = key.shape[1]
-    if tree_mask is None and rows > 1:
-        out = attend(query, key, value, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads)
-    else:
-        folded = query.reshape(batch, kv_heads, -1, dim)
-        out = attend(folded, key, value, attn_mask=tree_mask, scale=scaling)
-    return out.reshape(batch, heads, rows, dim).transpose(1, 2), None
+    if mask is None and rows > 1:
+        return attend(query, key, value, is_causal=True, scale=scaling, enable_gqa=heads != kv_heads)
+    folded = query.reshape(batch, kv_heads, -1, dim)
+    return attend(folded, key, value, attn_mask=mask, scale=scaling).reshape(batch, heads, rows, dim)
 
 
 def mask_of(tree: Tree, prefix: int, groups: int, *, dtype: torch.dtype, device: torch.device) -> Tensor | None:

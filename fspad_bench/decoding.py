@@ -85,10 +85,17 @@ class Drafter(Protocol):
 
 @dataclass(frozen=True)
 class Limit:
-    """Where a generation ends: after `max_new_tokens`, or with the first of `stop_ids`, which is kept."""
+    """Where a generation ends: after `max_new_tokens`, or with the first of `stop_ids`, which is kept.
+
+    Raises ValueError for less than one token: the prefill yields one.
+    """
 
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: at least 1")
 
     def room(self, context: Context) -> int:
         """How many drafted tokens could still be used, the bonus token aside."""

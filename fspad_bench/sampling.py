@@ -18,6 +18,7 @@ from fspad_bench.errors import BenchError
 
 MASK = 0xFFFFFFFF
 SHORTLIST = 1024
+COLDEST = 1e-6
 
 
 def mix_(x: Tensor) -> Tensor:
@@ -69,8 +70,8 @@ class Sampler:
     stream: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise BenchError(f"temperature {self.temperature} is out of range", "it is 0 (greedy) or more")
+        if self.temperature and not COLDEST <= self.temperature < float("inf"):  # colder, float32 logits overflow
+            raise BenchError(f"temperature {self.temperature} is out of range", f"0 (greedy), or {COLDEST:g} and more")
         if self.top_k < 0:
             raise BenchError(f"top-k {self.top_k} is out of range", "it is 1 or more, or 0 for no cut")
         if not 0 < self.top_p <= 1:

@@ -82,8 +82,8 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 20000, seed: int =
     return float((1 + np.count_nonzero(_reaches(flipped, d))) / (1 + draws))
 
 
-def agreement(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens before the first divergence: the length of the common prefix."""
+def agreement(a: Sequence, b: Sequence) -> int:
+    """Tokens (or characters) before the first divergence: the length of the common prefix."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 

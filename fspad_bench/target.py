@@ -1,7 +1,8 @@
 """A target: a transformers causal LM whose cache can score a whole tree in one forward and keep one path of it.
 
-No modeling file is forked. A tree's rows go through the stock forward with position ids prefix + depth and our
-attention function, which reads the tree's mask; vanilla's single row takes the same road without a mask. Features
+No modeling file is forked. A tree's rows go through the lean forward (`forward`), or the stock one where that does not
+fit, with positions prefix + depth and our attention, which reads the tree's mask; vanilla's single row takes the same
+road without a mask. Features
 are the hidden states after the final norm, the LM head's input; loading checks that the head maps them to the logits.
 """
 
@@ -15,15 +16,17 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from fspad_bench import attention, linear
+from fspad_bench import attention, forward, linear
 from fspad_bench.cache import TreeCache
 from fspad_bench.errors import BenchError
+from fspad_bench.forward import LeanForward
 from fspad_bench.presets import Checkpoint, resolve
 from fspad_bench.tree import Tree
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary embeddings that one far row of a tree changes for all the others
 LARGEST_TREE = 128
+LEAN_GAP = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 class Scores(NamedTuple):
@@ -49,7 +52,9 @@ class TransformersTarget:
         self.config = model.config
         self.lm_head, self.embedding = model.get_output_embeddings(), model.get_input_embeddings()
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
-        self.forward_name = linear.adopt(model)
+        products = linear.adopt(model)
+        self.lean = LeanForward(model) if LeanForward.fits(model) else None
+        self.forward_name = f"{forward.NAME}, {products}" if self.lean else products
         self.groups = self.config.num_attention_heads // self.config.num_key_value_heads
         self.cache = TreeCache(self.config.num_hidden_layers, 0)
         self.forwards, self.pending = 0, 0
@@ -83,6 +88,7 @@ class TransformersTarget:
         """Start a sequence of at most `len(prompt) + room` tokens. Raises ContextError where that does not fit."""
         if not prompt:
             raise BenchError("the prompt is empty", "a target needs at least one token to continue")
+        self._check_tokens(prompt, "the prompt was made with another tokenizer")
         needed = len(prompt) + room
         if needed > self.max_length:
             text = f"a prompt of {len(prompt)} tokens and {room} new ones exceed the context of {self.max_length}"
@@ -102,8 +108,7 @@ class TransformersTarget:
             raise RuntimeError("score before the last tree was committed")
         if len(tree) > LARGEST_TREE:
             raise BenchError(f"a tree of {len(tree)} nodes is too large", f"at most {LARGEST_TREE}")
-        if not 0 <= min(tree.tokens) <= max(tree.tokens) < self.config.vocab_size:
-            raise BenchError("a drafted token is outside the target's vocabulary", "was the head made for this target?")
+        self._check_tokens(tree.tokens, "the draft was made for another target")
         mask = attention.mask_of(tree, self.length, self.groups, dtype=self.dtype, device=self.device)
         self.pending = len(tree)
         features = self._forward(tree.tokens, [self.cache.length + depth for depth in tree.depths], mask)
@@ -120,9 +125,16 @@ class TransformersTarget:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def _check_tokens(self, tokens: Sequence[int], guess: str) -> None:
+        if not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
+            found = next(token for token in tokens if not 0 <= token < self.config.vocab_size)
+            raise BenchError(f"token {found} is outside the target's vocabulary of {self.config.vocab_size}", guess)
+
     def _forward(self, tokens: Sequence[int], positions: Sequence[int], mask: Tensor | None) -> Tensor:
         """tokens `[N]` behind the committed rows -> features `[N, d]`."""
         self.forwards += 1
+        if self.lean:
+            return self.lean(tokens, positions, self.cache, mask)
         out = self.model.base_model(
             input_ids=torch.tensor([tokens], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
@@ -143,6 +155,13 @@ class TransformersTarget:
                 f"{self.name}: its LM head does not map the last hidden state to its logits (gap {gap:.2g})",
                 "models that scale or cap their logits are not supported",
             )
+        if self.lean:
+            ours = self.lean(ids[0].tolist(), range(4), TreeCache(self.config.num_hidden_layers, 4), None)
+            gap = (ours.float() - features[0].float()).abs().max() / features.float().abs().max()
+            if not gap <= LEAN_GAP[self.dtype]:
+                raise BenchError(
+                    f"{self.name}: its layers are not those of a plain {self.config.model_type} (gap {gap:.2g})"
+                )
 
 
 def load(checkpoint: Checkpoint, device: str, dtype: str | None) -> TransformersTarget:

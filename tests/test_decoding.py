@@ -313,3 +313,9 @@ class TestRealModels:
             tuple(generate(tiny, Vanilla(tiny), Sampler(1.0, seed=s), prompt, Limit(20)).tokens) for s in (0, 1, 0)
         ]
         assert texts[0] == texts[2] != texts[1]
+
+
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_a_limit_is_at_least_one_token(tokens):
+    with pytest.raises(ValueError, match="at least 1"):
+        Limit(tokens)

@@ -11,7 +11,7 @@ from fspad_bench.cli import parser
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
-COMMANDS = re.findall(r"fspad-bench ((?:run|ls|table|train|fetch)\b[^#`\n]*)", SHELL)
+COMMANDS = re.findall(r"fspad-bench ((?:run|ls|table|train|fetch|certify|check)\b[^#`\n]*)", SHELL)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

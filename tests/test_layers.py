@@ -7,12 +7,23 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fspad_bench"
 LAYERS = {
-    "plain": ["errors", "registry", "record", "stats", "table", "verdict", "paths", "progress", "machine"],
+    "plain": ["errors", "registry", "record", "stats", "table", "verdict", "paths", "progress", "machine", "parting"],
     "core": ["tree", "sampling", "kernels"],
-    "engine": ["attention", "linear", "cache", "target", "tiny", "presets", "fetch", "verification", "decoding"],
+    "engine": [
+        "attention",
+        "forward",
+        "linear",
+        "cache",
+        "target",
+        "tiny",
+        "presets",
+        "fetch",
+        "verification",
+        "decoding",
+    ],
     "methods": ["decoders", "drafts"],
-    "work": ["task", "scoring", "method", "runner", "lossless"],
-    "doors": ["cli", "integrations", "__main__"],
+    "work": ["task", "scoring", "method", "promise", "runner", "lossless"],
+    "doors": ["arguments", "cli", "integrations", "__main__"],
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}
 HEAVY = {"torch", "transformers", "datasets", "safetensors", "huggingface_hub", "tokenizers", "triton", "accelerate"}
@@ -126,4 +137,4 @@ def test_the_walk_sees_what_it_should(tmp_path, monkeypatch):
     assert "runner" in own("cli", everywhere=True)
     assert "runner" not in own("cli", everywhere=False)
     assert "torch" in imports("sampling", everywhere=False)
-    assert reached("cli") == {"cli", "errors"}
+    assert reached("cli") == {"cli", "arguments", "errors"}

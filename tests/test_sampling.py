@@ -179,6 +179,7 @@ class TestLaw:
     "settings",
     [
         {"temperature": -0.1},
+        {"temperature": 1e-7},
         {"temperature": float("inf")},
         {"temperature": float("nan")},
         {"top_k": -1},

@@ -331,3 +331,33 @@ def test_every_style_renders_every_kind_of_row(style):
 
 def test_a_table_is_a_pure_function_of_its_lines():
     assert rows(records(*two_prompts())) == rows(records(*two_prompts()))
+
+
+OTHER = replace(FAST, verification="rejection", temperature=1.0)
+
+
+def law_records(tokens):
+    return records(
+        sample(replace(VANILLA, temperature=1.0), "a", [1, 2, 3], 1.0),
+        sample(OTHER, "a", tokens, 1.0),
+        keys=(replace(VANILLA, temperature=1.0), OTHER),
+    )
+
+
+def test_a_rule_that_keeps_the_law_alone_is_no_divergence_to_explain():
+    found = rows(law_records([3, 2, 1]))
+    assert row_of(found)["verdict"] == "law"
+    assert not failed(found)
+    note = render(found, "text").splitlines()[-1]
+    assert "fast: its tokens are not vanilla's but keep its law by rejection" in note
+    assert "outputs differ" not in render(found, "text")
+
+
+def test_where_it_says_the_same_it_is_exact():
+    assert row_of(rows(law_records([1, 2, 3])))["verdict"] == "exact"
+
+
+def test_greedy_every_rule_must_be_identical():
+    greedy = replace(OTHER, temperature=0.0)
+    found = rows(records(sample(VANILLA, "a", 3, 1.0), sample(greedy, "a", 4, 1.0), keys=(VANILLA, greedy)))
+    assert row_of(found)["verdict"] == "unverified"

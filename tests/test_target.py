@@ -154,6 +154,11 @@ class TestRefusals:
         assert target.length == 2
         target.score(Tree.chain(0, [VOCABULARY - 1]))
 
+    @pytest.mark.parametrize("prompt", [[1, VOCABULARY], [-1, 2]])
+    def test_a_prompt_outside_the_vocabulary(self, target, prompt):
+        with pytest.raises(BenchError, match=f"outside the target's vocabulary of {VOCABULARY}"):
+            target.prefill(prompt, 8)
+
     def test_a_tree_of_129_nodes(self, target):
         target.prefill([1, 2], 8)
         with pytest.raises(BenchError, match="129 nodes is too large"):

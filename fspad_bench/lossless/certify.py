@@ -59,13 +59,10 @@ def certify(
     effort: Effort,
 ) -> list[Part]:
     """All checks of these decoders on `target`. Raises BenchError where a decoder cannot be built on it."""
-    check_options(labels, options)
-    for label in labels:
-        build(label, target, options)
     plan = {
         "foundations": list(_foundations(target, effort)),
         "rules": list(_rules(effort)),
-        DECODERS: list(_decoders(labels, options, target, effort)),
+        DECODERS: list(decoder_steps(labels, options, target, effort)),
         "wrong rules": list(_wrong(tiny, effort)),
     }
     with Progress("checks", sum(map(len, plan.values()))) as progress:
@@ -106,9 +103,13 @@ def _rules(effort: Effort) -> Iterator[Step]:
         yield Step("G-test", rule, partial(_listed, distribution.check_law, f"{rule}, {way}", make, effort.distance))
 
 
-def _decoders(
+def decoder_steps(
     labels: Sequence[str], options: dict[str, dict[str, str]], target: TransformersTarget, effort: Effort
 ) -> Iterator[Step]:
+    """What is asked of each decoder. Raises BenchError, at once, where one cannot be built on the target."""
+    check_options(labels, options)
+    for label in labels:
+        build(label, target, options)
     grid = identity.cells(target, thorough=effort.thorough_grid)
     vanilla = identity.reference(target, grid)
     prompts = _prompts(target, effort.repeats)

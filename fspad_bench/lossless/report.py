@@ -25,6 +25,10 @@ class Check(NamedTuple):
     figure: str
     bound: str = ""
 
+    @property
+    def holds(self) -> bool:
+        return self.verdict in (PASS, ELSEWHERE)
+
     @classmethod
     def of(cls, name: str, subject: str, holds: bool, figure: str, bound: str) -> Check:
         return cls(name, subject, PASS if holds else FAIL, figure, bound)
@@ -39,7 +43,7 @@ class Part(NamedTuple):
 
 def passed(parts: Sequence[Part]) -> bool:
     """Whether nothing failed and nothing was vacuous."""
-    return not any(_bad(check) for part in parts for check in part.checks)
+    return all(check.holds for part in parts for check in part.checks)
 
 
 def render(parts: Sequence[Part], style: str) -> str:
@@ -48,14 +52,10 @@ def render(parts: Sequence[Part], style: str) -> str:
         listing = [{"part": part.title, **check._asdict()} for part in parts for check in part.checks]
         return json.dumps({"certified": passed(parts), "checks": listing}, indent=2, ensure_ascii=False)
     every = [check for part in parts for check in part.checks]
-    bad = sum(map(_bad, every))
+    bad = sum(not check.holds for check in every)
     verdict = f"{bad} of {len(every)} checks do not hold" if bad else f"{len(every)} checks, all hold"
     overview = [_matrix(part) for part in parts if part.title == DECODERS]
     return "\n\n".join([*overview, *(_detail(part) for part in parts), verdict])
-
-
-def _bad(check: Check) -> bool:
-    return check.verdict not in (PASS, ELSEWHERE)
 
 
 def _matrix(part: Part) -> str:

@@ -5,11 +5,13 @@ import torch
 
 from fspad_bench.decoders.eagle import Eagle
 from fspad_bench.decoders.fspad import Fspad
+from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.errors import BenchError
 from fspad_bench.sampling import Sampler
 
 DECODERS = {"eagle": Eagle, "fspad": Fspad}
+GREEDY = Sampler()
 PROMPT = list(range(30, 52))
 
 
@@ -33,24 +35,26 @@ class Witness:
         self.drafter.observe(step)
 
 
-def log_q(drafter, target, tokens, features, draft, *, feed_back="h_feature"):
-    """log q over the draft vocabulary after `draft`, from scratch: no cache, no tree."""
+def log_q(drafter, target, tokens, features, draft, *, feed_back="h_feature", sampler=GREEDY):
+    """log softmax(z), z = logits + T * G, over the draft vocabulary after `draft`, from scratch: no cache, no tree."""
     tokens = [*tokens[1:], *draft]
+    noise = sampler.temperature * sampler.noise(len(tokens) + 1, drafter.vocabulary)
     e = target.embedding(torch.tensor(tokens))
     while True:
         out = drafter.network(e[None, : len(features)], features[None], torch.ones(1, len(features), dtype=torch.bool))
         if len(features) == len(tokens):
-            return torch.nn.functional.linear(out.h_logit[-1], drafter.lm_head).float().log_softmax(-1)
+            z = torch.nn.functional.linear(out.h_logit[-1], drafter.lm_head).float() + noise
+            return z.log_softmax(-1)
         features = torch.cat([features, getattr(out, feed_back)[-1:]])
 
 
-def brute_force(drafter, target, tokens, features, depth):
+def brute_force(drafter, target, tokens, features, depth, sampler):
     """The paths of EAGLE-2's tree: expand the best k of a level, keep the best nodes - 1 of all candidates."""
     k, frontier, pool = drafter.top_k, [((), 0.0)], []
     for _ in range(depth):
         level = []
         for path, score in frontier:
-            best = log_q(drafter, target, tokens, features, path).topk(k)
+            best = log_q(drafter, target, tokens, features, path, sampler=sampler).topk(k)
             ids = drafter.vocabulary[best.indices].tolist()
             level += [((*path, t), score + q) for t, q in zip(ids, best.values.tolist(), strict=True)]
         pool += level
@@ -65,20 +69,42 @@ def paths(tree):
     return set(found.values()) - {()}
 
 
-def run(tiny, heads, name, **options):
+def run(tiny, heads, name, sampler=GREEDY, **options):
     drafter = DECODERS[name](tiny, head=str(heads[name]), **options)
     witness = Witness(drafter)
-    generate(tiny, witness, Sampler(), PROMPT, Limit(14))
+    generate(tiny, witness, sampler, PROMPT, Limit(14))
     return drafter, witness
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_trees_equal_brute_force(tiny, heads, name):
-    drafter, witness = run(tiny, heads, name, nodes=12, depth=4, top_k=3)
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
+def test_trees_equal_brute_force(tiny, heads, name, temperature):
+    """At T > 0 with the very noise of each position: that is what makes the draft meet the target's choice."""
+    sampler = Sampler(temperature, stream="coupled")
+    drafter, witness = run(tiny, heads, name, sampler, nodes=12, depth=4, top_k=3)
     assert len(witness.trees) > 3
     with torch.inference_mode():
         for tokens, features, tree, budget in witness.trees:
-            assert paths(tree) == brute_force(drafter, tiny, tokens, features, min(4, budget)), len(tokens)
+            assert paths(tree) == brute_force(drafter, tiny, tokens, features, min(4, budget), sampler), len(tokens)
+
+
+def test_ranked_drafts_know_nothing_of_the_noise(tiny, heads):
+    drafter, witness = run(tiny, heads, "fspad", Sampler(1.0), nodes=12, depth=4, top_k=3, drafting="ranked")
+    with torch.inference_mode():
+        for tokens, features, tree, budget in witness.trees:
+            assert paths(tree) == brute_force(drafter, tiny, tokens, features, min(4, budget), GREEDY), len(tokens)
+
+
+def test_coupled_drafts_are_accepted_more_often(tiny):
+    """With the shipped heads; the outputs are the same, so only the number of forwards may differ."""
+    limit, samplers = Limit(64), [Sampler(1.0, seed=seed) for seed in range(4)]
+    vanilla = [generate(tiny, Vanilla(tiny), sampler, PROMPT, limit).tokens for sampler in samplers]
+    forwards = {}
+    for drafting in ("coupled", "ranked"):
+        made = [generate(tiny, Fspad(tiny, drafting=drafting), sampler, PROMPT, limit) for sampler in samplers]
+        assert [found.tokens for found in made] == vanilla
+        forwards[drafting] = sum(found.forwards for found in made)
+    assert forwards["coupled"] < 0.97 * forwards["ranked"]
 
 
 def test_feeding_back_h_logit_would_draft_otherwise(tiny, heads):
@@ -112,7 +138,18 @@ def test_any_tree_shape_keeps_its_bounds(tiny, heads, nodes, depth, top_k):
         assert not any(token % 3 == 0 for token in tree.tokens[1:])
 
 
-@pytest.mark.parametrize("options", [{"nodes": 1}, {"nodes": 500}, {"depth": 0}, {"top_k": 0}])
-def test_options_out_of_range_are_refused(tiny, heads, options):
-    with pytest.raises(BenchError, match="out of range"):
+WRONG = [
+    ({"nodes": 1}, "out of range"),
+    ({"nodes": 500}, "out of range"),
+    ({"depth": 0}, "out of range"),
+    ({"top_k": 0}, "out of range"),
+    ({"verify": "reject"}, "unknown verification 'reject'"),
+    ({"drafting": "guess"}, "unknown drafting 'guess'"),
+    ({"verify": "rejection", "drafting": "coupled"}, "not exact for coupled drafts"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG)
+def test_options_out_of_range_are_refused(tiny, heads, options, said):
+    with pytest.raises(BenchError, match=said):
         Eagle(tiny, head=str(heads["eagle"]), **options)

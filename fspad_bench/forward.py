@@ -1,0 +1,145 @@
+"""The forward of a target, lean: the stock layers' arithmetic over the model's own weights, and nothing else.
+
+At batch 1 a small model spends a third of a step on bookkeeping: kwargs handed down, masks considered, three products
+where one would do. Here the projections that read the same input are one product over their stacked weights (the
+model's parameters become views of them, so nothing is held twice), rotary tables are computed once, and the cache's
+rows are written where they stay. Every arm runs it, vanilla first of all; it equals the stock forward (float64, 1e-9),
+which loading checks again on the model at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from fspad_bench import linear
+from fspad_bench.attention import attend_tree
+from fspad_bench.cache import TreeCache
+
+NAME = "lean"
+TYPES = ("llama", "mistral", "qwen2", "qwen3")
+SPARE = 1024
+
+
+class Stacked(NamedTuple):
+    """Products of one input: weight `[sum of outputs, in]`, bias `[sum of outputs]` or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class Layer(NamedTuple):
+    """One decoder layer's weights, in the order in which they are used; query and key norms where Qwen3 has them."""
+
+    norm: Tensor
+    qkv: Stacked
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: Stacked
+    norm_after: Tensor
+    gate_up: Stacked
+    down: Stacked
+
+
+class LeanForward:
+    """tokens `[N]` at positions `[N]` behind the cache's rows -> features `[N, d]`, after the final norm."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        base, config = model.base_model, model.config
+        self.embedding, self.final_norm = base.embed_tokens.weight, base.norm.weight
+        self.rotary, self.eps = base.rotary_emb, config.rms_norm_eps
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = base.layers[0].self_attn.head_dim
+        self.product = linear.product if linear.suits(self.embedding) else F.linear
+        self.layers = [_layer(layer) for layer in base.layers]
+        self.table = self.embedding.new_empty(2, 0, self.head_dim)
+
+    @staticmethod
+    def fits(model: PreTrainedModel) -> bool:
+        """Whether this is the arithmetic of the model: a listed architecture, plain weights, one device."""
+        base = model.base_model
+        plain = all(type(m) in (nn.Linear, linear.FewRowsLinear) for m in base.modules() if isinstance(m, nn.Linear))
+        activation = getattr(model.config, "hidden_act", "silu")
+        together = len({(p.device, p.dtype) for p in base.parameters()}) == 1
+        return model.config.model_type in TYPES and plain and together and activation == "silu"
+
+    def __call__(
+        self, tokens: Sequence[int], positions: Sequence[int], cache: TreeCache, mask: Tensor | None
+    ) -> Tensor:
+        device, eps, product = self.embedding.device, self.eps, self.product
+        x = F.embedding(torch.tensor(tokens, device=device), self.embedding)
+        cos, sin = self._rope(positions)
+        rows = len(tokens)
+        for layer, held in zip(self.layers, cache.layers, strict=True):
+            n = _norm(x, layer.norm, eps)
+            qkv = product(n, *layer.qkv).reshape(rows, -1, self.head_dim).transpose(0, 1)
+            q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads])
+            if layer.q_norm is not None:
+                q, k = _norm(q, layer.q_norm, eps), _norm(k, layer.k_norm, eps)
+            keys, values = held.update(_rotated(k, cos, sin)[None], v[None])
+            seen = attend_tree(_rotated(q, cos, sin)[None], keys, values, mask)
+            x = x + product(seen[0].transpose(0, 1).reshape(rows, -1), *layer.out)
+            n = _norm(x, layer.norm_after, eps)
+            gate, up = product(n, *layer.gate_up).chunk(2, dim=-1)
+            x = x + product(F.silu(gate) * up, *layer.down)
+        return _norm(x, self.final_norm, eps)
+
+    def _rope(self, positions: Sequence[int]) -> Tensor:
+        """Cosines, and sines with the sign of their half, of these positions: `[2, N, D]`."""
+        last = max(positions)
+        if last >= self.table.shape[1]:
+            every = torch.arange(last + SPARE, device=self.embedding.device)[None]
+            cos, sin = self.rotary(self.embedding[:1], every)
+            sin[..., : self.head_dim // 2].neg_()
+            self.table = torch.cat([cos, sin])
+        if len(positions) == last - positions[0] + 1:
+            return self.table[:, positions[0] : last + 1]
+        return self.table[:, torch.tensor(positions, device=self.table.device)]
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm of the last dimension. The stock one always works in float32, so in float64 this must too."""
+    if x.dtype == torch.float64:
+        return weight * F.rms_norm(x.float(), weight.shape, eps=eps).to(x.dtype)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x `[H, N, D]`, halves paired: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+def _layer(layer: nn.Module) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = [getattr(attention, name).weight if hasattr(attention, name) else None for name in ("q_norm", "k_norm")]
+    return Layer(
+        layer.input_layernorm.weight,
+        _stacked(attention.q_proj, attention.k_proj, attention.v_proj),
+        *norms,
+        _stacked(attention.o_proj),
+        layer.post_attention_layernorm.weight,
+        _stacked(mlp.gate_proj, mlp.up_proj),
+        _stacked(mlp.down_proj),
+    )
+
+
+@torch.no_grad()
+def _stacked(*parts: nn.Linear) -> Stacked:
+    """The parts' weights in one tensor, of which they become views."""
+    if len(parts) == 1:
+        return Stacked(parts[0].weight, parts[0].bias)
+    weight = torch.cat([part.weight for part in parts])
+    bias = torch.cat([part.bias for part in parts]) if parts[0].bias is not None else None
+    start = 0
+    for part in parts:
+        end = start + part.out_features
+        part.weight.data = weight[start:end]
+        if bias is not None:
+            part.bias.data = bias[start:end]
+        start = end
+    return Stacked(weight, bias)

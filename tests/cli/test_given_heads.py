@@ -1,0 +1,88 @@
+"""Heads that a user names: one that fits runs, all others are one clear error."""
+
+import json
+
+import pytest
+import torch
+
+from fspad_bench import cli
+from fspad_bench.drafts import drafter
+from fspad_bench.drafts.head import Head
+from fspad_bench.drafts.job import ARMS
+from fspad_bench.drafts.network import DraftNetwork, Shape
+
+
+@pytest.fixture
+def head(tiny, tmp_path):
+    """`head(...)`: the folder of an untrained fspad head on the tiny target, and how it is wrong."""
+
+    def head(decoder="fspad", identity=None, **shape):
+        torch.manual_seed(0)
+        made = Shape.of_target(tiny.config, **ARMS[decoder])
+        network = DraftNetwork(made.__class__(**{**made.__dict__, **shape}))
+        folder = tmp_path / "head"
+        Head(network, torch.arange(0, 97, 2), tiny.name, identity or tiny.identity, {}).save(folder)
+        return folder
+
+    return head
+
+
+def test_a_head_that_fits_runs(arguments, capsys, head):
+    folder = head()
+    assert cli.main(arguments("--decoder", "fspad", "-D", f"fspad.head={folder}", "--format", "json")) == 0
+    row = json.loads(capsys.readouterr().out)["rows"][1]
+    assert row["verdict"] == "exact"
+    assert row["options"]["head"] == str(folder)
+    assert len(row["options"]["head_sha256"]) == 64
+
+
+def with_head(folder, decoder="fspad"):
+    return "--decoder", decoder, "-D", f"{decoder}.head={folder}"
+
+
+def test_a_missing_head_is_said(arguments, refused, tmp_path, monkeypatch):
+    assert "no draft head at" in refused(arguments(*with_head(tmp_path / "nowhere")))
+    monkeypatch.setattr(drafter, "shipped", lambda decoder, target: tmp_path / "nowhere")
+    said = refused(arguments("--decoder", "fspad"))
+    assert "no fspad head is shipped for target 'tiny'" in said
+    assert "fspad-bench train --decoder fspad --target tiny" in said
+
+
+def test_a_head_made_for_another_target_is_said(arguments, refused, head):
+    assert "was trained for tiny, another-mode" in refused(arguments(*with_head(head(identity="another-model"))))
+
+
+def test_a_head_of_another_method_is_said(arguments, refused, head):
+    assert "eagle head, not an fspad one" in refused(arguments(*with_head(head("eagle"))))
+
+
+def test_a_head_of_other_shapes_is_said(arguments, refused, head, tiny):
+    folder = head()
+    facts = json.loads((folder / "head.json").read_text())
+    facts["shape"]["d"] = 32
+    (folder / "head.json").write_text(json.dumps(facts))
+    assert "is not a usable draft head" in refused(arguments(*with_head(folder)))
+    facts["shape"]["width"] = 1
+    (folder / "head.json").write_text(json.dumps(facts))
+    assert "is not a usable draft head" in refused(arguments(*with_head(folder)))
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "head.json"])
+@pytest.mark.parametrize("content", [b"", b"\x00\xff" * 40, b"{}", None], ids=["empty", "noise", "braces", "half"])
+def test_a_corrupt_head_is_said(arguments, refused, head, name, content):
+    path = head() / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
+    assert "is not a usable draft head" in refused(arguments(*with_head(path.parent)))
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "head.json"])
+def test_half_a_folder_is_no_head(arguments, refused, head, name):
+    folder = head()
+    (folder / name).unlink()
+    assert "no draft head at" in refused(arguments(*with_head(folder)))
+
+
+@pytest.mark.parametrize("option", ["depth=0", "nodes=1", "nodes=1000", "top_k=0", "top_k=-4"])
+def test_a_tree_out_of_range_is_said(arguments, refused, head, option):
+    said = refused(arguments(*with_head(head()), "-D", f"fspad.{option}"))
+    assert "is out of range" in said

