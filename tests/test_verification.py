@@ -11,7 +11,7 @@ from fspad_bench.tree import Tree
 from fspad_bench.verification import RULES, drawn, match, rejection, rule, traversal, without
 
 UNIT = Sampler(1.0)
-TARGET, DRAFT = tensor([1 / 3, 2 / 3]).double(), tensor([2 / 3, 1 / 3]).double()
+TARGET, DRAFT = tensor([1 / 3, 2 / 3], dtype=torch.float64), tensor([2 / 3, 1 / 3], dtype=torch.float64)
 
 
 def logits(rows):
@@ -53,7 +53,7 @@ def test_at_temperature_0_every_rule_is_greedy(verify):
 def test_a_draft_that_is_the_target_is_always_kept(verify):
     tree = Tree([0, 1, 0], [-1, 0, 1], torch.stack([TARGET, TARGET, torch.zeros(2).double()]))
     kept = explore(UNIT, lambda oracle: (len(verify(tree, logits([TARGET] * 3), oracle, 1).path),))
-    assert kept == pytest.approx({(3,): 1.0})
+    assert kept[3,] == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("verify", [rejection, traversal])

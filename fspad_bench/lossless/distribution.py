@@ -22,12 +22,11 @@ from fspad_bench.lossless.exact import PROMPT, product_law
 from fspad_bench.lossless.oracle import Law
 from fspad_bench.lossless.report import ELSEWHERE, VACUOUS, Check
 from fspad_bench.lossless.scripted import ScriptedTarget
+from fspad_bench.lossless.uniform import ALPHA, POWER, shift_seen, transform
 from fspad_bench.method import Method
 from fspad_bench.sampling import Dice, Sampler
 from fspad_bench.target import TransformersTarget
 
-ALPHA = 1e-6  # of one test; a certification has at most a hundred
-POWER = 0.99
 SAMPLER = Sampler(0.7, top_p=0.9)
 VOCABULARY, LENGTH = 4, 3
 FEWEST = 100  # draws of a stratum
@@ -41,11 +40,6 @@ def draws_needed(cells: int, distance: float, alpha: float = ALPHA, power: float
         middle = (low + high) / 2
         low, high = (low, middle) if stats.ncx2.sf(critical, cells - 1, middle) >= power else (middle, high)
     return math.ceil(high / (4 * distance**2))
-
-
-def shift_seen(draws: int) -> float:
-    """The Kolmogorov distance that this many draws show, by the inequality of Dvoretzky, Kiefer and Wolfowitz."""
-    return sum(math.sqrt(math.log(2 / rate) / (2 * draws)) for rate in (ALPHA, 1 - POWER))
 
 
 def g_test(law: Law, counts: Counter[tuple[int, ...]]) -> float:
@@ -122,14 +116,6 @@ def pit(method: Method, target: TransformersTarget, prompts: Sequence[list[int]]
         for law, token, offset in zip(laws, made.tokens, offsets, strict=True):
             found.append(Transformed(transform(law, token, dice), offset))
     return found
-
-
-def transform(law: Tensor, token: int, dice: Dice) -> float:
-    """u of one token; where its probability is 0, the end of the scale."""
-    order = law.sort(descending=True, stable=True)
-    place = int((order.indices == token).nonzero())
-    below = float(order.values[:place].sum())
-    return min(1.0, below + dice.uniform() * float(order.values[place]))
 
 
 @torch.inference_mode()

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.lossless.audit import Auditor
 from fspad_bench.lossless.report import ELSEWHERE, PASS, VACUOUS, Check
+from fspad_bench.lossless.uniform import ALPHA, shift_seen
 from fspad_bench.lossless.witness import Sights, Witness
 from fspad_bench.method import Method
 from fspad_bench.sampling import Sampler
@@ -130,7 +132,17 @@ def check(make: Callable[[], Method], target: TransformersTarget, grid: Sequence
     bound = CACHE_BOUND[target.dtype]
     error = Check.of("cache", label, made.cache_error <= bound, f"{made.cache_error:.1e} from a fresh prefill",
                      f"{bound:.0e}")  # fmt: skip
-    return [*found, _vacuity(label, method, sights), error]
+    return [*found, _vacuity(label, method, sights), error, *_draws(label, sights)]
+
+
+def _draws(label: str, sights: Sights) -> list[Check]:
+    """Where children are drawn: do they come from the law that the tree says they come from? Every rule leans on it."""
+    if not sights.draws:
+        return []
+    p = float(stats.kstest(sights.draws, "uniform").pvalue)
+    count = len(sights.draws)
+    figure = f"{sights.impossible} impossible of {count}, p {p:.2g}; shifts of {shift_seen(count):.2f} seen"
+    return [Check.of("draws", label, not sights.impossible and p >= ALPHA, figure, f"none, p {ALPHA:.0e}")]
 
 
 def _vacuity(label: str, method: Method, sights: Sights) -> Check:

@@ -6,7 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from fspad_bench.decoding import Context, Drafter, Scores, Step, rule_of
+from fspad_bench.lossless.uniform import transform
+from fspad_bench.sampling import Dice
 from fspad_bench.tree import Tree
+from fspad_bench.verification import drawn
+
+DRAWS = (0x0D1CE, 0x5EED)
 
 
 @dataclass
@@ -14,6 +19,7 @@ class Sights:
     """Of all rounds seen: how many drafted tokens were accepted, and whether each of the awkward cases came up.
 
     `new` maps what is generated (`now`) to an accepted token that its output had not held before: a stop to try.
+    `draws` are the drawn children of all trees that have a q, each transformed by the law it should have come from.
     """
 
     now: str = ""
@@ -22,6 +28,8 @@ class Sights:
     accepted: Counter[int] = field(default_factory=Counter)
     budgets: Counter[int] = field(default_factory=Counter)
     deepest: int = 0
+    draws: list[float] = field(default_factory=list)
+    impossible: int = 0
     branching: bool = False
     moved: bool = False
     stopped_inside: bool = False
@@ -56,7 +64,16 @@ class Witness:
         self.sights.deepest = max(self.sights.deepest, *tree.depths)
         self.sights.branching |= any(len(children) > 1 for children in tree.offspring)
         self.before = len(context.tokens)
+        if tree.q is not None:
+            self._note_draws(tree)
         return tree
+
+    def _note_draws(self, tree: Tree) -> None:
+        dice = Dice(DRAWS, len(self.sights.draws))
+        for node in range(len(tree)):
+            for child, q in drawn(tree, node, tree.q[node]):
+                self.sights.impossible += not q[tree.tokens[child]] > 0
+                self.sights.draws.append(transform(q, tree.tokens[child], dice))
 
     def observe(self, step: Step) -> None:
         path, tokens = step.accepted.path, step.context.tokens

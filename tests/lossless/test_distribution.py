@@ -10,9 +10,10 @@ from scipy import stats
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Generation, Limit, generate
 from fspad_bench.lossless import distribution
-from fspad_bench.lossless.distribution import ALPHA, draws_needed, g_test, transform
+from fspad_bench.lossless.distribution import draws_needed, g_test
 from fspad_bench.lossless.exact import scripted
 from fspad_bench.lossless.scripted import ScriptedTarget
+from fspad_bench.lossless.uniform import ALPHA, transform
 from fspad_bench.method import Method, build
 from fspad_bench.sampling import Dice, Sampler
 

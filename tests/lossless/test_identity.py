@@ -143,3 +143,24 @@ def test_a_limit_of_one_token_runs_no_round(tiny):
     cell = identity.Cell("one", [5, 6, 7], Sampler(), Limit(1))
     assert len(identity.outputs(build("fspad", tiny, {}), tiny, [cell], sights).tokens["one"]) == 1
     assert not sights.accepted
+
+
+@pytest.mark.parametrize("name", ["eagle", "fspad"])
+def test_children_come_from_the_law_they_claim(name, tiny, grid, vanilla):
+    options = {name: {"verify": "rejection"}}
+    found = identity.check(lambda: build(name, tiny, options), tiny, grid, vanilla)
+    assert verdicts(found)["draws"] == "PASS"
+
+
+@pytest.mark.parametrize("spoil", [lambda q: q.roll(1, dims=1), lambda q: (q + 0.01) / (q + 0.01).sum(1, keepdim=True)])
+def test_children_from_another_law_are_seen(spoil, tiny, grid, vanilla):
+    made = build("fspad", tiny, {"fspad": {"verify": "rejection"}}).decoder
+    real = made.propose
+
+    def propose(context, budget):
+        tree = real(context, budget)
+        return tree if tree.q is None else Tree(tree.tokens, tree.parents, spoil(tree.q))
+
+    made.propose = propose
+    found = identity.check(lambda: Method("spoiled", made, {}), tiny, grid, vanilla)
+    assert verdicts(found)["draws"] == "FAIL"
