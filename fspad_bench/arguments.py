@@ -134,7 +134,7 @@ def _train_parser(verbs: Any) -> None:
 def _certify_parser(verbs: Any) -> None:
     certify = verbs.add_parser("certify", help="prove that decoders are lossless: a table of checks")
     certify.add_argument("--decoder", required=True, help="names, name@preset or module:Class, comma-separated, or all")
-    certify.add_argument("--target", default="tiny", help="preset, folder or hub id, in float32 (default: tiny)")
+    certify.add_argument("--target", default="tiny", help="preset, folder or hub id (default: %(default)s)")
     certify.add_argument("-D", dest="options", action="append", default=[], metavar="DECODER.OPTION=VALUE")
     effort = certify.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="less power, within a minute")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.arguments import parser
-from fspad_bench.errors import BenchError
+from fspad_bench.errors import BenchError, near
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"hint:  {error.hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("\ninterrupted; the same `run` or `train` goes on where it stopped", file=sys.stderr)
         return 130
 
 
@@ -116,7 +116,6 @@ def train_draft(arguments: argparse.Namespace) -> int:
 def certify_decoders(arguments: argparse.Namespace) -> int:
     import torch
 
-    from fspad_bench import registry
     from fspad_bench.lossless import certify
     from fspad_bench.lossless.report import passed, render
     from fspad_bench.target import TransformersTarget
@@ -124,8 +123,7 @@ def certify_decoders(arguments: argparse.Namespace) -> int:
     _quiet()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    everything = arguments.decoder == "all"
-    labels = list(registry.names(registry.DECODERS)) if everything else _names(arguments.decoder)
+    labels = decoder_labels(arguments.decoder)
     options = read_options(arguments.options)
     tiny = TransformersTarget.load("tiny")
     target = tiny if arguments.target == "tiny" else TransformersTarget.load(arguments.target, dtype="float32")
@@ -141,7 +139,10 @@ def check_promises(arguments: argparse.Namespace) -> int:
 
     _quiet()
     every = [found for path in arguments.baselines or promise.shipped() for found in promise.read(path)]
-    wanted = _names(arguments.decoder) if arguments.decoder else [found.decoder for found in every]
+    known = [found.decoder for found in every]
+    wanted = _names(arguments.decoder) if arguments.decoder else known
+    for name in set(wanted) - set(known):
+        raise BenchError(f"'{name}' promises nothing", near(name, set(known)))
     chosen = [p for p in every if p.decoder in wanted and arguments.target in (None, p.target)]
     if not chosen:
         raise BenchError("nobody promised anything of that", "baselines/*.yaml hold the promises of this suite")
@@ -224,6 +225,13 @@ def _names(text: str) -> list[str]:
     if not names:
         raise BenchError(f"'{text}' names nothing", "`fspad-bench ls` lists what there is")
     return names
+
+
+def decoder_labels(text: str) -> list[str]:
+    """`a,b`, or `all` that are registered."""
+    from fspad_bench import registry
+
+    return list(registry.names(registry.DECODERS)) if text == "all" else _names(text)
 
 
 def read_options(given: list[str]) -> dict[str, dict[str, str]]:

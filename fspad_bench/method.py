@@ -12,6 +12,7 @@ from fspad_bench.decoding import Context, Drafter, Generation, Limit, Target, ge
 from fspad_bench.errors import BenchError, near
 from fspad_bench.paths import data_folder
 from fspad_bench.sampling import Sampler
+from fspad_bench.verification import RULES
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class Method:
 
     @property
     def verification(self) -> str:
-        """The name of the rule that its trees are verified by; `foreign` where that is the engine's own business."""
-        return rule_of(self.decoder).__name__ if hasattr(self.decoder, "propose") else "foreign"
+        """The rule that its trees are verified by: `own` for one of its making, `foreign` for an engine's business."""
+        if not hasattr(self.decoder, "propose"):
+            return "foreign"
+        return next((name for name, known in RULES.items() if rule_of(self.decoder) is known), "own")
 
     def _foreign(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
         """Tokens and time as seen from outside; what part of it was decoding is the engine's word (0: not said)."""
@@ -41,7 +44,12 @@ class Method:
         if len(tokens) < limit.max_new_tokens and not (tokens and tokens[-1] in limit.stop_ids):
             raise ValueError(f"{self.label} ended after {len(tokens)} tokens, neither at a stop nor at the limit")
         decode = min(seconds, made.decode_seconds)
-        return replace(made, tokens=tokens, prefill_seconds=seconds - decode, decode_seconds=decode)
+        rounds, left = [], len(tokens) - 1  # the prefill's token belongs to none
+        for committed in made.committed:
+            rounds.append(min(committed, left))
+            left -= rounds[-1]
+        times = {"prefill_seconds": seconds - decode, "decode_seconds": decode}
+        return replace(made, tokens=tokens, committed=[n for n in rounds if n], **times)
 
 
 def find(label: str) -> tuple[type, dict[str, Any]]:
@@ -80,6 +88,8 @@ def build(label: str, target: Target, options: dict[str, dict[str, str]]) -> Met
     """A decoder by its label on a target."""
     decoder, chosen = configure(label, options)
     made: Drafter = decoder(target, **chosen)
+    if not callable(rule_of(made)):
+        raise BenchError(f"{label}: its `verify` is no function", "such as one of fspad_bench.verification.RULES")
     if not (hasattr(made, "propose") or hasattr(made, "generate")):
         raise BenchError(f"{label} is no decoder", "a decoder has propose(context, budget) or generate(...)")
     return Method(label, made, chosen | {f"{k}_sha256": v for k, v in getattr(made, "files", {}).items()})

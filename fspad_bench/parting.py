@@ -25,7 +25,7 @@ def partings(records: Records) -> Iterator[str]:
     for made in records.samples:
         key = records.keys[made.key]
         theirs = vanilla.get((made.round, made.sample, made.turn, key.setting))
-        if key.identical and theirs and made.text and theirs.text and made.tokens != theirs.tokens:
+        if key.identical and theirs and (made.text or theirs.text) and made.tokens != theirs.tokens:
             about = f"{key.decoder}, {key.task} {made.sample}, turn {made.turn + 1}, T={key.temperature:g}"
             yield _shown(about, theirs, made, audits.get((made.key, made.round, made.sample, made.turn)), key.decoder)
 

@@ -61,7 +61,10 @@ def read(path: Path) -> list[Promise]:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("decoder"), str):
         raise BenchError(f"{path} is no baseline", "it needs `decoder: NAME` and `promises: [...]`")
-    return [_promise(path, content["decoder"], entry) for entry in content.get("promises") or []]
+    promises = content.get("promises") or []
+    if not isinstance(promises, list):
+        raise BenchError(f"{path}: promises are a list, not {promises!r}", "one `- {target: ..., task: ...}` a line")
+    return [_promise(path, content["decoder"], entry) for entry in promises]
 
 
 def _promise(path: Path, decoder: str, entry: Any) -> Promise:
@@ -74,6 +77,8 @@ def _promise(path: Path, decoder: str, entry: Any) -> Promise:
     missing = [name for name in ("target", "task", "tokens_per_step") if name not in entry]
     if missing:
         raise BenchError(f"{path}: a promise lacks '{missing[0]}'", f"fields: {', '.join(known)}")
+    if not isinstance(entry.get("options", {}), dict):
+        raise BenchError(f"{path}: options are a mapping, not {entry['options']!r}", "such as {depth: 3}")
     try:
         numbers = {"tokens_per_step": float, "temperature": float, "limit": int, "max_new_tokens": int}
         return Promise(decoder, **entry | {name: kind(entry[name]) for name, kind in numbers.items() if name in entry})

@@ -156,7 +156,7 @@ class Dice:
         pair = torch.arange(2 * self.rolls, 2 * self.rolls + 2)
         low, high = ((word & MASK) for word in hash32(self.key, self.position, pair).tolist())
         self.rolls += 1
-        return (high + (low + 0.5) * 2.0**-32) * 2.0**-32
+        return ((high << 20 | low >> 12) + 0.5) * 2.0**-52  # 53 bits, so never rounded to 1
 
 
 def _leading(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ class Chooser(Protocol):
     temperature: float
 
     def next(self, logits: Tensor, position: int) -> int: ...
+    def noise(self, position: int, tokens: Tensor) -> Tensor: ...
     def law(self, logits: Tensor) -> Tensor: ...
     def dice(self, position: int, purpose: str) -> Dice: ...
 
@@ -81,7 +82,7 @@ def traversal(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Ac
 
     A path is reached with probability a = min(1, a_parent p(x) / q(x)) and kept with that probability once all that
     hangs on its last node was refused; a refusal leaves p as norm((a p - q)+) =: r / S and a as S / (S + 1 - a). On a
-    chain this is block verification (Sun et al. 2024). It never keeps less, on average, than `rejection`.
+    chain this is block verification (Sun et al. 2024), which never keeps less, on average, than `rejection`.
     """
     dice = sampler.dice(position, "verify")
 
@@ -101,13 +102,18 @@ def traversal(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Ac
 
 
 def drawn(tree: Tree, node: int, p: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The children of a node in draw order, each with the law `[V]` of its own draw: without those before it."""
+    """The children of a node in draw order, each with the law `[V]` of its own draw: without those before it.
+
+    Raises ValueError where a child could not have been drawn from it: its drafter's `q` is wrong.
+    """
     q = None if tree.q is None else tree.q[node]
     for child in tree.offspring[node]:
         token = tree.tokens[child]
         if q is None:
             yield child, torch.zeros_like(p).index_fill_(0, torch.tensor(token, device=p.device), 1)
         else:
+            if not q[token] > 0:
+                raise ValueError(f"token {token} was drawn from a law that gives it {float(q[token])}")
             yield child, q
             q = without(q, token)
 

@@ -40,6 +40,8 @@ def test_every_decoder_that_drafts_promises_something_on_tiny():
         ("decoder: [", "cannot read"),
         ("- a list", "is no baseline"),
         ("promises: []", "is no baseline"),
+        ("decoder: fspad\npromises: 3", "promises are a list, not 3"),
+        ("decoder: a\npromises: [{target: tiny, task: nq, tokens_per_step: 2, options: 3}]", "options are a mapping"),
         ("decoder: fspad\npromises: [3]", "a promise is a mapping, not 3"),
         ("decoder: fspad\npromises: [{target: tiny, task: nq, tokens_per_stop: 2}]", "no field 'tokens_per_stop'"),
         ("decoder: fspad\npromises: [{target: tiny, task: nq}]", "lacks 'tokens_per_step'"),
@@ -79,6 +81,11 @@ def test_the_exit_code_says_whether_it_was_kept(own, bound, code, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["certified"] == (code == 0)
     assert [check["verdict"] for check in found["checks"]] == ["PASS", "PASS" if code == 0 else "FAIL"]
+
+
+def test_a_decoder_without_promises_is_bad_input(capsys):
+    assert cli.main(["check", "--decoder", "fspad,eagel"]) == 2
+    assert "did you mean 'eagle'" in capsys.readouterr().err
 
 
 def test_nothing_to_check_is_bad_input(capsys):

@@ -52,7 +52,7 @@ class HeadDrafter(Draft):
             raise BenchError(f"unknown drafting '{drafting}'", near(drafting, DRAFTING))
         if self.drafting == "coupled" and verify != "match":
             raise BenchError(
-                f"verify={verify} is not exact for coupled drafts: its noise must be its own",
+                f"verify={verify} makes no use of coupled drafts: its choices do not follow the target's noise",
                 "use drafting=sampled or drafting=ranked",
             )
         super().__init__(

@@ -25,7 +25,7 @@ class DraftRows:
         start = self.length + behind
         end = start + k.shape[1]
         if end > self.keys.shape[1]:
-            self.keys, self.values = (self._grown(old, new, end) for old, new in ((self.keys, k), (self.values, v)))
+            self.keys, self.values = self._grown(self.keys, k, start, end), self._grown(self.values, v, start, end)
         self.keys[:, start:end], self.values[:, start:end] = k, v
 
     def view(self, behind: int = 0) -> tuple[Tensor, Tensor]:
@@ -39,9 +39,11 @@ class DraftRows:
             self.ropes = network.rope(positions).to(self.keys.dtype)
         return self.ropes[:, start:end]
 
-    def _grown(self, old: Tensor, new: Tensor, rows: int) -> Tensor:
+    def _grown(self, old: Tensor, new: Tensor, kept: int, rows: int) -> Tensor:
+        """A wider buffer with the first `kept` rows of the old one, a tree's earlier levels among them."""
         wide = new.new_empty(new.shape[0], rows + self.SPARE, new.shape[2])
-        wide[:, : self.length] = old.view(-1, old.shape[1], new.shape[2])[:, : self.length] if self.length else 0
+        if kept:
+            wide[:, :kept] = old[:, :kept]
         return wide
 
 

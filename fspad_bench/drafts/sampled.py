@@ -8,7 +8,7 @@ cheapest `nodes - 1` paths make the shape (in the spirit of Sequoia, Chen et al.
 from __future__ import annotations
 
 from functools import cache
-from itertools import product
+from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
@@ -65,6 +65,12 @@ def draw(law: Tensor, count: int, dice: object) -> list[int]:
 @cache
 def fixed_shape(nodes: int, depth: int, top_k: int) -> list[Ranks]:
     """The paths of ranks of a tree of at most `nodes` nodes, parents before children."""
-    paths = [path for length in range(1, depth + 1) for path in product(range(top_k), repeat=length)]
-    cheapest = sorted(paths, key=lambda path: (sum(path) + len(path), len(path), path))[: nodes - 1]
+    waiting, cheapest = [(1, 1, (0,))], []
+    while waiting and len(cheapest) < nodes - 1:
+        cost, length, path = heappop(waiting)
+        cheapest.append(path)
+        if path[-1] + 1 < top_k:
+            heappush(waiting, (cost + 1, length, (*path[:-1], path[-1] + 1)))
+        if length < depth:
+            heappush(waiting, (cost + 1, length + 1, (*path, 0)))
     return sorted(cheapest, key=lambda path: (len(path), path))

@@ -41,6 +41,7 @@ class StockGenerate:
             attention_mask=torch.ones_like(ids),
             max_new_tokens=limit.max_new_tokens,
             do_sample=False,
+            repetition_penalty=1.0,
             eos_token_id=sorted(limit.stop_ids) or [-1],
             streamer=clock,
         )

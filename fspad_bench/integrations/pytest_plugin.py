@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 def _steps(config: pytest.Config, labels: list[str]) -> list[Any]:
-    from fspad_bench.cli import read_options
+    from fspad_bench.cli import decoder_labels, read_options
     from fspad_bench.errors import BenchError
     from fspad_bench.lossless import certify
     from fspad_bench.target import TransformersTarget
@@ -37,7 +37,8 @@ def _steps(config: pytest.Config, labels: list[str]) -> list[Any]:
     try:
         options, target = read_options(config.getoption("--fspad-option")), TransformersTarget.load("tiny")
         effort = getattr(certify, config.getoption("--fspad-effort").upper())
-        return list(certify.decoder_steps(labels, options, target, effort))
+        every = [label for given in labels for label in decoder_labels(given)]
+        return list(certify.decoder_steps(every, options, target, target, effort))
     except BenchError as error:
         raise pytest.UsageError(f"{error.message}\n{error.hint}") from error
 

@@ -8,7 +8,9 @@ rules: a certification whose checks would let one of them pass certifies nothing
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -62,7 +64,7 @@ def certify(
     plan = {
         "foundations": list(_foundations(target, effort)),
         "rules": list(_rules(effort)),
-        DECODERS: list(decoder_steps(labels, options, target, effort)),
+        DECODERS: list(decoder_steps(labels, options, target, tiny, effort)),
         "wrong rules": list(_wrong(tiny, effort)),
     }
     with Progress("checks", sum(map(len, plan.values()))) as progress:
@@ -81,6 +83,7 @@ def _guarded(step: Step) -> list[Check]:
     try:
         return step.run()
     except Exception as error:
+        traceback.print_exc()
         return [Check(step.name, step.subject, FAIL, f"{type(error).__name__}: {error}")]
 
 
@@ -104,12 +107,17 @@ def _rules(effort: Effort) -> Iterator[Step]:
 
 
 def decoder_steps(
-    labels: Sequence[str], options: dict[str, dict[str, str]], target: TransformersTarget, effort: Effort
+    labels: Sequence[str],
+    options: dict[str, dict[str, str]],
+    target: TransformersTarget,
+    tiny: TransformersTarget,
+    effort: Effort,
 ) -> Iterator[Step]:
     """What is asked of each decoder. Raises BenchError, at once, where one cannot be built on the target."""
     check_options(labels, options)
     for label in labels:
-        build(label, target, options)
+        with suppress(ImportError, AttributeError, TypeError, ValueError, RuntimeError):  # its checks will say so
+            build(label, target, options)
     grid = identity.cells(target, thorough=effort.thorough_grid)
     vanilla = identity.reference(target, grid)
     prompts = _prompts(target, effort.repeats)
@@ -117,7 +125,7 @@ def decoder_steps(
         make = partial(build, label, target, options)
         scripted = lambda stand, label=label: build(label, stand, options).decoder  # noqa: E731
         yield Step("identity", label, partial(identity.check, make, target, grid, vanilla))
-        yield Step("exact law", label, partial(_listed, exact.check_decoder, label, scripted))
+        yield Step("exact law", label, partial(_listed, exact.check_decoder, label, scripted, tiny))
         yield Step("G-test", label, partial(_listed, distribution.check_law, label, scripted, effort.distance))
         yield Step("PIT", label, lambda make=make: [distribution.check_pit(make(), target, prompts, effort.tokens)])
 

@@ -64,7 +64,7 @@ def check_law(label: str, make: Callable[[ScriptedTarget], Drafter], distance: f
         if not hasattr(drafter, "propose"):
             raise TypeError("not one of our loop's drafters")
     except Exception:
-        return Check("G-test", label, ELSEWHERE, "needs a real target: held to identity and PIT")
+        return Check("G-test", label, ELSEWHERE, "cannot stand on a script: exact law on tiny, and PIT")
     p, draws = law_p(target, drafter, distance)
     return Check.of("G-test", label, p >= ALPHA, f"p {p:.2g}, {draws} draws: TV {distance:g} seen", f"p {ALPHA:.0e}")
 
@@ -89,7 +89,7 @@ class Transformed(NamedTuple):
 def check_pit(method: Method, target: TransformersTarget, prompts: Sequence[list[int]], tokens: int) -> Check:
     """PIT of one decoder at T = 0.7, top-p 0.9: Kolmogorov-Smirnov a stratum, and the far tail of all."""
     found = pit(method, target, prompts, tokens)
-    strata = {offset: [x.u for x in found if x.offset == offset] for offset in sorted({x.offset for x in found})}
+    strata = stratified(found)
     tested = {offset: us for offset, us in strata.items() if len(us) >= FEWEST}
     if not tested:
         return Check("PIT", method.label, VACUOUS, f"{len(found)} tokens are too few for any offset")
@@ -101,6 +101,17 @@ def check_pit(method: Method, target: TransformersTarget, prompts: Sequence[list
     counts = "/".join(str(len(us)) for us in strata.values())
     figure = f"p {least[where]:.2g} at {where} of {counts} tokens by offset; shifts of {shift_seen(fewest):.2f} seen"
     return Check.of("PIT", method.label, least[where] >= ALPHA, figure, f"p {ALPHA:.0e}")
+
+
+def stratified(found: Sequence[Transformed]) -> dict[int, list[float]]:
+    """u by offset; offsets too deep to have enough of their own count with the next shallower one."""
+    strata: dict[int, list[float]] = {}
+    pending: list[float] = []
+    for offset in sorted({x.offset for x in found}, reverse=True):
+        pending += [x.u for x in found if x.offset == offset]
+        if len(pending) >= FEWEST or offset == 0:
+            strata[offset], pending = pending, []
+    return dict(sorted(strata.items()))
 
 
 def pit(method: Method, target: TransformersTarget, prompts: Sequence[list[int]], tokens: int) -> list[Transformed]:

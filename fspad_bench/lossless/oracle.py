@@ -16,6 +16,7 @@ from torch import Tensor
 from fspad_bench.sampling import Sampler
 
 Law = dict[tuple[int, ...], float]
+MOST = 200_000
 
 
 class Decision(NamedTuple):
@@ -36,6 +37,10 @@ class Oracle:
     def next(self, logits: Tensor, position: int) -> int:
         return self.draw(self.sampler.law(logits))
 
+    def noise(self, position: int, tokens: Tensor) -> Tensor:
+        """None: what it makes of a tree cannot matter where the answer is the target's."""
+        return torch.zeros(tokens.shape, device=tokens.device)
+
     def law(self, logits: Tensor) -> Tensor:
         return self.sampler.law(logits)
 
@@ -47,6 +52,8 @@ class Oracle:
         possible = [i for i, weight in enumerate(weights) if weight > 0]
         at = len(self.decisions)
         chosen = self.forced[at] if at < len(self.forced) else possible[0]
+        if chosen not in possible:
+            raise RuntimeError("the same decisions led elsewhere: draw with context.sampler.dice, keep no state")
         self.decisions.append(Decision(chosen, weights[chosen], [i for i in possible if i != chosen]))
         return chosen
 
@@ -55,12 +62,18 @@ class Oracle:
         return self.draw(torch.tensor([a, 1 - a], dtype=torch.float64)) == 0
 
 
+class TooMany(Exception):
+    """There are more ways to go than anybody would wait for."""
+
+
 def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Law:
-    """output -> probability, over every way in which `play` can go."""
-    law: Law = {}
+    """output -> probability, over every way in which `play` can go. Raises TooMany beyond `MOST` of them."""
+    law, played = {}, 0
     waiting: list[list[int]] = [[]]
     while waiting:
-        forced = waiting.pop()
+        forced, played = waiting.pop(), played + 1
+        if played > MOST:
+            raise TooMany(f"more than {MOST:,} ways to go")
         oracle = Oracle(sampler, forced)
         output, weight = play(oracle), 1.0
         for decision in oracle.decisions:

@@ -77,7 +77,8 @@ def check_greedy(target: TransformersTarget, prompts: list[list[int]], tokens: i
     for prompt in prompts:
         made = generate(target, Vanilla(target), Sampler(), prompt, Limit(tokens, target.stop_ids)).tokens
         ids = torch.tensor([prompt], device=target.device)
-        theirs = model.generate(ids, do_sample=False, max_new_tokens=tokens, attention_mask=torch.ones_like(ids))
+        plain = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": tokens}
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), **plain)
         equal += made == theirs[0, len(prompt) :].tolist()
     figure = f"{equal} of {len(prompts)} texts of {tokens} tokens equal"
     return Check.of("greedy is generate", "vanilla", equal == len(prompts), figure, "all")

@@ -29,7 +29,6 @@ class Sights:
     budgets: Counter[int] = field(default_factory=Counter)
     deepest: int = 0
     draws: list[float] = field(default_factory=list)
-    impossible: int = 0
     branching: bool = False
     moved: bool = False
     stopped_inside: bool = False
@@ -72,7 +71,6 @@ class Witness:
         dice = Dice(DRAWS, len(self.sights.draws))
         for node in range(len(tree)):
             for child, q in drawn(tree, node, tree.q[node]):
-                self.sights.impossible += not q[tree.tokens[child]] > 0
                 self.sights.draws.append(transform(q, tree.tokens[child], dice))
 
     def observe(self, step: Step) -> None:

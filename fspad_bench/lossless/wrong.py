@@ -22,7 +22,10 @@ from fspad_bench.lossless.scripted import ScriptedDrafter
 
 @dataclass(frozen=True)
 class WrongRule:
-    """`right` is replaced by `wrong` in the source of `function`; `rule` and `way` say which drafting it concerns."""
+    """`right` is replaced by `wrong` in the source of `function`; `rule` and `way` say which drafting it concerns.
+
+    `raises` is set where the code itself refuses what the wrong line makes: that is what its checks then meet.
+    """
 
     name: str
     function: Callable
@@ -32,6 +35,7 @@ class WrongRule:
     blind: tuple[str, ...]
     rule: str = "match"
     way: str = "ranked"
+    raises: type[Exception] | None = None
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -96,7 +100,7 @@ WRONG_RULES = [
         way="drawn",
     ),
     WrongRule(
-        "draws with replacement",  # a tree refuses two siblings of one token, so this cannot even be said
+        "draws with replacement",
         ScriptedDrafter._choices,
         "q = without(q, found[-1])",
         "q = law",
@@ -104,6 +108,7 @@ WRONG_RULES = [
         blind=("exact law greedy",),
         rule="rejection",
         way="drawn",
+        raises=ValueError,  # a tree has no two siblings of one token
     ),
     WrongRule(
         "one fixed q, draws without replacement",
@@ -148,6 +153,17 @@ WRONG_RULES = [
         blind=("identity T=1",),
         rule="rejection",
         way="drawn, own vocabulary",
+        raises=ValueError,  # a child that its law could not have drawn
+    ),
+    WrongRule(
+        "draft and verification share their dice",
+        sampling.Sampler.dice,
+        "{purpose}",
+        "shared",
+        caught=("G-test",),
+        blind=("exact law T=1", "identity T=1"),
+        rule="rejection",
+        way="drawn",
     ),
     WrongRule(
         "noise that can be infinite",

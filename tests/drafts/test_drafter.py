@@ -145,7 +145,7 @@ WRONG = [
     ({"top_k": 0}, "out of range"),
     ({"verify": "reject"}, "unknown verification 'reject'"),
     ({"drafting": "guess"}, "unknown drafting 'guess'"),
-    ({"verify": "rejection", "drafting": "coupled"}, "not exact for coupled drafts"),
+    ({"verify": "rejection", "drafting": "coupled"}, "makes no use of coupled drafts"),
 ]
 
 

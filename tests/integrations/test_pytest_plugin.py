@@ -16,7 +16,6 @@ class Lossy(Echo):
     def verify(self, tree, logits, sampler, position):
         path, bonus = match(tree, logits, sampler, position)
         return Accepted(path, bonus if len(path) == 1 else (bonus + 1) % 97)
-Lossy.verify.__name__ = "match"
 """
 
 

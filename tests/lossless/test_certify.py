@@ -26,9 +26,6 @@ class Hasty(PromptLookup):
         return Accepted(path, bonus)
 
 
-Hasty.verify.__name__ = "match"
-
-
 class Broken:
     def __init__(self, target):
         pass
@@ -66,7 +63,7 @@ def test_a_lossy_decoder_is_not(quick, capsys):
     found = json.loads(out)
     failed = {check["name"] for check in found["checks"] if check["verdict"] == "FAIL"}
     assert (code, found["certified"]) == (1, False)
-    assert {"identity", "exact law"} <= failed
+    assert failed == {"exact law"}  # a rule of its own: identity is asked of its greedy texts only
     assert {check["subject"] for check in found["checks"] if check["verdict"] == "FAIL"} == {f"{ME}:Hasty"}
 
 
@@ -91,7 +88,7 @@ def test_options_reach_the_decoder(quick, capsys):
     [
         (["--decoder", "fspda"], "unknown decoder 'fspda'"),
         (["--decoder", "fspad", "-D", "fspad.verify=rejekt"], "unknown verification 'rejekt'"),
-        (["--decoder", "fspad", "-D", "fspad.verify=rejection", "-D", "fspad.drafting=coupled"], "is not exact"),
+        (["--decoder", "fspad@rejection", "-D", "fspad.drafting=coupled"], "makes no use of coupled"),
         (["--decoder", "fspad", "-D", "fspad.drafting=random"], "unknown drafting 'random'"),
         (["--decoder", "fspad", "-D", "eagle.depth=3"], "no decoder 'eagle'"),
         (["--decoder", "vanilla", "--target", "smollm3"], "smollm3"),

@@ -2,13 +2,14 @@
 
 import pytest
 
+from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.lossless import exact
 from fspad_bench.lossless.oracle import distance
 from fspad_bench.lossless.scripted import ScriptedTarget
 from fspad_bench.sampling import Sampler
-from fspad_bench.verification import RULES
+from fspad_bench.verification import RULES, Accepted, match
 
 
 def test_the_reference_is_a_law():
@@ -39,17 +40,47 @@ def test_a_drafter_that_is_verified_at_another_temperature_is_far_off():
     assert distance(law, exact.product_law(ScriptedTarget(3), exact.LAWS["T=1"], exact.LENGTH)) > 0.05
 
 
-def test_decoders_that_can_stand_on_a_script_do():
-    assert exact.check_decoder("prompt_lookup", PromptLookup).verdict == "PASS"
-    assert exact.check_decoder("vanilla", Vanilla).verdict == "PASS"
+def test_decoders_that_can_stand_on_a_script_do(tiny):
+    for name, made in (("prompt_lookup", PromptLookup), ("vanilla", Vanilla)):
+        found = exact.check_decoder(name, made, tiny)
+        assert (found.verdict, "over 5 laws" in found.figure) == ("PASS", True)
 
 
-def test_those_that_cannot_are_held_to_something_else():
-    def needs_weights(target):
-        return target.model.weight
+@pytest.mark.parametrize("options", [{}, {"verify": "rejection"}, {"verify": "traversal", "depth": 3}])
+def test_those_that_cannot_stand_on_tiny(options, tiny):
+    found = exact.check_decoder("fspad", lambda target: Fspad(target, **options), tiny)
+    assert found.verdict == "PASS", found
+    assert "on tiny" in found.figure
 
-    assert exact.check_decoder("eagle", needs_weights).verdict == "-"
+
+def test_a_rule_of_its_own_that_is_lossy_is_seen_wherever_it_stands(tiny):
+    class Hasty(Fspad):
+        def verify(self, tree, logits, sampler, position):
+            path, bonus = match(tree, logits, sampler, position)
+            for child in tree.offspring[path[-1]]:
+                if sampler.law(logits[path[-1]])[tree.tokens[child]] > 0.2:
+                    return Accepted([*path, child], sampler.next(logits[child], position + len(path)))
+            return Accepted(path, bonus)
+
+        def __setattr__(self, name, value):
+            if name != "verify":
+                super().__setattr__(name, value)
+
+    assert exact.check_decoder("hasty", Hasty, tiny).verdict == "FAIL"
 
 
-def test_a_drafter_that_is_never_tested_is_vacuous():
-    assert exact.check_decoder("silent", Vanilla).verdict == "VACUOUS"
+def test_a_foreign_engine_has_nothing_to_explore(tiny):
+    class Engine:
+        def __init__(self, target):
+            self.generate = None
+
+    assert exact.check_decoder("engine", Engine, tiny).verdict == "-"
+
+
+def test_what_would_take_for_ever_is_left_to_other_checks(tiny, monkeypatch):
+    monkeypatch.setitem(exact.explore.__globals__, "MOST", 5)
+    assert exact.check_decoder("prompt_lookup", PromptLookup, tiny).verdict == "-"
+
+
+def test_a_drafter_that_is_never_tested_is_vacuous(tiny):
+    assert exact.check_decoder("silent", Vanilla, tiny).verdict == "VACUOUS"

@@ -58,8 +58,10 @@ def test_every_pair_of_levels_meets():
         assert {(place[a], place[b]) for place in identity.PAIRWISE} == set(product(range(5), repeat=2))
 
 
-def test_the_thorough_grid_has_every_level(tiny):
+def test_the_thorough_grid_has_every_pair_of_levels(tiny):
     assert len({cell.name for cell in identity.cells(tiny, thorough=True)}) == 625
+    for a, b in combinations(range(6), 2):
+        assert {(place[a], place[b]) for place in identity.THOROUGH} == set(product(range(5), repeat=2))
 
 
 class Off(PromptLookup):
@@ -71,7 +73,6 @@ class Off(PromptLookup):
 
 
 def test_a_single_other_token_is_seen(tiny, grid, vanilla):
-    Off.verify.__name__ = "match"
     found = identity.check(lambda: Method("off", Off(tiny), {}), tiny, grid, vanilla)
     assert verdicts(found)["identity"] == "FAIL"
 
@@ -117,6 +118,7 @@ def test_a_foreign_engine_is_held_to_its_greedy_outputs(tiny, grid, vanilla):
     found = identity.check(lambda: Method("foreign", Foreign(), {}), tiny, grid, vanilla)
     assert verdicts(found) == {"identity": "PASS", "non-vacuity": "-"}
     assert "20 of 20" in found[0].figure
+    assert "greedy" not in found[0].figure
 
 
 def test_own_stops_are_taken_from_what_was_accepted(tiny, grid):
@@ -152,7 +154,7 @@ def test_children_come_from_the_law_they_claim(name, tiny, grid, vanilla):
     assert verdicts(found)["draws"] == "PASS"
 
 
-@pytest.mark.parametrize("spoil", [lambda q: q.roll(1, dims=1), lambda q: (q + 0.01) / (q + 0.01).sum(1, keepdim=True)])
+@pytest.mark.parametrize("spoil", [lambda q: (q + 0.01) / (q + 0.01).sum(1, keepdim=True), lambda q: q.sqrt()])
 def test_children_from_another_law_are_seen(spoil, tiny, grid, vanilla):
     made = build("fspad", tiny, {"fspad": {"verify": "rejection"}}).decoder
     real = made.propose
@@ -164,3 +166,16 @@ def test_children_from_another_law_are_seen(spoil, tiny, grid, vanilla):
     made.propose = propose
     found = identity.check(lambda: Method("spoiled", made, {}), tiny, grid, vanilla)
     assert verdicts(found)["draws"] == "FAIL"
+
+
+def test_children_that_could_not_be_drawn_are_refused(tiny, grid, vanilla):
+    made = build("fspad", tiny, {"fspad": {"verify": "rejection"}}).decoder
+    real = made.propose
+
+    def propose(context, budget):
+        tree = real(context, budget)
+        return tree if tree.q is None else Tree(tree.tokens, tree.parents, tree.q.roll(1, dims=1))
+
+    made.propose = propose
+    with pytest.raises(ValueError, match="was drawn from a law that gives it 0"):
+        identity.check(lambda: Method("spoiled", made, {}), tiny, grid, vanilla)
