@@ -334,6 +334,25 @@ def test_the_empirical_law_of_next(sampler, draws):
     assert abs(chi_square_z(pairs[expected > 0], expected[expected > 0])) < Z
 
 
+def test_dice_are_uniform_and_their_rolls_independent():
+    dice = Sampler(seed=11, stream="dice").dice(40, "draft")
+    u = torch.tensor([dice.uniform() for _ in range(20_000)], dtype=torch.float64)
+    assert 0 < u.min() < u.max() < 1
+    cell = (u * 10).long()
+    assert abs(chi_square_z(torch.bincount(cell, minlength=10).double(), 2000.0)) < Z
+    assert abs(chi_square_z(torch.bincount(cell[:-1] * 10 + cell[1:], minlength=100).double(), 199.99)) < Z
+
+
+def test_dice_share_nothing_across_purposes_positions_seeds_and_streams():
+    def rolls(position=5, purpose="draft", seed=0, stream=""):
+        dice = Sampler(1.0, seed=seed, stream=stream).dice(position, purpose)
+        return [dice.uniform() for _ in range(8)]
+
+    others = [rolls(position=6), rolls(purpose="verify"), rolls(seed=1), rolls(stream="x")]
+    assert rolls() == rolls()
+    assert len({roll for found in [rolls(), *others] for roll in found}) == 5 * 8
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("lag", [1, 2, 64])
 def test_hundred_million_draws(lag):

@@ -16,7 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 from fspad_bench.lossless import distribution, exact, identity, proofs, trials
-from fspad_bench.lossless.report import DECODERS, FAIL, Check, Part
+from fspad_bench.lossless.report import DECODERS, FAIL, WRONG, Check, Part
 from fspad_bench.lossless.wrong import WRONG_RULES
 from fspad_bench.method import build, check_options
 from fspad_bench.progress import Progress
@@ -65,7 +65,7 @@ def certify(
         "foundations": list(_foundations(target, effort)),
         "rules": list(_rules(effort)),
         DECODERS: list(decoder_steps(labels, options, target, tiny, effort)),
-        "wrong rules": list(_wrong(tiny, effort)),
+        WRONG: list(_wrong(tiny, effort)),
     }
     with Progress("checks", sum(map(len, plan.values()))) as progress:
         return [Part(title, [c for step in steps for c in _run(step, progress)]) for title, steps in plan.items()]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-DECODERS = "decoders"
+DECODERS, WRONG = "decoders", "wrong rules"
 PASS, FAIL, VACUOUS, ELSEWHERE = "PASS", "FAIL", "VACUOUS", "-"
 
 

@@ -7,6 +7,7 @@ from fspad_bench.decoders.eagle import Eagle
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
+from fspad_bench.drafts.rows import DraftRows
 from fspad_bench.errors import BenchError
 from fspad_bench.sampling import Sampler
 
@@ -62,11 +63,16 @@ def brute_force(drafter, target, tokens, features, depth, sampler):
     return {path for path, _ in sorted(pool, key=lambda found: -found[1])[: drafter.nodes - 1]}
 
 
-def paths(tree):
+def tracked(tree):
+    """The drafted tokens that lead to each node."""
     found = {0: ()}
     for node in range(1, len(tree)):
         found[node] = (*found[tree.parents[node]], tree.tokens[node])
-    return set(found.values()) - {()}
+    return found
+
+
+def paths(tree):
+    return set(tracked(tree).values()) - {()}
 
 
 def run(tiny, heads, name, sampler=GREEDY, **options):
@@ -86,6 +92,27 @@ def test_trees_equal_brute_force(tiny, heads, name, temperature):
     with torch.inference_mode():
         for tokens, features, tree, budget in witness.trees:
             assert paths(tree) == brute_force(drafter, tiny, tokens, features, min(4, budget), sampler), len(tokens)
+
+
+def test_trees_survive_a_cache_that_grows_in_their_midst(tiny, heads, monkeypatch):
+    monkeypatch.setattr(DraftRows, "SPARE", 1)
+    drafter, witness = run(tiny, heads, "fspad", nodes=12, depth=4, top_k=3)
+    with torch.inference_mode():
+        for tokens, features, tree, budget in witness.trees:
+            assert paths(tree) == brute_force(drafter, tiny, tokens, features, min(4, budget), GREEDY), len(tokens)
+
+
+@pytest.mark.parametrize("spare", [1, 1024])
+def test_drawn_nodes_carry_the_laws_of_their_own_paths(tiny, heads, monkeypatch, spare):
+    monkeypatch.setattr(DraftRows, "SPARE", spare)
+    sampler = Sampler(0.9)
+    drafter, witness = run(tiny, heads, "fspad", sampler, nodes=12, depth=3, top_k=3, drafting="sampled")
+    with torch.inference_mode():
+        for tokens, features, tree, _ in witness.trees:
+            for node, path in tracked(tree).items():
+                if tree.offspring[node]:
+                    law = (log_q(drafter, tiny, tokens, features, path) / sampler.temperature).softmax(-1)
+                    torch.testing.assert_close(tree.q[node][drafter.vocabulary], law.double(), rtol=0, atol=1e-6)
 
 
 def test_ranked_drafts_know_nothing_of_the_noise(tiny, heads):

@@ -46,7 +46,10 @@ def test_decoders_that_can_stand_on_a_script_do(tiny):
         assert (found.verdict, "over 5 laws" in found.figure) == ("PASS", True)
 
 
-@pytest.mark.parametrize("options", [{}, {"verify": "rejection"}, {"verify": "traversal", "depth": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"verify": "rejection"}, pytest.param({"verify": "traversal", "depth": 3}, marks=pytest.mark.nightly)],
+)
 def test_those_that_cannot_stand_on_tiny(options, tiny):
     found = exact.check_decoder("fspad", lambda target: Fspad(target, **options), tiny)
     assert found.verdict == "PASS", found

@@ -9,6 +9,7 @@ from fspad_bench.decoding import Generation, Limit, generate
 from fspad_bench.record import Records
 from fspad_bench.runner import Plan, Runner
 from fspad_bench.table import rows
+from fspad_bench.verification import Accepted
 
 ME = "runs"
 LOOKUP = "prompt_lookup"
@@ -24,6 +25,13 @@ class Raises(Vanilla):
     def begin(self, context, scores):
         if self.always or 25 in context.tokens[: context.prompt_length]:
             raise ZeroDivisionError("nine")
+
+
+class Own(Vanilla):
+    """A rule of its own, which cares for no noise: the least likely token that is possible."""
+
+    def verify(self, tree, logits, sampler, position):
+        return Accepted([0], int(logits[0].argmin()))
 
 
 class Headed(Vanilla):

@@ -78,6 +78,12 @@ def test_rows_have_verdict_and_score(data, tmp_path):
     assert not failed(table)
 
 
+def test_a_rule_of_its_own_promises_the_law_when_sampled_and_identity_when_greedy(data, tmp_path):
+    _, found = run(plan_of(data, f"{ME}:Own", temperatures=[0.0, 1.0]), tmp_path)
+    verdicts = {row["temperature"]: row["verdict"] for row in rows(found) if row["decoder"] != "vanilla"}
+    assert verdicts == {0.0: "lossy", 1.0: "law"}
+
+
 def test_vanilla_alone_is_a_run(data, tmp_path):
     _, found = run(plan_of(data), tmp_path)
     assert [row["decoder"] for row in rows(found)] == ["vanilla"]
