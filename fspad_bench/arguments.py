@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(required=True, metavar="VERB")
     _run_parser(verbs)
     _train_parser(verbs)
+    _distill_parser(verbs)
     _certify_parser(verbs)
     check = verbs.add_parser("check", help="hold baselines to their promises: identity, tokens a step")
     check.add_argument("baselines", nargs="*", type=Path, help="YAML files (default: those of this suite)")
@@ -103,7 +104,7 @@ def _train_parser(verbs: Any) -> None:
     train.add_argument(
         "--data",
         required=True,
-        help="a JSONL file of token ids (prompt, response), or self: the target's own conversations",
+        help="a folder of `distill`, a JSONL file of token ids, or self: the target's own conversations, made first",
     )
     train.add_argument(
         "--output", required=True, type=Path, help="the head's folder; an unfinished training there goes on"
@@ -112,7 +113,7 @@ def _train_parser(verbs: Any) -> None:
         "--draft-vocabulary", type=_positive, default=8192, help="tokens the draft can say (default: %(default)s)"
     )
     train.add_argument(
-        "--conversations", type=_positive, default=2000, help="how many, with --data self (default: %(default)s)"
+        "--tokens", type=_count, default=400_000, metavar="N[k|M]", help="how many, with --data self (default: 400k)"
     )
     train.add_argument("--max-length", type=_positive, default=2048)
     train.add_argument("--checkpoint-every", type=float, default=120.0, metavar="SECONDS")
@@ -131,6 +132,30 @@ def _train_parser(verbs: Any) -> None:
     train.set_defaults(verb="train_draft")
 
 
+def _distill_parser(verbs: Any) -> None:
+    distill = verbs.add_parser("distill", help="write a data set of a target's own conversations, for training drafts")
+    distill.add_argument("--target", default="smollm2-135m", help="preset, folder or hub id (default: %(default)s)")
+    distill.add_argument("--output", required=True, type=Path, help="the data set's folder; an unfinished one goes on")
+    distill.add_argument(
+        "--tokens", type=_count, default=1_000_000, metavar="N[k|M]", help="answer tokens to make (default: 1M)"
+    )
+    distill.add_argument(
+        "--of", metavar="DATA", help="take given conversations instead: ShareGPT JSON, JSONL, hub:OWNER/NAME@COMMIT"
+    )
+    distill.add_argument("--regenerate", action="store_true", help="with --of: the target answers in place of theirs")
+    distill.add_argument(
+        "--against", action="append", default=[], metavar="SOURCE",
+        help="prompts for the overlap report, beside the bundled ones: hub, or spec-bench=FILE",
+    )  # fmt: skip
+    distill.add_argument("--rows", type=_positive, default=64, help="conversations at once (default: %(default)s)")
+    distill.add_argument("--shard", type=_positive, default=256, help="conversations a file (default: %(default)s)")
+    distill.add_argument("--seed", type=int, default=0)
+    distill.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
+    distill.add_argument("--device", default="auto", help="default: a GPU where there is one")
+    distill.add_argument("--threads", type=_threads)
+    distill.set_defaults(verb="distill_data")
+
+
 def _certify_parser(verbs: Any) -> None:
     certify = verbs.add_parser("certify", help="prove that decoders are lossless: a table of checks")
     certify.add_argument("--decoder", required=True, help="names, name@preset or module:Class, comma-separated, or all")
@@ -146,6 +171,18 @@ def _certify_parser(verbs: Any) -> None:
 
 def _format(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--format", choices=["text", "markdown", "csv", "json"], default="text")
+
+
+def _count(text: str) -> int:
+    """A number with k or M behind it: 250k, 1.5M."""
+    factor = {"k": 1e3, "m": 1e6}.get(text[-1:].lower(), 1)
+    try:
+        value = round(float(text if factor == 1 else text[:-1]) * factor)
+    except (ValueError, OverflowError):
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"not a count: {text}")
+    return value
 
 
 def _limit(text: str) -> int | None:

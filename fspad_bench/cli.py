@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"hint:  {error.hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; the same `run` or `train` goes on where it stopped", file=sys.stderr)
+        print("\ninterrupted; the same `run`, `train` or `distill` goes on where it stopped", file=sys.stderr)
         return 130
 
 
@@ -80,24 +80,18 @@ def _print_table(paths: list[Path], style: str) -> int:
 
 
 def train_draft(arguments: argparse.Namespace) -> int:
-    import torch
 
-    from fspad_bench.drafts.distil import distil
+    from fspad_bench.distill.writer import distill_free
     from fspad_bench.drafts.job import check_decoder, train_head
     from fspad_bench.drafts.train import Recipe
-    from fspad_bench.target import TransformersTarget
 
     _quiet()
     check_decoder(arguments.decoder)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
-    dtype = arguments.dtype or ("float64" if arguments.target == "tiny" else "bfloat16")
     recipe = Recipe(**{name: getattr(arguments, name) for name in Recipe.__dataclass_fields__ if name != "clip"})
-    target = TransformersTarget.load(arguments.target, device=device, dtype=dtype)
+    target = _training_target(arguments)
     data = Path(arguments.data)
     if arguments.data == "self":
-        data = distil(target, arguments.output / "conversations.jsonl", arguments.conversations, seed=arguments.seed)
+        data = distill_free(target, arguments.output / "data", tokens=arguments.tokens, seed=arguments.seed)
     head = train_head(
         target,
         arguments.decoder,
@@ -111,6 +105,42 @@ def train_draft(arguments: argparse.Namespace) -> int:
     for name, value in head.facts["held_out"].items():
         print(f"{name}: {value:.4f}")
     return 0
+
+
+def distill_data(arguments: argparse.Namespace) -> int:
+    from fspad_bench.distill import overlap
+    from fspad_bench.distill.given import read_given
+    from fspad_bench.distill.writer import distill_free, distill_given
+
+    _quiet()
+    if arguments.regenerate and not arguments.of:
+        raise BenchError("--regenerate needs conversations to regenerate", "give them by --of")
+    given = read_given(arguments.of) if arguments.of else None
+    prompts = overlap.task_prompts(["bundled", *arguments.against])
+    target = _training_target(arguments)
+    making = {"seed": arguments.seed, "rows": arguments.rows, "shard": arguments.shard}
+    if given is None:
+        folder = distill_free(target, arguments.output, tokens=arguments.tokens, **making)
+    else:
+        folder = distill_given(target, arguments.output, given, regenerate=arguments.regenerate, **making)
+        if given.left_out:
+            print(f"left out {len(given.left_out)} rows, the first {given.left_out[0]}", file=sys.stderr)
+    found = overlap.report(folder, target.tokenizer, prompts)
+    print("\n".join(overlap.summary(found)))
+    return 0
+
+
+def _training_target(arguments: argparse.Namespace) -> Any:
+    """The target of `train` and `distill`: on a GPU where there is one, in bfloat16 unless it is the tiny one."""
+    import torch
+
+    from fspad_bench.target import TransformersTarget
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else arguments.device
+    dtype = arguments.dtype or ("float64" if arguments.target == "tiny" else "bfloat16")
+    return TransformersTarget.load(arguments.target, device=device, dtype=dtype)
 
 
 def certify_decoders(arguments: argparse.Namespace) -> int:
@@ -246,5 +276,5 @@ def read_options(given: list[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-_ALL = (run_plan, show_table, train_draft, certify_decoders, check_promises, list_names, fetch_target)
+_ALL = (run_plan, show_table, train_draft, distill_data, certify_decoders, check_promises, list_names, fetch_target)
 VERBS = {verb.__name__: verb for verb in _ALL}

@@ -9,7 +9,7 @@ which loading checks again on the model at hand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from fspad_bench import linear
-from fspad_bench.attention import attend_tree
-from fspad_bench.cache import TreeCache
 
 NAME = "lean"
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
 SPARE = 1024
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, query `[H, N, D]`, new keys and values `[H_kv, N, D]`) -> what each row sees, `[H, N, D]`."""
 
 
 class Stacked(NamedTuple):
@@ -47,7 +47,7 @@ class Layer(NamedTuple):
 
 
 class LeanForward:
-    """tokens `[N]` at positions `[N]` behind the cache's rows -> features `[N, d]`, after the final norm."""
+    """tokens `[N]` -> features `[N, d]`, after the final norm. What the rows attend to is the caller's business."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         base, config = model.base_model, model.config
@@ -68,38 +68,43 @@ class LeanForward:
         together = len({(p.device, p.dtype) for p in base.parameters()}) == 1
         return model.config.model_type in TYPES and plain and together and activation == "silu"
 
-    def __call__(
-        self, tokens: Sequence[int], positions: Sequence[int], cache: TreeCache, mask: Tensor | None
-    ) -> Tensor:
-        device, eps, product = self.embedding.device, self.eps, self.product
-        x = F.embedding(torch.tensor(tokens, device=device), self.embedding)
-        cos, sin = self._rope(positions)
-        rows = len(tokens)
-        for layer, held in zip(self.layers, cache.layers, strict=True):
+    def __call__(self, tokens: Tensor, rope: Tensor, attend: Attend) -> Tensor:
+        """`rope` is that of the tokens' positions."""
+        eps, product, rows = self.eps, self.product, len(tokens)
+        x = F.embedding(tokens, self.embedding)
+        cos, sin = rope
+        for number, layer in enumerate(self.layers):
             n = _norm(x, layer.norm, eps)
             qkv = product(n, *layer.qkv).reshape(rows, -1, self.head_dim).transpose(0, 1)
             q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads])
             if layer.q_norm is not None:
                 q, k = _norm(q, layer.q_norm, eps), _norm(k, layer.k_norm, eps)
-            keys, values = held.update(_rotated(k, cos, sin)[None], v[None])
-            seen = attend_tree(_rotated(q, cos, sin)[None], keys, values, mask)
-            x = x + product(seen[0].transpose(0, 1).reshape(rows, -1), *layer.out)
+            seen = attend(number, _rotated(q, cos, sin), _rotated(k, cos, sin), v)
+            x = x + product(seen.transpose(0, 1).reshape(rows, -1), *layer.out)
             n = _norm(x, layer.norm_after, eps)
             gate, up = product(n, *layer.gate_up).chunk(2, dim=-1)
             x = x + product(F.silu(gate) * up, *layer.down)
         return _norm(x, self.final_norm, eps)
 
-    def _rope(self, positions: Sequence[int]) -> Tensor:
+    def rope(self, positions: Sequence[int]) -> Tensor:
         """Cosines, and sines with the sign of their half, of these positions: `[2, N, D]`."""
         last = max(positions)
-        if last >= self.table.shape[1]:
-            every = torch.arange(last + SPARE, device=self.embedding.device)[None]
+        if len(positions) == last - positions[0] + 1:
+            return self._table(last + 1)[:, positions[0] : last + 1]
+        return self.rope_at(torch.tensor(positions, device=self.embedding.device), last + 1)
+
+    def rope_at(self, positions: Tensor, end: int) -> Tensor:
+        """The same for positions `[N]` on the device, all below `end`."""
+        return self._table(end)[:, positions]
+
+    def _table(self, end: int) -> Tensor:
+        """Of every position below `end`, and some more."""
+        if end > self.table.shape[1]:
+            every = torch.arange(end + SPARE, device=self.embedding.device)[None]
             cos, sin = self.rotary(self.embedding[:1], every)
             sin[..., : self.head_dim // 2].neg_()
             self.table = torch.cat([cos, sin])
-        if len(positions) == last - positions[0] + 1:
-            return self.table[:, positions[0] : last + 1]
-        return self.table[:, torch.tensor(positions, device=self.table.device)]
+        return self.table
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

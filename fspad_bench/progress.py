@@ -36,7 +36,7 @@ class Progress:
     def _show(self, note: str) -> None:
         self.shown = time.monotonic()
         done = self.count - self.first
-        left = (self.total - self.count) * (self.shown - self.began) / done if done else 0
+        left = max(0, self.total - self.count) * (self.shown - self.began) / done if done else 0
         text = f"{self.title} {self.count}/{self.total}"
         text += f", {_clock(left)} left" if left else ""
         text += f"  {note}" if note else ""

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from fspad_bench import attention, forward, linear
 from fspad_bench.cache import TreeCache
 from fspad_bench.errors import BenchError
-from fspad_bench.forward import LeanForward
+from fspad_bench.forward import Attend, LeanForward
 from fspad_bench.presets import Checkpoint, resolve
 from fspad_bench.tree import Tree
 
@@ -133,10 +133,11 @@ class TransformersTarget:
     def _forward(self, tokens: Sequence[int], positions: Sequence[int], mask: Tensor | None) -> Tensor:
         """tokens `[N]` behind the committed rows -> features `[N, d]`."""
         self.forwards += 1
+        ids = torch.tensor(tokens, device=self.device)
         if self.lean:
-            return self.lean(tokens, positions, self.cache, mask)
+            return self.lean(ids, self.lean.rope(positions), attend_cached(self.cache, mask))
         out = self.model.base_model(
-            input_ids=torch.tensor([tokens], device=self.device),
+            input_ids=ids[None],
             position_ids=torch.tensor([positions], device=self.device),
             past_key_values=self.cache,
             use_cache=True,
@@ -156,12 +157,23 @@ class TransformersTarget:
                 "models that scale or cap their logits are not supported",
             )
         if self.lean:
-            ours = self.lean(ids[0].tolist(), range(4), TreeCache(self.config.num_hidden_layers, 4), None)
+            cache = TreeCache(self.config.num_hidden_layers, 4)
+            ours = self.lean(ids[0], self.lean.rope(range(4)), attend_cached(cache, None))
             gap = (ours.float() - features[0].float()).abs().max() / features.float().abs().max()
             if not gap <= LEAN_GAP[self.dtype]:
                 raise BenchError(
                     f"{self.name}: its layers are not those of a plain {self.config.model_type} (gap {gap:.2g})"
                 )
+
+
+def attend_cached(cache: TreeCache, mask: Tensor | None) -> Attend:
+    """New rows go behind the cache's and see all of it, or as `mask` says."""
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = cache.layers[layer].update(key[None], value[None])
+        return attention.attend_tree(query[None], keys, values, mask)[0]
+
+    return attend
 
 
 def load(checkpoint: Checkpoint, device: str, dtype: str | None) -> TransformersTarget:

@@ -10,6 +10,7 @@ from fspad_bench import linear
 from fspad_bench.attention import mask_of
 from fspad_bench.cache import TreeCache
 from fspad_bench.forward import LeanForward
+from fspad_bench.target import attend_cached
 from fspad_bench.tiny import tiny_model
 
 BOUND = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.15}
@@ -25,13 +26,14 @@ def lean(model, prompt, tree=None):
     """Features of the prompt, then of a tree behind it."""
     forward, cache = LeanForward(model), TreeCache(model.config.num_hidden_layers, 256)
     with torch.inference_mode():
-        first = forward(prompt, range(len(prompt)), cache, None)
+        first = forward(torch.tensor(prompt), forward.rope(range(len(prompt))), attend_cached(cache, None))
         if tree is None:
             return first
         groups = model.config.num_attention_heads // model.config.num_key_value_heads
         dtype = model.get_input_embeddings().weight.dtype
         mask = mask_of(tree, len(prompt), groups, dtype=dtype, device=torch.device("cpu"))
-        return forward(tree.tokens, [len(prompt) + depth for depth in tree.depths], cache, mask)
+        rope = forward.rope([len(prompt) + depth for depth in tree.depths])
+        return forward(torch.tensor(tree.tokens), rope, attend_cached(cache, mask))
 
 
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
@@ -75,7 +77,7 @@ def test_the_rotary_table_grows_where_a_sequence_outgrows_it():
     with torch.inference_mode():
         for position in far:
             cache.clear()
-            table = forward._rope([position])
+            table = forward.rope([position])
             cos, sin = model.base_model.rotary_emb(model.lm_head.weight, torch.tensor([[position]]))
             torch.testing.assert_close(table[0], cos[0], rtol=0, atol=0)
             torch.testing.assert_close(table[1].abs(), sin[0].abs(), rtol=0, atol=0)

@@ -11,6 +11,8 @@ LAYERS = {
     "core": ["tree", "sampling", "kernels"],
     "engine": [
         "attention",
+        "batch",
+        "chat",
         "forward",
         "linear",
         "cache",
@@ -22,7 +24,7 @@ LAYERS = {
         "decoding",
     ],
     "methods": ["decoders", "drafts"],
-    "work": ["task", "scoring", "method", "promise", "runner", "lossless"],
+    "work": ["task", "scoring", "method", "promise", "runner", "lossless", "distill"],
     "doors": ["arguments", "cli", "integrations", "__main__"],
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}

@@ -1,7 +1,8 @@
 """Training data of a draft: conversations as token ids, and the target's features of them, computed once.
 
-A conversation is `{"prompt": [ids], "response": [ids]}`, one a line. Row i of a sequence pairs (f_i, t_{i+1}) and
-learns f_{i+1} and the law of t_{i+2}; supervised are the rows whose predicted token belongs to the response. The
+A conversation is `{"tokens": [ids], "answers": [[start, end], ...]}`, one a line, as `distill` writes it, or
+`{"prompt": [ids], "response": [ids]}`. Row i of a sequence pairs (f_i, t_{i+1}) and learns f_{i+1} and the law of
+t_{i+2}; supervised are the rows whose predicted token stands in an answer behind its first. The
 published code masks by the index of t_i instead, which supervises up to two tokens past each answer; ours is shifted.
 The store is a folder of flat arrays, one entry a token, that training maps into memory; it resumes where it stopped.
 """
@@ -13,6 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,53 +30,84 @@ LAW_ROWS = 64  # keeps the logits of a chunk within the processor's cache
 
 @dataclass(frozen=True)
 class Conversation:
-    """Token ids of a templated prompt, through the assistant's header, and of its answer."""
+    """Token ids of a templated conversation, and the spans `[start, end)` of the assistant's answers."""
 
-    prompt: list[int]
-    response: list[int]
+    tokens: list[int]
+    answers: list[tuple[int, int]]
+
+    def answer_tokens(self) -> int:
+        return sum(end - start for start, end in self.answers)
 
 
-def read_conversations(path: Path, vocab: int, max_length: int) -> list[Conversation]:
-    """Every conversation of a JSONL file, cut at `max_length`. Raises BenchError naming the line that is wrong."""
-    if not path.is_file():
-        raise BenchError(f"no such training data: {path}", 'a JSONL file with "prompt" and "response" token ids')
-    found = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            prompt, response = row["prompt"], row["response"]
-            fits = all(isinstance(t, int) and 0 <= t < vocab for t in (*prompt, *response))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise BenchError(
-                f"{path}:{number}: not a conversation: {error!r}", "prompt and response are token ids"
-            ) from error
-        if not fits:
-            raise BenchError(
-                f"{path}:{number}: a token id outside the target's vocabulary of {vocab}", "another tokenizer?"
-            )
-        response = response[: max_length - len(prompt)]
-        if len(response) >= 2 and prompt:
-            found.append(Conversation(prompt, response))
-    if not found:
-        raise BenchError(f"{path} holds no usable conversation", "an answer needs two tokens or more")
-    return found
+def read_conversations(data: Path, vocab: int, max_length: int) -> list[Conversation]:
+    """Every usable conversation of a JSONL file, or of a folder's shards, cut at `max_length`.
+
+    One whose answers are empty or lie behind the cut is left out. Raises BenchError naming the line that is wrong.
+    """
+    found = [_cut(row, max_length) for path in data_files(data) for row in _rows(path, vocab)]
+    usable = [conversation for conversation in found if conversation.answers]
+    if not usable:
+        raise BenchError(f"{data} holds no usable conversation", "an answer needs two tokens or more, behind a prompt")
+    return usable
+
+
+def data_files(data: Path) -> list[Path]:
+    """The files of training data, in order. Raises BenchError where there are none."""
+    files = sorted(data.glob("shard-*.jsonl")) if data.is_dir() else [data]
+    if not files or not files[0].is_file():
+        raise BenchError(f"no such training data: {data}", "a folder that `distill` wrote, or a JSONL file")
+    return files
+
+
+def _rows(path: Path, vocab: int) -> Iterator[Conversation]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield _conversation(json.loads(line), vocab)
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+                raise BenchError(
+                    f"{path}:{number}: not a conversation: {reason}", "`fspad-bench distill` writes such files"
+                ) from error
+
+
+def _conversation(row: dict[str, Any], vocab: int) -> Conversation:
+    """Raises ValueError, KeyError or TypeError where a row is none."""
+    if "tokens" in row:
+        tokens, answers = row["tokens"], [(start, end) for start, end in row["answers"]]
+    else:
+        tokens = [*row["prompt"], *row["response"]]
+        answers = [(len(row["prompt"]), len(tokens))]
+    if not all(isinstance(token, int) for token in tokens):
+        raise ValueError("token ids are whole numbers")
+    if not all(0 <= token < vocab for token in tokens):
+        raise ValueError(f"a token id outside the target's vocabulary of {vocab}; another tokenizer?")
+    ends = [place for span in answers for place in span]
+    if ends != sorted(ends) or ends[0] < 0 or ends[-1] > len(tokens):
+        raise ValueError(f"answers {row['answers']} do not lie one after the other in {len(tokens)} tokens")
+    return Conversation(tokens, answers)
+
+
+def _cut(conversation: Conversation, length: int) -> Conversation:
+    spans = [(start, min(end, length)) for start, end in conversation.answers]
+    return Conversation(conversation.tokens[:length], [(s, e) for s, e in spans if e - s >= 2 and s])
 
 
 def frequent_tokens(conversations: list[Conversation], size: int, vocab: int) -> Tensor:
     """The `size` most frequent tokens of the answers, ascending ids, `[S]` int64."""
-    counts = torch.bincount(torch.tensor([t for c in conversations for t in c.response]), minlength=vocab)
+    said = torch.tensor([token for c in conversations for start, end in c.answers for token in c.tokens[start:end]])
+    counts = torch.bincount(said, minlength=vocab)
     order = counts.sort(descending=True, stable=True).indices
     return order[: min(size, vocab)].sort().values
 
 
 class FeatureStore:
     """Per token of all sequences: its id, the target's feature, and of the law after it the mass on the draft
-    vocabulary and the first choice. `starts[s]` is where sequence s begins, `answers[s]` the length of its prompt."""
+    vocabulary and the first choice. `starts[s]` is where sequence s begins."""
 
     def __init__(self, folder: Path, conversations: list[Conversation], d: int) -> None:
         self.folder, self.conversations = folder, conversations
-        self.lengths = [len(c.prompt) + len(c.response) for c in conversations]
-        self.answers = [len(c.prompt) for c in conversations]
+        self.lengths = [len(c.tokens) for c in conversations]
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         total = int(self.starts[-1])
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,35 +136,41 @@ class FeatureStore:
                 progress.advance()
 
     def _compute(self, target: TransformersTarget, group: list[int], vocab: Tensor) -> None:
-        ids = pad([self.conversations[s].prompt + self.conversations[s].response for s in group]).to(target.device)
+        ids = pad([self.conversations[s].tokens for s in group]).to(target.device)
         hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         answers = []
         for features, s in zip(hidden, group, strict=True):
             begin, length = int(self.starts[s]), self.lengths[s]
             self.features[begin : begin + length] = bits_of(features[:length])
-            answers.append(features[self.answers[s] : length])
+            answers += [features[start:end] for start, end in self.conversations[s].answers]
         facts = [law_facts(rows, target.lm_head.weight, vocab) for rows in torch.cat(answers).split(LAW_ROWS)]
         mass, choice = (torch.cat(part).cpu().numpy() for part in zip(*facts, strict=True))
-        spans = np.concatenate([np.arange(self.starts[s] + self.answers[s], self.starts[s + 1]) for s in group])
-        self.mass[spans], self.choice[spans] = mass, choice
+        places = self._places(group, 0)
+        self.mass[places], self.choice[places] = mass, choice
 
     def batch(self, group: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Sequences -> ids `[B, L]`, features `[B, L, d]` bfloat16, supervised rows `[B, L]` bool."""
-        ids = pad([self.conversations[s].prompt + self.conversations[s].response for s in group])
+        ids = pad([self.conversations[s].tokens for s in group])
         features = torch.zeros(*ids.shape, self.features.shape[1], dtype=torch.bfloat16)
         rows = torch.zeros(ids.shape, dtype=torch.bool)
         for b, s in enumerate(group):
             begin, length = int(self.starts[s]), self.lengths[s]
             features[b, :length] = from_bits(self.features[begin : begin + length])
-            rows[b, self.answers[s] - 1 : length - 2] = True
+            for start, end in self.conversations[s].answers:
+                rows[b, start - 1 : end - 2] = True
         return ids, features, rows
 
     def facts(self, group: list[int]) -> tuple[Tensor, Tensor]:
         """Mass and first choice (a full-vocabulary id) behind every supervised row of `batch`, `[N]` each."""
-        spans = [(int(self.starts[s]) + self.answers[s], int(self.starts[s]) + self.lengths[s] - 1) for s in group]
-        mass = np.concatenate([self.mass[a:b] for a, b in spans])
-        choice = np.concatenate([self.choice[a:b] for a, b in spans])
-        return torch.from_numpy(mass), torch.from_numpy(choice.astype(np.int64))
+        places = self._places(group, 1)
+        return torch.from_numpy(self.mass[places]), torch.from_numpy(self.choice[places].astype(np.int64))
+
+    def _places(self, group: list[int], short: int) -> np.ndarray:
+        """Where in the flat arrays the group's answer tokens stand, the last `short` of each answer left out."""
+        spans = [
+            (self.starts[s] + a, self.starts[s] + b - short) for s in group for a, b in self.conversations[s].answers
+        ]
+        return np.concatenate([np.arange(start, end) for start, end in spans])
 
 
 def law_facts(features: Tensor, lm_head: Tensor, vocab: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,6 +204,9 @@ def from_bits(x: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x)).view(torch.bfloat16)
 
 
-def data_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def data_hash(data: Path) -> str:
+    """Of a file's bytes, or of a folder's shards in order."""
+    digest = hashlib.sha256()
+    for path in data_files(data):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -69,7 +69,7 @@ def train_head(
         "recipe": asdict(recipe),
         "data_sha256": digest,
         "conversations": len(conversations),
-        "answer_tokens": sum(len(c.response) for c in conversations),
+        "answer_tokens": sum(c.answer_tokens() for c in conversations),
         "command": shlex.join(["fspad-bench", *sys.argv[1:]]),
         "held_out": trainer.evaluate(),
     }

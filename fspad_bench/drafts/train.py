@@ -136,7 +136,7 @@ class Trainer:
         self.network.eval()
         lengths = [self.store.lengths[s] for s in self.test]
         groups = [[self.test[i] for i in group] for group in by_length(lengths, 8192)]
-        weights = [sum(self.store.lengths[s] - self.store.answers[s] - 1 for s in group) for group in groups]
+        weights = [len(self.store.facts(group)[0]) for group in groups]
         found = np.average([[float(x) for x in self._losses(g, noise=0)] for g in groups], axis=0, weights=weights)
         mass, choice = self.store.facts(list(self.test))
         ceiling = (self.index[choice] >= 0).float().mean()

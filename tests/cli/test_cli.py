@@ -97,7 +97,7 @@ def test_ctrl_c_is_130_and_the_same_command_goes_on(arguments, capsys, tmp_path,
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "interrupted; the same `run` or `train` goes on where it stopped"
+    assert err.splitlines()[-1] == "interrupted; the same `run`, `train` or `distill` goes on where it stopped"
     (path,) = (tmp_path / "out").glob("*.jsonl")
     assert len(Records.read(path).samples) == 4
     assert cli.main(argv) == 0

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fspad_bench.drafts.data import FeatureStore, by_length, frequent_tokens, read_conversations
+from fspad_bench.drafts.data import FeatureStore, by_length, data_hash, frequent_tokens, read_conversations
 from fspad_bench.errors import BenchError
 
 
@@ -19,12 +19,12 @@ def store(tiny, conversations, tmp_path):
 
 def test_features_are_the_targets_own(tiny, store):
     conversation = store.conversations[3]
-    ids = conversation.prompt + conversation.response
+    ids, ((start, _),) = conversation.tokens, conversation.answers
     with torch.inference_mode():
         hidden = tiny.model.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
     _, features, rows = store.batch([7, 3])
     torch.testing.assert_close(features[1, : len(ids)].double(), hidden.to(torch.bfloat16).double())
-    first = len(conversation.prompt) - 1  # reads the last prompt feature and the first token of the answer
+    first = start - 1  # reads the last prompt feature and the first token of the answer
     assert rows[1].nonzero().flatten().tolist() == list(range(first, len(ids) - 2))
 
 
@@ -36,6 +36,30 @@ def test_mass_and_choice_stand_behind_the_supervised_rows(tiny, store):
     assert len(mass) == len(choice) == len(laws)
     torch.testing.assert_close(mass.double(), laws[:, :15].sum(-1), rtol=0, atol=0.02)  # features are bfloat16
     assert (choice == laws.argmax(-1)).float().mean() > 0.9
+
+
+def test_every_answer_of_a_conversation_is_supervised_behind_its_first_token(tiny, tmp_path):
+    path = tmp_path / "two.jsonl"
+    path.write_text(json.dumps({"tokens": list(range(20)), "answers": [[4, 8], [13, 19]]}) + "\n")
+    (conversation,) = read_conversations(path, 97, 18)
+    assert conversation.answers == [(4, 8), (13, 18)]
+    store = FeatureStore(tmp_path / "store", [conversation], 64)
+    store.fill(tiny, torch.arange(97))
+    ids, _, rows = store.batch([0])
+    predicted = ids[0, rows[0].nonzero().flatten() + 2].tolist()
+    assert predicted == [5, 6, 7, 14, 15, 16, 17]
+    mass, choice = store.facts([0])
+    assert len(choice) == len(predicted)
+    torch.testing.assert_close(mass, torch.ones(len(predicted)), rtol=0, atol=0.01)
+
+
+def test_a_folder_of_shards_is_one_data_set(conversations, tmp_path):
+    lines = conversations.read_text().splitlines(keepends=True)
+    (tmp_path / "shard-00001.jsonl").write_text("".join(lines[25:]))
+    (tmp_path / "shard-00000.jsonl").write_text("".join(lines[:25]))
+    (tmp_path / "manifest.json").write_text("{}")
+    assert read_conversations(tmp_path, 97, 64) == read_conversations(conversations, 97, 64)
+    assert data_hash(tmp_path) == data_hash(conversations)
 
 
 def test_an_interrupted_store_goes_on(tiny, store, monkeypatch):
@@ -60,7 +84,7 @@ def test_groups_hold_their_budget_and_everything():
 
 def test_frequent_tokens_are_those_said_most(conversations):
     rows = read_conversations(conversations, 97, 64)
-    counts = torch.bincount(torch.tensor([t for c in rows for t in c.response]), minlength=97)
+    counts = torch.bincount(torch.tensor([t for c in rows for s, e in c.answers for t in c.tokens[s:e]]), minlength=97)
     kept = frequent_tokens(rows, 5, 97)
     assert kept.tolist() == sorted(kept.tolist())
     assert counts[kept].min() >= counts[[t for t in range(97) if t not in kept.tolist()]].max()
@@ -70,8 +94,15 @@ def test_frequent_tokens_are_those_said_most(conversations):
     ("line", "says"),
     [
         ("{", ":2: not a conversation"),
-        (json.dumps({"prompt": [1]}), ":2: not a conversation"),
-        (json.dumps({"prompt": [1], "response": [1, 97]}), ":2: a token id outside the target's vocabulary of 97"),
+        (json.dumps({"prompt": [1]}), ":2: not a conversation: it lacks 'response'"),
+        (json.dumps({"tokens": [1, 2, 3]}), ":2: not a conversation: it lacks 'answers'"),
+        (json.dumps({"tokens": [1, 2, 3], "answers": [[1, 4]]}), ":2: not a conversation: answers [[1, 4]] do not lie"),
+        (json.dumps({"tokens": [1, 2, 3], "answers": [[2, 3], [1, 2]]}), ":2: not a conversation: answers"),
+        (json.dumps({"prompt": [1], "response": [1, 2.5]}), ":2: not a conversation: token ids are whole numbers"),
+        (
+            json.dumps({"prompt": [1], "response": [1, 97]}),
+            ":2: not a conversation: a token id outside the target's vocabulary of 97",
+        ),
     ],
 )
 def test_bad_rows_are_named_by_file_and_line(tmp_path, line, says):

@@ -1,0 +1,188 @@
+"""Continuations of many prompts at once, for making data: a batch whose rows refill as answers finish.
+
+Requests are taken shortest first, so the rows in flight are of one length and none widens the attention for all; new
+prompts are prefilled a handful at a time; a finished row's place goes to the last one, so the rows at work are always
+the first, and no product is made for an idle one. Nothing is measured here: the decoders' own loop is `decoding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from fspad_bench.errors import BenchError
+from fspad_bench.target import TransformersTarget
+
+PREFILL_TOKENS = 4096  # of one admission; bounds its memory
+
+
+class Request(NamedTuple):
+    """A prompt, the temperature of its answer (0 is greedy) and the most tokens that it may have."""
+
+    prompt: list[int]
+    temperature: float
+    length: int
+
+
+@dataclass
+class Row:
+    """A request at work: `place` among the answers, what it said so far, and its own uniform variates."""
+
+    place: int
+    request: Request
+    variates: np.ndarray
+    said: list[int] = field(default_factory=list)
+
+    @property
+    def position(self) -> int:
+        """Where the last token said stands."""
+        return len(self.request.prompt) + len(self.said) - 1
+
+
+class Batch:
+    """The KV cache of up to `rows` sequences, `[layers, rows, H_kv, capacity, D]`, and forwards over it."""
+
+    def __init__(self, target: TransformersTarget, rows: int, capacity: int) -> None:
+        if target.lean is None:
+            raise BenchError(f"{target.name} has no lean forward", "a plain Llama, Mistral or Qwen is needed here")
+        self.target, self.lean = target, target.lean
+        shape = (len(self.lean.layers), rows, self.lean.kv_heads, capacity, self.lean.head_dim)
+        # zeros: what a row does not see is weighted by 0, which would not silence a NaN
+        self.keys, self.values = (torch.zeros(shape, dtype=target.dtype, device=target.device) for _ in range(2))
+
+    def prefill(self, first: int, prompts: Sequence[list[int]]) -> Tensor:
+        """Fill the rows from `first` on; the logits after each prompt, `[R, V]`.
+
+        What all prompts begin with is run once.
+        """
+        shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+        if shared:
+            self._fill(first, [prompts[0][:shared]], 0)
+            for held in (self.keys, self.values):
+                held[:, first + 1 : first + len(prompts), :, :shared] = held[:, first, None, :, :shared]
+        features = self._fill(first, [prompt[shared:] for prompt in prompts], shared)
+        last = self._ids([len(prompt) - shared - 1 for prompt in prompts])
+        return self.target.lm_head(features[torch.arange(len(prompts), device=last.device), last])
+
+    def _fill(self, first: int, parts: Sequence[list[int]], start: int) -> Tensor:
+        """Run tokens from position `start` on, a part a row; their features `[R, L, d]`, padded on the right."""
+        count, width = len(parts), max(map(len, parts))
+        end = start + width
+        padded = [part + [0] * (width - len(part)) for part in parts]
+        rope = self.lean.rope(range(start, end)).repeat(1, count, 1)
+        mask = torch.ones(width, end, dtype=torch.bool, device=self.keys.device).tril(start) if start else None
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, key, value = (x.unflatten(1, (count, width)).transpose(0, 1) for x in (query, key, value))
+            rows = slice(first, first + count)
+            self.keys[layer, rows, :, start:end], self.values[layer, rows, :, start:end] = key, value
+            keys, values = self.keys[layer, rows, :, :end], self.values[layer, rows, :, :end]
+            seen = scaled_dot_product_attention(
+                query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.target.groups > 1
+            )
+            return seen.transpose(0, 1).flatten(1, 2)
+
+        features = self.lean(self._ids([t for row in padded for t in row]), rope, attend)
+        return features.unflatten(0, (count, width))
+
+    def step(self, tokens: list[int], positions: list[int]) -> Tensor:
+        """One more token for each of the first rows, at its position; the logits after it, `[R, V]`."""
+        count, width = len(tokens), max(positions) + 1
+        own, at = torch.arange(count, device=self.keys.device), self._ids(positions)
+        hidden = torch.zeros(count, 1, 1, width, device=at.device)
+        hidden.masked_fill_((torch.arange(width, device=at.device) > at[:, None])[:, None, None], float("-inf"))
+        scale = self.lean.head_dim**-0.5
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            self.keys[layer, own, :, at], self.values[layer, own, :, at] = key.transpose(0, 1), value.transpose(0, 1)
+            query = query.unflatten(0, (self.lean.kv_heads, -1)).permute(2, 0, 1, 3)
+            keys, values = self.keys[layer, :count, :, :width], self.values[layer, :count, :, :width]
+            scores = (keys @ query.transpose(-1, -2)).transpose(-1, -2).float() * scale + hidden
+            seen = scores.softmax(-1).to(values.dtype) @ values  # on a CPU a quarter of the fused kernel's time
+            return seen.permute(1, 2, 0, 3).flatten(0, 1)
+
+        return self.target.lm_head(self.lean(self._ids(tokens), self.lean.rope_at(at, width), attend))
+
+    def move(self, source: int, place: int, length: int) -> None:
+        """Row `source` takes the place of another."""
+        for held in (self.keys, self.values):
+            held[:, place, :, :length] = held[:, source, :, :length]
+
+    def _ids(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self.keys.device)
+
+
+@torch.inference_mode()
+def answer_all(
+    target: TransformersTarget,
+    requests: Sequence[Request],
+    *,
+    rows: int,
+    seed: Sequence[int],
+    told: Callable[[int], None] = lambda count: None,
+) -> list[list[int]]:
+    """The answer to each request, its stop id included where it came to one; `told` hears of tokens as they are made.
+
+    What is drawn follows from (seed, place of the request), not from which rows shared its batch.
+    """
+    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), i), reverse=True)  # pop: the shortest
+    answers: list[list[int]] = [[] for _ in requests]
+    capacity = max((len(r.prompt) + r.length for r in requests), default=0)
+    rows = min(rows, len(requests))
+    batch, working = Batch(target, rows, capacity), []
+    while order or working:
+        if order and len(working) <= rows - max(1, rows // 4):
+            new = _next_rows(requests, order, rows - len(working), seed)
+            _say(batch.prefill(len(working), [row.request.prompt for row in new]), new)
+            working += new
+        else:
+            _say(batch.step([row.said[-1] for row in working], [row.position for row in working]), working)
+            new = working
+        told(len(new))
+        for place in range(len(working) - 1, -1, -1):
+            row = working[place]
+            if row.said[-1] in target.stop_ids or len(row.said) == row.request.length:
+                answers[row.place] = row.said
+                last = working.pop()
+                if last is not row:
+                    batch.move(len(working), place, last.position + 1)
+                    working[place] = last
+    return answers
+
+
+def common_prefix(rows: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with."""
+    low, high = min(rows), max(rows)
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+
+
+def _next_rows(requests: Sequence[Request], order: list[int], free: int, seed: Sequence[int]) -> list[Row]:
+    """The shortest requests that wait, as many as there is room for."""
+    taken: list[Row] = []
+    while order and len(taken) < free:
+        place = order[-1]
+        if taken and (len(taken) + 1) * len(requests[place].prompt) > PREFILL_TOKENS:
+            break
+        request = requests[order.pop()]
+        taken.append(Row(place, request, np.random.default_rng([*seed, place]).random(request.length)))
+    return taken
+
+
+def _say(logits: Tensor, rows: Sequence[Row]) -> None:
+    """Each row's next token: the argmax, or where its variate falls in the law's distribution."""
+    chosen = logits.argmax(-1)
+    drawn = [i for i, row in enumerate(rows) if row.request.temperature]
+    if drawn:
+        heat = torch.tensor([rows[i].request.temperature for i in drawn], device=logits.device)
+        u = torch.tensor([rows[i].variates[len(rows[i].said)] for i in drawn], dtype=torch.float32).to(logits.device)
+        mass = (logits[drawn].float() / heat[:, None]).softmax(-1).cumsum(-1)
+        found = torch.searchsorted(mass, (u[:, None] * mass[:, -1:]), right=True)[:, 0]
+        chosen[drawn] = found.clamp(max=logits.shape[-1] - 1)
+    for row, token in zip(rows, chosen.tolist(), strict=True):
+        row.said.append(token)

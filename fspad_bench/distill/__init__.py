@@ -1,0 +1,1 @@
+"""Data sets of a target's own conversations, for training drafts."""

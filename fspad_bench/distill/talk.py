@@ -1,0 +1,152 @@
+"""Conversations of a target with itself, in waves: everyone asks, everyone answers, some ask again.
+
+Questions are sampled at 0.9 after the template's user prefix and the opening of their kind; of the answers six in ten
+are greedy, the rest at 0.7 and 1. Every row that comes out is token ids, with the spans of the assistant's answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fspad_bench.batch import Request, answer_all
+from fspad_bench.chat import Chat, Message, Rendered, assistant, user
+from fspad_bench.distill.kinds import FOLLOW_UPS, KINDS, MATERIAL, QUESTION, TEXT
+from fspad_bench.target import TransformersTarget
+
+QUESTION_LENGTH, ANSWER_LENGTH = 96, 256
+QUESTION_TEMPERATURE = 0.9
+TEMPERATURES, WEIGHTS = (0.0, 0.7, 1.0), (0.6, 0.2, 0.2)
+SHORTEST_MATERIAL, WARMEST_MATERIAL = 40, 0.8  # in words; warmer answers are too odd to ask about
+
+
+@dataclass
+class Talk:
+    """One conversation as it grows. `done` is its last state as tokens; a talk that came to nothing has none."""
+
+    kind: str
+    temperature: float
+    length: int = ANSWER_LENGTH
+    opening: str = ""
+    messages: list[Message] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    done: Rendered | None = None
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "tokens": self.done.tokens,
+            "answers": [list(span) for span in self.done.answers],
+            "temperature": self.temperature,
+            "kind": self.kind,
+        }
+
+
+class Talks:
+    """Waves of a target's own conversations. `seed` decides everything that is drawn; `rows` only how fast."""
+
+    def __init__(
+        self, target: TransformersTarget, *, seed: Sequence[int], rows: int, told: Callable[[int], None]
+    ) -> None:
+        self.target, self.rows, self.told = target, rows, told
+        self.chat = Chat(target.tokenizer, target.stop_ids)
+        self.seed, self.waves = tuple(seed), 0
+        self.rng = np.random.default_rng(self.seed)
+
+    def free(self, count: int) -> list[dict[str, Any]]:
+        """About `count` conversations of all kinds; those in which somebody said nothing are left out."""
+        shares = np.array([kind.share for kind in KINDS.values()])
+        drawn = self.rng.choice(list(KINDS), size=count, p=shares / shares.sum())
+        talks = [self._talk(str(kind)) for kind in sorted(drawn)]
+        first = [talk for talk in talks if KINDS[talk.kind].material is None]
+        self.ask(first)
+        self.answer(first)
+        texts = [talk for talk in first if talk.done and _is_material(talk)]
+        later = [talk for talk in talks if KINDS[talk.kind].material and texts]
+        for talk in later:
+            talk.messages.append(user(self._about(talk, texts)))
+        self.answer(later)
+        again = [talk for talk in first if talk.done and self.rng.random() < FOLLOW_UPS]
+        for talk in again:
+            talk.opening = ""
+        self.ask(again)
+        self.answer([talk for talk in again if talk.messages[-1]["role"] == "user"])
+        return [talk.row() for talk in talks if talk.done]
+
+    def again(self, scripts: Iterable[list[Message]]) -> list[dict[str, Any]]:
+        """The users' messages of given conversations, answered anew by the target turn by turn."""
+        talks = []
+        for script in scripts:
+            talk = Talk("given", self._temperature())
+            talk.messages = [message for message in script[:1] if message["role"] == "system"]
+            talk.waiting = [message["content"] for message in script if message["role"] == "user"]
+            talks.append(talk)
+        while open_talks := [talk for talk in talks if talk.waiting]:
+            for talk in open_talks:
+                talk.messages.append(user(talk.waiting.pop(0)))
+            self.answer(open_talks)
+            for talk in open_talks:
+                if talk.messages[-1]["role"] == "user":  # it had no answer
+                    talk.waiting = []
+        return [talk.row() for talk in talks if talk.done]
+
+    def ask(self, talks: Sequence[Talk]) -> None:
+        """Each user's next message: the opening and what the target makes of it. One who says nothing stays silent."""
+        openings = [self.chat.tokenizer(talk.opening, add_special_tokens=False)["input_ids"] for talk in talks]
+        requests = [
+            Request([*self.chat.user_prefix(talk.messages), *opening], QUESTION_TEMPERATURE, QUESTION_LENGTH)
+            for talk, opening in zip(talks, openings, strict=True)
+        ]
+        for talk, opening, said in zip(talks, openings, self._continued(requests), strict=True):
+            text = self._decoded([*opening, *said])
+            if len(text) > len(talk.opening.strip()):
+                talk.messages.append(user(text))
+
+    def answer(self, talks: Sequence[Talk]) -> None:
+        """The assistant's next message. What leaves no room in the context, or is empty, ends the conversation."""
+        asked = [talk for talk in talks if talk.messages and talk.messages[-1]["role"] == "user"]
+        prompts = [self.chat.prompt(talk.messages) for talk in asked]
+        fitting = [
+            (talk, prompt)
+            for talk, prompt in zip(asked, prompts, strict=True)
+            if len(prompt.tokens) + talk.length <= self.target.max_length
+        ]
+        requests = [Request(prompt.tokens, talk.temperature, talk.length) for talk, prompt in fitting]
+        for (talk, prompt), said in zip(fitting, self._continued(requests), strict=True):
+            text = self._decoded(said)
+            if len(said) >= 2 and text:
+                start = len(prompt.tokens)
+                talk.messages.append(assistant(text))
+                talk.done = Rendered([*prompt.tokens, *said], [*prompt.answers, (start, start + len(said))])
+
+    def _talk(self, kind: str) -> Talk:
+        opening = str(self.rng.choice(np.array(KINDS[kind].openings, dtype=object)))
+        fixed = KINDS[kind].temperature
+        return Talk(kind, self._temperature() if fixed is None else fixed, KINDS[kind].length, opening)
+
+    def _temperature(self) -> float:
+        return float(self.rng.choice(TEMPERATURES, p=WEIGHTS))
+
+    def _about(self, talk: Talk, texts: list[Talk]) -> str:
+        """A message over texts of this wave; its question is one that a text among them answers."""
+        fewest, most = KINDS[talk.kind].material
+        count = min(len(texts), int(self.rng.integers(fewest, most + 1)))
+        chosen = [texts[i] for i in self.rng.choice(len(texts), size=count, replace=False)]
+        words = KINDS[talk.kind].words
+        material = "\n".join(" ".join(one.messages[-1]["content"].split()[:words]) for one in chosen)
+        question = chosen[int(self.rng.integers(count))].messages[-2]["content"]
+        return talk.opening.replace(TEXT, material).replace(QUESTION, question)
+
+    def _continued(self, requests: list[Request]) -> list[list[int]]:
+        self.waves += 1
+        return answer_all(self.target, requests, rows=self.rows, seed=[*self.seed, self.waves], told=self.told)
+
+    def _decoded(self, tokens: list[int]) -> str:
+        return self.chat.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def _is_material(talk: Talk) -> bool:
+    words = len(talk.messages[-1]["content"].split())
+    return talk.kind in MATERIAL and talk.temperature <= WARMEST_MATERIAL and words >= SHORTEST_MATERIAL

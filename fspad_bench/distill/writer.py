@@ -1,0 +1,148 @@
+"""A data set as a folder: `shard-00000.jsonl`, ..., `manifest.json` and `overlap.json`.
+
+A shard is written whole or not at all, and what it holds follows from the seed and its number; so an interrupted
+`distill` goes on with the first shard that is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from fspad_bench import __version__
+from fspad_bench.chat import Chat
+from fspad_bench.distill.given import Given, rendered
+from fspad_bench.distill.talk import Talks
+from fspad_bench.errors import BenchError
+from fspad_bench.progress import Progress
+from fspad_bench.target import TransformersTarget
+
+ROWS, SHARD = 64, 256
+MANIFEST = "manifest.json"
+Row = dict[str, Any]
+
+
+def distill_free(
+    target: TransformersTarget, folder: Path, *, tokens: int, seed: int, rows: int = ROWS, shard: int = SHARD
+) -> Path:
+    """The target's own conversations, until there are `tokens` answer tokens."""
+
+    def make(number: int, told: Callable[[int], None]) -> list[Row]:
+        return Talks(target, seed=(seed, number), rows=rows, told=told).free(shard)
+
+    settings = {"of": "self", "seed": seed, "shard": shard}
+    return _write(target, folder, settings, make, tokens)
+
+
+def distill_given(
+    target: TransformersTarget,
+    folder: Path,
+    given: Given,
+    *,
+    regenerate: bool,
+    seed: int,
+    rows: int = ROWS,
+    shard: int = SHARD,
+) -> Path:
+    """Given conversations, as they stand or with the target's answers in place of theirs."""
+    parts = [given.scripts[start : start + shard] for start in range(0, len(given.scripts), shard)]
+    chat = Chat(target.tokenizer, target.stop_ids)
+
+    def make(number: int, told: Callable[[int], None]) -> list[Row]:
+        if regenerate:
+            return Talks(target, seed=(seed, number), rows=rows, told=told).again(parts[number])
+        return list(rendered(chat, parts[number]))
+
+    settings = {"of": given.digest, "regenerate": regenerate, "seed": seed, "shard": shard}
+    return _write(target, folder, settings, make, None, shards=len(parts))
+
+
+def _write(
+    target: TransformersTarget,
+    folder: Path,
+    settings: dict[str, Any],
+    make: Callable[[int, Callable[[int], None]], list[Row]],
+    tokens: int | None,
+    shards: int | None = None,
+) -> Path:
+    """Shard after shard until there are enough, of tokens or of shards."""
+    who = {"target": target.name, "identity": target.identity, "tokenizer": tokenizer_hash(target.tokenizer)}
+    settings = who | settings
+    _claim(folder, settings)
+    held = [answer_tokens(path) for path in shard_files(folder)]
+    total = shards if tokens is None else tokens
+    began, made = time.monotonic(), 0
+    with Progress("shards" if tokens is None else "answer tokens", total, start=_done(held, tokens)) as progress:
+
+        def told(count: int) -> None:
+            nonlocal made
+            made += count
+            progress.advance(0, f"{made / (time.monotonic() - began):.0f} tokens/s")
+
+        while _done(held, tokens) < total:
+            number = len(held)
+            rows = make(number, told)
+            path = folder / f"shard-{number:05}.jsonl"
+            part = path.with_suffix(".part")
+            part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            os.replace(part, path)
+            before = _done(held, tokens)
+            held.append(answer_tokens(path))
+            if tokens is not None and held[-1] == 0:
+                raise BenchError(
+                    f"{target.name} says nothing: shard {number} holds no answer", "is it an instruct model?"
+                )
+            progress.advance(_done(held, tokens) - before, f"{made / (time.monotonic() - began):.0f} tokens/s")
+    facts = {"version": __version__, "shards": len(held), "answer_tokens": sum(held)}
+    _save(folder / MANIFEST, settings | facts)
+    return folder
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What decides which ids a text becomes."""
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+
+
+def _done(held: list[int], tokens: int | None) -> int:
+    return len(held) if tokens is None else sum(held)
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder ours, or find that it is. Raises BenchError where it holds a data set made otherwise."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        other = [name for name, value in settings.items() if found.get(name) != value]
+        if other:
+            text = f"{folder} holds a data set with another {other[0]}: {found.get(other[0])}, not {settings[other[0]]}"
+            raise BenchError(text, "give another --output, or the settings it was begun with")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise BenchError(f"{folder} is not empty and holds no data set", "give another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(manifest, settings)
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The shards of a data set, in order."""
+    return sorted(folder.glob("shard-*.jsonl"))
+
+
+def rows_of(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as file:
+        yield from (json.loads(line) for line in file)
+
+
+def answer_tokens(path: Path) -> int:
+    return sum(end - start for row in rows_of(path) for start, end in row["answers"])

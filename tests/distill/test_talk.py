@@ -1,0 +1,119 @@
+"""Conversations: of every kind, the target's own words throughout, with the answers where they say."""
+
+import pytest
+import torch
+
+from fspad_bench.chat import Chat, user
+from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.decoding import Limit, generate
+from fspad_bench.distill import talk
+from fspad_bench.distill.kinds import KINDS, QUESTION, TEXT
+from fspad_bench.distill.talk import TEMPERATURES, Talks
+from fspad_bench.sampling import Sampler
+
+
+@pytest.fixture
+def rows(tiny, short):
+    return Talks(tiny, seed=(1, 2), rows=16, told=lambda count: None).free(60)
+
+
+def test_all_kinds_and_temperatures_come_up(rows):
+    assert {row["kind"] for row in rows} == set(KINDS)
+    assert {row["temperature"] for row in rows} == set(TEMPERATURES)
+    greedy = sum(row["temperature"] == 0 for row in rows)
+    assert 0.35 * len(rows) < greedy < 0.8 * len(rows)
+
+
+def test_greedy_answers_are_what_the_target_says(tiny, rows):
+    checked = 0
+    for row in rows:
+        if row["temperature"] == 0:
+            start, end = row["answers"][-1]
+            limit = Limit(end - start, tiny.stop_ids)
+            said = generate(tiny, Vanilla(tiny), Sampler(), row["tokens"][:start], limit).tokens
+            assert row["tokens"][start:end] == said
+            checked += 1
+    assert checked > 10
+
+
+def test_answers_stand_where_the_spans_say(tiny, rows):
+    """Behind an assistant's header, and nothing but an end of turn or the row's own end behind them."""
+    header = tiny.tokenizer("a:")["input_ids"]
+    two_turns = 0
+    for row in rows:
+        two_turns += len(row["answers"]) > 1
+        for start, end in row["answers"]:
+            assert row["tokens"][start - 2 : start] == header
+            assert 96 not in row["tokens"][start : end - 1]
+        assert row["answers"][-1][1] == len(row["tokens"])
+    assert two_turns > 3
+
+
+def test_a_second_turn_stands_on_the_first(tiny, rows):
+    row = next(row for row in rows if len(row["answers"]) == 2)
+    text = tiny.tokenizer.decode(row["tokens"])
+    assert text.count("u:") >= 2
+    (_, first), (second, _) = row["answers"]
+    assert first < second
+
+
+def test_material_is_text_of_other_conversations(tiny, rows):
+    texts = [
+        " ".join(tiny.tokenizer.decode(row["tokens"][slice(*row["answers"][0])], skip_special_tokens=True).split())
+        for row in rows
+        if row["kind"] in talk.MATERIAL
+    ]
+    about = [tiny.tokenizer.decode(row["tokens"]) for row in rows if KINDS[row["kind"]].material]
+    assert len(about) > 4
+    for message in about:
+        assert any(text and text in message for text in texts)
+        assert TEXT not in message
+        assert QUESTION not in message
+
+
+def test_the_seed_decides_and_the_rows_do_not(tiny, short):
+    def made(seed, rows):
+        return Talks(tiny, seed=seed, rows=rows, told=lambda count: None).free(12)
+
+    assert made((1, 0), 3) == made((1, 0), 40)
+    assert made((1, 0), 3) != made((1, 1), 3)
+
+
+def test_given_questions_are_answered_anew_turn_by_turn(tiny, short):
+    scripts = [
+        [{"role": "system", "content": "be brief"}, user("Hi"), {"role": "assistant", "content": "No."}, user("Why")],
+        [user("One")],
+    ]
+    rows = Talks(tiny, seed=(1,), rows=4, told=lambda count: None).again(scripts)
+    texts = [tiny.tokenizer.decode(row["tokens"]) for row in rows]
+    assert [len(row["answers"]) for row in rows] == [2, 1]
+    assert texts[0].startswith("s:be brief<|end|>u:Hi<|end|>a:")
+    assert "No." not in texts[0]
+    assert "u:Why<|end|>a:" in texts[0]
+
+
+def test_what_does_not_fit_the_context_is_left_out(tiny, short, monkeypatch):
+    monkeypatch.setattr(type(tiny), "max_length", property(lambda self: 300))
+    rows = Talks(tiny, seed=(1,), rows=4, told=lambda count: None).again([[user("x" * 60)], [user("x")]])
+    assert len(rows) == 1
+
+
+def test_an_empty_answer_ends_a_conversation(tiny, short, monkeypatch):
+    monkeypatch.setattr(talk, "answer_all", lambda target, requests, **_: [[96] for _ in requests])
+    assert Talks(tiny, seed=(1,), rows=4, told=lambda count: None).free(10) == []
+    assert Talks(tiny, seed=(1,), rows=4, told=lambda count: None).again([[user("a"), user("b")]]) == []
+
+
+def test_openings_are_what_the_user_begins_with(tiny, short):
+    rows = Talks(tiny, seed=(5,), rows=16, told=lambda count: None).free(40)
+    prefix = Chat(tiny.tokenizer, tiny.stop_ids).user_prefix([])
+    for row in rows:
+        if not KINDS[row["kind"]].material:
+            said = tiny.tokenizer.decode(row["tokens"][len(prefix) :])
+            openings = [opening.strip().replace("ü", "?") for opening in KINDS[row["kind"]].openings]  # not in ASCII
+            assert any(said.startswith(opening) for opening in openings)
+
+
+def test_shares_sum_to_one():
+    assert sum(kind.share for kind in KINDS.values()) == pytest.approx(1)
+    assert torch.tensor([kind.share for kind in KINDS.values()]).min() > 0

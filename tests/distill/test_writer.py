@@ -1,0 +1,84 @@
+"""A data set on disk: whole shards, resumed to the same end, refused where it would be mixed."""
+
+import json
+
+import pytest
+
+from fspad_bench.distill import writer
+from fspad_bench.distill.given import read_given
+from fspad_bench.distill.writer import answer_tokens, distill_given, shard_files
+from fspad_bench.drafts.data import read_conversations
+from fspad_bench.errors import BenchError
+
+
+def content(folder):
+    return [path.read_text() for path in shard_files(folder)]
+
+
+def test_a_data_set_has_as_many_answer_tokens_as_were_asked_for(write, tmp_path):
+    folder = write(tmp_path / "set")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    counts = [answer_tokens(path) for path in shard_files(folder)]
+    assert manifest["answer_tokens"] == sum(counts) >= 1500 > sum(counts[:-1])
+    assert manifest["shards"] == len(counts) >= 2
+    assert read_conversations(folder, 97, 8192)
+
+
+def test_interrupted_it_goes_on_to_the_same_end(write, tmp_path, monkeypatch):
+    whole = content(write(tmp_path / "whole"))
+    real, calls = writer.Talks.free, []
+
+    def second_time_lucky(self, count):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, count)
+
+    monkeypatch.setattr(writer.Talks, "free", second_time_lucky)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "torn")
+    assert content(tmp_path / "torn") == whole[:1]
+    assert content(write(tmp_path / "torn")) == whole
+
+
+def test_more_tokens_continue_a_finished_one(write, tmp_path):
+    first = content(write(tmp_path / "set", tokens=200))
+    more = content(write(tmp_path / "set", tokens=1500))
+    assert len(more) > len(first)
+    assert more[: len(first)] == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"seed": 4}, "another seed: 3, not 4"), ({"shard": 5}, "another shard")]
+)
+def test_other_settings_are_refused(write, tmp_path, changes, said):
+    write(tmp_path / "set", tokens=100)
+    with pytest.raises(BenchError, match=said):
+        write(tmp_path / "set", **changes)
+
+
+def test_a_folder_of_something_else_is_refused(write, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(BenchError, match="is not empty and holds no data set"):
+        write(tmp_path)
+
+
+def test_a_target_that_says_nothing_is_refused(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer.Talks, "free", lambda self, count: [])
+    with pytest.raises(BenchError, match="says nothing"):
+        write(tmp_path / "set")
+
+
+@pytest.mark.parametrize("regenerate", [False, True])
+def test_given_conversations_become_a_data_set(tiny, short, tmp_path, regenerate):
+    source = tmp_path / "given.jsonl"
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    source.write_text(json.dumps({"messages": talk}) + "\n" + json.dumps({"messages": talk * 2}) + "\n")
+    folder = distill_given(
+        tiny, tmp_path / "set", read_given(str(source)), regenerate=regenerate, seed=0, rows=2, shard=1
+    )
+    assert len(shard_files(folder)) == 2
+    first, second = read_conversations(folder, 97, 8192)
+    assert (len(first.answers), len(second.answers)) == (1, 2)
+    said = tiny.tokenizer.decode(first.tokens[slice(*first.answers[0])])
+    assert (said == "Hello there<|end|>") != regenerate
