@@ -1,4 +1,8 @@
-"""A decoder by its label, ready to generate: `name`, `name@preset` or `package.module:Class`, with its options."""
+"""A decoder by its label, ready to generate.
+
+A label is `name`, `name@preset` or `package.module:Class`, and `other=` in front of it gives it a name of its own, so
+that one run can compare a decoder with itself: `fspad,deep=fspad -D deep.depth=5`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from fspad_bench import registry
 from fspad_bench.decoding import Context, Drafter, Generation, Limit, Target, generate, rule_of
 from fspad_bench.errors import BenchError, near
 from fspad_bench.paths import data_folder
+from fspad_bench.registry import Label
 from fspad_bench.sampling import Sampler
 from fspad_bench.verification import RULES
 
@@ -52,11 +57,11 @@ class Method:
         return replace(made, tokens=tokens, committed=[n for n in rounds if n], **times)
 
 
-def find(label: str) -> tuple[type, dict[str, Any]]:
-    """`name` or `name@preset` -> the decoder's class and the preset's options."""
+def find(label: Label) -> tuple[type, dict[str, Any]]:
+    """The decoder's class and the preset's options."""
     import yaml
 
-    name, _, preset = label.partition("@")
+    name, preset = label.decoder, label.preset
     decoder = registry.resolve(registry.DECODERS, name)
     if not preset:
         return decoder, {}
@@ -69,16 +74,22 @@ def find(label: str) -> tuple[type, dict[str, Any]]:
 
 def configure(label: str, options: dict[str, dict[str, str]]) -> tuple[type, dict[str, Any]]:
     """The decoder's class and all its options, the user's on top of the preset's."""
-    decoder, preset = find(label)
-    name = label.partition("@")[0]
-    return decoder, registry.options_of(decoder, preset | options.get(name, {}) | options.get(label, {}), name)
+    parts = Label.of(label)
+    decoder, given = find(parts)
+    for name in parts.listens_to:
+        given = given | options.get(name, {})
+    return decoder, registry.options_of(decoder, given, parts.own or parts.decoder)
 
 
 def check_options(labels: Sequence[str], options: dict[str, dict[str, str]]) -> None:
-    """Raise BenchError for an unknown decoder, or an option that none of these decoders would read."""
+    """Raise BenchError for an unknown decoder, a name given twice, or an option that none of these would read."""
     for label in labels:
         configure(label, options)
-    known = {name for label in labels for name in (label, label.partition("@")[0])}
+    shown = [Label.of(label).shown for label in labels]
+    for name in shown:
+        if shown.count(name) > 1:
+            raise BenchError(f"two decoders are called '{name}'", "give one a name of its own: other=DECODER")
+    known = {name for label in labels for name in Label.of(label).listens_to}
     for name in options:
         if name not in known:
             raise BenchError(f"-D {name}...: this run has no decoder '{name}'", near(name, known))

@@ -10,12 +10,36 @@ from __future__ import annotations
 import importlib
 import inspect
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from fspad_bench.errors import BenchError, near
 
 DECODERS = "fspad_bench.decoders"
 TASKS = "fspad_bench.tasks"
+
+
+class Label(NamedTuple):
+    """`own=decoder@preset` in its parts; `own` and `preset` may be empty."""
+
+    own: str
+    decoder: str
+    preset: str
+
+    @classmethod
+    def of(cls, text: str) -> Label:
+        own, _, rest = text.rpartition("=")
+        decoder, _, preset = rest.partition("@")
+        return cls(own, decoder, preset)
+
+    @property
+    def shown(self) -> str:
+        """What a table calls it."""
+        return self.own or "@".join(filter(None, [self.decoder, self.preset]))
+
+    @property
+    def listens_to(self) -> tuple[str, ...]:
+        """The names that its options may be given under, the last one heeded first."""
+        return (self.own,) if self.own else (self.decoder, self.shown)
 
 
 def names(group: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from fspad_bench.record import Audit, Key, Records, Sample
+from fspad_bench.registry import Label
 from fspad_bench.stats import Cost, Interval, agreement, ratio_of_mean_speeds, speedup
 from fspad_bench.verdict import verdict
 
@@ -211,7 +212,7 @@ def _table(group: list[dict[str, Any]], style: str) -> str:
         "first token",
         group[0]["metric"] or "score",
     ]
-    body = [[r["decoder"], r["verdict"], *_figures(r), _score(r)] for r in group]
+    body = [[Label.of(r["decoder"]).shown, r["verdict"], *_figures(r), _score(r)] for r in group]
     look = "pipe" if style == "markdown" else "simple"
     sides = ["left", "left", "right", "left", "right", "right", "right"]
     text = tabulate(body, header, tablefmt=look, colalign=sides, disable_numparse=True)
@@ -248,7 +249,7 @@ def _means(found: list[dict[str, Any]], style: str) -> str:
 
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found:
-        groups.setdefault((_law(row), row["decoder"]), []).append(row)
+        groups.setdefault((_law(row), Label.of(row["decoder"]).shown), []).append(row)
     body = [[law, decoder, len(group), *(_mean(group, name) for name in ("tokens_per_step", "speedup"))]
             for (law, decoder), group in groups.items()]  # fmt: skip
     look = "pipe" if style == "markdown" else "simple"
@@ -271,7 +272,9 @@ def _notes(found: list[dict[str, Any]]) -> str:
     if any(row["noisy"] for row in found):
         notes.append(f"~ other work took more than {NOISY_LOAD:.0%} of a core meanwhile: do not quote these speeds")
     notes += [_explain(row) for row in others if row["divergences"] and row["verdict"] != "law"]
-    for decoder, rule in sorted({(r["decoder"], r["verification"]) for r in others if r["verdict"] == "law"}):
+    for decoder, rule in sorted(
+        {(Label.of(r["decoder"]).shown, r["verification"]) for r in others if r["verdict"] == "law"}
+    ):
         notes.append(f"{decoder}: its tokens are not vanilla's but keep its law by {rule}; `certify` tests that")
     if errors := sum(row["errors"] for row in found):
         notes.append(f"{errors} generations failed; their errors stand in the record, their pairs are left out")
@@ -279,7 +282,8 @@ def _notes(found: list[dict[str, Any]]) -> str:
 
 
 def _explain(row: dict[str, Any]) -> str:
-    what = f"{row['decoder']} on {_task(row)}, {_law(row)}: {row['divergences']} outputs differ ({row['verdict']})"
+    name, count = Label.of(row["decoder"]).shown, row["divergences"]
+    what = f"{name} on {_task(row)}, {_law(row)}: {count} outputs differ ({row['verdict']})"
     if row["max_regret"] is None:
         return f"{what}; they could not be re-scored"
     return (

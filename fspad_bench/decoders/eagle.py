@@ -21,15 +21,5 @@ class Eagle(HeadDrafter):
         verify: str = "match",
         drafting: str = "",
     ) -> None:
-        folder = head_folder(head, "eagle", target)
-        super().__init__(
-            target,
-            folder,
-            feature_sampling=False,
-            split_output=False,
-            nodes=nodes,
-            depth=depth,
-            top_k=top_k,
-            verify=verify,
-            drafting=drafting,
-        )
+        tree = {"nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
+        super().__init__(target, head_folder(head, "eagle", target), arm="eagle", **tree)

@@ -21,15 +21,5 @@ class Fspad(HeadDrafter):
         verify: str = "match",
         drafting: str = "",
     ) -> None:
-        folder = head_folder(head, "fspad", target)
-        super().__init__(
-            target,
-            folder,
-            feature_sampling=True,
-            split_output=True,
-            nodes=nodes,
-            depth=depth,
-            top_k=top_k,
-            verify=verify,
-            drafting=drafting,
-        )
+        tree = {"nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
+        super().__init__(target, head_folder(head, "fspad", target), arm="fspad", **tree)

@@ -36,13 +36,12 @@ class HeadDrafter(Draft):
         target: TransformersTarget,
         folder: Path,
         *,
-        feature_sampling: bool,
-        split_output: bool,
-        nodes: int,
-        depth: int,
-        top_k: int,
-        verify: str,
-        drafting: str,
+        arm: str | None = None,
+        nodes: int = 8,
+        depth: int = 2,
+        top_k: int = 4,
+        verify: str = "match",
+        drafting: str = "",
     ) -> None:
         if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
             text = f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range"
@@ -55,9 +54,7 @@ class HeadDrafter(Draft):
                 f"verify={verify} makes no use of coupled drafts: its choices do not follow the target's noise",
                 "use drafting=sampled or drafting=ranked",
             )
-        super().__init__(
-            target, load_head(folder, target, feature_sampling=feature_sampling, split_output=split_output)
-        )
+        super().__init__(target, load_head(folder, target, arm))
         self.nodes, self.depth, self.top_k = nodes, depth, min(top_k, len(self.vocabulary))
         self.files = {"head": content_hash(folder)}
 

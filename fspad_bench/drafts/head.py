@@ -51,8 +51,11 @@ def shipped(decoder: str, target: str) -> Path:
     return data_folder("baselines") / "heads" / f"{decoder}-{target}"
 
 
-def load_head(folder: Path, target: TransformersTarget, *, feature_sampling: bool, split_output: bool) -> Head:
-    """The head of `folder`, on the target's device and in its dtype. Raises BenchError unless it fits the target."""
+def load_head(folder: Path, target: TransformersTarget, arm: str | None = None) -> Head:
+    """The head of `folder`, on the target's device and in its dtype.
+
+    Raises BenchError unless it fits the target, and is of the named arm where one is named.
+    """
     try:
         about = json.loads((folder / "head.json").read_text())
         shape, weights = Shape(**about["shape"]), load_file(folder / "head.safetensors")
@@ -69,20 +72,16 @@ def load_head(folder: Path, target: TransformersTarget, *, feature_sampling: boo
         raise BenchError(
             f"{folder} is not a usable draft head: {reason}", "the file may be damaged; fetch or train it again"
         ) from error
-    _check(folder, about, shape, vocabulary, target, feature_sampling, split_output)
+    _check(folder, about, shape, vocabulary, target, arm)
     network = network.to(target.device, target.dtype).eval().requires_grad_(False)
     return Head(network, vocabulary.to(target.device), about["target"], about["identity"], about)
 
 
 def _check(
-    folder: Path, about: dict, shape: Shape, vocabulary: Tensor, target: TransformersTarget, sampling: bool, split: bool
+    folder: Path, about: dict, shape: Shape, vocabulary: Tensor, target: TransformersTarget, arm: str | None
 ) -> None:
-    arms = {(False, False): "eagle", (True, True): "fspad"}
-    if (shape.feature_sampling, shape.split_output) != (sampling, split):
-        kind = arms.get((shape.feature_sampling, shape.split_output), "another architecture's")
-        raise BenchError(
-            f"{folder} is an {kind} head, not an {arms.get((sampling, split))} one", "name the matching decoder"
-        )
+    if arm is not None and shape.arm != arm:
+        raise BenchError(f"{folder} holds the head of '{shape.arm}', not of '{arm}'", "name the matching decoder")
     if shape.d != target.config.hidden_size or int(vocabulary.max()) >= target.config.vocab_size:
         raise BenchError(
             f"{folder} does not fit {target.name}: hidden size {shape.d} against {target.config.hidden_size}",

@@ -18,16 +18,11 @@ from pathlib import Path
 from fspad_bench import __version__
 from fspad_bench.drafts.data import FeatureStore, data_hash, frequent_tokens, read_conversations
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import Shape
+from fspad_bench.drafts.network import ARMS, Shape
 from fspad_bench.drafts.train import Recipe, Trainer
 from fspad_bench.errors import BenchError, near
 from fspad_bench.fetch import cache_home
 from fspad_bench.target import TransformersTarget
-
-ARMS = {
-    "eagle": {"feature_sampling": False, "split_output": False},
-    "fspad": {"feature_sampling": True, "split_output": True},
-}
 
 
 def check_decoder(decoder: str) -> None:
@@ -61,7 +56,7 @@ def train_head(
         raise BenchError(
             f"cannot keep features in {folder}: {error}", "free space, or set FSPAD_BENCH_CACHE"
         ) from error
-    trainer = Trainer(target, store, vocabulary, Shape.of_target(target.config, **ARMS[decoder]), recipe)
+    trainer = Trainer(target, store, vocabulary, Shape.of_target(target.config, decoder), recipe)
     trainer.run(output, checkpoint_every=checkpoint_every)
     facts = {
         "decoder": decoder,

@@ -17,6 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Arm(NamedTuple):
+    """What a draft network is made of, beside its sizes."""
+
+    feature_sampling: bool = False
+    split_output: bool = False
+    wide: bool = False
+
+
+ARMS = {
+    "eagle": Arm(),
+    "fspad": Arm(feature_sampling=True, split_output=True),
+    "feature-sampling": Arm(feature_sampling=True),
+    "partial-alignment": Arm(split_output=True),
+    "wide": Arm(wide=True),  # EAGLE with as many parameters as FSPAD: the control that the paper does without
+}
+
+
 @dataclass(frozen=True)
 class Shape:
     """What a draft network is built from; all of it stands in the head's file."""
@@ -28,11 +45,23 @@ class Shape:
     head_dim: int
     rope_theta: float
     eps: float
-    feature_sampling: bool
-    split_output: bool
+    feature_sampling: bool = False
+    split_output: bool = False
+    wide: bool = False
+
+    @property
+    def arm(self) -> str:
+        """The name of what this is, `mixed` where it is none of the known arms."""
+        made = Arm(self.feature_sampling, self.split_output, self.wide)
+        return next((name for name, arm in ARMS.items() if arm == made), "mixed")
+
+    @property
+    def output_width(self) -> int:
+        """Of the last MLP: feature sampling and a split output add 4 d m weights to EAGLE's 3 d m there."""
+        return self.m + 4 * self.m // 3 if self.wide else self.m
 
     @classmethod
-    def of_target(cls, config: object, *, feature_sampling: bool, split_output: bool) -> Shape:
+    def of_target(cls, config: object, arm: str) -> Shape:
         """The target's own layer shape, as EAGLE takes it."""
         heads = config.num_attention_heads
         return cls(
@@ -43,8 +72,7 @@ class Shape:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             rope_theta=float((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)),
             eps=config.rms_norm_eps,
-            feature_sampling=feature_sampling,
-            split_output=split_output,
+            **ARMS[arm]._asdict(),
         )
 
 
@@ -130,9 +158,9 @@ class Output(nn.Module):
         super().__init__()
         self.halves = 2 if shape.split_output else 1
         self.norm = Norm(shape.d, shape.eps)
-        self.gate = nn.Linear(shape.d, shape.m, bias=False)
-        self.up = nn.Linear(shape.d, shape.m, bias=False)
-        self.down = nn.Linear(shape.m, self.halves * shape.d, bias=False)
+        self.gate = nn.Linear(shape.d, shape.output_width, bias=False)
+        self.up = nn.Linear(shape.d, shape.output_width, bias=False)
+        self.down = nn.Linear(shape.output_width, self.halves * shape.d, bias=False)
 
     def forward(self, a: Tensor) -> DraftOutput:
         n = self.norm(a)

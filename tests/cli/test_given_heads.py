@@ -8,7 +8,6 @@ import torch
 from fspad_bench import cli
 from fspad_bench.drafts import drafter
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.job import ARMS
 from fspad_bench.drafts.network import DraftNetwork, Shape
 
 
@@ -18,7 +17,7 @@ def head(tiny, tmp_path):
 
     def head(decoder="fspad", identity=None, **shape):
         torch.manual_seed(0)
-        made = Shape.of_target(tiny.config, **ARMS[decoder])
+        made = Shape.of_target(tiny.config, decoder)
         network = DraftNetwork(made.__class__(**{**made.__dict__, **shape}))
         folder = tmp_path / "head"
         Head(network, torch.arange(0, 97, 2), tiny.name, identity or tiny.identity, {}).save(folder)
@@ -53,7 +52,7 @@ def test_a_head_made_for_another_target_is_said(arguments, refused, head):
 
 
 def test_a_head_of_another_method_is_said(arguments, refused, head):
-    assert "eagle head, not an fspad one" in refused(arguments(*with_head(head("eagle"))))
+    assert "holds the head of 'eagle', not of 'fspad'" in refused(arguments(*with_head(head("eagle"))))
 
 
 def test_a_head_of_other_shapes_is_said(arguments, refused, head, tiny):

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.job import ARMS
-from fspad_bench.drafts.network import DraftNetwork, Shape
+from fspad_bench.drafts.network import ARMS, DraftNetwork, Shape
 
 
 @pytest.fixture(scope="session")
@@ -15,9 +14,9 @@ def heads(tiny, tmp_path_factory):
     """decoder -> folder of an untrained head whose draft vocabulary leaves every third token out."""
     root = tmp_path_factory.mktemp("heads")
     vocabulary = torch.tensor([i for i in range(97) if i % 3])
-    for decoder, switches in ARMS.items():
+    for decoder in ARMS:
         torch.manual_seed(1)
-        network = DraftNetwork(Shape.of_target(tiny.config, **switches))
+        network = DraftNetwork(Shape.of_target(tiny.config, decoder))
         Head(network, vocabulary, tiny.name, tiny.identity, {"decoder": decoder}).save(root / decoder)
     return {decoder: root / decoder for decoder in ARMS}
 

@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from fspad_bench.drafts.job import ARMS
-from fspad_bench.drafts.network import DraftNetwork, Shape
+from fspad_bench.drafts.network import ARMS, DraftNetwork, Shape
 
 D, M, HEADS, KV_HEADS, DIM, THETA, EPS = 24, 40, 4, 2, 6, 1000.0, 1e-5
 
 
 def network(decoder):
     torch.manual_seed(0)
-    shape = Shape(D, M, HEADS, KV_HEADS, DIM, THETA, EPS, **ARMS[decoder])
+    shape = Shape(D, M, HEADS, KV_HEADS, DIM, THETA, EPS, *ARMS[decoder])
     net = DraftNetwork(shape).double()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
@@ -37,11 +36,11 @@ def turned(x, position):
     return out
 
 
-def transcription(w, e, f, fspad):
+def transcription(w, e, f, arm):
     """One sequence e, f [L, d], row by row and head by head."""
     z = torch.cat([e, f], -1) @ w["fuse.fc.weight"].T + w["fuse.fc.bias"]
     x = z
-    if fspad:
+    if arm.feature_sampling:
         gated = silu(e @ w["fuse.gate.weight"].T) * (rms(z, w["fuse.norm.weight"]) @ w["fuse.up.weight"].T)
         x = z + gated @ w["fuse.down.weight"].T
     q, k, v = (x @ w[f"attention.{name}.weight"].T for name in "qkv")
@@ -57,7 +56,7 @@ def transcription(w, e, f, fspad):
     n = rms(a, w["output.norm.weight"])
     u = silu(n @ w["output.gate.weight"].T) * (n @ w["output.up.weight"].T)
     out = u @ w["output.down.weight"].T
-    return (a + out[:, :D], a + out[:, D:]) if fspad else (a + out, a + out)
+    return (a + out[:, :D], a + out[:, D:]) if arm.split_output else (a + out, a + out)
 
 
 @pytest.mark.parametrize("decoder", ARMS)
@@ -65,7 +64,7 @@ def test_outputs_equal_the_transcribed_formulas(decoder):
     net = network(decoder)
     e, f = torch.randn(2, 7, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     out = net(e[None], f[None], torch.ones(1, 7, dtype=torch.bool))
-    h_logit, h_feature = transcription(net.state_dict(), e, f, decoder == "fspad")
+    h_logit, h_feature = transcription(net.state_dict(), e, f, ARMS[decoder])
     torch.testing.assert_close(out.h_logit, h_logit, rtol=0, atol=1e-10)
     torch.testing.assert_close(out.h_feature, h_feature, rtol=0, atol=1e-10)
 
@@ -91,8 +90,8 @@ def test_the_gate_sees_the_raw_embedding_alone():
 
 
 def test_parameter_counts_of_vicuna_7b():
-    """0.24B and 0.416B, as published for d = 4096, m = 11008, no grouped heads."""
-    for decoder, millions in {"eagle": 235.9, "fspad": 416.3}.items():
+    """0.24B and 0.416B, as published for d = 4096, m = 11008, no grouped heads; the control has FSPAD's count."""
+    for decoder, millions in {"eagle": 235.9, "fspad": 416.3, "wide": 416.3}.items():
         with torch.device("meta"):
-            net = DraftNetwork(Shape(4096, 11008, 32, 32, 128, 1e4, 1e-6, **ARMS[decoder]))
+            net = DraftNetwork(Shape(4096, 11008, 32, 32, 128, 1e4, 1e-6, *ARMS[decoder]))
         assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)

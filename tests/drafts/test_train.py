@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fspad_bench.drafts.data import FeatureStore, frequent_tokens, read_conversations
-from fspad_bench.drafts.job import ARMS, train_head
-from fspad_bench.drafts.network import Shape
+from fspad_bench.drafts.job import train_head
+from fspad_bench.drafts.network import ARMS, Shape
 from fspad_bench.drafts.train import Recipe, Trainer, uniform_noise
 from fspad_bench.errors import BenchError
 
@@ -21,7 +21,7 @@ def trainer(tiny, conversations, tmp_path):
         vocabulary = frequent_tokens(rows, 97, 97)
         store = FeatureStore(tmp_path / "store", rows, 64)
         store.fill(tiny, vocabulary)
-        return Trainer(tiny, store, vocabulary, Shape.of_target(tiny.config, **ARMS[decoder]), recipe)
+        return Trainer(tiny, store, vocabulary, Shape.of_target(tiny.config, decoder), recipe)
 
     return make
 

@@ -11,7 +11,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.method import check_options, configure
 from fspad_bench.record import lines
 from fspad_bench.runner import Runner
-from fspad_bench.table import failed, rows
+from fspad_bench.table import failed, render, rows
 
 
 def test_all_decoders_are_interleaved_per_prompt_in_random_order(data, tmp_path, calls):
@@ -155,9 +155,21 @@ def test_options_reach_the_decoder_over_the_presets(data, monkeypatch, tmp_path)
     check_options([LOOKUP, f"{LOOKUP}@paper"], options)
 
 
+def test_a_decoder_can_be_compared_with_itself_under_a_name_of_its_own(data, tmp_path):
+    label = f"deep={ME}:Headed"
+    plan = plan_of(data, f"{ME}:Headed", label, options={"deep": {"depth": "7"}, f"{ME}:Headed": {"depth": "3"}})
+    _, found = run(plan, tmp_path)
+    depths = {key.decoder: key.options["depth"] for key in found.keys.values() if key.decoder != "vanilla"}
+    assert depths == {f"{ME}:Headed": 3, label: 7}
+    text = render(rows(found), "text")
+    assert "\ndeep " in text
+    assert label not in text
+
+
 @pytest.mark.parametrize(
     ("decoders", "changes", "said", "hint"),
     [
+        ([LOOKUP, f"{LOOKUP}=vanilla"], {}, f"two decoders are called '{LOOKUP}'", "other=DECODER"),
         (["fspda"], {}, "unknown decoder 'fspda'", "did you mean 'fspad'?"),
         (["fspad@papper"], {}, "fspad has no preset 'papper'", "did you mean 'paper'?"),
         ([f"{ME}:Headed@paper"], {}, f"{ME}:Headed has no preset 'paper'", "none are known"),

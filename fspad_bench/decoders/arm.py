@@ -1,0 +1,32 @@
+"""A draft head of whatever architecture it was trained as, on EAGLE-2's dynamic tree: for ablations.
+
+fspad-bench run --decoder wide=fspad_bench.decoders.arm:Arm -D wide.head=FOLDER --task all
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fspad_bench.drafts.drafter import HeadDrafter
+from fspad_bench.errors import BenchError
+from fspad_bench.target import TransformersTarget
+
+
+class Arm(HeadDrafter):
+    """`head` is a trained head's folder; the other options are those of `eagle` and `fspad`."""
+
+    def __init__(
+        self,
+        target: TransformersTarget,
+        *,
+        head: str = "",
+        nodes: int = 8,
+        depth: int = 2,
+        top_k: int = 4,
+        verify: str = "match",
+        drafting: str = "",
+    ) -> None:
+        if not head:
+            raise BenchError("an arm needs the head that it is", "-D NAME.head=FOLDER")
+        tree = {"nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
+        super().__init__(target, Path(head).expanduser(), **tree)
