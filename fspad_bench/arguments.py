@@ -99,12 +99,15 @@ def _run_parser(verbs: Any) -> None:
 
 def _train_parser(verbs: Any) -> None:
     train = verbs.add_parser("train", help="train the draft network of a decoder for a target")
-    train.add_argument("--decoder", required=True, help="eagle or fspad")
+    train.add_argument(
+        "--decoder", required=True, help="eagle or fspad, or an arm: feature-sampling, partial-alignment, wide"
+    )
     train.add_argument("--target", default="smollm2-135m")
     train.add_argument(
         "--data",
         required=True,
-        help="a folder of `distill`, a JSONL file of token ids, or self: the target's own conversations, made first",
+        action="append",
+        help="a folder of `distill`, a JSONL file, or self (the target's own conversations); may be repeated",
     )
     train.add_argument(
         "--output", required=True, type=Path, help="the head's folder; an unfinished training there goes on"
@@ -124,8 +127,11 @@ def _train_parser(verbs: Any) -> None:
     recipe.add_argument("--warmup", type=int, default=200, metavar="STEPS")
     recipe.add_argument("--feature-weight", type=float, default=1.0, help="of the feature loss L_v")
     recipe.add_argument("--logit-weight", type=float, default=0.1, help="of the logit loss L_p")
+    recipe.add_argument("--top-weight", type=float, default=0.0, help="of the loss on the likeliest tokens (HASS: 1)")
+    recipe.add_argument("--unroll", type=_positive, default=1, help="draft levels to train on (HASS: 3)")
     recipe.add_argument("--noise", type=float, default=0.2)
     recipe.add_argument("--seed", type=int, default=0)
+    train.add_argument("--live", action="store_true", help="compute features at every step; keep none on disk")
     train.add_argument("--dtype", choices=["float32", "bfloat16", "float64"], help="of the target's forwards")
     train.add_argument("--device", default="auto", help="default: a GPU where there is one")
     train.add_argument("--threads", type=_threads)

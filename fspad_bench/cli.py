@@ -80,6 +80,7 @@ def _print_table(paths: list[Path], style: str) -> int:
 
 
 def train_draft(arguments: argparse.Namespace) -> int:
+    from accelerate import Accelerator
 
     from fspad_bench.distill.writer import distill_free
     from fspad_bench.drafts.job import check_decoder, train_head
@@ -88,10 +89,15 @@ def train_draft(arguments: argparse.Namespace) -> int:
     _quiet()
     check_decoder(arguments.decoder)
     recipe = Recipe(**{name: getattr(arguments, name) for name in Recipe.__dataclass_fields__ if name != "clip"})
+    accelerator = Accelerator(cpu=arguments.device == "cpu")
+    if arguments.device == "auto":
+        arguments.device = str(accelerator.device)
     target = _training_target(arguments)
-    data = Path(arguments.data)
-    if arguments.data == "self":
-        data = distill_free(target, arguments.output / "data", tokens=arguments.tokens, seed=arguments.seed)
+    data = [Path(given).expanduser() for given in arguments.data if given != "self"]
+    if "self" in arguments.data:
+        with accelerator.main_process_first():
+            made = distill_free(target, arguments.output / "data", tokens=arguments.tokens, seed=arguments.seed)
+        data.append(made)
     head = train_head(
         target,
         arguments.decoder,
@@ -100,10 +106,14 @@ def train_draft(arguments: argparse.Namespace) -> int:
         recipe,
         draft_vocabulary=arguments.draft_vocabulary,
         max_length=arguments.max_length,
+        live=arguments.live,
         checkpoint_every=arguments.checkpoint_every,
+        accelerator=accelerator,
     )
-    for name, value in head.facts["held_out"].items():
-        print(f"{name}: {value:.4f}")
+    if accelerator.is_main_process:
+        for name, value in head.facts["held_out"].items():
+            print(f"{name}: {value:.4f}")
+    accelerator.end_training()
     return 0
 
 

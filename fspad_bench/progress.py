@@ -12,9 +12,9 @@ LOG_EVERY = 30.0
 class Progress:
     """`with Progress("features", 100) as p: ... p.advance(note="loss 1.2")`"""
 
-    def __init__(self, title: str, total: int, *, start: int = 0) -> None:
+    def __init__(self, title: str, total: int, *, start: int = 0, quiet: bool = False) -> None:
         self.title, self.total, self.count, self.first = title, total, start, start
-        self.terminal = sys.stderr.isatty()
+        self.terminal, self.quiet = sys.stderr.isatty(), quiet
         self.began = self.shown = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -25,7 +25,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._show("" if kind is None else "interrupted")
-        if self.terminal:
+        if self.terminal and not self.quiet:
             print(file=sys.stderr)
 
     def advance(self, step: int = 1, note: str = "") -> None:
@@ -35,6 +35,8 @@ class Progress:
 
     def _show(self, note: str) -> None:
         self.shown = time.monotonic()
+        if self.quiet:
+            return
         done = self.count - self.first
         left = max(0, self.total - self.count) * (self.shown - self.began) / done if done else 0
         text = f"{self.title} {self.count}/{self.total}"

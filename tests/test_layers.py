@@ -7,7 +7,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fspad_bench"
 LAYERS = {
-    "plain": ["errors", "registry", "record", "stats", "table", "verdict", "paths", "progress", "machine", "parting"],
+    "plain": [
+        "errors",
+        "registry",
+        "record",
+        "stats",
+        "table",
+        "verdict",
+        "paths",
+        "progress",
+        "machine",
+        "parting",
+        "plots",
+    ],
     "core": ["tree", "sampling", "kernels"],
     "engine": [
         "attention",

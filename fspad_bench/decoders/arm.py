@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fspad_bench.drafts.drafter import HeadDrafter
+from fspad_bench.drafts.head import load_head
 from fspad_bench.errors import BenchError
 from fspad_bench.target import TransformersTarget
 
@@ -29,4 +30,4 @@ class Arm(HeadDrafter):
         if not head:
             raise BenchError("an arm needs the head that it is", "-D NAME.head=FOLDER")
         tree = {"nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
-        super().__init__(target, Path(head).expanduser(), **tree)
+        super().__init__(target, load_head(Path(head).expanduser(), target), **tree)

@@ -3,7 +3,7 @@ both feature and logits (arXiv 2401.15077, 2406.16858)."""
 
 from __future__ import annotations
 
-from fspad_bench.drafts.drafter import HeadDrafter, head_folder
+from fspad_bench.drafts.drafter import HeadDrafter, find_head
 from fspad_bench.target import TransformersTarget
 
 
@@ -22,4 +22,4 @@ class Eagle(HeadDrafter):
         drafting: str = "",
     ) -> None:
         tree = {"nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
-        super().__init__(target, head_folder(head, "eagle", target), arm="eagle", **tree)
+        super().__init__(target, find_head(head, "eagle", target), **tree)

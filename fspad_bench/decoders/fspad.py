@@ -3,7 +3,7 @@ on the same dynamic tree as EAGLE-2. Drafting reads logits from h_logit and feed
 
 from __future__ import annotations
 
-from fspad_bench.drafts.drafter import HeadDrafter, head_folder
+from fspad_bench.drafts.drafter import HeadDrafter, find_head
 from fspad_bench.target import TransformersTarget
 
 
@@ -22,4 +22,4 @@ class Fspad(HeadDrafter):
         drafting: str = "",
     ) -> None:
         tree = {"nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
-        super().__init__(target, head_folder(head, "fspad", target), arm="fspad", **tree)
+        super().__init__(target, find_head(head, "fspad", target), **tree)

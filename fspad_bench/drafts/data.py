@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,24 +39,28 @@ class Conversation:
         return sum(end - start for start, end in self.answers)
 
 
-def read_conversations(data: Path, vocab: int, max_length: int) -> list[Conversation]:
-    """Every usable conversation of a JSONL file, or of a folder's shards, cut at `max_length`.
+def read_conversations(data: Sequence[Path], vocab: int, max_length: int) -> list[Conversation]:
+    """Every usable conversation of JSONL files, or of folders' shards, cut at `max_length`.
 
     One whose answers are empty or lie behind the cut is left out. Raises BenchError naming the line that is wrong.
     """
     found = [_cut(row, max_length) for path in data_files(data) for row in _rows(path, vocab)]
     usable = [conversation for conversation in found if conversation.answers]
     if not usable:
-        raise BenchError(f"{data} holds no usable conversation", "an answer needs two tokens or more, behind a prompt")
+        named = ", ".join(map(str, data))
+        raise BenchError(f"{named} holds no usable conversation", "an answer needs two tokens or more, behind a prompt")
     return usable
 
 
-def data_files(data: Path) -> list[Path]:
+def data_files(data: Sequence[Path]) -> list[Path]:
     """The files of training data, in order. Raises BenchError where there are none."""
-    files = sorted(data.glob("shard-*.jsonl")) if data.is_dir() else [data]
-    if not files or not files[0].is_file():
-        raise BenchError(f"no such training data: {data}", "a folder that `distill` wrote, or a JSONL file")
-    return files
+    found = []
+    for given in data:
+        files = sorted(given.glob("shard-*.jsonl")) if given.is_dir() else [given]
+        if not files or not files[0].is_file():
+            raise BenchError(f"no such training data: {given}", "a folder that `distill` wrote, or a JSONL file")
+        found += files
+    return found
 
 
 def _rows(path: Path, vocab: int) -> Iterator[Conversation]:
@@ -99,6 +103,53 @@ def frequent_tokens(conversations: list[Conversation], size: int, vocab: int) ->
     counts = torch.bincount(said, minlength=vocab)
     order = counts.sort(descending=True, stable=True).indices
     return order[: min(size, vocab)].sort().values
+
+
+class Batch(NamedTuple):
+    """Sequences of one training step, padded on the right.
+
+    ids `[B, L]`, features `[B, L, d]` bfloat16, supervised rows `[B, L]` bool; behind each of those N rows the target's
+    mass on the draft vocabulary and its first choice (a full-vocabulary id), `[N]` each.
+    """
+
+    ids: Tensor
+    features: Tensor
+    rows: Tensor
+    mass: Tensor
+    choice: Tensor
+
+
+def ids_and_rows(conversations: list[Conversation]) -> tuple[Tensor, Tensor]:
+    """Their ids and supervised rows, `[B, L]` each: row i learns the law of token i + 2."""
+    ids = pad([conversation.tokens for conversation in conversations])
+    rows = torch.zeros(ids.shape, dtype=torch.bool)
+    for b, conversation in enumerate(conversations):
+        for start, end in conversation.answers:
+            rows[b, start - 1 : end - 2] = True
+    return ids, rows
+
+
+class LiveFeatures:
+    """Features computed anew whenever they are asked for: nothing on disk, a forward of the target a step.
+
+    For a GPU, where a store of every feature would be larger than it is fast.
+    """
+
+    def __init__(self, target: TransformersTarget, conversations: list[Conversation], vocabulary: Tensor) -> None:
+        self.target, self.conversations = target, conversations
+        self.vocabulary = vocabulary.to(target.device)
+        self.lengths = [len(conversation.tokens) for conversation in conversations]
+
+    @torch.no_grad()
+    def load(self, group: list[int]) -> Batch:
+        """Sequences with what the target says of them."""
+        ids, rows = ids_and_rows([self.conversations[s] for s in group])
+        ids, rows = ids.to(self.target.device), rows.to(self.target.device)
+        features = self.target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        behind = features[:, 1:][rows[:, :-1]]
+        facts = [law_facts(part, self.target.lm_head.weight, self.vocabulary) for part in behind.split(LAW_ROWS * 64)]
+        mass, choice = (torch.cat(part) for part in zip(*facts, strict=True))
+        return Batch(ids, features.to(torch.bfloat16), rows, mass, choice)
 
 
 class FeatureStore:
@@ -148,22 +199,16 @@ class FeatureStore:
         places = self._places(group, 0)
         self.mass[places], self.choice[places] = mass, choice
 
-    def batch(self, group: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Sequences -> ids `[B, L]`, features `[B, L, d]` bfloat16, supervised rows `[B, L]` bool."""
-        ids = pad([self.conversations[s].tokens for s in group])
+    def load(self, group: list[int]) -> Batch:
+        """Sequences with what the target said of them."""
+        ids, rows = ids_and_rows([self.conversations[s] for s in group])
         features = torch.zeros(*ids.shape, self.features.shape[1], dtype=torch.bfloat16)
-        rows = torch.zeros(ids.shape, dtype=torch.bool)
         for b, s in enumerate(group):
             begin, length = int(self.starts[s]), self.lengths[s]
             features[b, :length] = from_bits(self.features[begin : begin + length])
-            for start, end in self.conversations[s].answers:
-                rows[b, start - 1 : end - 2] = True
-        return ids, features, rows
-
-    def facts(self, group: list[int]) -> tuple[Tensor, Tensor]:
-        """Mass and first choice (a full-vocabulary id) behind every supervised row of `batch`, `[N]` each."""
         places = self._places(group, 1)
-        return torch.from_numpy(self.mass[places]), torch.from_numpy(self.choice[places].astype(np.int64))
+        mass, choice = torch.from_numpy(self.mass[places]), torch.from_numpy(self.choice[places].astype(np.int64))
+        return Batch(ids, features, rows, mass, choice)
 
     def _places(self, group: list[int], short: int) -> np.ndarray:
         """Where in the flat arrays the group's answer tokens stand, the last `short` of each answer left out."""
@@ -204,8 +249,8 @@ def from_bits(x: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x)).view(torch.bfloat16)
 
 
-def data_hash(data: Path) -> str:
-    """Of a file's bytes, or of a folder's shards in order."""
+def data_hash(data: Sequence[Path]) -> str:
+    """Of all files' bytes, in order."""
     digest = hashlib.sha256()
     for path in data_files(data):
         digest.update(path.read_bytes())

@@ -13,7 +13,7 @@ import torch
 from fspad_bench.decoding import Context
 from fspad_bench.drafts.draft import Draft
 from fspad_bench.drafts.dynamic import dynamic_tree
-from fspad_bench.drafts.head import content_hash, load_head, shipped
+from fspad_bench.drafts.head import Head, load_head, shipped
 from fspad_bench.drafts.sampled import sampled_tree
 from fspad_bench.errors import BenchError, near
 from fspad_bench.target import LARGEST_TREE, TransformersTarget
@@ -34,9 +34,8 @@ class HeadDrafter(Draft):
     def __init__(
         self,
         target: TransformersTarget,
-        folder: Path,
+        head: Head,
         *,
-        arm: str | None = None,
         nodes: int = 8,
         depth: int = 2,
         top_k: int = 4,
@@ -54,9 +53,9 @@ class HeadDrafter(Draft):
                 f"verify={verify} makes no use of coupled drafts: its choices do not follow the target's noise",
                 "use drafting=sampled or drafting=ranked",
             )
-        super().__init__(target, load_head(folder, target, arm))
+        super().__init__(target, head)
         self.nodes, self.depth, self.top_k = nodes, depth, min(top_k, len(self.vocabulary))
-        self.files = {"head": content_hash(folder)}
+        self.files = {"head": head.sha256}
 
     @torch.inference_mode()
     def propose(self, context: Context, budget: int) -> Tree:
@@ -69,14 +68,14 @@ class HeadDrafter(Draft):
         return dynamic_tree(self, context, nodes=self.nodes, depth=depth, top_k=self.top_k, coupled=coupled)
 
 
-def head_folder(head: str, decoder: str, target: TransformersTarget) -> Path:
-    """The head a user named, or the one shipped for this target. Raises BenchError where none is."""
+def find_head(head: str, decoder: str, target: TransformersTarget) -> Head:
+    """The head a user named, or the one shipped for this target. Raises BenchError where there is none."""
     if head:
-        return Path(head).expanduser()
+        return load_head(Path(head).expanduser(), target, decoder)
     folder = shipped(decoder, target.name)
     if not folder.is_dir():
         raise BenchError(
             f"no {decoder} head is shipped for target '{target.name}'",
             f"`fspad-bench train --decoder {decoder} --target {target.name}` makes one for -D {decoder}.head=FOLDER",
         )
-    return folder
+    return load_head(folder, target, decoder)

@@ -18,32 +18,38 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fspad_bench.drafts.network import DraftNetwork, Shape
+from fspad_bench.drafts.published import is_published, read_published, weights_file
 from fspad_bench.errors import BenchError
 from fspad_bench.paths import data_folder
 from fspad_bench.target import TransformersTarget
 
 FORMAT = 1
+ABOUT, WEIGHTS = "head.json", "head.safetensors"
 VOCABULARY = "draft_vocabulary"
 
 
 @dataclass(frozen=True)
 class Head:
-    """A draft network and the ids of its draft vocabulary, `[S]` ascending, with what `head.json` says of them."""
+    """A draft network and the ids of its draft vocabulary, `[S]` ascending, with what `head.json` says of them.
+
+    `sha256` is that of the weights' file it was loaded from.
+    """
 
     network: DraftNetwork
     vocabulary: Tensor
     target: str
     identity: str
     facts: dict[str, object] = field(default_factory=dict)
+    sha256: str = ""
 
     def save(self, folder: Path) -> None:
         """Write the folder; the weights in bfloat16."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {k: v.to(torch.bfloat16).contiguous() for k, v in self.network.state_dict().items()}
-        save_file(weights | {VOCABULARY: self.vocabulary.to(torch.int32)}, folder / "head.safetensors")
+        save_file(weights | {VOCABULARY: self.vocabulary.to(torch.int32)}, folder / WEIGHTS)
         about = {"format": FORMAT, "target": self.target, "identity": self.identity, **self.facts}
         about["shape"] = asdict(self.network.shape)
-        (folder / "head.json").write_text(json.dumps(about, indent=2) + "\n")
+        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def shipped(decoder: str, target: str) -> Path:
@@ -54,11 +60,14 @@ def shipped(decoder: str, target: str) -> Path:
 def load_head(folder: Path, target: TransformersTarget, arm: str | None = None) -> Head:
     """The head of `folder`, on the target's device and in its dtype.
 
-    Raises BenchError unless it fits the target, and is of the named arm where one is named.
+    Ours, or one in the layout that EAGLE and FSPAD publish. Raises BenchError unless it fits the target, and is of the
+    named arm where one is named.
     """
+    if is_published(folder) and not (folder / ABOUT).is_file():
+        return _published(folder, target, arm)
     try:
-        about = json.loads((folder / "head.json").read_text())
-        shape, weights = Shape(**about["shape"]), load_file(folder / "head.safetensors")
+        about = json.loads((folder / ABOUT).read_text())
+        shape, weights = Shape(**about["shape"]), load_file(folder / WEIGHTS)
         vocabulary = weights.pop(VOCABULARY).to(torch.int64)
         with torch.device("meta"):
             network = DraftNetwork(shape)
@@ -74,7 +83,17 @@ def load_head(folder: Path, target: TransformersTarget, arm: str | None = None) 
         ) from error
     _check(folder, about, shape, vocabulary, target, arm)
     network = network.to(target.device, target.dtype).eval().requires_grad_(False)
-    return Head(network, vocabulary.to(target.device), about["target"], about["identity"], about)
+    vocabulary = vocabulary.to(target.device)
+    return Head(network, vocabulary, about["target"], about["identity"], about, content_hash(folder))
+
+
+def _published(folder: Path, target: TransformersTarget, arm: str | None) -> Head:
+    network = read_published(folder)
+    vocabulary = torch.arange(target.config.vocab_size, device=target.device)
+    about = {"target": target.name, "identity": target.identity, "layout": "published"}
+    _check(folder, about, network.shape, vocabulary, target, arm)
+    network = network.to(target.device, target.dtype).eval().requires_grad_(False)
+    return Head(network, vocabulary, target.name, target.identity, about, _hash_of(weights_file(folder)))
 
 
 def _check(
@@ -97,10 +116,9 @@ def _check(
 
 def content_hash(folder: Path) -> str:
     """sha256 of the weights; part of the run key, so that a retrained head is another run."""
-    path = folder / "head.safetensors"
-    if not path.is_file():
-        raise BenchError(
-            f"no draft head at {folder}", "train one with `fspad-bench train`, or name a folder with head="
-        )
+    return _hash_of(folder / WEIGHTS)
+
+
+def _hash_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,11 +12,22 @@ import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from accelerate import Accelerator
+from torch import Tensor
+
 from fspad_bench import __version__
-from fspad_bench.drafts.data import FeatureStore, data_hash, frequent_tokens, read_conversations
+from fspad_bench.drafts.data import (
+    Conversation,
+    FeatureStore,
+    LiveFeatures,
+    data_hash,
+    frequent_tokens,
+    read_conversations,
+)
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import ARMS, Shape
 from fspad_bench.drafts.train import Recipe, Trainer
@@ -34,40 +45,66 @@ def check_decoder(decoder: str) -> None:
 def train_head(
     target: TransformersTarget,
     decoder: str,
-    data: Path,
+    data: Sequence[Path],
     output: Path,
     recipe: Recipe,
     *,
     draft_vocabulary: int = 8192,
     max_length: int = 2048,
+    live: bool = False,
     checkpoint_every: float = 120.0,
+    accelerator: Accelerator | None = None,
 ) -> Head:
-    """Train `decoder`'s network on `data` and write it to `output`, with its curve and facts beside it."""
+    """Train `decoder`'s network on `data` and write it to `output`, with its curve and facts beside it.
+
+    The target's features are kept on disk, or with `live` computed at every step. Several processes share each batch
+    where an `accelerator` knows of several; the first of them writes.
+    """
     check_decoder(decoder)
+    accelerator = accelerator or Accelerator(cpu=target.device.type == "cpu")
     conversations = read_conversations(data, target.config.vocab_size, max_length)
     vocabulary = frequent_tokens(conversations, draft_vocabulary, target.config.vocab_size)
     digest = data_hash(data)
-    key = json.dumps([digest, target.identity, str(target.dtype), len(vocabulary), max_length])
+    if live:
+        features = LiveFeatures(target, conversations, vocabulary)
+    else:
+        key = json.dumps([digest, target.identity, str(target.dtype), len(vocabulary), max_length])
+        with accelerator.main_process_first():
+            features = _stored(target, conversations, vocabulary, key)
+    shape = Shape.of_target(target.config, decoder)
+    trainer = Trainer(target, features, vocabulary, shape, recipe, accelerator)
+    trainer.run(output, checkpoint_every=checkpoint_every)
+    facts = {
+        "decoder": decoder,
+        "version": __version__,
+        "recipe": asdict(recipe),
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "processes": accelerator.num_processes,
+        "data_sha256": digest,
+        "conversations": len(conversations),
+        "answer_tokens": sum(c.answer_tokens() for c in conversations),
+        "tokens_seen": trainer.seen,
+        "command": shlex.join(["fspad-bench", *sys.argv[1:]]),
+    }
+    if accelerator.is_main_process:
+        facts["held_out"] = trainer.evaluate()
+    head = Head(trainer.network, vocabulary, target.name, target.identity, facts)
+    if accelerator.is_main_process:
+        head.save(output)
+    accelerator.wait_for_everyone()
+    return head
+
+
+def _stored(
+    target: TransformersTarget, conversations: list[Conversation], vocabulary: Tensor, key: str
+) -> FeatureStore:
+    """The features of the user's cache, those that are missing computed first."""
     folder = cache_home() / "features" / hashlib.sha256(key.encode()).hexdigest()[:16]
     try:
         store = FeatureStore(folder, conversations, target.config.hidden_size)
         store.fill(target, vocabulary)
     except OSError as error:
         raise BenchError(
-            f"cannot keep features in {folder}: {error}", "free space, or set FSPAD_BENCH_CACHE"
+            f"cannot keep features in {folder}: {error}", "free space, set FSPAD_BENCH_CACHE, or train with --live"
         ) from error
-    trainer = Trainer(target, store, vocabulary, Shape.of_target(target.config, decoder), recipe)
-    trainer.run(output, checkpoint_every=checkpoint_every)
-    facts = {
-        "decoder": decoder,
-        "version": __version__,
-        "recipe": asdict(recipe),
-        "data_sha256": digest,
-        "conversations": len(conversations),
-        "answer_tokens": sum(c.answer_tokens() for c in conversations),
-        "command": shlex.join(["fspad-bench", *sys.argv[1:]]),
-        "held_out": trainer.evaluate(),
-    }
-    head = Head(trainer.network, vocabulary, target.name, target.identity, facts)
-    head.save(output)
-    return head
+    return store

@@ -19,21 +19,30 @@ class Losses(NamedTuple):
 
     feature: Tensor
     logit: Tensor
+    top: Tensor
     agreement: Tensor
 
 
 def losses(
-    h_logit: Tensor, h_feature: Tensor, target_feature: Tensor, mass: Tensor, choice: Tensor, lm_head: Tensor
+    h_logit: Tensor,
+    h_feature: Tensor,
+    target_feature: Tensor,
+    mass: Tensor,
+    choice: Tensor,
+    lm_head: Tensor,
+    top_k: int = 0,
 ) -> Losses:
     """Each of N supervised rows against its target.
 
     h_logit, h_feature, target_feature `[N, d]`; mass `[N]`, the target's probability of the draft vocabulary;
     choice `[N]`, the draft-vocabulary index of the target's first choice, -1 where it has none; lm_head `[S, d]`.
+    `top` is the cross-entropy on the target's `top_k` likeliest tokens alone (HASS, arXiv 2408.15766); 0 of none.
     """
     feature = F.smooth_l1_loss(h_feature.float(), target_feature.float())
     with torch.no_grad():
         law = F.linear(target_feature.to(lm_head.dtype), lm_head).float().softmax(-1)
     guess = F.linear(h_logit.to(lm_head.dtype), lm_head).float()
-    cross_entropy = -(law * guess.log_softmax(-1)).sum(-1)
+    surprise = law * -guess.log_softmax(-1)
+    top = surprise.gather(-1, law.topk(top_k, dim=-1).indices) if top_k else surprise[..., :0]
     agreement = (guess.argmax(-1) == choice).float().mean()
-    return Losses(feature, (mass * cross_entropy).mean(), agreement)
+    return Losses(feature, (mass * surprise.sum(-1)).mean(), (mass * top.sum(-1)).mean(), agreement)

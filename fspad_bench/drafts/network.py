@@ -144,6 +144,28 @@ class Attention(nn.Module):
             out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
         return self.o(out.transpose(-2, -3).flatten(-2))
 
+    def attend_unrolled(self, x: Tensor, rope: Tensor, ks: list[Tensor], vs: list[Tensor]) -> Tensor:
+        """Queries of the last of j + 1 forwards, x `[B, L, d]`, over the K and V `[B, H_kv, L, D]` of each.
+
+        A draft's j-th token sees what the target computed, up to j rows back, and the j rows that were drafted since:
+        row i sees rows p <= i - j of the first forward, and row i - j + n of the n-th for n = 1..j. What it does not
+        see has weight 0, where published code multiplies scores by a mask and leaves it in the denominator.
+        """
+        j, length = len(ks) - 1, x.shape[-2]
+        q = rotate(self._split(self.q(x)), rope)
+        ks, vs = ([t.repeat_interleave(q.shape[-3] // t.shape[-3], dim=-3) for t in each] for each in (ks, vs))
+        back = torch.ones(length, length, dtype=torch.bool, device=x.device).tril(-j)
+        scores = [(q @ ks[0].transpose(-1, -2)).masked_fill(~back, float("-inf"))]
+        drafted = [(keys.roll(j - n, dims=-2), values.roll(j - n, dims=-2))
+                   for n, (keys, values) in enumerate(zip(ks[1:], vs[1:], strict=True), start=1)]  # fmt: skip
+        scores += [(q * keys).sum(-1, keepdim=True) for keys, _ in drafted]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        weights = (torch.cat(scores, dim=-1).to(wide) * self.shape.head_dim**-0.5).softmax(-1).to(q.dtype)
+        out = weights[..., :length] @ vs[0]
+        for n, (_, values) in enumerate(drafted):
+            out = out + weights[..., length + n, None] * values
+        return self.o(out.transpose(-2, -3).flatten(-2))
+
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.shape.head_dim)).transpose(-2, -3)
 
@@ -185,6 +207,29 @@ class DraftNetwork(nn.Module):
         k, v = self.attention.keys_values(x, rope)
         a = x + self.attention.attend(x, rope, k, v, None, causal=True)
         return self.output(a[rows])
+
+    def unrolled(self, e: Tensor, f: Tensor, steps: int) -> list[DraftOutput]:
+        """Forwards of `steps` draft levels over whole sequences, all rows: `[B, L, d]` each.
+
+        The first reads the target's features. Each later one reads what the one before predicted, shifted by a row and
+        detached, so row i says what a draft of that depth says there (HASS, Zhang et al. 2024, arXiv 2408.15766; a row
+        with fewer than that many before it says nothing of worth).
+        """
+        rope = self.rope(torch.arange(e.shape[-2], device=e.device)).to(e.dtype)
+        found, ks, vs = [], [], []
+        for step in range(steps):
+            if step:
+                f = F.pad(found[-1].h_feature.detach()[..., :-1, :], (0, 0, 1, 0)).to(f.dtype)
+            x = self.fuse(e, f)
+            k, v = self.attention.keys_values(x, rope.to(x.dtype))
+            ks.append(k)
+            vs.append(v)
+            if step:
+                a = x + self.attention.attend_unrolled(x, rope.to(x.dtype), ks, vs)
+            else:
+                a = x + self.attention.attend(x, rope.to(x.dtype), k, v, None, causal=True)
+            found.append(self.output(a))
+        return found
 
     def rope(self, positions: Tensor) -> Tensor:
         """positions `[N]` -> cosines and sines of every frequency, `[2, N, D / 2]`."""

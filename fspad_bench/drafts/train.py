@@ -1,13 +1,18 @@
-"""Training of a draft network by teacher forcing, as EAGLE and FSPAD publish it.
+"""Training of a draft network as EAGLE and FSPAD publish it, on one device or several.
 
 AdamW (0.9, 0.95), linear warm-up and linear decay to zero, gradient values clipped at 0.5, uniform noise on the input
 features scaled by 512 / length, loss = feature_weight * L_v + logit_weight * L_p with 1.0 and 0.1. The target's
-embedding and LM head are frozen. Batches, noise and initial weights follow from the seed and the step alone, so a
-run that was killed goes on from its last checkpoint as if nothing had happened.
+embedding and LM head are frozen. By teacher forcing, or with `unroll` > 1 on the draft's own features too (HASS,
+EAGLE-3), and with `top_weight` > 0 on the target's likeliest tokens again (HASS).
+
+Batches, noise and initial weights follow from the seed and the step alone, so a run that was killed goes on from its
+last checkpoint as if nothing had happened, and several processes, which share each batch between them, learn what one
+would have.
 """
 
 from __future__ import annotations
 
+import copy
 import csv
 import sys
 import time
@@ -17,17 +22,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
-from fspad_bench.drafts.data import FeatureStore, by_length
+from fspad_bench.decoding import Limit, generate
+from fspad_bench.drafts.data import Batch, FeatureStore, LiveFeatures, by_length
+from fspad_bench.drafts.drafter import HeadDrafter
+from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.losses import Losses, losses
 from fspad_bench.drafts.network import DraftNetwork, Shape
 from fspad_bench.errors import BenchError
+from fspad_bench.plots import learning_curve
 from fspad_bench.progress import Progress
+from fspad_bench.sampling import Sampler
 from fspad_bench.target import TransformersTarget
 
-HELD_OUT = 0.03
+HELD_OUT = 33  # of so many conversations one is never learned
 SHARDS = 8
+TOP_K = 10
+PROBES, PROBE_TOKENS = 8, 64
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,8 @@ class Recipe:
     warmup: int = 200
     feature_weight: float = 1.0
     logit_weight: float = 0.1
+    top_weight: float = 0.0
+    unroll: int = 1
     noise: float = 0.2
     clip: float = 0.5
     seed: int = 0
@@ -50,24 +65,65 @@ class Recipe:
         return self.lr * min(rise, (steps - step) / max(1, steps - self.warmup))
 
 
+class Objective(nn.Module):
+    """What a batch costs: the recipe's losses, the mean over `unroll` draft levels."""
+
+    def __init__(self, network: DraftNetwork, lm_head: Tensor, recipe: Recipe) -> None:
+        super().__init__()
+        self.network, self.recipe = network, recipe
+        self.register_buffer("lm_head", lm_head, persistent=False)
+
+    def forward(self, e: Tensor, f: Tensor, batch: Batch) -> tuple[Tensor, Losses]:
+        """e, f `[B, L - 1, d]`; the batch's choice is an index of the draft vocabulary, -1 outside it."""
+        rows, levels = batch.rows[:, :-1], self.recipe.unroll if self.training else 1
+        if levels == 1:
+            found = [self._level(*self.network(e, f, rows), batch, rows)]
+        else:
+            reach = torch.arange(rows.shape[1], device=rows.device)
+            found = [
+                self._level(out.h_logit[deep], out.h_feature[deep], batch, deep)
+                for level, out in enumerate(self.network.unrolled(e, f, levels))
+                for deep in [rows & (reach >= level)]
+            ]
+        mean = Losses(*(sum(parts) / len(found) for parts in zip(*found, strict=True)))
+        weights = self.recipe
+        loss = weights.feature_weight * mean.feature + weights.logit_weight * mean.logit + weights.top_weight * mean.top
+        return loss, found[0]
+
+    def _level(self, h_logit: Tensor, h_feature: Tensor, batch: Batch, rows: Tensor) -> Losses:
+        """The losses of these supervised rows `[B, L - 1]`, a subset of the batch's."""
+        kept = rows[batch.rows[:, :-1]]
+        behind = batch.features[:, 1:][rows]
+        top_k = TOP_K if self.recipe.top_weight else 0
+        return losses(h_logit, h_feature, behind, batch.mass[kept], batch.choice[kept], self.lm_head, top_k)
+
+
 class Trainer:
-    """A draft network in training on a filled feature store."""
+    """A draft network in training on the features of a target's conversations."""
 
     def __init__(
-        self, target: TransformersTarget, store: FeatureStore, vocabulary: Tensor, shape: Shape, recipe: Recipe
+        self,
+        target: TransformersTarget,
+        features: FeatureStore | LiveFeatures,
+        vocabulary: Tensor,
+        shape: Shape,
+        recipe: Recipe,
+        accelerator: Accelerator | None = None,
     ) -> None:
-        self.store, self.recipe, self.device = store, recipe, target.device
-        self.embedding = target.embedding
-        self.lm_head = target.lm_head.weight[vocabulary.to(target.device)].detach().to(torch.bfloat16)
+        self.target, self.features, self.recipe, self.vocabulary = target, features, recipe, vocabulary
+        self.accelerator = accelerator or Accelerator(cpu=target.device.type == "cpu")
+        self.device = target.device
         self.index = torch.full((target.config.vocab_size,), -1).scatter_(0, vocabulary, torch.arange(len(vocabulary)))
+        self.index = self.index.to(self.device)
         torch.manual_seed(recipe.seed)
         self.network = DraftNetwork(shape).to(self.device, torch.float32)
+        lm_head = target.lm_head.weight[vocabulary.to(self.device)].detach().to(torch.bfloat16)
+        self.objective = self.accelerator.prepare_model(Objective(self.network, lm_head, recipe))
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=recipe.lr, betas=(0.9, 0.95))
-        held_out = max(1, int(len(store.lengths) * HELD_OUT))
-        self.learn = range(len(store.lengths) - held_out)
-        self.test = range(len(store.lengths) - held_out, len(store.lengths))
+        self.test = range(HELD_OUT // 2, len(features.lengths), HELD_OUT) or range(1)
+        self.learn = [s for s in range(len(features.lengths)) if s not in self.test]
         self.plan = list(self._plan())
-        self.step = 0
+        self.step = self.seen = 0
 
     def _plan(self) -> Iterator[list[int]]:
         """The sequences of every step, an epoch after the other: random shards, each grouped by length."""
@@ -75,9 +131,10 @@ class Trainer:
         for epoch in range(int(whole) + (part > 0)):
             order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.learn))
             groups = []
-            for shard in np.array_split(order, SHARDS):
-                lengths = [self.store.lengths[s] for s in shard]
-                groups += [[int(shard[i]) for i in group] for group in by_length(lengths, self.recipe.batch_tokens)]
+            for part_of_it in np.array_split(order, SHARDS):
+                shard = [self.learn[i] for i in part_of_it]
+                lengths = [self.features.lengths[s] for s in shard]
+                groups += [[shard[i] for i in group] for group in by_length(lengths, self.recipe.batch_tokens)]
             shuffled = np.random.default_rng([self.recipe.seed, epoch, 1]).permutation(len(groups))
             kept = len(groups) if epoch < whole else int(part * len(groups))
             yield from (groups[i] for i in shuffled[:kept])
@@ -85,96 +142,116 @@ class Trainer:
     def run(self, folder: Path, *, checkpoint_every: float, stop_after: int | None = None) -> None:
         """Train to the end of the plan (or `stop_after` steps), with checkpoints every so many seconds."""
         self._resume(folder)
-        saved, seen, losses_seen, began = time.monotonic(), 0, [], time.monotonic()
-        with Progress("training", len(self.plan), start=self.step) as progress:
+        saved = began = time.monotonic()
+        first, recent = self.seen, []
+        with Progress("training", len(self.plan), start=self.step, quiet=not self.accelerator.is_main_process) as bar:
             while self.step < len(self.plan) and self.step != stop_after:
                 group = self.plan[self.step]
-                losses_seen.append([float(x) for x in self._learn(group)])
-                seen += sum(self.store.lengths[s] for s in group)
+                recent.append(self._learn(group))
+                self.seen += sum(self.features.lengths[s] for s in group)
                 self.step += 1
-                speed = seen / (time.monotonic() - began)
-                mean = np.mean(losses_seen[-100:], axis=0)
-                note = f"L_v {mean[0]:.4f}  L_p {mean[1]:.3f}  agreement {mean[2]:.3f}  {speed:.0f} tokens/s"
-                progress.advance(note=note)
+                speed = (self.seen - first) / (time.monotonic() - began)
+                mean = np.mean(recent[-100:], axis=0)
+                bar.advance(note=f"L_v {mean[0]:.4f}  L_p {mean[1]:.3f}  agreement {mean[3]:.3f}  {speed:.0f} tokens/s")
                 if time.monotonic() - saved > checkpoint_every:
-                    self._save(folder, losses_seen, seen)
-                    saved, losses_seen = time.monotonic(), []
-        if losses_seen:
-            self._save(folder, losses_seen, seen)
+                    self._save(folder, recent)
+                    saved, recent = time.monotonic(), []
+        if recent:
+            self._save(folder, recent)
 
-    def _learn(self, group: list[int]) -> Losses:
+    def _learn(self, group: list[int]) -> list[float]:
+        """One step; its losses over the whole group, whichever processes had which sequences."""
         for settings in self.optimizer.param_groups:
             settings["lr"] = self.recipe.rate(self.step, len(self.plan))
-        self.network.train()
-        found = self._losses(group, noise=self.recipe.noise)
-        loss = self.recipe.feature_weight * found.feature + self.recipe.logit_weight * found.logit
+        self.objective.train()
+        mine = group[self.accelerator.process_index :: self.accelerator.num_processes]
+        loss, found = self._losses(mine or group[:1], noise=self.recipe.noise)
+        share = self._supervised(mine) / self._supervised(group)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_value_(self.network.parameters(), self.recipe.clip)
+        self.accelerator.backward(loss * share * self.accelerator.num_processes)  # gradients are averaged
+        self.accelerator.clip_grad_value_(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
-        return Losses(*(x.detach() for x in found))
+        every = torch.stack([x.detach().float() for x in found]) * share
+        return self.accelerator.reduce(every, "sum").tolist()
 
-    def _losses(self, group: list[int], *, noise: float) -> Losses:
-        ids, features, rows = self.store.batch(group)
-        mass, choice = self.store.facts(group)
-        ids, features, rows = ids.to(self.device), features.to(self.device), rows.to(self.device)
-        e = self.embedding(ids[:, 1:]).to(torch.bfloat16).detach()
-        f = features[:, :-1]
+    def _supervised(self, group: list[int]) -> int:
+        return sum(end - start - 1 for s in group for start, end in self.features.conversations[s].answers)
+
+    def _losses(self, group: list[int], *, noise: float) -> tuple[Tensor, Losses]:
+        batch = Batch(*(part.to(self.device) for part in self.features.load(group)))
+        e = self.target.embedding(batch.ids[:, 1:]).to(torch.bfloat16).detach()
+        f = batch.features[:, :-1]
         if noise:
-            lengths = torch.tensor([self.store.lengths[s] for s in group])
-            f = f + uniform_noise(f.shape, lengths, noise, seed=(self.recipe.seed << 32) + self.step).to(f)
+            lengths = [self.features.lengths[s] for s in group]
+            keys = [(self.recipe.seed, self.step, s) for s in group]
+            f = f + uniform_noise(f.shape, lengths, noise, keys).to(f)
         with torch.autocast(self.device.type, torch.bfloat16):
-            out = self.network(e, f, rows[:, :-1])
-            return losses(
-                out.h_logit, out.h_feature, features[:, 1:][rows[:, :-1]], mass.to(self.device),
-                self.index[choice].to(self.device), self.lm_head,
-            )  # fmt: skip
+            return self.objective(e, f, batch._replace(choice=self.index[batch.choice]))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """L_v, L_p and top-1 agreement on the held-out conversations, and the draft vocabulary's ceiling there."""
-        self.network.eval()
-        lengths = [self.store.lengths[s] for s in self.test]
+        model, self.objective = self.objective, self.accelerator.unwrap_model(self.objective)
+        self.objective.eval()
+        lengths = [self.features.lengths[s] for s in self.test]
         groups = [[self.test[i] for i in group] for group in by_length(lengths, 8192)]
-        weights = [len(self.store.facts(group)[0]) for group in groups]
-        found = np.average([[float(x) for x in self._losses(g, noise=0)] for g in groups], axis=0, weights=weights)
-        mass, choice = self.store.facts(list(self.test))
-        ceiling = (self.index[choice] >= 0).float().mean()
+        weights = [self._supervised(group) for group in groups]
+        found = np.average([[float(x) for x in self._losses(g, noise=0)[1]] for g in groups], axis=0, weights=weights)
+        batches = [self.features.load(group) for group in groups]
+        inside = torch.cat([self.index[batch.choice.to(self.device)] >= 0 for batch in batches])
+        self.objective = model
         return {
             "feature_loss": float(found[0]),
             "logit_loss": float(found[1]),
-            "agreement": float(found[2]),
-            "vocabulary_mass": float(mass.mean()),
-            "vocabulary_ceiling": float(ceiling),
+            "agreement": float(found[3]),
+            "vocabulary_mass": float(torch.cat([batch.mass for batch in batches]).mean()),
+            "vocabulary_ceiling": float(inside.float().mean()),
+            "tokens_per_step": self.probe(),
         }
 
-    def _save(self, folder: Path, recent: list[list[float]], tokens: int) -> None:
+    def probe(self) -> float:
+        """Tokens a step, greedy, on the prompts of a few held-out conversations, with the default tree."""
+        network = copy.deepcopy(self.network).to(self.target.dtype).eval().requires_grad_(False)
+        vocabulary = self.vocabulary.to(self.device)
+        drafter = HeadDrafter(self.target, Head(network, vocabulary, self.target.name, self.target.identity))
+        limit, made = Limit(PROBE_TOKENS, self.target.stop_ids), []
+        for s in self.test[:: max(1, len(self.test) // PROBES)][:PROBES]:
+            conversation = self.features.conversations[s]
+            prompt = conversation.tokens[: conversation.answers[-1][0]]
+            if len(prompt) + PROBE_TOKENS <= self.target.max_length:
+                made.append(generate(self.target, drafter, Sampler(), prompt, limit))
+        forwards = sum(found.forwards for found in made)
+        return sum(sum(found.committed) for found in made) / forwards if forwards else float("nan")
+
+    def _save(self, folder: Path, recent: list[list[float]]) -> None:
+        if not self.accelerator.is_main_process:
+            return
         state = {
-            "recipe": asdict(self.recipe), "step": self.step,
+            "recipe": asdict(self.recipe), "step": self.step, "seen": self.seen,
             "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
         try:
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(state, folder / "checkpoint.part")
             (folder / "checkpoint.part").replace(folder / "checkpoint.pt")
-            self._log(folder / "curve.csv", recent, tokens)
+            self._log(folder / "curve.csv", recent)
         except (OSError, RuntimeError) as error:
             raise BenchError(
                 f"cannot write a checkpoint to {folder}: {error}", "free some space and run it again"
             ) from error
 
-    def _log(self, path: Path, recent: list[list[float]], tokens: int) -> None:
-        """One line of the learning curve: training means since the last one, held-out figures now."""
-        held_out = self.evaluate()
-        mean = np.mean(recent, axis=0) if recent else [float("nan")] * 3
-        row = {"step": self.step, "steps": len(self.plan), "tokens": tokens, "train_feature_loss": mean[0]}
-        row |= {"train_logit_loss": mean[1], "train_agreement": mean[2], **held_out}
+    def _log(self, path: Path, recent: list[list[float]]) -> None:
+        """One line of the learning curve: training means since the last one, held-out figures now. Drawn anew."""
+        mean = np.mean(recent, axis=0)
+        row = {"step": self.step, "steps": len(self.plan), "tokens": self.seen, "train_feature_loss": mean[0]}
+        row |= {"train_logit_loss": mean[1], "train_agreement": mean[3], **self.evaluate()}
         new = not path.exists()
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, row)
             if new:
                 writer.writeheader()
             writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+        learning_curve(path, path.with_suffix(".png"))
 
     def _resume(self, folder: Path) -> None:
         path = folder / "checkpoint.pt"
@@ -185,11 +262,19 @@ class Trainer:
             raise BenchError(f"{path} belongs to another recipe", "use another --output, or the settings it began with")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        print(f"resuming at step {self.step} of {len(self.plan)}", file=sys.stderr)
+        self.step, self.seen = state["step"], state["seen"]
+        if self.accelerator.is_main_process:
+            print(f"resuming at step {self.step} of {len(self.plan)}", file=sys.stderr)
 
 
-def uniform_noise(shape: torch.Size, lengths: Tensor, scale: float, *, seed: int) -> Tensor:
-    """(U(0, 1) - 1/2) * scale * 512 / L on each sequence of length L: EAGLE's, as published. `[B, L, d]`."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(shape, generator=generator) - 0.5) * (scale * 512 / lengths)[:, None, None]
+def uniform_noise(shape: torch.Size, lengths: list[int], scale: float, keys: list[tuple[int, ...]]) -> Tensor:
+    """(U(0, 1) - 1/2) * scale * 512 / L on each sequence of length L: EAGLE's, as published. `[B, L, d]`.
+
+    Each sequence's noise follows from its key alone, whatever else is in the batch.
+    """
+    noise = torch.zeros(shape)
+    for row, length, key in zip(noise, lengths, keys, strict=True):
+        kept = min(length, len(row))
+        drawn = np.random.default_rng(key).random((kept, shape[-1]), dtype=np.float32)
+        row[:kept] = (torch.from_numpy(drawn) - 0.5) * (scale * 512 / length)
+    return noise

@@ -11,7 +11,7 @@ from fspad_bench.errors import BenchError
 
 @pytest.fixture
 def store(tiny, conversations, tmp_path):
-    rows = read_conversations(conversations, 97, 64)
+    rows = read_conversations([conversations], 97, 64)
     store = FeatureStore(tmp_path / "store", rows, 64)
     store.fill(tiny, torch.arange(15))
     return store
@@ -22,7 +22,7 @@ def test_features_are_the_targets_own(tiny, store):
     ids, ((start, _),) = conversation.tokens, conversation.answers
     with torch.inference_mode():
         hidden = tiny.model.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
-    _, features, rows = store.batch([7, 3])
+    _, features, rows, *_ = store.load([7, 3])
     torch.testing.assert_close(features[1, : len(ids)].double(), hidden.to(torch.bfloat16).double())
     first = start - 1  # reads the last prompt feature and the first token of the answer
     assert rows[1].nonzero().flatten().tolist() == list(range(first, len(ids) - 2))
@@ -30,8 +30,7 @@ def test_features_are_the_targets_own(tiny, store):
 
 def test_mass_and_choice_stand_behind_the_supervised_rows(tiny, store):
     group = [3, 7]
-    _, features, rows = store.batch(group)
-    mass, choice = store.facts(group)
+    _, features, rows, mass, choice = store.load(group)
     laws = tiny.lm_head(features[:, 1:][rows[:, :-1]].double()).softmax(-1)
     assert len(mass) == len(choice) == len(laws)
     torch.testing.assert_close(mass.double(), laws[:, :15].sum(-1), rtol=0, atol=0.02)  # features are bfloat16
@@ -41,14 +40,13 @@ def test_mass_and_choice_stand_behind_the_supervised_rows(tiny, store):
 def test_every_answer_of_a_conversation_is_supervised_behind_its_first_token(tiny, tmp_path):
     path = tmp_path / "two.jsonl"
     path.write_text(json.dumps({"tokens": list(range(20)), "answers": [[4, 8], [13, 19]]}) + "\n")
-    (conversation,) = read_conversations(path, 97, 18)
+    (conversation,) = read_conversations([path], 97, 18)
     assert conversation.answers == [(4, 8), (13, 18)]
     store = FeatureStore(tmp_path / "store", [conversation], 64)
     store.fill(tiny, torch.arange(97))
-    ids, _, rows = store.batch([0])
+    ids, _, rows, mass, choice = store.load([0])
     predicted = ids[0, rows[0].nonzero().flatten() + 2].tolist()
     assert predicted == [5, 6, 7, 14, 15, 16, 17]
-    mass, choice = store.facts([0])
     assert len(choice) == len(predicted)
     torch.testing.assert_close(mass, torch.ones(len(predicted)), rtol=0, atol=0.01)
 
@@ -58,8 +56,8 @@ def test_a_folder_of_shards_is_one_data_set(conversations, tmp_path):
     (tmp_path / "shard-00001.jsonl").write_text("".join(lines[25:]))
     (tmp_path / "shard-00000.jsonl").write_text("".join(lines[:25]))
     (tmp_path / "manifest.json").write_text("{}")
-    assert read_conversations(tmp_path, 97, 64) == read_conversations(conversations, 97, 64)
-    assert data_hash(tmp_path) == data_hash(conversations)
+    assert read_conversations([tmp_path], 97, 64) == read_conversations([conversations], 97, 64)
+    assert data_hash([tmp_path]) == data_hash([conversations])
 
 
 def test_an_interrupted_store_goes_on(tiny, store, monkeypatch):
@@ -83,7 +81,7 @@ def test_groups_hold_their_budget_and_everything():
 
 
 def test_frequent_tokens_are_those_said_most(conversations):
-    rows = read_conversations(conversations, 97, 64)
+    rows = read_conversations([conversations], 97, 64)
     counts = torch.bincount(torch.tensor([t for c in rows for s, e in c.answers for t in c.tokens[s:e]]), minlength=97)
     kept = frequent_tokens(rows, 5, 97)
     assert kept.tolist() == sorted(kept.tolist())
@@ -109,13 +107,13 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path, line, says):
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps({"prompt": [1], "response": [2, 3]}) + "\n" + line + "\n")
     with pytest.raises(BenchError) as raised:
-        read_conversations(path, 97, 64)
+        read_conversations([path], 97, 64)
     assert f"{path}{says}" in raised.value.message
 
 
 def test_no_usable_conversation_is_an_error(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(BenchError, match="no usable conversation"):
-        read_conversations(tmp_path / "empty.jsonl", 97, 64)
+        read_conversations([tmp_path / "empty.jsonl"], 97, 64)
     with pytest.raises(BenchError, match="no such training data"):
-        read_conversations(tmp_path / "absent.jsonl", 97, 64)
+        read_conversations([tmp_path / "absent.jsonl"], 97, 64)

@@ -1,5 +1,6 @@
 """The losses against hand-made sums."""
 
+import pytest
 import torch
 
 from fspad_bench.drafts.losses import losses
@@ -38,3 +39,12 @@ def test_agreement_counts_first_choices():
     choice[0] = (choice[0] + 1) % 11
     found = losses(target, h_feature, target, torch.ones(6), choice, head)
     assert torch.isclose(found.agreement, torch.tensor(5 / 6))
+
+
+def test_the_top_loss_counts_the_targets_likeliest_tokens_alone():
+    h_logit, h_feature, target, head = rows(seed=3)
+    found = losses(h_logit, h_feature, target, torch.ones(6), torch.full((6,), -1), head, top_k=2)
+    p, q = (target @ head.T).softmax(-1), (h_logit @ head.T).log_softmax(-1)
+    expected = -sum(float(p[n, t] * q[n, t]) for n in range(6) for t in p[n].topk(2).indices) / 6
+    assert float(found.top) == pytest.approx(expected, rel=1e-5)
+    assert float(losses(h_logit, h_feature, target, torch.ones(6), torch.full((6,), -1), head).top) == 0

@@ -95,3 +95,25 @@ def test_parameter_counts_of_vicuna_7b():
         with torch.device("meta"):
             net = DraftNetwork(Shape(4096, 11008, 32, 32, 128, 1e4, 1e-6, *ARMS[decoder]))
         assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+@pytest.mark.parametrize("arm", ["eagle", "fspad"])
+def test_unrolled_rows_are_what_a_draft_of_that_depth_says(arm):
+    """Row i of level j, against a sequence whose last j features were drafted one by one from row i - j on."""
+    net = network(arm)
+    e, f = torch.randn(2, 9, D, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    levels = net.unrolled(e[None], f[None], 4)
+    for j, out in enumerate(levels):
+        for i in range(j, 9):
+            known = f[: i - j + 1]
+            for row in range(i - j, i + 1):
+                drafted = net(e[None, : row + 1], known[None], torch.ones(1, row + 1, dtype=torch.bool))
+                known = torch.cat([known, drafted.h_feature[-1:]])
+            torch.testing.assert_close(out.h_logit[0, i], drafted.h_logit[-1], rtol=0, atol=1e-9)
+
+
+def test_later_levels_send_no_gradient_back_through_what_was_drafted():
+    net = network("fspad")
+    e, f = torch.randn(2, 1, 6, D, dtype=torch.float64)
+    first, second = net.unrolled(e, f, 2)
+    assert torch.autograd.grad(second.h_logit.sum(), first.h_feature, allow_unused=True) == (None,)
