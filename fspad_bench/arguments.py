@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     _run_parser(verbs)
     _train_parser(verbs)
     _distill_parser(verbs)
+    _export_parser(verbs)
     _certify_parser(verbs)
     check = verbs.add_parser("check", help="hold baselines to their promises: identity, tokens a step")
     check.add_argument("baselines", nargs="*", type=Path, help="YAML files (default: those of this suite)")
@@ -160,6 +161,14 @@ def _distill_parser(verbs: Any) -> None:
     distill.add_argument("--device", default="auto", help="default: a GPU where there is one")
     distill.add_argument("--threads", type=_threads)
     distill.set_defaults(verb="distill_data")
+
+
+def _export_parser(verbs: Any) -> None:
+    export = verbs.add_parser("export", help="write a head in the layout that EAGLE and FSPAD publish")
+    export.add_argument("head", type=Path, help="a trained head's folder")
+    export.add_argument("--target", default="smollm2-135m", help="the target it was trained for (default: %(default)s)")
+    export.add_argument("--output", required=True, type=Path)
+    export.set_defaults(verb="export_head")
 
 
 def _certify_parser(verbs: Any) -> None:

@@ -140,6 +140,23 @@ def distill_data(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export_head(arguments: argparse.Namespace) -> int:
+    from fspad_bench.drafts.head import load_head
+    from fspad_bench.drafts.published import write_published
+    from fspad_bench.target import TransformersTarget
+
+    _quiet()
+    target = TransformersTarget.load(arguments.target, dtype="bfloat16")
+    head = load_head(arguments.head.expanduser(), target)
+    if len(head.vocabulary) < target.config.vocab_size:
+        raise BenchError(
+            f"{arguments.head} drafts {len(head.vocabulary)} of {len(target.embedding.weight)} tokens; that layout needs all",
+            f"train one with --draft-vocabulary {len(target.embedding.weight)}",
+        )
+    write_published(head.network, target.embedding.weight, arguments.output)
+    return 0
+
+
 def _training_target(arguments: argparse.Namespace) -> Any:
     """The target of `train` and `distill`: on a GPU where there is one, in bfloat16 unless it is the tiny one."""
     import torch
@@ -286,5 +303,15 @@ def read_options(given: list[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-_ALL = (run_plan, show_table, train_draft, distill_data, certify_decoders, check_promises, list_names, fetch_target)
+_ALL = (
+    run_plan,
+    show_table,
+    train_draft,
+    distill_data,
+    export_head,
+    certify_decoders,
+    check_promises,
+    list_names,
+    fetch_target,
+)
 VERBS = {verb.__name__: verb for verb in _ALL}

@@ -19,7 +19,7 @@ from typing import Any
 from fspad_bench.errors import BenchError
 
 SCHEMA = 1
-METHOD = ("decoder", "options", "verification")
+METHOD = ("decoder", "options", "verification")  # of a key's fields, those that are no setting
 REPAIR = "a record is written by `fspad-bench run` and never edited: restore it, or move it away"
 
 
@@ -60,9 +60,7 @@ class Key:
     @property
     def setting(self) -> tuple[Any, ...]:
         """The key without its decoder: rows of one setting stand in one table, under its vanilla."""
-        return tuple(
-            getattr(self, f.name) for f in fields(self) if f.name not in ("decoder", "options", "verification")
-        )
+        return tuple(getattr(self, f.name) for f in fields(self) if f.name not in METHOD)
 
 
 @dataclass(frozen=True)

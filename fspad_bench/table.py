@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from fspad_bench.record import Audit, Key, Records, Sample
+from fspad_bench.record import METHOD, Audit, Key, Records, Sample
 from fspad_bench.registry import Label
 from fspad_bench.stats import Cost, Interval, agreement, ratio_of_mean_speeds, speedup
 from fspad_bench.verdict import verdict
@@ -189,7 +189,7 @@ def _law(row: dict[str, Any]) -> str:
 
 
 def _setting(row: dict[str, Any]) -> str:
-    return json.dumps([v for k, v in row.items() if k in IDENTITY and k not in ("decoder", "options")])
+    return json.dumps([v for k, v in row.items() if k in IDENTITY and k not in METHOD])
 
 
 def _title(row: dict[str, Any]) -> str:

@@ -18,7 +18,6 @@ QUESTIONS = ("Name three rivers of Europe and say where each of them ends.", "Ex
 
 @pytest.fixture(scope="module")
 def smollm2():
-    torch.set_num_threads(2)
     return TransformersTarget.load("smollm2-135m")
 
 

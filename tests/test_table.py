@@ -353,6 +353,12 @@ def test_a_rule_that_keeps_the_law_alone_is_no_divergence_to_explain():
     assert "outputs differ" not in render(found, "text")
 
 
+def test_rules_of_verification_stand_in_one_table():
+    text = render(rows(law_records([3, 2, 1])), "text")
+    assert text.count("T=1\n") == 1
+    assert text.index("vanilla ") < text.index("fast ")
+
+
 def test_where_it_says_the_same_it_is_exact():
     assert row_of(rows(law_records([1, 2, 3])))["verdict"] == "exact"
 

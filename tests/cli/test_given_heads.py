@@ -15,12 +15,12 @@ from fspad_bench.drafts.network import DraftNetwork, Shape
 def head(tiny, tmp_path):
     """`head(...)`: the folder of an untrained fspad head on the tiny target, and how it is wrong."""
 
-    def head(decoder="fspad", identity=None, **shape):
+    def head(decoder="fspad", identity=None, vocabulary=range(0, 97, 2), **shape):
         torch.manual_seed(0)
         made = Shape.of_target(tiny.config, decoder)
         network = DraftNetwork(made.__class__(**{**made.__dict__, **shape}))
         folder = tmp_path / "head"
-        Head(network, torch.arange(0, 97, 2), tiny.name, identity or tiny.identity, {}).save(folder)
+        Head(network, torch.tensor(vocabulary), tiny.name, identity or tiny.identity, {}).save(folder)
         return folder
 
     return head
@@ -85,3 +85,20 @@ def test_half_a_folder_is_no_head(arguments, refused, head, name):
 def test_a_tree_out_of_range_is_said(arguments, refused, head, option):
     said = refused(arguments(*with_head(head()), "-D", f"fspad.{option}"))
     assert "is out of range" in said
+
+
+def test_an_exported_head_is_one_that_eagle_and_fspad_publish(arguments, capsys, head, tmp_path):
+    folder = head("eagle", vocabulary=range(97))
+    assert cli.main(["export", str(folder), "--target", "tiny", "--output", str(tmp_path / "theirs")]) == 0
+    assert not (tmp_path / "theirs" / "head.json").exists()
+    assert cli.main(arguments(*with_head(tmp_path / "theirs", "eagle"), "--format", "json")) == 0
+    theirs = json.loads(capsys.readouterr().out)["rows"][1]
+    assert cli.main(arguments(*with_head(folder, "eagle"), "--format", "json")) == 0
+    ours = json.loads(capsys.readouterr().out)["rows"][1]
+    assert (theirs["verdict"], theirs["tokens_per_step"]) == ("exact", ours["tokens_per_step"])
+
+
+def test_a_draft_vocabulary_cannot_be_exported(refused, head, tmp_path):
+    said = refused(["export", head(), "--target", "tiny", "--output", tmp_path / "theirs"])
+    assert "drafts 49 of 97 tokens; that layout needs all" in said
+    assert not (tmp_path / "theirs").exists()
