@@ -147,11 +147,11 @@ def export_head(arguments: argparse.Namespace) -> int:
 
     _quiet()
     target = TransformersTarget.load(arguments.target, dtype="bfloat16")
-    head = load_head(arguments.head.expanduser(), target)
-    if len(head.vocabulary) < target.config.vocab_size:
+    head, every = load_head(arguments.head.expanduser(), target), target.config.vocab_size
+    if len(head.vocabulary) < every:
         raise BenchError(
-            f"{arguments.head} drafts {len(head.vocabulary)} of {len(target.embedding.weight)} tokens; that layout needs all",
-            f"train one with --draft-vocabulary {len(target.embedding.weight)}",
+            f"{arguments.head} drafts {len(head.vocabulary)} of {every} tokens; that layout needs all",
+            f"train one with --draft-vocabulary {every}",
         )
     write_published(head.network, target.embedding.weight, arguments.output)
     return 0
