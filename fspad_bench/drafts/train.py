@@ -184,7 +184,7 @@ class Trainer:
         if noise:
             lengths = [self.features.lengths[s] for s in group]
             keys = [(self.recipe.seed, self.step, s) for s in group]
-            f = f + uniform_noise(f.shape, lengths, noise, keys).to(f)
+            f = f + uniform_noise(f.shape, lengths, noise, keys, self.device).to(f.dtype)
         with torch.autocast(self.device.type, torch.bfloat16):
             return self.objective(e, f, batch._replace(choice=self.index[batch.choice]))
 
@@ -267,14 +267,16 @@ class Trainer:
             print(f"resuming at step {self.step} of {len(self.plan)}", file=sys.stderr)
 
 
-def uniform_noise(shape: torch.Size, lengths: list[int], scale: float, keys: list[tuple[int, ...]]) -> Tensor:
+def uniform_noise(
+    shape: torch.Size, lengths: list[int], scale: float, keys: list[tuple[int, ...]], device: torch.device
+) -> Tensor:
     """(U(0, 1) - 1/2) * scale * 512 / L on each sequence of length L: EAGLE's, as published. `[B, L, d]`.
 
     Each sequence's noise follows from its key alone, whatever else is in the batch.
     """
-    noise = torch.zeros(shape)
+    noise = torch.zeros(shape, device=device)
+    generator = torch.Generator(device)
     for row, length, key in zip(noise, lengths, keys, strict=True):
-        kept = min(length, len(row))
-        drawn = np.random.default_rng(key).random((kept, shape[-1]), dtype=np.float32)
-        row[:kept] = (torch.from_numpy(drawn) - 0.5) * (scale * 512 / length)
+        generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+        row[:length].uniform_(-0.5 * scale * 512 / length, 0.5 * scale * 512 / length, generator=generator)
     return noise

@@ -12,6 +12,7 @@ from fspad_bench.drafts.network import ARMS, Shape
 from fspad_bench.drafts.train import Recipe, Trainer, uniform_noise
 from fspad_bench.errors import BenchError
 
+CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=6, batch_tokens=256, lr=3e-3, warmup=3)
 
 
@@ -122,7 +123,7 @@ def test_rates_rise_and_fall_in_straight_lines():
 
 
 def test_noise_is_uniform_and_scaled_by_length():
-    noise = uniform_noise(torch.Size([2, 511, 400]), [512, 128], 0.2, [(3, 0), (3, 1)])
+    noise = uniform_noise(torch.Size([2, 511, 400]), [512, 128], 0.2, [(3, 0), (3, 1)], CPU)
     assert noise[0].abs().max() == pytest.approx(0.1, rel=1e-3)
     assert noise[1].abs().max() == pytest.approx(0.4, rel=1e-3)
     assert not noise[1, 128:].any()
@@ -130,9 +131,9 @@ def test_noise_is_uniform_and_scaled_by_length():
 
 
 def test_noise_is_a_sequences_own():
-    pair = uniform_noise(torch.Size([2, 30, 8]), [31, 20], 0.2, [(3, 0), (3, 1)])
-    assert torch.equal(uniform_noise(torch.Size([1, 19, 8]), [20], 0.2, [(3, 1)])[0], pair[1, :19])
-    assert not torch.equal(uniform_noise(torch.Size([1, 19, 8]), [20], 0.2, [(4, 1)])[0], pair[1, :19])
+    pair = uniform_noise(torch.Size([2, 30, 8]), [31, 20], 0.2, [(3, 0), (3, 1)], CPU)
+    assert torch.equal(uniform_noise(torch.Size([1, 19, 8]), [20], 0.2, [(3, 1)], CPU)[0], pair[1, :19])
+    assert not torch.equal(uniform_noise(torch.Size([1, 19, 8]), [20], 0.2, [(4, 1)], CPU)[0], pair[1, :19])
 
 
 def test_a_job_leaves_a_head_that_describes_itself(tiny, conversations, tmp_path, monkeypatch):

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# FSPAD's claim at equal data, steps and seeds: the heads of `ARMS=... SEEDS=... baselines/heads/train.sh HEADS`, one run.
+#
+#   results/arms.sh HEADS question_odd.jsonl [more options of run]
+set -euo pipefail
+heads=${1:?the folder of the trained heads}
+questions=${2:?a file of Spec-Bench questions}
+shift 2
+target=${TARGET:-smollm2-135m}
+decoders=vanilla
+options=()
+for head in "$heads"/*-"$target"-*/; do
+    name=$(basename "$head" | sed "s/-$target-/-/")
+    decoders+=",$name=fspad_bench.decoders.arm:Arm"
+    options+=(-D "$name.head=${head%/}")
+done
+exec fspad-bench run --decoder "$decoders" "${options[@]}" --target "$target" --task all \
+    --data "spec-bench=$questions" --limit 10 --max-new-tokens 128 --temperature 0,1 "$@"
