@@ -19,7 +19,7 @@ def test_own_conversations_with_their_overlap_report(tmp_path, capsys):
     assert distill("--output", tmp_path / "set", "--tokens", "0.1k", "--shard", 6) == 0
     assert "no row shares 10 words" in capsys.readouterr().out
     assert json.loads((tmp_path / "set" / "overlap.json").read_text())["rows"] > 0
-    assert read_conversations(tmp_path / "set", 97, 8192)
+    assert read_conversations([tmp_path / "set"], 97, 8192)
 
 
 def test_given_conversations_and_what_was_left_out(tmp_path, capsys):
@@ -27,7 +27,7 @@ def test_given_conversations_and_what_was_left_out(tmp_path, capsys):
     source.write_text(json.dumps(TALK) + "\n" + json.dumps({"messages": []}) + "\n")
     assert distill("--of", source, "--output", tmp_path / "set") == 0
     assert f"left out 1 rows, the first {source}:2: no messages" in capsys.readouterr().err
-    (conversation,) = read_conversations(tmp_path / "set", 97, 8192)
+    (conversation,) = read_conversations([tmp_path / "set"], 97, 8192)
     assert len(conversation.answers) == 1
 
 

@@ -21,7 +21,7 @@ def test_a_data_set_has_as_many_answer_tokens_as_were_asked_for(write, tmp_path)
     counts = [answer_tokens(path) for path in shard_files(folder)]
     assert manifest["answer_tokens"] == sum(counts) >= 1500 > sum(counts[:-1])
     assert manifest["shards"] == len(counts) >= 2
-    assert read_conversations(folder, 97, 8192)
+    assert read_conversations([folder], 97, 8192)
 
 
 def test_interrupted_it_goes_on_to_the_same_end(write, tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_given_conversations_become_a_data_set(tiny, short, tmp_path, regenerate
         tiny, tmp_path / "set", read_given(str(source)), regenerate=regenerate, seed=0, rows=2, shard=1
     )
     assert len(shard_files(folder)) == 2
-    first, second = read_conversations(folder, 97, 8192)
+    first, second = read_conversations([folder], 97, 8192)
     assert (len(first.answers), len(second.answers)) == (1, 2)
     said = tiny.tokenizer.decode(first.tokens[slice(*first.answers[0])])
     assert (said == "Hello there<|end|>") != regenerate
