@@ -68,7 +68,7 @@ class Batch:
                 held[:, first + 1 : first + len(prompts), :, :shared] = held[:, first, None, :, :shared]
         features = self._fill(first, [prompt[shared:] for prompt in prompts], shared)
         last = self._ids([len(prompt) - shared - 1 for prompt in prompts])
-        return self.target.lm_head(features[torch.arange(len(prompts), device=last.device), last])
+        return self.target.logits(features[torch.arange(len(prompts), device=last.device), last])
 
     def _fill(self, first: int, parts: Sequence[list[int]], start: int) -> Tensor:
         """Run tokens from position `start` on, a part a row; their features `[R, L, d]`, padded on the right."""
@@ -107,7 +107,7 @@ class Batch:
             seen = scores.softmax(-1).to(values.dtype) @ values  # on a CPU a quarter of the fused kernel's time
             return seen.permute(1, 2, 0, 3).flatten(0, 1)
 
-        return self.target.lm_head(self.lean(self._ids(tokens), self.lean.rope_at(at, width), attend))
+        return self.target.logits(self.lean(self._ids(tokens), self.lean.rope_at(at, width), attend))
 
     def move(self, source: int, place: int, length: int) -> None:
         """Row `source` takes the place of another."""

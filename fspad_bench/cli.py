@@ -95,8 +95,11 @@ def train_draft(arguments: argparse.Namespace) -> int:
     target = _training_target(arguments)
     data = [Path(given).expanduser() for given in arguments.data if given != "self"]
     if "self" in arguments.data:
+        shard = max(16, min(256, arguments.tokens // 1000))
         with accelerator.main_process_first():
-            made = distill_free(target, arguments.output / "data", tokens=arguments.tokens, seed=arguments.seed)
+            made = distill_free(
+                target, arguments.output / "data", tokens=arguments.tokens, seed=arguments.seed, shard=shard
+            )
         data.append(made)
     head = train_head(
         target,

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from fspad_bench import linear
+from fspad_bench.linear import Matrix
 
 NAME = "lean"
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -26,24 +27,17 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, query `[H, N, D]`, new keys and values `[H_kv, N, D]`) -> what each row sees, `[H, N, D]`."""
 
 
-class Stacked(NamedTuple):
-    """Products of one input: weight `[sum of outputs, in]`, bias `[sum of outputs]` or None."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-
 class Layer(NamedTuple):
     """One decoder layer's weights, in the order in which they are used; query and key norms where Qwen3 has them."""
 
     norm: Tensor
-    qkv: Stacked
+    qkv: Matrix
     q_norm: Tensor | None
     k_norm: Tensor | None
-    out: Stacked
+    out: Matrix
     norm_after: Tensor
-    gate_up: Stacked
-    down: Stacked
+    gate_up: Matrix
+    down: Matrix
 
 
 class LeanForward:
@@ -55,7 +49,7 @@ class LeanForward:
         self.rotary, self.eps = base.rotary_emb, config.rms_norm_eps
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = base.layers[0].self_attn.head_dim
-        self.product = linear.product if linear.suits(self.embedding) else F.linear
+        self.products = linear.NAME if linear.suits(self.embedding) else linear.STOCK
         self.layers = [_layer(layer) for layer in base.layers]
         self.table = self.embedding.new_empty(2, 0, self.head_dim)
 
@@ -63,27 +57,27 @@ class LeanForward:
     def fits(model: PreTrainedModel) -> bool:
         """Whether this is the arithmetic of the model: a listed architecture, plain weights, one device."""
         base = model.base_model
-        plain = all(type(m) in (nn.Linear, linear.FewRowsLinear) for m in base.modules() if isinstance(m, nn.Linear))
+        plain = all(type(m) is nn.Linear for m in base.modules() if isinstance(m, nn.Linear))
         activation = getattr(model.config, "hidden_act", "silu")
         together = len({(p.device, p.dtype) for p in base.parameters()}) == 1
         return model.config.model_type in TYPES and plain and together and activation == "silu"
 
     def __call__(self, tokens: Tensor, rope: Tensor, attend: Attend) -> Tensor:
         """`rope` is that of the tokens' positions."""
-        eps, product, rows = self.eps, self.product, len(tokens)
+        eps, rows = self.eps, len(tokens)
         x = F.embedding(tokens, self.embedding)
         cos, sin = rope
         for number, layer in enumerate(self.layers):
             n = _norm(x, layer.norm, eps)
-            qkv = product(n, *layer.qkv).reshape(rows, -1, self.head_dim).transpose(0, 1)
+            qkv = layer.qkv(n).reshape(rows, -1, self.head_dim).transpose(0, 1)
             q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads])
             if layer.q_norm is not None:
                 q, k = _norm(q, layer.q_norm, eps), _norm(k, layer.k_norm, eps)
             seen = attend(number, _rotated(q, cos, sin), _rotated(k, cos, sin), v)
-            x = x + product(seen.transpose(0, 1).reshape(rows, -1), *layer.out)
+            x = x + layer.out(seen.transpose(0, 1).reshape(rows, -1))
             n = _norm(x, layer.norm_after, eps)
-            gate, up = product(n, *layer.gate_up).chunk(2, dim=-1)
-            x = x + product(F.silu(gate) * up, *layer.down)
+            gate, up = layer.gate_up(n).chunk(2, dim=-1)
+            x = x + layer.down(F.silu(gate) * up)
         return _norm(x, self.final_norm, eps)
 
     def rope(self, positions: Sequence[int]) -> Tensor:
@@ -134,10 +128,10 @@ def _layer(layer: nn.Module) -> Layer:
 
 
 @torch.no_grad()
-def _stacked(*parts: nn.Linear) -> Stacked:
-    """The parts' weights in one tensor, of which they become views."""
+def _stacked(*parts: nn.Linear) -> Matrix:
+    """The product of one input with all parts; their weights become views of one tensor."""
     if len(parts) == 1:
-        return Stacked(parts[0].weight, parts[0].bias)
+        return Matrix(parts[0].weight, parts[0].bias)
     weight = torch.cat([part.weight for part in parts])
     bias = torch.cat([part.bias for part in parts]) if parts[0].bias is not None else None
     start = 0
@@ -147,4 +141,4 @@ def _stacked(*parts: nn.Linear) -> Stacked:
         if bias is not None:
             part.bias.data = bias[start:end]
         start = end
-    return Stacked(weight, bias)
+    return Matrix(weight, bias)

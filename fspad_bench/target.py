@@ -20,6 +20,7 @@ from fspad_bench import attention, forward, linear
 from fspad_bench.cache import TreeCache
 from fspad_bench.errors import BenchError
 from fspad_bench.forward import Attend, LeanForward
+from fspad_bench.linear import Matrix
 from fspad_bench.presets import Checkpoint, resolve
 from fspad_bench.tree import Tree
 
@@ -52,9 +53,9 @@ class TransformersTarget:
         self.config = model.config
         self.lm_head, self.embedding = model.get_output_embeddings(), model.get_input_embeddings()
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
-        products = linear.adopt(model)
         self.lean = LeanForward(model) if LeanForward.fits(model) else None
-        self.forward_name = f"{forward.NAME}, {products}" if self.lean else products
+        self.forward_name = f"{forward.NAME}, {self.lean.products}" if self.lean else linear.STOCK
+        self.logits = Matrix(self.lm_head.weight, getattr(self.lm_head, "bias", None))
         self.groups = self.config.num_attention_heads // self.config.num_key_value_heads
         self.cache = TreeCache(self.config.num_hidden_layers, 0)
         self.forwards, self.pending = 0, 0
@@ -99,7 +100,7 @@ class TransformersTarget:
         self.cache.clear()
         self.pending = 0
         features = self._forward(list(prompt), range(len(prompt)), None)
-        return Scores(self.lm_head(features[-1:]), features)
+        return Scores(self.logits(features[-1:]), features)
 
     @torch.inference_mode()
     def score(self, tree: Tree) -> Scores:
@@ -112,7 +113,7 @@ class TransformersTarget:
         mask = attention.mask_of(tree, self.length, self.groups, dtype=self.dtype, device=self.device)
         self.pending = len(tree)
         features = self._forward(tree.tokens, [self.cache.length + depth for depth in tree.depths], mask)
-        return Scores(self.lm_head(features), features)
+        return Scores(self.logits(features), features)
 
     @torch.inference_mode()
     def commit(self, path: Sequence[int]) -> None:

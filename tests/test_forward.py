@@ -6,7 +6,6 @@ import pytest
 import torch
 from doubles import ARCHITECTURES, VOCABULARY, random_model, random_tree
 
-from fspad_bench import linear
 from fspad_bench.attention import mask_of
 from fspad_bench.cache import TreeCache
 from fspad_bench.forward import LeanForward
@@ -85,8 +84,6 @@ def test_the_rotary_table_grows_where_a_sequence_outgrows_it():
 
 def test_what_is_not_this_arithmetic_does_not_fit():
     model = random_model("llama")
-    assert LeanForward.fits(model)
-    linear.adopt(model)
     assert LeanForward.fits(model)
     model.config.hidden_act = "gelu"
     assert not LeanForward.fits(model)

@@ -15,6 +15,7 @@ from fspad_bench.decoding import Context, Scores, Step
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import DraftOutput
 from fspad_bench.drafts.rows import DraftRows
+from fspad_bench.linear import Matrix
 from fspad_bench.target import TransformersTarget
 
 
@@ -24,8 +25,7 @@ class Draft:
     def __init__(self, target: TransformersTarget, head: Head) -> None:
         self.network, self.vocabulary = head.network, head.vocabulary
         linear.adopt(self.network)
-        self.product = linear.product if linear.suits(target.embedding.weight) else F.linear
-        self.embedding, self.lm_head = target.embedding, target.lm_head.weight[head.vocabulary]
+        self.embedding, self.lm_head = target.embedding, Matrix(target.lm_head.weight[head.vocabulary])
         self.target_vocabulary = target.config.vocab_size
         self.rows = DraftRows(target)
 
@@ -64,4 +64,4 @@ class Draft:
 
     def logits(self, out: DraftOutput) -> Tensor:
         """Over the draft vocabulary, `[N, V_draft]` float32."""
-        return self.product(out.h_logit, self.lm_head).float()
+        return self.lm_head(out.h_logit).float()

@@ -14,7 +14,6 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from fspad_bench import linear
 from fspad_bench.decoding import Generation, Limit
 from fspad_bench.errors import BenchError
 from fspad_bench.sampling import Sampler
@@ -26,7 +25,6 @@ class StockGenerate:
 
     def __init__(self, target: TransformersTarget) -> None:
         self.model = copy.deepcopy(target.model)
-        linear.restore(self.model)
         self.model.set_attn_implementation("sdpa")
 
     @torch.inference_mode()

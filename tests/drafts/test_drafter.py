@@ -44,7 +44,7 @@ def log_q(drafter, target, tokens, features, draft, *, feed_back="h_feature", sa
     while True:
         out = drafter.network(e[None, : len(features)], features[None], torch.ones(1, len(features), dtype=torch.bool))
         if len(features) == len(tokens):
-            z = torch.nn.functional.linear(out.h_logit[-1], drafter.lm_head).float() + noise
+            z = drafter.lm_head(out.h_logit[-1]).float() + noise
             return z.log_softmax(-1)
         features = torch.cat([features, getattr(out, feed_back)[-1:]])
 
