@@ -25,6 +25,7 @@ LAYERS = {
         "attention",
         "batch",
         "chat",
+        "costs",
         "forward",
         "linear",
         "cache",

@@ -21,13 +21,14 @@ class Arm(HeadDrafter):
         target: TransformersTarget,
         *,
         head: str = "",
-        nodes: int = 8,
-        depth: int = 2,
+        tree: str = "fixed",
+        nodes: int = 0,
+        depth: int = 0,
         top_k: int = 4,
         verify: str = "match",
         drafting: str = "",
     ) -> None:
         if not head:
             raise BenchError("an arm needs the head that it is", "-D NAME.head=FOLDER")
-        tree = {"nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
-        super().__init__(target, load_head(Path(head).expanduser(), target), **tree)
+        shape = {"tree": tree, "nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
+        super().__init__(target, load_head(Path(head).expanduser(), target), **shape)

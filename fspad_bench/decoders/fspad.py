@@ -8,18 +8,19 @@ from fspad_bench.target import TransformersTarget
 
 
 class Fspad(HeadDrafter):
-    """`head` is a trained head's folder, or empty for the shipped one; the defaults suit a small target on a CPU."""
+    """`head` is a trained head's folder, or empty for the shipped one; a tree may be `auto`: sized by the machine."""
 
     def __init__(
         self,
         target: TransformersTarget,
         *,
         head: str = "",
-        nodes: int = 8,
-        depth: int = 2,
+        tree: str = "fixed",
+        nodes: int = 0,
+        depth: int = 0,
         top_k: int = 4,
         verify: str = "match",
         drafting: str = "",
     ) -> None:
-        tree = {"nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
-        super().__init__(target, find_head(head, "fspad", target), **tree)
+        shape = {"tree": tree, "nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
+        super().__init__(target, find_head(head, "fspad", target), **shape)

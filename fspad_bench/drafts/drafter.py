@@ -10,21 +10,28 @@ from pathlib import Path
 
 import torch
 
+from fspad_bench import costs
 from fspad_bench.decoding import Context
+from fspad_bench.drafts.calibration import Calibration
 from fspad_bench.drafts.draft import Draft
 from fspad_bench.drafts.dynamic import dynamic_tree
 from fspad_bench.drafts.head import Head, load_head, shipped
 from fspad_bench.drafts.sampled import sampled_tree
+from fspad_bench.drafts.size import BestSize, FixedSize
 from fspad_bench.errors import BenchError, near
+from fspad_bench.sampling import Sampler
 from fspad_bench.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.tree import Tree
 from fspad_bench.verification import rule
 
-DRAFTING = ("coupled", "ranked", "sampled")
+DRAFTING, TREES = ("coupled", "ranked", "sampled"), ("auto", "fixed")
+FIXED_NODES, FIXED_DEPTH = 8, 2
+MOST_NODES, MOST_DEPTH = 64, 8
 
 
 class HeadDrafter(Draft):
-    """`nodes` in a tree, root included; `depth` drafted tokens on its deepest path; `top_k` a level and a node.
+    """`tree` is `fixed`, `nodes` with the root and `depth` levels deep, or `auto`, grown to what pays on this machine
+    within those bounds where they are given. `top_k` paths a level are drafted on, `top_k` children each.
 
     `drafting` says how children are chosen: `coupled` ranks them by their logits plus the noise of their position,
     `ranked` by their logits alone, `sampled` draws them. Empty, it is what suits `verify`: coupled for `match`,
@@ -36,12 +43,17 @@ class HeadDrafter(Draft):
         target: TransformersTarget,
         head: Head,
         *,
-        nodes: int = 8,
-        depth: int = 2,
+        tree: str = "fixed",
+        nodes: int = 0,
+        depth: int = 0,
         top_k: int = 4,
         verify: str = "match",
         drafting: str = "",
     ) -> None:
+        if tree not in TREES:
+            raise BenchError(f"unknown tree '{tree}'", near(tree, TREES))
+        auto = tree == "auto" and drafting != "sampled"
+        nodes, depth = nodes or (MOST_NODES if auto else FIXED_NODES), depth or (MOST_DEPTH if auto else FIXED_DEPTH)
         if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
             text = f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range"
             raise BenchError(text, f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1")
@@ -55,17 +67,43 @@ class HeadDrafter(Draft):
             )
         super().__init__(target, head)
         self.nodes, self.depth, self.top_k = nodes, depth, min(top_k, len(self.vocabulary))
+        self.sizes = dict.fromkeys((True, False), FixedSize(nodes, depth))
+        if auto:
+            calibration = Calibration.of(head.facts.get("calibration"))
+            about = {"head": head.sha256, "top_k": self.top_k}
+            measured = costs.of(target, about, lambda: self._seconds(target))
+            self.sizes = {
+                greedy: BestSize(nodes, depth, self.top_k, measured, calibration, greedy) for greedy in self.sizes
+            }
         self.files = {"head": head.sha256}
 
     @torch.inference_mode()
     def propose(self, context: Context, budget: int) -> Tree:
-        depth = min(self.depth, budget)
-        if depth < 1:
+        if budget < 1:
             return Tree.root(context.tokens[-1])
         if self.drafting == "sampled":
+            depth = min(self.depth, budget)
             return sampled_tree(self, context, nodes=self.nodes, depth=depth, top_k=self.top_k)
-        coupled = self.drafting == "coupled" and context.sampler.temperature > 0
-        return dynamic_tree(self, context, nodes=self.nodes, depth=depth, top_k=self.top_k, coupled=coupled)
+        greedy = not context.sampler.temperature
+        coupled = self.drafting == "coupled" and not greedy
+        return dynamic_tree(self, context, size=self.sizes[greedy], budget=budget, top_k=self.top_k, coupled=coupled)
+
+    @torch.inference_mode()
+    def _seconds(self, target: TransformersTarget) -> tuple[float, float]:
+        """What the first level of a tree costs, after two new tokens, and what a further one adds."""
+        prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.PREFIX)]
+        context = Context([*prompt, 7], len(prompt), Sampler(1.0))
+        self.begin(context, target.prefill(prompt, 1))
+        self.absorb()
+        begun, features, tokens = self.rows.length, self.features[-2:], self.tokens[-2:]
+
+        def grown(levels: int) -> None:
+            self.rows.length, self.features, self.tokens = begun, features, tokens
+            size = FixedSize(MOST_NODES, levels)
+            dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=self.drafting == "coupled")
+
+        one, three = (costs.best_of(lambda levels=levels: grown(levels), target) for levels in (1, 3))
+        return one, max(0.0, three - one) / 2
 
 
 def find_head(head: str, decoder: str, target: TransformersTarget) -> Head:

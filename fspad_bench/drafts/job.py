@@ -87,7 +87,7 @@ def train_head(
         "command": shlex.join(["fspad-bench", *sys.argv[1:]]),
     }
     if accelerator.is_main_process:
-        facts["held_out"] = trainer.evaluate()
+        facts |= {"held_out": trainer.evaluate(), "calibration": trainer.calibrate().facts()}
     head = Head(trainer.network, vocabulary, target.name, target.identity, facts)
     if accelerator.is_main_process:
         head.save(output)

@@ -26,6 +26,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fspad_bench.decoding import Limit, generate
+from fspad_bench.drafts.calibration import Calibration, fit
 from fspad_bench.drafts.data import Batch, FeatureStore, LiveFeatures, by_length
 from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.head import Head
@@ -41,6 +42,7 @@ HELD_OUT = 33  # of so many conversations one is never learned
 SHARDS = 8
 TOP_K = 10
 PROBES, PROBE_TOKENS = 8, 64
+DEPTHS, CHILDREN, CALIBRATION_ROWS = 4, 4, 2000
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,45 @@ class Trainer:
                 made.append(generate(self.target, drafter, Sampler(), prompt, limit))
         forwards = sum(found.forwards for found in made)
         return sum(sum(found.committed) for found in made) / forwards if forwards else float("nan")
+
+    @torch.no_grad()
+    def calibrate(self) -> Calibration:
+        """How often the children that the draft proposes are right, at each depth, on held-out conversations."""
+        self.network.eval()
+        seen: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
+        groups = by_length([self.features.lengths[s] for s in self.test], self.recipe.batch_tokens)
+        rows_seen = 0
+        for group in groups:
+            batch = Batch(*(part.to(self.device) for part in self.features.load([self.test[i] for i in group])))
+            e = self.target.embedding(batch.ids[:, 1:]).to(torch.bfloat16)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                levels = self.network.unrolled(e, batch.features[:, :-1], DEPTHS)
+            reach = torch.arange(e.shape[1], device=self.device)
+            for level, out in enumerate(levels):
+                rows = batch.rows[:, :-1] & (reach >= level)
+                behind = batch.features[:, 1:][rows].to(self.target.dtype)
+                logits, guess = self.target.lm_head(behind).float(), self._guess(out.h_logit[rows])
+                noise = self._noise(rows_seen, len(logits))
+                for greedy, added in ((True, 0.0), (False, noise)):
+                    own = added if greedy else added[:, self.vocabulary.to(self.device)]
+                    q, children = (guess + own).softmax(-1).topk(min(CHILDREN, guess.shape[-1]), dim=-1)
+                    right = children == self.index[(logits + added).argmax(-1)][:, None]
+                    seen.setdefault((level, greedy), []).append((q, right))
+            rows_seen += int(batch.rows.sum())
+            if rows_seen > CALIBRATION_ROWS:
+                break
+        curves = {key: fit(*(torch.cat(part).cpu().numpy() for part in zip(*found, strict=True)))
+                  for key, found in seen.items()}  # fmt: skip
+        return Calibration(*(tuple(curves[level, greedy] for level in range(DEPTHS)) for greedy in (True, False)))
+
+    def _guess(self, h_logit: Tensor) -> Tensor:
+        lm_head = self.accelerator.unwrap_model(self.objective).lm_head
+        return torch.nn.functional.linear(h_logit.to(lm_head.dtype), lm_head).float()
+
+    def _noise(self, first: int, rows: int) -> Tensor:
+        """The noise of so many positions over the target's vocabulary, as sampling would meet it: `[N, V]`."""
+        sampler, tokens = Sampler(1.0, stream="calibration"), torch.arange(len(self.index), device=self.device)
+        return torch.stack([sampler.noise(first + row, tokens) for row in range(rows)])
 
     def _save(self, folder: Path, recent: list[list[float]]) -> None:
         if not self.accelerator.is_main_process:

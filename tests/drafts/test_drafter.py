@@ -168,8 +168,9 @@ def test_any_tree_shape_keeps_its_bounds(tiny, heads, nodes, depth, top_k):
 WRONG = [
     ({"nodes": 1}, "out of range"),
     ({"nodes": 500}, "out of range"),
-    ({"depth": 0}, "out of range"),
+    ({"depth": -1}, "out of range"),
     ({"top_k": 0}, "out of range"),
+    ({"tree": "best"}, "unknown tree 'best'"),
     ({"verify": "reject"}, "unknown verification 'reject'"),
     ({"drafting": "guess"}, "unknown drafting 'guess'"),
     ({"verify": "rejection", "drafting": "coupled"}, "makes no use of coupled drafts"),

@@ -1,0 +1,99 @@
+"""What a round costs on this machine: the target's forward of n tree nodes, and the draft's steps.
+
+Measured once for a target, a draft and a device, and kept in the user's cache; `FSPAD_BENCH_COSTS=new` measures again.
+Only how many nodes a drafter asks about depends on them, never what it outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from fspad_bench import machine
+from fspad_bench.fetch import cache_home
+from fspad_bench.target import TransformersTarget
+from fspad_bench.tree import Tree
+
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+PREFIX, ROUNDS = 256, 7
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds: of a forward of each of `SIZES` nodes, of a draft's first level, and of every further one."""
+
+    verify: tuple[float, ...]
+    first: float
+    level: float
+
+    def forward(self, nodes: int) -> float:
+        """Seconds of a tree of so many nodes, root included, by interpolation; beyond the largest, in proportion."""
+        for (low, cheap), (high, dear) in zip(self._points(), self._points()[1:], strict=False):
+            if nodes <= high:
+                return cheap + (dear - cheap) * max(0, nodes - low) / (high - low)
+        return self.verify[-1] * nodes / SIZES[-1]
+
+    def draft(self, levels: int) -> float:
+        """Seconds of drafting so many levels."""
+        return self.first + (levels - 1) * self.level if levels else 0.0
+
+    def _points(self) -> list[tuple[int, float]]:
+        return list(zip(SIZES, self.verify, strict=True))
+
+
+TINY = Costs(tuple(1.0 + 0.02 * n for n in SIZES), 0.1, 0.1)  # tests must not depend on what a machine was doing
+
+
+def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callable[[], tuple[float, float]]) -> Costs:
+    """The costs of a target with a draft that is told apart by `about`; from the cache where they are known."""
+    if target.name == "tiny":
+        return TINY
+    key = about | {
+        "target": target.identity,
+        "dtype": str(target.dtype),
+        "forward": target.forward_name,
+        "device": str(target.device),
+        "threads": torch.get_num_threads(),
+        "machine": machine.describe(),
+        "torch": torch.__version__,
+        "sizes": SIZES,
+    }
+    path = cache_home() / "costs" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
+    if path.is_file() and os.environ.get("FSPAD_BENCH_COSTS") != "new":
+        found = json.loads(path.read_text(encoding="utf-8"))["costs"]
+        return Costs(tuple(found["verify"]), found["first"], found["level"])
+    costs = Costs(tuple(_forward(target, n) for n in SIZES), *measure_draft())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"key": key, "costs": asdict(costs)}, indent=2) + "\n", encoding="utf-8")
+    return costs
+
+
+def best_of(run: Callable[[], object], target: TransformersTarget) -> float:
+    """Seconds of the quickest of a few runs: other work can only add to them."""
+    seconds = []
+    for _ in range(ROUNDS):
+        began = perf_counter()
+        run()
+        target.synchronize()
+        seconds.append(perf_counter() - began)
+    return min(seconds[1:])
+
+
+def _forward(target: TransformersTarget, nodes: int) -> float:
+    prompt = [token % target.config.vocab_size for token in range(7, 7 + PREFIX)]
+    target.prefill(prompt, 2 * max(SIZES))
+    tree = Tree(prompt[:nodes], range(-1, nodes - 1))
+
+    def run() -> None:
+        target.score(tree)
+        target.commit([0])
+        target.cache.rewind(PREFIX)
+
+    return best_of(run, target)

@@ -1,0 +1,82 @@
+"""How far a tree grows: to a fixed size, or to where expected tokens a second are highest on this machine.
+
+A round yields one token and every drafted one whose whole path is chosen; it costs the draft's levels and one forward
+of the tree. The sized tree keeps the nodes that raise the ratio, drafts another level only where it would raise it
+further, and drafts nothing at all where no node is worth its cost (cf. Sequoia, Chen et al. 2024, arXiv 2402.12374,
+whose hardware-aware optimiser chooses one shape for all rounds; here each round has its own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import exp
+from typing import Protocol
+
+from torch import Tensor
+
+from fspad_bench.costs import Costs
+from fspad_bench.drafts.calibration import Calibration
+
+
+class Size(Protocol):
+    """`grade` turns children's log-probabilities `[N, K]` into those that count; `grow` says whether a level beyond
+    `levels` is drafted; `keep` how many of all candidates, best first, make the tree. Scores are of whole paths."""
+
+    def grade(self, log_q: Tensor, level: int) -> Tensor: ...
+    def grow(self, scores: Sequence[float], frontier: Sequence[float], levels: int) -> bool: ...
+    def keep(self, scores: Sequence[float], levels: int) -> int: ...
+
+
+@dataclass(frozen=True)
+class FixedSize:
+    """EAGLE-2's: so many nodes with the root, so many levels."""
+
+    nodes: int
+    depth: int
+
+    def grade(self, log_q: Tensor, level: int) -> Tensor:
+        return log_q
+
+    def grow(self, scores: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
+        return levels < self.depth
+
+    def keep(self, scores: Sequence[float], levels: int) -> int:
+        return min(self.nodes - 1, len(scores))
+
+
+@dataclass(frozen=True)
+class BestSize:
+    """What pays on this machine, within `nodes` and `depth`."""
+
+    nodes: int
+    depth: int
+    top_k: int
+    costs: Costs
+    calibration: Calibration
+    greedy: bool
+
+    def grade(self, log_q: Tensor, level: int) -> Tensor:
+        return self.calibration.curve(level, greedy=self.greedy).grade(log_q)
+
+    def grow(self, scores: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
+        """Whether the level that the frontier would have, as children usually turn out, raises the rate."""
+        if levels >= self.depth:
+            return False
+        curve = self.calibration.curve(levels, greedy=self.greedy)
+        others = (curve.any - curve.first) / max(1, self.top_k - 1)
+        chances = [exp(score) for score in scores]
+        hoped = [exp(score) * share for score in frontier for share in [curve.first] + [others] * (self.top_k - 1)]
+        now, _ = self._best(sorted(chances, reverse=True), levels)
+        then, _ = self._best(sorted(chances + hoped, reverse=True), levels + 1)
+        return then > now
+
+    def keep(self, scores: Sequence[float], levels: int) -> int:
+        return self._best([exp(score) for score in scores], levels)[1]
+
+    def _best(self, chances: Sequence[float], levels: int) -> tuple[float, int]:
+        """The highest rate, in tokens a second, over the number of drafted nodes, and that number."""
+        spent = self.costs.draft(levels)
+        gains = [0.0, *accumulate(chances[: self.nodes - 1])]
+        return max(((1 + gain) / (spent + self.costs.forward(1 + n)), n) for n, gain in enumerate(gains))

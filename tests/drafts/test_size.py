@@ -1,0 +1,122 @@
+"""Trees sized by what a round costs and what its nodes are likely to bring."""
+
+from itertools import pairwise, product
+from math import log
+
+import pytest
+import torch
+
+from fspad_bench.costs import SIZES, Costs
+from fspad_bench.decoders.fspad import Fspad
+from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.decoding import Limit, generate
+from fspad_bench.drafts.calibration import Calibration, Curve, fit
+from fspad_bench.drafts.size import BestSize, FixedSize
+from fspad_bench.sampling import Sampler
+
+CHEAP, DEAR = (Costs(tuple(1 + slope * n for n in SIZES), 0.1, 0.1) for slope in (0.001, 0.3))
+SURE = Calibration((Curve(0.0, 1.0, 0.8, 0.95),), (Curve(0.0, 1.0, 0.8, 0.95),))
+PROMPT = list(range(30, 52))
+
+
+def best(costs, calibration=SURE, **bounds):
+    return BestSize(**{"nodes": 64, "depth": 8, "top_k": 4} | bounds, costs=costs, calibration=calibration, greedy=True)
+
+
+def logs(*chances):
+    return [log(chance) for chance in chances]
+
+
+@pytest.mark.parametrize(("costs", "scores"), product([CHEAP, DEAR], [logs(0.9, 0.5, 0.1, 0.01), logs(0.02, 0.01)]))
+def test_it_keeps_the_number_of_nodes_with_the_highest_rate(costs, scores):
+    def rate(nodes):
+        return (1 + sum(2.718281828459045**score for score in scores[:nodes])) / (0.2 + costs.forward(1 + nodes))
+
+    assert best(costs).keep(scores, 2) == max(range(len(scores) + 1), key=rate)
+
+
+def test_nothing_is_kept_where_nothing_is_worth_its_cost():
+    assert best(DEAR).keep(logs(0.01, 0.005), 1) == 0
+    assert best(CHEAP).keep(logs(0.01, 0.005), 1) == 2
+
+
+def test_it_grows_while_another_level_pays_and_within_its_bounds():
+    sure, unsure = logs(0.95, 0.02, 0.01, 0.01), logs(0.05, 0.04, 0.03, 0.02)
+    level = Costs(CHEAP.verify, 0.1, 0.3)
+    assert best(level).grow(sure, sure, 1)
+    assert not best(level).grow(unsure, unsure, 1)
+    assert not best(level, depth=1).grow(sure, sure, 1)
+    assert not best(Costs(CHEAP.verify, 0.1, 5.0)).grow(sure, sure, 1)
+
+
+def test_bounds_hold():
+    assert best(CHEAP, nodes=3).keep(logs(0.9, 0.8, 0.7, 0.6), 1) == 2
+    fixed = FixedSize(5, 2)
+    assert fixed.keep(logs(0.9, 0.1), 1) == 2
+    assert fixed.keep(logs(*[0.5] * 9), 1) == 4
+    assert (fixed.grow([], [], 1), fixed.grow([], [], 2)) == (True, False)
+
+
+def test_forwards_between_the_measured_sizes_are_interpolated():
+    costs = Costs(tuple(float(n) ** 1.5 for n in SIZES), 0.5, 0.25)
+    assert [costs.forward(n) for n in SIZES] == list(costs.verify)
+    assert costs.verify[4] < costs.forward(7) < costs.verify[5]
+    assert all(costs.forward(n) < costs.forward(n + 1) for n in range(1, 127))
+    assert [costs.draft(levels) for levels in (0, 1, 3)] == [0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(("shift", "slope"), [(0.0, 1.0), (-1.0, 0.6), (0.8, 1.4)])
+def test_a_curve_is_recovered_from_what_was_right(shift, slope):
+    generator = torch.Generator().manual_seed(1)
+    q = torch.rand(20_000, 2, generator=generator) * 0.96 + 0.02
+    chance = torch.sigmoid(shift + slope * torch.logit(q))
+    right = torch.rand(chance.shape, generator=generator) < chance
+    curve = fit(q.numpy(), right.numpy())
+    assert curve.shift == pytest.approx(shift, abs=0.06)
+    assert curve.slope == pytest.approx(slope, abs=0.06)
+    assert curve.first == pytest.approx(float(right[:, 0].float().mean()))
+    torch.testing.assert_close(Curve(shift, slope).grade(q.log()).exp(), chance, rtol=0, atol=1e-4)
+
+
+def test_a_curve_of_what_is_always_or_never_right_is_finite():
+    q = torch.full((50, 2), 0.5).numpy()
+    for right in (q > 0, q > 1):
+        curve = fit(q, right)
+        assert abs(curve.shift) < 20
+        assert torch.isfinite(curve.grade(torch.tensor([0.0, -1.0, -90.0]))).all()
+
+
+def test_calibrations_survive_their_file():
+    made = Calibration((Curve(0.1, 0.9, 0.6, 0.8), Curve(0.2)), (Curve(),))
+    assert Calibration.of(made.facts()) == made
+    assert Calibration.of(None) == Calibration()
+    assert made.curve(7, greedy=True) == made.greedy[-1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_auto_trees_are_lossless_and_differ_from_round_to_round(tiny, temperature):
+    sampler, limit, shapes = Sampler(temperature, seed=2), Limit(48), []
+
+    class Seen(Fspad):
+        def propose(self, context, budget):
+            tree = super().propose(context, budget)
+            shapes.append((len(tree), max(tree.depths)))
+            assert max(tree.depths) <= budget
+            return tree
+
+    made = generate(tiny, Seen(tiny, tree="auto"), sampler, PROMPT, limit)
+    assert made.tokens == generate(tiny, Vanilla(tiny), sampler, PROMPT, limit).tokens
+    assert len(set(shapes)) > 2
+    bounded = generate(tiny, Seen(tiny, tree="auto", nodes=3, depth=1), sampler, PROMPT, limit)
+    assert bounded.tokens == made.tokens
+    assert bounded.forwards >= made.forwards
+    assert max(shapes[made.forwards - 1 :]) <= (3, 1)
+
+
+def test_paths_score_below_their_parents(tiny):
+    """So that of a sorted pool no node is kept without its parent."""
+    drafter = Fspad(tiny, tree="auto")
+    q = torch.tensor([[0.0, -1e-9, -0.5, -20.0]])
+    graded = drafter.sizes[True].grade(q, 0)[0].tolist()
+    assert all(score < 0 for score in graded)
+    assert all(a >= b for a, b in pairwise(graded))

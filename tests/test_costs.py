@@ -1,0 +1,45 @@
+"""What a round costs is measured once and then known."""
+
+import json
+
+import pytest
+from doubles import random_model
+
+from fspad_bench import costs
+from fspad_bench.costs import SIZES, TINY, Costs
+from fspad_bench.target import TransformersTarget
+from fspad_bench.tiny import tiny_tokenizer
+
+
+@pytest.fixture
+def target(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path))
+    return TransformersTarget(random_model("llama", max_position_embeddings=1024), tiny_tokenizer(), "other", "abc")
+
+
+def test_costs_are_measured_once_and_again_on_demand(target, tmp_path, monkeypatch):
+    drafts = iter([(0.5, 0.25), (0.75, 0.5)])
+    first = costs.of(target, {"head": "x"}, lambda: next(drafts))
+    assert len(first.verify) == len(SIZES)
+    assert min(first.verify) > 0
+    assert (first.first, first.level) == (0.5, 0.25)
+    (path,) = (tmp_path / "costs").glob("*.json")
+    assert json.loads(path.read_text())["key"]["target"] == "abc"
+    assert costs.of(target, {"head": "x"}, pytest.fail) == first
+    monkeypatch.setenv("FSPAD_BENCH_COSTS", "new")
+    assert costs.of(target, {"head": "x"}, lambda: next(drafts)).first == 0.75
+
+
+def test_another_draft_has_costs_of_its_own(target, tmp_path):
+    costs.of(target, {"head": "x"}, lambda: (0.5, 0.25))
+    costs.of(target, {"head": "y"}, lambda: (0.5, 0.25))
+    assert len(list((tmp_path / "costs").glob("*.json"))) == 2
+
+
+def test_tests_do_not_depend_on_the_machine(tiny):
+    assert costs.of(tiny, {}, pytest.fail) == TINY
+
+
+def test_larger_trees_cost_in_proportion_beyond_the_largest_measured():
+    made = Costs(tuple(float(n) for n in SIZES), 0, 0)
+    assert made.forward(128) == pytest.approx(128)
