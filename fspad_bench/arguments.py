@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     _train_parser(verbs)
     _distill_parser(verbs)
     _export_parser(verbs)
+    _profile_parser(verbs)
     _certify_parser(verbs)
     check = verbs.add_parser("check", help="hold baselines to their promises: identity, tokens a step")
     check.add_argument("baselines", nargs="*", type=Path, help="YAML files (default: those of this suite)")
@@ -161,6 +162,22 @@ def _distill_parser(verbs: Any) -> None:
     distill.add_argument("--device", default="auto", help="default: a GPU where there is one")
     distill.add_argument("--threads", type=_threads)
     distill.set_defaults(verb="distill_data")
+
+
+def _profile_parser(verbs: Any) -> None:
+    profile = verbs.add_parser("profile", help="show where a decoder's rounds spend their time on this machine")
+    profile.add_argument("--decoder", default="fspad", help="name, name@preset or module:Class (default: %(default)s)")
+    profile.add_argument("--target", default="smollm2-135m", help="preset, folder or hub id (default: %(default)s)")
+    profile.add_argument("-D", dest="options", action="append", default=[], metavar="DECODER.OPTION=VALUE")
+    profile.add_argument("--task", default="mt_bench", help="whose bundled samples are decoded (default: %(default)s)")
+    profile.add_argument("--limit", type=_positive, default=4, metavar="N", help="how many (default: %(default)s)")
+    profile.add_argument("--max-new-tokens", type=_positive, default=96, metavar="N")
+    profile.add_argument("--temperature", type=float, default=0.0, metavar="T")
+    profile.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float64"])
+    profile.add_argument("--device", default="cpu")
+    profile.add_argument("--threads", type=_threads)
+    profile.add_argument("--picture", type=Path, metavar="FILE.png")
+    profile.set_defaults(verb="profile_decoder")
 
 
 def _export_parser(verbs: Any) -> None:

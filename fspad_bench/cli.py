@@ -143,6 +143,37 @@ def distill_data(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def profile_decoder(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from fspad_bench import profiling, task
+    from fspad_bench.chat import Chat, user
+    from fspad_bench.method import build, check_options
+    from fspad_bench.plots import round_picture
+    from fspad_bench.sampling import Sampler
+    from fspad_bench.target import TransformersTarget
+
+    _quiet()
+    options = read_options(arguments.options)
+    check_options([arguments.decoder], options)
+    sampler = Sampler(arguments.temperature, stream="profile")
+    questions = task.load(task.load_card(arguments.task), "bundled", arguments.limit).questions
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    target = TransformersTarget.load(arguments.target, device=arguments.device, dtype=arguments.dtype)
+    method = build(arguments.decoder, target, options)
+    if not hasattr(method.decoder, "propose"):
+        raise BenchError(f"{arguments.decoder} is an engine of its own", "rounds are of decoders in our loop")
+    chat = Chat(target.tokenizer, target.stop_ids)
+    prompts = [chat.prompt([user(question.turns[0])]).tokens for question in questions]
+    found = profiling.profile(target, arguments.decoder, method.decoder, prompts, sampler, arguments.max_new_tokens)
+    print(profiling.render(found))
+    if arguments.picture:
+        each = {part: seconds / found.rounds for part, seconds in [*found.parts.items(), ("host", found.host)]}
+        round_picture(found.label, each, found.curve, arguments.picture)
+    return 0
+
+
 def export_head(arguments: argparse.Namespace) -> int:
     from fspad_bench.drafts.head import load_head
     from fspad_bench.drafts.published import write_published
@@ -307,14 +338,7 @@ def read_options(given: list[str]) -> dict[str, dict[str, str]]:
 
 
 _ALL = (
-    run_plan,
-    show_table,
-    train_draft,
-    distill_data,
-    export_head,
-    certify_decoders,
-    check_promises,
-    list_names,
-    fetch_target,
-)
+    run_plan, show_table, train_draft, distill_data, export_head, profile_decoder, certify_decoders, check_promises,
+    list_names, fetch_target,
+)  # fmt: skip
 VERBS = {verb.__name__: verb for verb in _ALL}

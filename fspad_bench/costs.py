@@ -18,7 +18,7 @@ import torch
 
 from fspad_bench import machine
 from fspad_bench.fetch import cache_home
-from fspad_bench.target import TransformersTarget
+from fspad_bench.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.tree import Tree
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -69,7 +69,7 @@ def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callabl
     if path.is_file() and os.environ.get("FSPAD_BENCH_COSTS") != "new":
         found = json.loads(path.read_text(encoding="utf-8"))["costs"]
         return Costs(tuple(found["verify"]), found["first"], found["level"])
-    costs = Costs(tuple(_forward(target, n) for n in SIZES), *measure_draft())
+    costs = Costs(tuple(forward_seconds(target, n) for n in SIZES), *measure_draft())
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"key": key, "costs": asdict(costs)}, indent=2) + "\n", encoding="utf-8")
     return costs
@@ -86,9 +86,10 @@ def best_of(run: Callable[[], object], target: TransformersTarget) -> float:
     return min(seconds[1:])
 
 
-def _forward(target: TransformersTarget, nodes: int) -> float:
+def forward_seconds(target: TransformersTarget, nodes: int) -> float:
+    """Seconds of a tree of so many nodes behind a prefix of `PREFIX` tokens."""
     prompt = [token % target.config.vocab_size for token in range(7, 7 + PREFIX)]
-    target.prefill(prompt, 2 * max(SIZES))
+    target.prefill(prompt, LARGEST_TREE)
     tree = Tree(prompt[:nodes], range(-1, nodes - 1))
 
     def run() -> None:

@@ -37,7 +37,7 @@ LAYERS = {
         "decoding",
     ],
     "methods": ["decoders", "drafts"],
-    "work": ["task", "scoring", "method", "promise", "runner", "lossless", "distill"],
+    "work": ["task", "scoring", "method", "promise", "runner", "lossless", "distill", "profiling"],
     "doors": ["arguments", "cli", "integrations", "__main__"],
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}

@@ -1,0 +1,176 @@
+"""Where a round's time goes: drafting, the target's forward, verification, the cache, and what is left for the host.
+
+Beside it what the machine could do: the cost c(n) of a forward of n tree nodes, the bytes of weights read a second
+against a measured copy, and the speedup that tokens a step and these costs make one expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from fspad_bench import costs
+from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.decoding import Drafter, Generation, Limit, generate, rule_of
+from fspad_bench.progress import Progress
+from fspad_bench.sampling import Sampler
+from fspad_bench.target import TransformersTarget
+
+NODES = (1, 2, 4, 8, 16, 32, 64, 128)
+COPIED = 1 << 28  # bytes; far more than any processor's cache
+PARTS = ("draft", "forward", "verify", "commit", "observe")
+
+
+@dataclass
+class Clock:
+    """Seconds by part, of a drafter and a target whose steps pass through it."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    def timed(self, part: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any) -> Any:
+            began = perf_counter()
+            try:
+                return run(*arguments)
+            finally:
+                self.seconds[part] += perf_counter() - began
+
+        return step
+
+
+class Observed:
+    """A drafter on the clock; `begin` counts as drafting."""
+
+    def __init__(self, drafter: Drafter, clock: Clock) -> None:
+        self.begin = clock.timed("draft", drafter.begin)
+        self.propose = clock.timed("draft", drafter.propose)
+        self.observe = clock.timed("observe", drafter.observe)
+        self.verify = clock.timed("verify", rule_of(drafter))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured; seconds throughout. `parts` is of all rounds together, `host` what no part accounts for."""
+
+    label: str
+    rounds: int
+    tokens: int
+    decode: float
+    vanilla_a_token: float
+    parts: dict[str, float]
+    curve: dict[int, float]
+    weight_bytes: int
+    copy_bandwidth: float
+
+    @property
+    def host(self) -> float:
+        return self.decode - sum(self.parts.values())
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.tokens / self.rounds
+
+    @property
+    def measured(self) -> float:
+        """The speedup over vanilla on the same prompts."""
+        return self.vanilla_a_token / (self.decode / self.tokens)
+
+    @property
+    def modelled(self) -> float:
+        """tokens a step * c(1) / (forward + draft): a round without host work against a vanilla without any."""
+        return self.tokens_per_step * self.curve[1] * self.rounds / (self.parts["forward"] + self.parts["draft"])
+
+
+def profile(
+    target: TransformersTarget,
+    label: str,
+    drafter: Drafter,
+    prompts: Sequence[list[int]],
+    sampler: Sampler,
+    length: int,
+) -> Profile:
+    """Decode each prompt with vanilla and with the drafter, the first one twice, and time what a forward costs."""
+    limit, clock = Limit(length, target.stop_ids), Clock()
+    observed, vanilla, made, vanillas = Observed(drafter, clock), Vanilla(target), [], []
+    with Progress("generations", 2 * len(prompts)) as progress:
+        for number, prompt in enumerate([prompts[0], *prompts]):
+            law = sampler.streamed(str(number))
+            with _on_the_clock(target, clock):
+                found = generate(target, observed, law, prompt, limit)
+            plain = generate(target, vanilla, law, prompt, limit)
+            if not number:  # the first is a warm-up
+                clock.seconds.update(dict.fromkeys(PARTS, 0.0))
+                continue
+            made.append(found)
+            vanillas.append(plain)
+            progress.advance(2)
+    return Profile(
+        label,
+        rounds=sum(len(found.committed) for found in made),
+        tokens=sum(sum(found.committed) for found in made),
+        decode=sum(found.decode_seconds for found in made),
+        vanilla_a_token=_a_token(vanillas),
+        parts=dict(clock.seconds),
+        curve={n: costs.forward_seconds(target, n) for n in NODES},
+        weight_bytes=sum(p.numel() * p.element_size() for p in target.model.parameters()),
+        copy_bandwidth=copy_bandwidth(target.device),
+    )
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written a second by a large copy, the best of a few."""
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
+    goal, best = torch.empty_like(source), float("inf")
+    for _ in range(5):
+        began = perf_counter()
+        goal.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, perf_counter() - began)
+    return 2 * COPIED / best
+
+
+def render(found: Profile) -> str:
+    """The tables of a profile, with the two speedups under them."""
+    whole = {**found.parts, "host": found.host}
+    parts = [
+        [part, f"{1e3 * seconds / found.rounds:.2f} ms", f"{seconds / found.decode:.1%}"]
+        for part, seconds in whole.items()
+    ]
+    reads = found.weight_bytes / found.copy_bandwidth
+    curve = [[n, f"{1e3 * s:.2f} ms", f"{s / found.curve[1]:.2f}", f"{reads / s:.0%}"] for n, s in found.curve.items()]
+    outside = 1 - (found.parts["draft"] + found.parts["forward"]) / found.decode
+    return "\n\n".join(
+        [
+            tabulate(parts, [f"{found.label}, a round", "", "share"], disable_numparse=True),
+            tabulate(curve, ["nodes", "forward", "c(n) / c(1)", "of a copy's bandwidth"], disable_numparse=True),
+            f"{found.tokens_per_step:.2f} tokens a step; speedup {found.measured:.2f} measured, {found.modelled:.2f} "
+            f"modelled; {outside:.1%} of a round outside the two networks",
+        ]
+    )
+
+
+def _a_token(made: Sequence[Generation]) -> float:
+    return sum(found.decode_seconds for found in made) / sum(sum(found.committed) for found in made)
+
+
+@contextmanager
+def _on_the_clock(target: TransformersTarget, clock: Clock) -> Iterator[None]:
+    """The target's two steps timed; a GPU is waited for after each, which costs it what overlap it had."""
+
+    def score(tree: Any) -> Any:
+        scores = type(target).score(target, tree)
+        target.synchronize()
+        return scores
+
+    target.score, target.commit = clock.timed("forward", score), clock.timed("commit", target.commit)
+    try:
+        yield
+    finally:
+        del target.score, target.commit

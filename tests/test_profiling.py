@@ -1,0 +1,91 @@
+"""Where a round's time goes adds up, and the figures derived from it are what they say."""
+
+import time
+
+import pytest
+
+from fspad_bench import cli, profiling
+from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.profiling import PARTS, Clock, Profile, profile, render
+from fspad_bench.sampling import Sampler
+from fspad_bench.tree import Tree
+
+PROMPTS = [list(range(30, 52)), [40, 41, 42] * 8]
+FOUND = Profile(
+    "x", 10, 20, 4.0, 0.3, dict(zip(PARTS, [1.0, 2.0, 0.5, 0.25, 0.05], strict=True)), {1: 0.2}, 10**9, 1e10
+)
+
+
+class Slow(PromptLookup):
+    """Drafts nothing, slowly."""
+
+    def propose(self, context, budget):
+        time.sleep(0.02)
+        return Tree.root(context.tokens[-1])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(profiling, "NODES", (1, 2))
+    monkeypatch.setattr(profiling, "COPIED", 1 << 20)
+
+
+def test_parts_add_up_to_the_round(tiny):
+    found = profile(tiny, "lookup", PromptLookup(tiny), PROMPTS, Sampler(), 16)
+    assert found.tokens == 2 * 15  # the first token of each is the prefill's
+    assert 1 <= found.rounds <= found.tokens
+    assert min(found.parts.values()) > 0
+    assert 0 <= found.host < 0.5 * found.decode
+    assert tiny.score.__func__ is type(tiny).score  # the target is as it was
+
+
+def test_slow_drafting_is_seen_as_drafting(tiny):
+    found = profile(tiny, "slow", Slow(tiny), PROMPTS, Sampler(1.0), 8)
+    assert found.parts["draft"] / found.rounds == pytest.approx(0.02, rel=0.5)
+    assert found.parts["draft"] > 0.5 * found.decode
+    assert found.measured < 1
+
+
+def test_vanilla_against_itself(tiny):
+    found = profile(tiny, "vanilla", Vanilla(tiny), PROMPTS, Sampler(), 24)
+    assert found.tokens_per_step == 1
+    assert 0.3 < found.measured < 3
+
+
+def test_speedups_are_ratios_of_what_was_measured():
+    assert FOUND.host == pytest.approx(0.2)
+    assert FOUND.measured == pytest.approx(0.3 / 0.2)
+    assert FOUND.modelled == pytest.approx(2 * 0.2 * 10 / 3)
+    text = render(FOUND)
+    assert "2.00 tokens a step; speedup 1.50 measured, 1.33 modelled; 25.0% of a round outside" in text
+    assert "50%" in text  # 0.1 s of copying in 0.2
+
+
+def test_a_step_that_raises_is_still_timed():
+    clock = Clock()
+    with pytest.raises(ZeroDivisionError):
+        clock.timed("draft", lambda: 1 / 0)()
+    assert clock.seconds["draft"] > 0
+
+
+def test_the_verb_prints_and_draws(tmp_path, capsys):
+    words = ["profile", "--target", "tiny", "--decoder", "prompt_lookup", "--limit", "2", "--max-new-tokens", "8"]
+    assert cli.main([*words, "--picture", str(tmp_path / "round.png")]) == 0
+    out = capsys.readouterr().out
+    assert all(part in out for part in (*PARTS, "host", "c(n) / c(1)", "modelled"))
+    assert (tmp_path / "round.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--decoder", "fspda"], "unknown decoder 'fspda'"),
+        (["--task", "gsmk8"], "unknown task 'gsmk8'"),
+        (["--decoder", "fspad_bench.integrations.generate:StockGenerate"], "is an engine of its own"),
+        (["--temperature", "-1"], "temperature -1.0 is out of range"),
+    ],
+)
+def test_bad_input_is_one_clear_error(words, said, capsys):
+    assert cli.main(["profile", "--target", "tiny", *words]) == 2
+    assert said in capsys.readouterr().err
