@@ -81,7 +81,7 @@ def test_half_a_folder_is_no_head(arguments, refused, head, name):
     assert "no draft head at" in refused(arguments(*with_head(folder)))
 
 
-@pytest.mark.parametrize("option", ["depth=0", "nodes=1", "nodes=1000", "top_k=0", "top_k=-4"])
+@pytest.mark.parametrize("option", ["depth=-1", "nodes=1", "nodes=1000", "top_k=0", "top_k=-4"])
 def test_a_tree_out_of_range_is_said(arguments, refused, head, option):
     said = refused(arguments(*with_head(head()), "-D", f"fspad.{option}"))
     assert "is out of range" in said
