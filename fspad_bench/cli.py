@@ -84,7 +84,7 @@ def train_draft(arguments: argparse.Namespace) -> int:
 
     from fspad_bench.distill.writer import distill_free
     from fspad_bench.drafts.job import check_decoder, train_head
-    from fspad_bench.drafts.train import Recipe
+    from fspad_bench.drafts.objective import Recipe
 
     _quiet()
     check_decoder(arguments.decoder)
@@ -226,7 +226,7 @@ def certify_decoders(arguments: argparse.Namespace) -> int:
 
 def check_promises(arguments: argparse.Namespace) -> int:
     from fspad_bench import promise
-    from fspad_bench.lossless.report import Part, passed, render
+    from fspad_bench.lossless.report import Check, Part, passed, render
 
     _quiet()
     every = [found for path in arguments.baselines or promise.shipped() for found in promise.read(path)]
@@ -237,8 +237,17 @@ def check_promises(arguments: argparse.Namespace) -> int:
     chosen = [p for p in every if p.decoder in wanted and arguments.target in (None, p.target)]
     if not chosen:
         raise BenchError("nobody promised anything of that", "baselines/*.yaml hold the promises of this suite")
-    part = Part("promises", [check for found in chosen for check in found.judge(_kept(found))])
+    checks, refused = [], []
+    for found in chosen:
+        try:
+            checks += found.judge(_kept(found))
+        except BenchError as error:  # the others are still of interest
+            refused.append(error)
+            checks.append(Check.of("run", found.about, False, error.message, "a run"))
+    part = Part("promises", checks)
     print(render([part], arguments.format))
+    if refused:
+        raise BenchError(f"{len(refused)} of {len(chosen)} promises could not be put to the test", refused[0].hint)
     return 0 if passed([part]) else 1
 
 

@@ -83,6 +83,18 @@ def test_the_exit_code_says_whether_it_was_kept(own, bound, code, capsys):
     assert [check["verdict"] for check in found["checks"]] == ["PASS", "PASS" if code == 0 else "FAIL"]
 
 
+def test_one_that_cannot_be_run_leaves_the_others_their_say(own, tmp_path, capsys):
+    entry = {"target": "tiny", "task": "gsm9k", "tokens_per_step": 1}
+    (tmp_path / "wrong.yaml").write_text(json.dumps({"decoder": "fspad", "promises": [entry]}))
+    assert cli.main(["check", str(tmp_path / "wrong.yaml"), own(0.9), "--format", "json"]) == 2
+    said = capsys.readouterr()
+    checks = json.loads(said.out)["checks"]
+    assert [check["verdict"] for check in checks] == ["FAIL", "PASS", "PASS"]
+    assert "gsm9k" in checks[0]["figure"]
+    assert "1 of 2 promises could not be put to the test" in said.err
+    assert "did you mean 'gsm8k'" in said.err
+
+
 def test_a_decoder_without_promises_is_bad_input(capsys):
     assert cli.main(["check", "--decoder", "fspad,eagel"]) == 2
     assert "did you mean 'eagle'" in capsys.readouterr().err

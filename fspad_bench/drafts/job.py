@@ -30,7 +30,8 @@ from fspad_bench.drafts.data import (
 )
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import ARMS, Shape
-from fspad_bench.drafts.train import Recipe, Trainer
+from fspad_bench.drafts.objective import Recipe
+from fspad_bench.drafts.train import Trainer
 from fspad_bench.errors import BenchError, near
 from fspad_bench.fetch import cache_home
 from fspad_bench.target import TransformersTarget

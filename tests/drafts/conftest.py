@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 
+from fspad_bench.drafts.data import FeatureStore, frequent_tokens, read_conversations
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import ARMS, DraftNetwork, Shape
+from fspad_bench.drafts.objective import Recipe
+from fspad_bench.drafts.train import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +37,20 @@ def conversations(tmp_path_factory):
     rows = [{"prompt": ids(2, 12), "response": ids(2, 30), "temperature": 0.0} for _ in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    return Recipe(epochs=6, batch_tokens=256, lr=3e-3, warmup=3)
+
+
+@pytest.fixture
+def trainer(tiny, conversations, tmp_path, recipe):
+    def make(decoder="fspad", recipe=recipe):
+        rows = read_conversations([conversations], 97, 64)
+        vocabulary = frequent_tokens(rows, 97, 97)
+        store = FeatureStore(tmp_path / "store", rows, 64)
+        store.fill(tiny, vocabulary)
+        return Trainer(tiny, store, vocabulary, Shape.of_target(tiny.config, decoder), recipe)
+
+    return make

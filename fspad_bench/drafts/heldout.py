@@ -1,0 +1,130 @@
+"""What a network in training is worth on the conversations that it never learns.
+
+Losses, top-1 agreement and the draft vocabulary's ceiling by teacher forcing; tokens a step of real decoding on a few
+prompts; and the calibration of the draft's confidences at each depth, which a trained head carries.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fspad_bench.decoding import Limit, generate
+from fspad_bench.drafts.calibration import Calibration, fit
+from fspad_bench.drafts.data import FeatureStore, LiveFeatures, by_length
+from fspad_bench.drafts.drafter import HeadDrafter
+from fspad_bench.drafts.head import Head
+from fspad_bench.drafts.objective import Objective, inputs
+from fspad_bench.sampling import Sampler
+from fspad_bench.target import TransformersTarget
+
+EVERY = 33  # of so many conversations one is never learned
+PROBES, PROBE_TOKENS = 8, 64
+DEPTHS, CHILDREN, CALIBRATION_ROWS = 4, 4, 2000
+BATCH_TOKENS = 2048
+MOST_TOKENS = 100_000  # a larger data set holds out more than it is worth to look at
+
+
+class HeldOut:
+    """The conversations of a data set that are never learned, every 33rd; the first of them are measured on."""
+
+    def __init__(self, target: TransformersTarget, features: FeatureStore | LiveFeatures, vocabulary: Tensor) -> None:
+        self.target, self.features, self.vocabulary = target, features, vocabulary.to(target.device)
+        self.index = index_of(self.vocabulary, target.config.vocab_size)
+        self.sequences = range(EVERY // 2, len(features.lengths), EVERY) or range(1)
+        reach = np.cumsum([features.lengths[s] for s in self.sequences])
+        self.measured = self.sequences[: max(1, int(np.searchsorted(reach, MOST_TOKENS, side="right")))]
+
+    @torch.no_grad()
+    def figures(self, objective: Objective) -> dict[str, float]:
+        """L_v, L_p and top-1 agreement, the draft vocabulary's share and its ceiling, and tokens a step."""
+        objective.eval()
+        found, weights, masses, inside = [], [], [], []
+        for group in self._groups():
+            e, f, batch = inputs(self.target, self.features, group, self.index)
+            with torch.autocast(self.target.device.type, torch.bfloat16):
+                found.append([float(x) for x in objective(e, f, batch)[1]])
+            weights.append(supervised(self.features, group))
+            masses.append(batch.mass)
+            inside.append(batch.choice >= 0)
+        mean = np.average(found, axis=0, weights=weights)
+        return {
+            "feature_loss": float(mean[0]),
+            "logit_loss": float(mean[1]),
+            "agreement": float(mean[3]),
+            "vocabulary_mass": float(torch.cat(masses).mean()),
+            "vocabulary_ceiling": float(torch.cat(inside).float().mean()),
+            "tokens_per_step": self.tokens_per_step(objective),
+        }
+
+    def tokens_per_step(self, objective: Objective) -> float:
+        """Greedy, on the prompts of a few conversations, with the default tree."""
+        network = copy.deepcopy(objective.network).to(self.target.dtype).eval().requires_grad_(False)
+        drafter = HeadDrafter(self.target, Head(network, self.vocabulary, self.target.name, self.target.identity))
+        limit, made = Limit(PROBE_TOKENS, self.target.stop_ids), []
+        for s in self.measured[:: max(1, len(self.measured) // PROBES)][:PROBES]:
+            conversation = self.features.conversations[s]
+            prompt = conversation.tokens[: conversation.answers[-1][0]]
+            if len(prompt) + PROBE_TOKENS <= self.target.max_length:
+                made.append(generate(self.target, drafter, Sampler(), prompt, limit))
+        forwards = sum(found.forwards for found in made)
+        return sum(sum(found.committed) for found in made) / forwards if forwards else float("nan")
+
+    @torch.no_grad()
+    def calibration(self, objective: Objective) -> Calibration:
+        """How often the children that the draft proposes are right, at each depth, greedy and at temperature 1."""
+        objective.eval()
+        seen: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
+        rows_seen = 0
+        for group in self._groups():
+            e, f, batch = inputs(self.target, self.features, group, self.index)
+            with torch.autocast(self.target.device.type, torch.bfloat16):
+                levels = objective.network.unrolled(e, f, DEPTHS)
+            reach = torch.arange(e.shape[1], device=e.device)
+            for level, out in enumerate(levels):
+                rows = batch.rows[:, :-1] & (reach >= level)
+                logits = self.target.lm_head(batch.features[:, 1:][rows].to(self.target.dtype)).float()
+                guess = _logits(objective, out.h_logit[rows])
+                noise = self._noise(rows_seen, len(logits))
+                for greedy, added in ((True, torch.zeros(())), (False, noise)):
+                    own = added if greedy else added[:, self.vocabulary]
+                    q, children = (guess + own).softmax(-1).topk(min(CHILDREN, guess.shape[-1]), dim=-1)
+                    right = children == self.index[(logits + added).argmax(-1)][:, None]
+                    seen.setdefault((level, greedy), []).append((q, right))
+            rows_seen += int(batch.rows.sum())
+            if rows_seen > CALIBRATION_ROWS:
+                break
+        curves = {
+            key: fit(*(torch.cat(part).cpu().numpy() for part in zip(*found, strict=True)))
+            for key, found in seen.items()
+        }
+        return Calibration(*(tuple(curves[level, greedy] for level in range(DEPTHS)) for greedy in (True, False)))
+
+    def _groups(self) -> list[list[int]]:
+        lengths = [self.features.lengths[s] for s in self.measured]
+        return [[self.measured[i] for i in group] for group in by_length(lengths, BATCH_TOKENS)]
+
+    def _noise(self, first: int, rows: int) -> Tensor:
+        """The noise of so many positions over the target's vocabulary, as sampling would meet it: `[N, V]`."""
+        sampler, tokens = Sampler(1.0, stream="calibration"), torch.arange(len(self.index), device=self.index.device)
+        return torch.stack([sampler.noise(first + row, tokens) for row in range(rows)])
+
+
+def index_of(vocabulary: Tensor, size: int) -> Tensor:
+    """Where each of `size` tokens stands in the draft vocabulary, -1 where it does not: `[V]`."""
+    index = torch.full((size,), -1, device=vocabulary.device)
+    return index.scatter_(0, vocabulary, torch.arange(len(vocabulary), device=vocabulary.device))
+
+
+def supervised(features: FeatureStore | LiveFeatures, group: Sequence[int]) -> int:
+    """Rows with something to learn in these sequences."""
+    return sum(end - start - 1 for s in group for start, end in features.conversations[s].answers)
+
+
+def _logits(objective: Objective, h_logit: Tensor) -> Tensor:
+    lm_head = objective.lm_head
+    return torch.nn.functional.linear(h_logit.to(lm_head.dtype), lm_head).float()
