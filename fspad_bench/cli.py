@@ -149,7 +149,6 @@ def profile_decoder(arguments: argparse.Namespace) -> int:
     from fspad_bench import profiling, task
     from fspad_bench.chat import Chat, user
     from fspad_bench.method import build, check_options
-    from fspad_bench.plots import round_picture
     from fspad_bench.sampling import Sampler
     from fspad_bench.target import TransformersTarget
 
@@ -169,8 +168,7 @@ def profile_decoder(arguments: argparse.Namespace) -> int:
     found = profiling.profile(target, arguments.decoder, method.decoder, prompts, sampler, arguments.max_new_tokens)
     print(profiling.render(found))
     if arguments.picture:
-        each = {part: seconds / found.rounds for part, seconds in [*found.parts.items(), ("host", found.host)]}
-        round_picture(found.label, each, found.curve, arguments.picture)
+        profiling.draw(found, arguments.picture)
     return 0
 
 

@@ -86,15 +86,15 @@ def best_of(run: Callable[[], object], target: TransformersTarget) -> float:
     return min(seconds[1:])
 
 
-def forward_seconds(target: TransformersTarget, nodes: int) -> float:
-    """Seconds of a tree of so many nodes behind a prefix of `PREFIX` tokens."""
-    prompt = [token % target.config.vocab_size for token in range(7, 7 + PREFIX)]
+def forward_seconds(target: TransformersTarget, nodes: int, prefix: int = PREFIX) -> float:
+    """Seconds of a tree of so many nodes behind a prefix of so many tokens."""
+    prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
     target.prefill(prompt, LARGEST_TREE)
     tree = Tree(prompt[:nodes], range(-1, nodes - 1))
 
     def run() -> None:
         target.score(tree)
         target.commit([0])
-        target.cache.rewind(PREFIX)
+        target.cache.rewind(prefix)
 
     return best_of(run, target)

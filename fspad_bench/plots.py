@@ -6,24 +6,6 @@ import csv
 from pathlib import Path
 
 
-def round_picture(label: str, parts: dict[str, float], curve: dict[int, float], picture: Path) -> None:
-    """A round's parts in milliseconds, and the cost of a forward against its nodes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    bars, line = figure.subplots(1, 2)
-    bars.barh(list(parts), [1e3 * seconds for seconds in parts.values()])
-    bars.invert_yaxis()
-    bars.set_title(f"{label}, a round")
-    bars.set_xlabel("ms")
-    line.plot(list(curve), [seconds / curve[1] for seconds in curve.values()], marker=".")
-    line.set_xscale("log", base=2)
-    line.set_title("cost of a forward, c(n) / c(1)")
-    line.set_xlabel("nodes")
-    line.grid(alpha=0.3)
-    figure.savefig(picture, dpi=110)
-
-
 def learning_curve(table: Path, picture: Path) -> None:
     """The columns of a training's curve.csv against the tokens seen: losses, agreement, tokens a step."""
     from matplotlib.figure import Figure

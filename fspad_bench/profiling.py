@@ -1,7 +1,8 @@
 """Where a round's time goes: drafting, the target's forward, verification, the cache, and what is left for the host.
 
 Beside it what the machine could do: the cost c(n) of a forward of n tree nodes, the bytes of weights read a second
-against a measured copy, and the speedup that tokens a step and these costs make one expect.
+against a measured copy, what a longer prefix adds against the bytes of its keys and values, and the speedup that tokens
+a step and these costs make one expect.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -20,9 +22,10 @@ from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Drafter, Generation, Limit, generate, rule_of
 from fspad_bench.progress import Progress
 from fspad_bench.sampling import Sampler
-from fspad_bench.target import TransformersTarget
+from fspad_bench.target import LARGEST_TREE, TransformersTarget
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)
+LENGTHS = (256, 512, 1024, 2048, 4096)
 COPIED = 1 << 28  # bytes; far more than any processor's cache
 PARTS = ("draft", "forward", "verify", "commit", "observe")
 
@@ -65,7 +68,9 @@ class Profile:
     vanilla_a_token: float
     parts: dict[str, float]
     curve: dict[int, float]
+    lengths: dict[int, float]
     weight_bytes: int
+    row_bytes: int
     copy_bandwidth: float
 
     @property
@@ -85,6 +90,11 @@ class Profile:
     def modelled(self) -> float:
         """tokens a step * c(1) / (forward + draft): a round without host work against a vanilla without any."""
         return self.tokens_per_step * self.curve[1] * self.rounds / (self.parts["forward"] + self.parts["draft"])
+
+    def expected(self, length: int) -> float:
+        """A one-token step behind so many tokens, were a cached row as cheap to read as a byte of a copy."""
+        shortest = min(self.lengths)
+        return self.lengths[shortest] + (length - shortest) * self.row_bytes / self.copy_bandwidth
 
 
 def profile(
@@ -118,8 +128,17 @@ def profile(
         vanilla_a_token=_a_token(vanillas),
         parts=dict(clock.seconds),
         curve={n: costs.forward_seconds(target, n) for n in NODES},
+        lengths={n: costs.forward_seconds(target, 1, n) for n in LENGTHS if n + LARGEST_TREE <= target.max_length},
         weight_bytes=sum(p.numel() * p.element_size() for p in target.model.parameters()),
+        row_bytes=_row_bytes(target),
         copy_bandwidth=copy_bandwidth(target.device),
+    )
+
+
+def _row_bytes(target: TransformersTarget) -> int:
+    """Bytes that one token's keys and values take in the cache of all layers."""
+    return sum(
+        x.element_size() * x.shape[1] * x.shape[3] for layer in target.cache.layers for x in (layer.keys, layer.values)
     )
 
 
@@ -145,15 +164,46 @@ def render(found: Profile) -> str:
     ]
     reads = found.weight_bytes / found.copy_bandwidth
     curve = [[n, f"{1e3 * s:.2f} ms", f"{s / found.curve[1]:.2f}", f"{reads / s:.0%}"] for n, s in found.curve.items()]
+    lengths = [
+        [n, f"{1e3 * s:.2f} ms", f"{1e3 * found.expected(n):.2f} ms", f"{s / found.expected(n):.2f}"]
+        for n, s in found.lengths.items()
+    ]
     outside = 1 - (found.parts["draft"] + found.parts["forward"]) / found.decode
     return "\n\n".join(
         [
             tabulate(parts, [f"{found.label}, a round", "", "share"], disable_numparse=True),
             tabulate(curve, ["nodes", "forward", "c(n) / c(1)", "of a copy's bandwidth"], disable_numparse=True),
+            tabulate(lengths, ["prefix", "one-token step", "by the bytes added", "ratio"], disable_numparse=True),
             f"{found.tokens_per_step:.2f} tokens a step; speedup {found.measured:.2f} measured, {found.modelled:.2f} "
             f"modelled; {outside:.1%} of a round outside the two networks",
         ]
     )
+
+
+def draw(found: Profile, picture: Path) -> None:
+    """A round's parts in milliseconds, the cost of a forward against its nodes, and a step's against the prefix."""
+    from matplotlib.figure import Figure
+
+    parts = {part: seconds / found.rounds for part, seconds in [*found.parts.items(), ("host", found.host)]}
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    bars, line, long = figure.subplots(1, 3)
+    bars.barh(list(parts), [1e3 * seconds for seconds in parts.values()])
+    bars.invert_yaxis()
+    bars.set_title(f"{found.label}, a round")
+    bars.set_xlabel("ms")
+    line.plot(list(found.curve), [seconds / found.curve[1] for seconds in found.curve.values()], marker=".")
+    line.set_xscale("log", base=2)
+    line.set_title("cost of a forward, c(n) / c(1)")
+    line.set_xlabel("nodes")
+    line.grid(alpha=0.3)
+    long.plot(list(found.lengths), [1e3 * seconds for seconds in found.lengths.values()], marker=".", label="measured")
+    long.plot(list(found.lengths), [1e3 * found.expected(n) for n in found.lengths], "--", label="by the bytes added")
+    long.set_title("a one-token step, ms")
+    long.set_xlabel("prefix")
+    long.set_ylim(bottom=0)
+    long.legend(fontsize=7)
+    long.grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)
 
 
 def _a_token(made: Sequence[Generation]) -> float:

@@ -13,7 +13,17 @@ from fspad_bench.tree import Tree
 
 PROMPTS = [list(range(30, 52)), [40, 41, 42] * 8]
 FOUND = Profile(
-    "x", 10, 20, 4.0, 0.3, dict(zip(PARTS, [1.0, 2.0, 0.5, 0.25, 0.05], strict=True)), {1: 0.2}, 10**9, 1e10
+    label="x",
+    rounds=10,
+    tokens=20,
+    decode=4.0,
+    vanilla_a_token=0.3,
+    parts=dict(zip(PARTS, [1.0, 2.0, 0.5, 0.25, 0.05], strict=True)),
+    curve={1: 0.2},
+    lengths={100: 0.2, 1100: 0.33},
+    weight_bytes=10**9,
+    row_bytes=10**6,
+    copy_bandwidth=1e10,
 )
 
 
@@ -28,6 +38,7 @@ class Slow(PromptLookup):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(profiling, "NODES", (1, 2))
+    monkeypatch.setattr(profiling, "LENGTHS", (16, 32, 10**9))
     monkeypatch.setattr(profiling, "COPIED", 1 << 20)
 
 
@@ -60,6 +71,14 @@ def test_speedups_are_ratios_of_what_was_measured():
     text = render(FOUND)
     assert "2.00 tokens a step; speedup 1.50 measured, 1.33 modelled; 25.0% of a round outside" in text
     assert "50%" in text  # 0.1 s of copying in 0.2
+    assert FOUND.expected(1100) == pytest.approx(0.3)
+    assert "330.00 ms         300.00 ms             1.10" in text
+
+
+def test_a_longer_prefix_is_measured_where_it_fits(tiny):
+    found = profile(tiny, "vanilla", Vanilla(tiny), PROMPTS, Sampler(), 4)
+    assert list(found.lengths) == [16, 32]
+    assert found.row_bytes == 2 * 2 * tiny.config.num_key_value_heads * tiny.config.head_dim * 8
 
 
 def test_a_step_that_raises_is_still_timed():

@@ -1,15 +1,18 @@
-"""transformers' own greedy `generate` as a foreign decoder, to hold our vanilla against.
+"""transformers' own greedy `generate`, plain and with its prompt lookup, as foreign decoders to hold ours against.
 
     fspad-bench run --decoder fspad_bench.integrations.generate:StockGenerate --task gsm8k
+    fspad-bench run --decoder prompt_lookup,fspad_bench.integrations.generate:StockPromptLookup --task rag
 
-It runs a copy of the target's weights through the stock forward: sdpa attention, dynamic cache, stock linear layers.
-Its decode clock starts with the first token, as ours does.
+They run a copy of the target's weights through the stock forward: sdpa attention, dynamic cache, stock linear layers.
+Their decode clock starts with the first tokens that they show. Prompt lookup shows those of its whole first step, whose
+time is thus the prefill's: to its advantage, by less than a step.
 """
 
 from __future__ import annotations
 
 import copy
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +29,14 @@ class StockGenerate:
     def __init__(self, target: TransformersTarget) -> None:
         self.model = copy.deepcopy(target.model)
         self.model.set_attn_implementation("sdpa")
+        self.settings: dict[str, Any] = {}
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
         """Raises BenchError at a temperature above 0."""
         if sampler.temperature:
-            raise BenchError("StockGenerate is greedy", "run it with --temperature 0")
-        clock, ids = FirstToken(), torch.tensor([prompt], device=self.model.device)
+            raise BenchError(f"{type(self).__name__} is greedy", "run it with --temperature 0")
+        shown, ids = Shown(), torch.tensor([prompt], device=self.model.device)
         start = perf_counter()
         out = self.model.generate(
             ids,
@@ -41,21 +45,33 @@ class StockGenerate:
             do_sample=False,
             repetition_penalty=1.0,
             eos_token_id=sorted(limit.stop_ids) or [-1],
-            streamer=clock,
+            streamer=shown,
+            **self.settings,
         )
-        end, tokens = perf_counter(), out[0, len(prompt) :].tolist()
-        return Generation(tokens, clock.first - start, end - clock.first, len(tokens) - 1, [1] * (len(tokens) - 1))
+        end, tokens, rounds = perf_counter(), out[0, len(prompt) :].tolist(), shown.counts[2:]
+        return Generation(tokens, shown.first - start, end - shown.first, len(rounds), rounds)
 
 
-class FirstToken:
-    """A streamer that notes when the first new token came; transformers shows it the prompt before."""
+class StockPromptLookup(StockGenerate):
+    """Up to `tokens` of what followed the prompt's last match (transformers' `prompt_lookup_num_tokens`)."""
+
+    def __init__(self, target: TransformersTarget, *, tokens: int = 10) -> None:
+        if tokens < 1:
+            raise BenchError(f"tokens={tokens} is out of range", "at least 1")
+        super().__init__(target)
+        self.settings = {"prompt_lookup_num_tokens": tokens}
+
+
+class Shown:
+    """A streamer that notes how many tokens came at once, the prompt before them, and when the first new ones did."""
 
     def __init__(self) -> None:
-        self.shown, self.first = 0, 0.0
+        self.counts: list[int] = []
+        self.first = 0.0
 
     def put(self, tokens: Tensor) -> None:
-        self.shown += 1
-        if self.shown == 2:
+        self.counts.append(tokens.numel())
+        if len(self.counts) == 2:
             self.first = perf_counter()
 
     def end(self) -> None:
