@@ -1,7 +1,8 @@
 """The KV cache of a target: preallocated, written in place, compacted in place.
 
 `update` writes the new rows behind the committed ones and returns a view of all; `keep` then moves the rows of the
-accepted path, at most its length, to where they belong and forgets the rest. Nothing here grows with the prefix.
+accepted path, at most its length, to where they belong and forgets the rest. Nothing here grows with the prefix. Where
+all layers are on one device their rows are one tensor, which a kernel compacts in one launch.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from fspad_bench import kernels
+from fspad_bench.kernels.law import Walk
+
 
 class Rows(CacheLayerMixin):
     """One layer's keys and values, `[1, H_kv, capacity, D]` each, of which the first `length` rows are valid."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, rows: Tensor | None = None) -> None:
         super().__init__()
         self.capacity, self.length = capacity, 0
+        if rows is not None:
+            (self.keys, self.values), self.is_initialized = rows[:, None], True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         batch, heads, _, dim = key_states.shape
@@ -49,9 +55,10 @@ class Rows(CacheLayerMixin):
 class TreeCache(Cache):
     """All layers' rows, able to keep one path of a tree and drop its other nodes."""
 
-    def __init__(self, layers: int, capacity: int) -> None:
-        super().__init__(layers=[Rows(capacity) for _ in range(layers)])
-        self.capacity = capacity
+    def __init__(self, layers: int, capacity: int, rows: Tensor | None = None) -> None:
+        """`rows [layers, 2, H_kv, capacity, D]` holds keys and values; without it each layer makes its own."""
+        super().__init__(layers=[Rows(capacity, None if rows is None else rows[n]) for n in range(layers)])
+        self.capacity, self.rows = capacity, rows
 
     @property
     def length(self) -> int:
@@ -70,9 +77,17 @@ class TreeCache(Cache):
         """Of the rows from `start` on keep those at `start + path`, ascending, as the next `len(path)` rows."""
         end = start + len(path)
         if path[-1] != len(path) - 1:
-            moved = torch.tensor(path, device=self.layers[0].keys.device) + start
-            for layer in self.layers:
-                rows = moved.to(layer.keys.device)
-                layer.keys[:, :, start:end] = layer.keys[:, :, rows]
-                layer.values[:, :, start:end] = layer.values[:, :, rows]
+            device = self.layers[0].keys.device
+            found = kernels.chosen(device)
+            if found and self.rows is not None:
+                words = torch.tensor([start, len(path), *path], dtype=torch.int32, device=device)
+                found.compact(self.rows, words[:1], Walk(words[2:], words[1], words[2]))
+            else:
+                self._move(start, end, torch.tensor(path, device=device) + start)
         self.rewind(end)
+
+    def _move(self, start: int, end: int, moved: Tensor) -> None:
+        for layer in self.layers:
+            rows = moved.to(layer.keys.device)
+            layer.keys[:, :, start:end] = layer.keys[:, :, rows]
+            layer.values[:, :, start:end] = layer.values[:, :, rows]

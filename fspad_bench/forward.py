@@ -48,7 +48,7 @@ class LeanForward:
         self.embedding, self.final_norm = base.embed_tokens.weight, base.norm.weight
         self.rotary, self.eps = base.rotary_emb, config.rms_norm_eps
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim = base.layers[0].self_attn.head_dim
+        self.head_dim, self.scaling = base.layers[0].self_attn.head_dim, base.layers[0].self_attn.scaling
         self.products = linear.NAME if linear.suits(self.embedding) else linear.STOCK
         self.layers = [_layer(layer) for layer in base.layers]
         self.table = self.embedding.new_empty(2, 0, self.head_dim)

@@ -28,14 +28,24 @@ def mix_(x: Tensor) -> Tensor:
     whose products wrap; a shift must shed the copies of the sign.
     """
     x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
-    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_signed(0x846CA68B))
+    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(signed(0x846CA68B))
     return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))
 
 
 def hash32(key: tuple[int, int], position: int, token: Tensor) -> Tensor:
     """32 bits, as int32, for each token id at an absolute position; the same on every device."""
-    row = mix_(token.new_tensor(_signed((position + key[0]) & MASK), dtype=torch.int32))
-    again = mix_(row ^ _signed(key[1]))
+    row = token.new_tensor(signed((position + key[0]) & MASK), dtype=torch.int32)
+    return _hashed(row, signed(key[1]), token)
+
+
+def hash32_rows(first: Tensor, second: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+    """The same for all of `tokens [V]` at each of `positions [N]`, `[N, V]`; the key's halves are int32 tensors."""
+    return _hashed((positions.to(torch.int32) + first)[:, None], second, tokens)
+
+
+def _hashed(row: Tensor, second: int | Tensor, token: Tensor) -> Tensor:
+    row = mix_(row)
+    again = mix_(row ^ second)
     return mix_(mix_(token.to(torch.int32) ^ row).add_(again))
 
 
@@ -51,7 +61,7 @@ def gumbel(h: Tensor) -> Tensor:
     return torch.log1p(w.neg_()).neg_().log_().neg_()
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """An unsigned 32-bit integer as the int32 of the same bits."""
     return word - (1 << 32) if word >> 31 else word
 

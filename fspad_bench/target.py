@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from fspad_bench import attention, forward, linear
+from fspad_bench import attention, forward, kernels, linear
 from fspad_bench.cache import TreeCache
 from fspad_bench.errors import BenchError
 from fspad_bench.forward import Attend, LeanForward
+from fspad_bench.kernels import Kernels
 from fspad_bench.linear import Matrix
 from fspad_bench.presets import Checkpoint, resolve
 from fspad_bench.tree import Tree
@@ -54,10 +55,13 @@ class TransformersTarget:
         self.lm_head, self.embedding = model.get_output_embeddings(), model.get_input_embeddings()
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
         self.lean = LeanForward(model) if LeanForward.fits(model) else None
+        self.kernels = kernels.chosen(self.device) if self.lean else None
         self.forward_name = f"{forward.NAME}, {self.lean.products}" if self.lean else linear.STOCK
+        if self.kernels:
+            self.forward_name += f", {self.kernels.name} kernels"
         self.logits = Matrix(self.lm_head.weight, getattr(self.lm_head, "bias", None))
         self.groups = self.config.num_attention_heads // self.config.num_key_value_heads
-        self.cache = TreeCache(self.config.num_hidden_layers, 0)
+        self.cache = self._new_cache(0)
         self.forwards, self.pending = 0, 0
         self._check_features()
 
@@ -96,10 +100,10 @@ class TransformersTarget:
             raise ContextError(text, "lower --max-new-tokens, or drop the sample")
         capacity = needed + LARGEST_TREE
         if self.cache.capacity < capacity:
-            self.cache = TreeCache(self.config.num_hidden_layers, capacity)
+            self.cache = self._new_cache(capacity)
         self.cache.clear()
         self.pending = 0
-        features = self._forward(list(prompt), range(len(prompt)), None)
+        features = self._forward(list(prompt), range(len(prompt)), attend_cached(self.cache, None))
         return Scores(self.logits(features[-1:]), features)
 
     @torch.inference_mode()
@@ -110,9 +114,14 @@ class TransformersTarget:
         if len(tree) > LARGEST_TREE:
             raise BenchError(f"a tree of {len(tree)} nodes is too large", f"at most {LARGEST_TREE}")
         self._check_tokens(tree.tokens, "the draft was made for another target")
-        mask = attention.mask_of(tree, self.length, self.groups, dtype=self.dtype, device=self.device)
+        mask = None
+        if self.kernels:
+            attend = attend_by(self.kernels, self.cache, tree.bits.to(self.device), self.lean.scaling)
+        else:
+            mask = attention.mask_of(tree, self.length, self.groups, dtype=self.dtype, device=self.device)
+            attend = attend_cached(self.cache, mask)
         self.pending = len(tree)
-        features = self._forward(tree.tokens, [self.cache.length + depth for depth in tree.depths], mask)
+        features = self._forward(tree.tokens, [self.cache.length + depth for depth in tree.depths], attend, mask)
         return Scores(self.logits(features), features)
 
     @torch.inference_mode()
@@ -131,12 +140,21 @@ class TransformersTarget:
             found = next(token for token in tokens if not 0 <= token < self.config.vocab_size)
             raise BenchError(f"token {found} is outside the target's vocabulary of {self.config.vocab_size}", guess)
 
-    def _forward(self, tokens: Sequence[int], positions: Sequence[int], mask: Tensor | None) -> Tensor:
-        """tokens `[N]` behind the committed rows -> features `[N, d]`."""
+    def _new_cache(self, capacity: int) -> TreeCache:
+        layers = self.config.num_hidden_layers
+        if not self.lean:
+            return TreeCache(layers, capacity)
+        shape = (layers, 2, self.lean.kv_heads, capacity, self.lean.head_dim)
+        return TreeCache(layers, capacity, torch.zeros(shape, dtype=self.dtype, device=self.device))
+
+    def _forward(
+        self, tokens: Sequence[int], positions: Sequence[int], attend: Attend, mask: Tensor | None = None
+    ) -> Tensor:
+        """tokens `[N]` behind the committed rows -> features `[N, d]`; the stock forward reads `mask` alone."""
         self.forwards += 1
         ids = torch.tensor(tokens, device=self.device)
         if self.lean:
-            return self.lean(ids, self.lean.rope(positions), attend_cached(self.cache, mask))
+            return self.lean(ids, self.lean.rope(positions), attend)
         out = self.model.base_model(
             input_ids=ids[None],
             position_ids=torch.tensor([positions], device=self.device),
@@ -173,6 +191,18 @@ def attend_cached(cache: TreeCache, mask: Tensor | None) -> Attend:
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = cache.layers[layer].update(key[None], value[None])
         return attention.attend_tree(query[None], keys, values, mask)[0]
+
+    return attend
+
+
+def attend_by(found: Kernels, cache: TreeCache, bits: Tensor, scale: float) -> Attend:
+    """The same through a kernel: a node sees what its ancestor bits say."""
+    length = torch.tensor([cache.length], dtype=torch.int32, device=bits.device)
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rows = cache.layers[layer]
+        rows.update(key[None], value[None])
+        return found.attend(query, rows.keys[0], rows.values[0], bits, length, scale)
 
     return attend
 

@@ -14,7 +14,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fspad_bench import kernels
 from fspad_bench.errors import BenchError, near
+from fspad_bench.kernels import Kernels
+from fspad_bench.kernels.law import Law, Nodes
+from fspad_bench.sampling import Sampler
 from fspad_bench.tree import Tree
 
 
@@ -47,7 +51,18 @@ Rule = Callable[[Tree, Tensor, Chooser, int], Accepted]
 
 
 def match(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
-    """Walk from the root where a child agrees with the target. logits `[N, V]`; `position` follows the root's."""
+    """Follow the target down the tree. logits `[N, V]`; `position` is the one behind the root's.
+
+    Where kernels run every node is asked at once, else those that the walk reaches: with the same answer.
+    """
+    found = kernels.chosen(logits.device)
+    if found and isinstance(sampler, Sampler):
+        return _ask_all(found, tree, logits, sampler, position)
+    return ask_along(tree, logits, sampler, position)
+
+
+def ask_along(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
+    """Walk from the root, and on where a child agrees with what the target says at a node."""
     path = [0]
     while True:
         token = sampler.next(logits[path[-1]], position + len(path) - 1)
@@ -55,6 +70,13 @@ def match(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accept
         if child is None:
             return Accepted(path, token)
         path.append(child)
+
+
+def _ask_all(found: Kernels, tree: Tree, logits: Tensor, sampler: Sampler, position: int) -> Accepted:
+    nodes, at = Nodes.of(tree, logits.device), torch.tensor([position], dtype=torch.int32, device=logits.device)
+    walk = found.walk(nodes, found.choose(logits, nodes.depths, at, Law.of(sampler, logits.device)))
+    count, bonus, *path = torch.cat([walk.count.view(1), walk.bonus.view(1).int(), walk.path]).tolist()
+    return Accepted(path[:count], bonus)
 
 
 def rejection(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:

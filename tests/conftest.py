@@ -1,6 +1,13 @@
-"""What every test may use: the tiny target, offline, on one thread."""
+"""What every test may use: the tiny target, offline, on one thread; Triton in its interpreter where there is no GPU."""
+
+import os
+import shutil
 
 import pytest
+
+if not shutil.which("nvidia-smi"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported, and torch imports it: it asks once
+
 import torch
 
 from fspad_bench.target import TransformersTarget

@@ -9,12 +9,13 @@ these very mistakes (EAGLE-2 and Spec-Bench: the raw bonus token; Medusa: typica
 from __future__ import annotations
 
 import inspect
+import os
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fspad_bench import sampling, verification
+from fspad_bench import kernels, sampling, verification
 from fspad_bench.cache import TreeCache
 from fspad_bench.decoding import Limit
 from fspad_bench.lossless.scripted import ScriptedDrafter
@@ -39,7 +40,7 @@ class WrongRule:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Every caller of the function runs the wrong line until the block ends."""
+        """Every caller of the function runs the wrong line until the block ends, and the host walks the trees."""
         source = textwrap.dedent(inspect.getsource(self.function))
         if source.count(self.right) != 1:
             raise LookupError(f"{self.name}: '{self.right}' is not a line of {self.function.__qualname__} any more")
@@ -47,16 +48,17 @@ class WrongRule:
         lazily = "from __future__ import annotations\n"  # as the function's own module has it
         exec(lazily + source.replace(self.right, self.wrong), self.function.__globals__, made)
         original, self.function.__code__ = self.function.__code__, made[self.function.__name__].__code__
+        used, os.environ[kernels.VARIABLE] = os.environ.get(kernels.VARIABLE, ""), kernels.HOST
         try:
             yield
         finally:
-            self.function.__code__ = original
+            self.function.__code__, os.environ[kernels.VARIABLE] = original, used
 
 
 WRONG_RULES = [
     WrongRule(
         "bonus token without the temperature",
-        verification.match,
+        verification.ask_along,
         "token = sampler.next(logits[path[-1]], position + len(path) - 1)",
         "token = sampler.next(logits[path[-1]] * ((not tree.offspring[path[-1]] and sampler.temperature) or 1), "
         "position + len(path) - 1)",
@@ -74,7 +76,7 @@ WRONG_RULES = [
     ),
     WrongRule(
         "typical acceptance",
-        verification.match,
+        verification.ask_along,
         "child = tree.children.get((path[-1], token))",
         "child = next((c for c in tree.offspring[path[-1]] if sampler.law(logits[path[-1]])[tree.tokens[c]] > 0.09), "
         "tree.children.get((path[-1], token)))",
@@ -83,7 +85,7 @@ WRONG_RULES = [
     ),
     WrongRule(
         "a nucleus a row: the refused answer is thrown away",
-        verification.match,
+        verification.ask_along,
         "return Accepted(path, token)",
         "return Accepted(path, sampler.next(logits[path[-1]], position + len(path) + 2**20))",
         caught=("exact law T=0.6", "exact law T=1", "identity T=1", "G-test"),
@@ -122,7 +124,7 @@ WRONG_RULES = [
     ),
     WrongRule(
         "a position too far",
-        verification.match,
+        verification.ask_along,
         "position + len(path) - 1",
         "position + len(path)",
         caught=("identity T=0.5", "identity T=1"),

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
-from fspad_bench import sampling, verification
+from fspad_bench import kernels, sampling
 from fspad_bench.lossless import trials
 from fspad_bench.lossless.certify import QUICK
 from fspad_bench.lossless.wrong import WRONG_RULES
+from fspad_bench.verification import ask_along
 
 BY_NAME = {wrong.name: wrong for wrong in WRONG_RULES}
 
@@ -67,15 +69,16 @@ def test_a_rule_listed_wrongly_fails_the_certification(ground):
 
 def test_a_line_that_is_no_more_is_an_error():
     lost = replace(BY_NAME["a position too far"], right="position + len(path) - 7")
-    with pytest.raises(LookupError, match="is not a line of match any more"), lost.applied():
+    with pytest.raises(LookupError, match="is not a line of ask_along any more"), lost.applied():
         pass
 
 
 def test_every_caller_runs_the_wrong_line():
     wrong = BY_NAME["typical acceptance"]
     with wrong.applied():
-        assert 0.09 in _constants(verification.RULES["match"].__code__)
-    assert 0.09 not in _constants(verification.RULES["match"].__code__)
+        assert 0.09 in _constants(ask_along.__code__)
+        assert kernels.chosen(torch.device("cuda")) is None
+    assert 0.09 not in _constants(ask_along.__code__)
 
 
 def _constants(code):
