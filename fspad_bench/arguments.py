@@ -167,7 +167,12 @@ def _distill_parser(verbs: Any) -> None:
 def _profile_parser(verbs: Any) -> None:
     profile = verbs.add_parser("profile", help="show where a decoder's rounds spend their time on this machine")
     profile.add_argument("--decoder", default="fspad", help="name, name@preset or module:Class (default: %(default)s)")
-    profile.add_argument("--target", default="smollm2-135m", help="preset, folder or hub id (default: %(default)s)")
+    profile.add_argument(
+        "--target",
+        default="smollm2-135m",
+        help="preset, folder, hub id; or random:SHAPE[:LAYERS], whose forwards alone are timed (default: %(default)s)",
+    )
+    profile.add_argument("--kernels", action="store_true", help="the GPU kernels instead, at the target's shape")
     profile.add_argument("-D", dest="options", action="append", default=[], metavar="DECODER.OPTION=VALUE")
     profile.add_argument("--task", default="mt_bench", help="whose bundled samples are decoded (default: %(default)s)")
     profile.add_argument("--limit", type=_positive, default=4, metavar="N", help="how many (default: %(default)s)")

@@ -149,6 +149,7 @@ def profile_decoder(arguments: argparse.Namespace) -> int:
     from fspad_bench import profiling, task
     from fspad_bench.chat import Chat, user
     from fspad_bench.method import build, check_options
+    from fspad_bench.presets import RANDOM
     from fspad_bench.sampling import Sampler
     from fspad_bench.target import TransformersTarget
 
@@ -159,6 +160,14 @@ def profile_decoder(arguments: argparse.Namespace) -> int:
     questions = task.load(task.load_card(arguments.task), "bundled", arguments.limit).questions
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.kernels:
+        return _profile_kernels(arguments)
+    if arguments.target.startswith(RANDOM):
+        from fspad_bench.shapes import random_target
+
+        target = random_target(arguments.target, device=arguments.device, dtype=arguments.dtype)
+        print(profiling.render_forward(profiling.forward_costs(target)))
+        return 0
     target = TransformersTarget.load(arguments.target, device=arguments.device, dtype=arguments.dtype)
     method = build(arguments.decoder, target, options)
     if not hasattr(method.decoder, "propose"):
@@ -169,6 +178,22 @@ def profile_decoder(arguments: argparse.Namespace) -> int:
     print(profiling.render(found))
     if arguments.picture:
         profiling.draw(found, arguments.picture)
+    return 0
+
+
+def _profile_kernels(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from fspad_bench import kernel_profile
+    from fspad_bench.shapes import shape
+    from fspad_bench.target import check_device
+
+    check_device(arguments.device)
+    dtype = getattr(torch, arguments.dtype or "bfloat16")
+    found = kernel_profile.profile_kernels(shape(arguments.target), torch.device(arguments.device), dtype)
+    print(kernel_profile.render(found))
+    if arguments.picture:
+        kernel_profile.draw(found, arguments.picture)
     return 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from fspad_bench import fetch
 from fspad_bench.errors import BenchError, near
 
+RANDOM = "random:"
 VICUNA = (
     "{{ bos_token }}"
     "{{ 'A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -55,6 +56,8 @@ class Checkpoint:
 
 def resolve(name: str) -> Checkpoint:
     """A preset, an existing folder, or a hub id. Raises BenchError for anything else."""
+    if name.startswith(RANDOM):
+        raise BenchError(f"'{name}' has random weights", "`fspad-bench profile` times its steps; no table takes it")
     if name == "tiny":
         return Checkpoint(name, None, "tiny-1")
     if name == "smollm2-135m":

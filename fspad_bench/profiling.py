@@ -58,6 +58,22 @@ class Observed:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """What a target's forward costs, in seconds: of n tree nodes, and of one node behind so many tokens."""
+
+    curve: dict[int, float]
+    lengths: dict[int, float]
+    weight_bytes: int
+    row_bytes: int
+    copy_bandwidth: float
+
+    def expected(self, length: int) -> float:
+        """A one-token step behind so many tokens, were a cached row as cheap to read as a byte of a copy."""
+        shortest = min(self.lengths)
+        return self.lengths[shortest] + (length - shortest) * self.row_bytes / self.copy_bandwidth
+
+
+@dataclass(frozen=True)
 class Profile:
     """What was measured; seconds throughout. `parts` is of all rounds together, `host` what no part accounts for."""
 
@@ -67,11 +83,7 @@ class Profile:
     decode: float
     vanilla_a_token: float
     parts: dict[str, float]
-    curve: dict[int, float]
-    lengths: dict[int, float]
-    weight_bytes: int
-    row_bytes: int
-    copy_bandwidth: float
+    forward: Forward
 
     @property
     def host(self) -> float:
@@ -89,12 +101,9 @@ class Profile:
     @property
     def modelled(self) -> float:
         """tokens a step * c(1) / (forward + draft): a round without host work against a vanilla without any."""
-        return self.tokens_per_step * self.curve[1] * self.rounds / (self.parts["forward"] + self.parts["draft"])
-
-    def expected(self, length: int) -> float:
-        """A one-token step behind so many tokens, were a cached row as cheap to read as a byte of a copy."""
-        shortest = min(self.lengths)
-        return self.lengths[shortest] + (length - shortest) * self.row_bytes / self.copy_bandwidth
+        return (
+            self.tokens_per_step * self.forward.curve[1] * self.rounds / (self.parts["forward"] + self.parts["draft"])
+        )
 
 
 def profile(
@@ -127,8 +136,16 @@ def profile(
         decode=sum(found.decode_seconds for found in made),
         vanilla_a_token=_a_token(vanillas),
         parts=dict(clock.seconds),
+        forward=forward_costs(target),
+    )
+
+
+def forward_costs(target: TransformersTarget) -> Forward:
+    """c(n), the cost of a longer prefix as far as the target's context goes, and what to hold them against."""
+    lengths = [n for n in LENGTHS if n + LARGEST_TREE <= target.max_length]
+    return Forward(
         curve={n: costs.forward_seconds(target, n) for n in NODES},
-        lengths={n: costs.forward_seconds(target, 1, n) for n in LENGTHS if n + LARGEST_TREE <= target.max_length},
+        lengths={n: costs.forward_seconds(target, 1, n) for n in lengths},
         weight_bytes=sum(p.numel() * p.element_size() for p in target.model.parameters()),
         row_bytes=_row_bytes(target),
         copy_bandwidth=copy_bandwidth(target.device),
@@ -162,20 +179,29 @@ def render(found: Profile) -> str:
         [part, f"{1e3 * seconds / found.rounds:.2f} ms", f"{seconds / found.decode:.1%}"]
         for part, seconds in whole.items()
     ]
+    outside = 1 - (found.parts["draft"] + found.parts["forward"]) / found.decode
+    return "\n\n".join(
+        [
+            tabulate(parts, [f"{found.label}, a round", "", "share"], disable_numparse=True),
+            render_forward(found.forward),
+            f"{found.tokens_per_step:.2f} tokens a step; speedup {found.measured:.2f} measured, {found.modelled:.2f} "
+            f"modelled; {outside:.1%} of a round outside the two networks",
+        ]
+    )
+
+
+def render_forward(found: Forward) -> str:
+    """c(n), and a one-token step against the prefix."""
     reads = found.weight_bytes / found.copy_bandwidth
     curve = [[n, f"{1e3 * s:.2f} ms", f"{s / found.curve[1]:.2f}", f"{reads / s:.0%}"] for n, s in found.curve.items()]
     lengths = [
         [n, f"{1e3 * s:.2f} ms", f"{1e3 * found.expected(n):.2f} ms", f"{s / found.expected(n):.2f}"]
         for n, s in found.lengths.items()
     ]
-    outside = 1 - (found.parts["draft"] + found.parts["forward"]) / found.decode
     return "\n\n".join(
         [
-            tabulate(parts, [f"{found.label}, a round", "", "share"], disable_numparse=True),
             tabulate(curve, ["nodes", "forward", "c(n) / c(1)", "of a copy's bandwidth"], disable_numparse=True),
             tabulate(lengths, ["prefix", "one-token step", "by the bytes added", "ratio"], disable_numparse=True),
-            f"{found.tokens_per_step:.2f} tokens a step; speedup {found.measured:.2f} measured, {found.modelled:.2f} "
-            f"modelled; {outside:.1%} of a round outside the two networks",
         ]
     )
 
@@ -191,13 +217,27 @@ def draw(found: Profile, picture: Path) -> None:
     bars.invert_yaxis()
     bars.set_title(f"{found.label}, a round")
     bars.set_xlabel("ms")
-    line.plot(list(found.curve), [seconds / found.curve[1] for seconds in found.curve.values()], marker=".")
+    line.plot(
+        list(found.forward.curve),
+        [seconds / found.forward.curve[1] for seconds in found.forward.curve.values()],
+        marker=".",
+    )
     line.set_xscale("log", base=2)
     line.set_title("cost of a forward, c(n) / c(1)")
     line.set_xlabel("nodes")
     line.grid(alpha=0.3)
-    long.plot(list(found.lengths), [1e3 * seconds for seconds in found.lengths.values()], marker=".", label="measured")
-    long.plot(list(found.lengths), [1e3 * found.expected(n) for n in found.lengths], "--", label="by the bytes added")
+    long.plot(
+        list(found.forward.lengths),
+        [1e3 * seconds for seconds in found.forward.lengths.values()],
+        marker=".",
+        label="measured",
+    )
+    long.plot(
+        list(found.forward.lengths),
+        [1e3 * found.forward.expected(n) for n in found.forward.lengths],
+        "--",
+        label="by the bytes added",
+    )
     long.set_title("a one-token step, ms")
     long.set_xlabel("prefix")
     long.set_ylim(bottom=0)

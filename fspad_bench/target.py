@@ -46,7 +46,7 @@ class TransformersTarget:
     """`prefill`, then `score` a tree and `commit` a path of it, round after round; one sequence at a time."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "model", identity: str = ""
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str = "model", identity: str = ""
     ) -> None:
         check_architecture(model.config)
         model.set_attn_implementation(attention.NAME)

@@ -32,12 +32,13 @@ LAYERS = {
         "target",
         "tiny",
         "presets",
+        "shapes",
         "fetch",
         "verification",
         "decoding",
     ],
     "methods": ["decoders", "drafts"],
-    "work": ["task", "scoring", "method", "promise", "runner", "lossless", "distill", "profiling"],
+    "work": ["task", "scoring", "method", "promise", "runner", "lossless", "distill", "profiling", "kernel_profile"],
     "doors": ["arguments", "cli", "integrations", "__main__"],
 }
 RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}

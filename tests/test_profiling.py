@@ -7,7 +7,7 @@ import pytest
 from fspad_bench import cli, profiling
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.profiling import PARTS, Clock, Profile, profile, render
+from fspad_bench.profiling import PARTS, Clock, Forward, Profile, profile, render
 from fspad_bench.sampling import Sampler
 from fspad_bench.tree import Tree
 
@@ -19,11 +19,7 @@ FOUND = Profile(
     decode=4.0,
     vanilla_a_token=0.3,
     parts=dict(zip(PARTS, [1.0, 2.0, 0.5, 0.25, 0.05], strict=True)),
-    curve={1: 0.2},
-    lengths={100: 0.2, 1100: 0.33},
-    weight_bytes=10**9,
-    row_bytes=10**6,
-    copy_bandwidth=1e10,
+    forward=Forward({1: 0.2}, {100: 0.2, 1100: 0.33}, weight_bytes=10**9, row_bytes=10**6, copy_bandwidth=1e10),
 )
 
 
@@ -71,12 +67,12 @@ def test_speedups_are_ratios_of_what_was_measured():
     text = render(FOUND)
     assert "2.00 tokens a step; speedup 1.50 measured, 1.33 modelled; 25.0% of a round outside" in text
     assert "50%" in text  # 0.1 s of copying in 0.2
-    assert FOUND.expected(1100) == pytest.approx(0.3)
+    assert FOUND.forward.expected(1100) == pytest.approx(0.3)
     assert "330.00 ms         300.00 ms             1.10" in text
 
 
 def test_a_longer_prefix_is_measured_where_it_fits(tiny):
-    found = profile(tiny, "vanilla", Vanilla(tiny), PROMPTS, Sampler(), 4)
+    found = profiling.forward_costs(tiny)
     assert list(found.lengths) == [16, 32]
     assert found.row_bytes == 2 * 2 * tiny.config.num_key_value_heads * tiny.config.head_dim * 8
 

@@ -1,0 +1,245 @@
+"""What each kernel of the tree verifier costs, beside what else does its work and what the device could do.
+
+Tree attention over prefixes and node counts against the torch reference, SDPA with a mask as transformers calls it, and
+FlexAttention; verification and compaction against their references. The bound of a kernel is what a measured copy needs
+for its bytes or a measured matrix product for its operations, whichever is more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as attend
+from transformers import PreTrainedConfig
+
+from fspad_bench import kernels
+from fspad_bench.errors import BenchError
+from fspad_bench.kernels import reference
+from fspad_bench.kernels.law import Law, Nodes, Walk
+from fspad_bench.profiling import copy_bandwidth
+from fspad_bench.progress import Progress
+from fspad_bench.sampling import Sampler
+from fspad_bench.tree import Tree
+
+PREFIXES = (1024, 4096, 16384, 32768)
+NODES = (1, 8, 32, 64)
+PRODUCT = 8192
+TRIED = 20
+LAWS = {
+    "greedy": Sampler(),
+    "T = 1": Sampler(1.0),
+    "top-p 0.9": Sampler(1.0, top_p=0.9),
+    "top-k 50, top-p 0.9": Sampler(1.0, top_k=50, top_p=0.9),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A kernel at one size: seconds by implementation, None where one does not run here; the bytes and operations it
+    cannot do without."""
+
+    kernel: str
+    size: str
+    seconds: dict[str, float | None]
+    moved: int
+    operations: int
+
+
+@dataclass(frozen=True)
+class KernelProfile:
+    """All lines, with the bytes a second of a copy and the operations a second of a matrix product beside them."""
+
+    lines: list[Line]
+    copied: float
+    multiplied: float
+
+    def bound(self, line: Line) -> float:
+        """Seconds that the device cannot do without."""
+        return max(line.moved / self.copied, line.operations / self.multiplied)
+
+
+def profile_kernels(
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    prefixes: Sequence[int] = (),
+    nodes: Sequence[int] = (),
+) -> KernelProfile:
+    """Every kernel at the attention shape and vocabulary of a configuration, by default over `PREFIXES` and `NODES`.
+
+    Raises BenchError without Triton.
+    """
+    prefixes, nodes = prefixes or PREFIXES, nodes or NODES
+    ours = kernels.chosen(device)
+    if ours is None or ours.name != "triton":
+        raise BenchError("no Triton kernels run here", "on a GPU with Triton, or under TRITON_INTERPRET=1 for a try")
+    lines = []
+    with Progress("kernels", len(prefixes) * len(nodes) + len(nodes) * len(LAWS) + len(nodes)) as progress:
+        for prefix in prefixes:
+            for count in nodes:
+                lines.append(_attention(ours, config, prefix, count, device, dtype))
+                progress.advance()
+        for count in nodes:
+            for name, law in LAWS.items():
+                lines.append(_verification(ours, config, count, name, law, device, dtype))
+                progress.advance()
+        for count in nodes:
+            lines.append(_compaction(ours, config, count, device, dtype))
+            progress.advance()
+    return KernelProfile(lines, copy_bandwidth(device), product_rate(device, dtype))
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large square matrix product."""
+    size = PRODUCT if device.type == "cuda" else 512
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    return 2 * size**3 / seconds(lambda: a @ a, device)
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Of a call: on a GPU the median with cold caches, elsewhere the best of a few."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        return do_bench(run, return_mode="median") / 1e3
+    times = []
+    for _ in range(3):
+        began = perf_counter()
+        run()
+        times.append(perf_counter() - began)
+    return min(times)
+
+
+def drafted(nodes: int) -> Tree:
+    """A tree as drafts grow them: three children a node, the first ones deeper."""
+    return Tree(range(nodes), [-1, *[(node - 1) // 3 for node in range(1, nodes)]])
+
+
+def _attention(
+    ours: kernels.Kernels, config: PreTrainedConfig, prefix: int, nodes: int, device: torch.device, dtype: torch.dtype
+) -> Line:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    dim = config.hidden_size // heads
+    query = torch.randn(heads, nodes, dim, device=device).to(dtype)
+    keys, values = torch.randn(2, kv_heads, prefix + nodes, dim, device=device).to(dtype)
+    bits, length = drafted(nodes).bits.to(device), torch.tensor([prefix], dtype=torch.int32, device=device)
+    mask = torch.ones(nodes, prefix + nodes, dtype=torch.bool, device=device)
+    mask[:, prefix:] = drafted(nodes).visible().to(device)
+    times = {
+        ours.name: seconds(lambda: ours.attend(query, keys, values, bits, length, dim**-0.5), device),
+        "reference": seconds(lambda: reference.attend(query, keys, values, bits, length, dim**-0.5), device),
+        "sdpa, mask": seconds(lambda: masked(query, keys, values, mask), device),
+        "flex": _flex(query, keys, values, bits, length, device),
+    }
+    moved = dtype.itemsize * dim * (2 * kv_heads * (prefix + nodes) + 2 * heads * nodes)
+    return Line("attention", f"{prefix} + {nodes}", times, moved, 4 * heads * nodes * (prefix + nodes) * dim)
+
+
+def masked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """As transformers does it: with a mask, keys and values are repeated for every query head of a group."""
+    group = len(query) // len(keys)
+    k, v = (x.repeat_interleave(group, 0)[None] for x in (keys, values))
+    return attend(query[None], k, v, attn_mask=mask)[0]
+
+
+def _flex(
+    query: Tensor, keys: Tensor, values: Tensor, bits: Tensor, length: Tensor, device: torch.device
+) -> float | None:
+    """FlexAttention compiled with the ancestor bits as its mask; None where it is not to be had, or not on a GPU."""
+    if device.type != "cuda":
+        return None
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def visible(batch: Tensor, head: Tensor, node: Tensor, column: Tensor) -> Tensor:
+        inside = (column - length[0]).clamp(0, 63)
+        return (column < length[0]) | ((bits[node, 0] >> inside) & 1 == 1)
+
+    try:
+        block = create_block_mask(visible, None, None, query.shape[1], keys.shape[1], device=device)
+        compiled = torch.compile(flex_attention, dynamic=False)
+        given = (query[None], keys[None], values[None])
+        return seconds(lambda: compiled(*given, block_mask=block, enable_gqa=len(query) != len(keys)), device)
+    except Exception as error:  # an optional peer: whatever keeps it from compiling is not ours
+        print(f"FlexAttention does not run here: {str(error).splitlines()[0]}")
+        return None
+
+
+def _verification(
+    ours: kernels.Kernels,
+    config: PreTrainedConfig,
+    nodes: int,
+    name: str,
+    sampler: Sampler,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Line:
+    logits = (4 * torch.randn(nodes, config.vocab_size, device=device)).to(dtype)
+    tree, law = Nodes.of(drafted(nodes), device), Law.of(sampler, device)
+    position = torch.tensor([77], dtype=torch.int32, device=device)
+
+    def verify(choose: Callable[..., Tensor], walk: Callable[..., Walk]) -> float:
+        return seconds(lambda: walk(tree, choose(logits, tree.depths, position, law)), device)
+
+    times = {ours.name: verify(ours.choose, ours.walk), "reference": verify(reference.choose, reference.walk)}
+    return Line("verify", f"{nodes}, {name}", times, logits.numel() * dtype.itemsize, 0)
+
+
+def _compaction(
+    ours: kernels.Kernels, config: PreTrainedConfig, nodes: int, device: torch.device, dtype: torch.dtype
+) -> Line:
+    dim = config.hidden_size // config.num_attention_heads
+    kept = min(nodes, 5)
+    rows = torch.zeros(
+        config.num_hidden_layers, 2, config.num_key_value_heads, 2048 + nodes, dim, device=device, dtype=dtype
+    )
+    path = torch.arange(nodes, dtype=torch.int32, device=device)
+    length, count = (torch.tensor([n], dtype=torch.int32, device=device) for n in (2048, kept))
+    found = Walk(path, count, path[:1])
+    times = {
+        ours.name: seconds(lambda: ours.compact(rows, length, found), device),
+        "reference": seconds(lambda: reference.compact(rows, length, found), device),
+    }
+    return Line("compact", f"{kept} of {nodes}", times, 2 * kept * rows.numel() // rows.shape[-2] * dtype.itemsize, 0)
+
+
+def render(found: KernelProfile) -> str:
+    """A line a kernel and size: milliseconds by implementation, bytes and operations a second, and of its bound."""
+    names = list(dict.fromkeys(name for line in found.lines for name in line.seconds))
+    grid = []
+    for line in found.lines:
+        ours = next(iter(line.seconds.values()))
+        times = [f"{1e3 * s:.3f}" if (s := line.seconds.get(name)) else "-" for name in names]
+        rates = [
+            f"{line.moved / ours / 1e9:.0f}",
+            f"{line.operations / ours / 1e12:.2f}",
+            f"{found.bound(line) / ours:.0%}",
+        ]
+        grid.append([line.kernel, line.size, *times, *rates])
+    head = ["kernel", "size", *[f"{name}, ms" for name in names], "GB/s", "TFLOP/s", "of the bound"]
+    about = f"a copy moves {found.copied / 1e9:.0f} GB/s, a matrix product does {found.multiplied / 1e12:.1f} TFLOP/s"
+    return tabulate(grid, head, disable_numparse=True, stralign="right") + "\n\n" + about
+
+
+def draw(found: KernelProfile, picture: Path) -> None:
+    """Attention by size and implementation, with its bound."""
+    from matplotlib.figure import Figure
+
+    lines = [line for line in found.lines if line.kernel == "attention"]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(name for line in lines for name in line.seconds):
+        axes.plot([1e6 * (line.seconds.get(name) or float("nan")) for line in lines], marker=".", label=name)
+    axes.plot([1e6 * found.bound(line) for line in lines], "k--", label="bound")
+    axes.set_xticks(range(len(lines)), [line.size for line in lines], rotation=60, fontsize=7)
+    axes.set_yscale("log")
+    axes.set_ylabel("µs")
+    axes.set_xlabel("prefix + nodes")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=110)
