@@ -16,19 +16,26 @@ from fspad_bench.decoding import Context, Drafter, Generation, Limit, Target, ge
 from fspad_bench.errors import BenchError, near
 from fspad_bench.paths import data_folder
 from fspad_bench.registry import Label
+from fspad_bench.rounds import DeviceLoop, device_loop
 from fspad_bench.sampling import Sampler
 from fspad_bench.verification import RULES
 
 
 @dataclass(frozen=True)
 class Method:
-    """A decoder ready to run: one with `propose` in our loop, one with `generate` (a foreign engine) as it is."""
+    """A decoder ready to run: one with `propose` in our loop, one with `generate` (a foreign engine) as it is.
+
+    `loop` is our loop on the device, where target and decoder can do without the host.
+    """
 
     label: str
     decoder: Any
     options: dict[str, Any]
+    loop: DeviceLoop | None = None
 
     def generate(self, target: Target, sampler: Sampler, prompt: list[int], limit: Limit) -> Generation:
+        if self.loop:
+            return self.loop.generate(sampler, prompt, limit)
         if hasattr(self.decoder, "propose"):
             return generate(target, self.decoder, sampler, prompt, limit)
         return self._foreign(prompt, sampler, limit)
@@ -103,4 +110,5 @@ def build(label: str, target: Target, options: dict[str, dict[str, str]]) -> Met
         raise BenchError(f"{label}: its `verify` is no function", "such as one of fspad_bench.verification.RULES")
     if not (hasattr(made, "propose") or hasattr(made, "generate")):
         raise BenchError(f"{label} is no decoder", "a decoder has propose(context, budget) or generate(...)")
-    return Method(label, made, chosen | {f"{k}_sha256": v for k, v in getattr(made, "files", {}).items()})
+    files = {f"{name}_sha256": digest for name, digest in getattr(made, "files", {}).items()}
+    return Method(label, made, chosen | files, device_loop(target, made))

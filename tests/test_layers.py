@@ -36,6 +36,7 @@ LAYERS = {
         "fetch",
         "verification",
         "decoding",
+        "rounds",
     ],
     "methods": ["decoders", "drafts"],
     "work": ["task", "scoring", "method", "promise", "runner", "lossless", "distill", "profiling", "kernel_profile"],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from fspad_bench.decoding import Context, Scores, Step, Target
+from fspad_bench.rounds import Alone
 from fspad_bench.tree import Tree
 
 
 class Vanilla:
     """One token a step."""
+
+    grower = Alone()
 
     def __init__(self, target: Target) -> None:
         pass

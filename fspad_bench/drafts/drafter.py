@@ -15,6 +15,7 @@ from fspad_bench.decoding import Context
 from fspad_bench.drafts.calibration import Calibration
 from fspad_bench.drafts.draft import Draft
 from fspad_bench.drafts.dynamic import dynamic_tree
+from fspad_bench.drafts.growth import Growth
 from fspad_bench.drafts.head import Head, load_head, shipped
 from fspad_bench.drafts.sampled import sampled_tree
 from fspad_bench.drafts.size import BestSize, FixedSize
@@ -75,6 +76,17 @@ class HeadDrafter(Draft):
             self.sizes = {
                 greedy: BestSize(nodes, depth, self.top_k, measured, calibration, greedy) for greedy in self.sizes
             }
+        self.grower = None
+        if (
+            target.kernels
+            and not auto
+            and verify == "match"
+            and self.drafting != "sampled"
+            and Growth.fits(depth, top_k)
+        ):
+            coupled = self.drafting == "coupled"
+            shape = {"nodes": nodes, "depth": depth, "top_k": self.top_k}
+            self.grower = Growth(target, head, self.lm_head, coupled=coupled, **shape)
         self.files = {"head": head.sha256}
 
     @torch.inference_mode()

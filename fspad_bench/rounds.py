@@ -1,0 +1,188 @@
+"""A whole round on the device: grow the tree, score it, verify, compact, with one word to the host at its end.
+
+It is the loop of `decoding` for drafters that can draft without the host: shapes are fixed, every decision stays a
+tensor, and the next round reads what the last one wrote. On a GPU a round is captured once as a CUDA graph and
+replayed, vanilla's as well, so that neither side pays for launches; on the CPU the same code runs as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fspad_bench.decoding import Context, Generation, Limit, Scores
+from fspad_bench.kernels import Kernels
+from fspad_bench.kernels.law import Law, Nodes, Walk
+from fspad_bench.sampling import Sampler
+from fspad_bench.target import TransformersTarget
+from fspad_bench.tree import Tree
+
+
+@dataclass
+class Round:
+    """What passes from part to part, and from a round to the next; written in place, so that a replay finds it.
+
+    `length` int32 `[1]` counts the target's committed rows: all tokens but the last. `features [N, d]` and `walk` are
+    of the last tree, `nodes`, whose accepted path was committed.
+    """
+
+    nodes: Nodes
+    length: Tensor
+    features: Tensor
+    walk: Walk
+    law: Law
+
+    @classmethod
+    def of(cls, target: TransformersTarget, size: int) -> Round:
+        """Room for trees of `size` nodes."""
+        device = target.device
+        nodes = Nodes.of(Tree.root(0), device, size)
+        features = torch.zeros(size, target.config.hidden_size, dtype=target.dtype, device=device)
+        numbers = [torch.zeros(n, dtype=torch.int32, device=device) for n in (1, size, 1, 1)]
+        return cls(nodes, numbers[0], features, Walk(*numbers[1:]), Law.of(Sampler(), device))
+
+    def begin(self, tokens: int, bonus: int, features: Tensor, law: Law) -> None:
+        """After a prefill of so many tokens: as if a tree of the last one alone had been committed."""
+        self.length.fill_(tokens)
+        self.features[0] = features[-1]
+        self.walk.path.zero_()
+        self.walk.count.fill_(1)
+        self.walk.bonus.fill_(bonus)
+        self.law.words.copy_(law.words)
+        self.law.numbers.copy_(law.numbers)
+
+
+class Grower(Protocol):
+    """What drafts on the device: trees of `nodes` nodes, filled up with dead ones."""
+
+    nodes: int
+
+    def begin(self, context: Context, scores: Scores, capacity: int) -> None:
+        """After the prefill; the target's cache has room for `capacity` rows."""
+
+    def grow(self, round_: Round, sampled: bool) -> None:
+        """Write the next tree to `round_.nodes`, rooted in the last bonus token."""
+
+
+class Alone:
+    """Vanilla's: the last token, and nothing drafted."""
+
+    nodes = 1
+
+    def begin(self, context: Context, scores: Scores, capacity: int) -> None:
+        pass
+
+    def grow(self, round_: Round, sampled: bool) -> None:
+        round_.nodes.tokens.copy_(round_.walk.bonus)
+
+
+class Replay:
+    """Work that is run as it stands the first time, captured as a CUDA graph the second, and replayed from then on."""
+
+    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
+        self.work, self.graph = work, None
+        self.runs, self.captures = 0, device.type == "cuda"
+
+    def __call__(self) -> None:
+        if self.captures and self.runs == 1:  # kernels are compiled by now; capturing runs nothing
+            torch.cuda.synchronize()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.work()
+        self.runs += 1
+        if self.graph:
+            self.graph.replay()
+        else:
+            self.work()
+
+
+class DeviceLoop:
+    """Generates with a grower's trees on a target that has kernels; greedy and sampled, any law, token for token as
+    `decoding.generate` does with `match`."""
+
+    def __init__(self, target: TransformersTarget, grower: Grower) -> None:
+        self.target, self.grower = target, grower
+        self.kernels: Kernels = target.kernels
+        self.round = Round.of(target, grower.nodes)
+        self.own = torch.arange(grower.nodes, device=target.device)
+        self.said = torch.zeros(grower.nodes + 2, dtype=torch.int32, device=target.device)
+        self.replays: dict[tuple[bool, bool], Replay] = {}
+        self.rows: Tensor | None = None
+
+    @torch.inference_mode()
+    def generate(self, sampler: Sampler, prompt: Sequence[int], limit: Limit) -> Generation:
+        """Decode until `limit`; the host is told a round's tokens and nothing else."""
+        start, target = perf_counter(), self.target
+        scores = target.prefill(prompt, limit.max_new_tokens)
+        target.synchronize()
+        ready, before = perf_counter(), target.forwards
+        context, committed = Context(list(prompt), len(prompt), sampler), []
+        context.tokens.append(sampler.next(scores.logits[-1], context.position))
+        if not limit.reached(context):
+            replay = self._begin(context, scores, sampler)
+        while not limit.reached(context):
+            replay()
+            target.forwards += 1
+            count, bonus, *path = self.said.tolist()  # the round's one synchronisation
+            kept = limit.cut(context, [*path[1:count], bonus])
+            context.tokens += kept
+            committed.append(len(kept))
+        target.synchronize()
+        return Generation(
+            tokens=context.new_tokens,
+            prefill_seconds=ready - start,
+            decode_seconds=perf_counter() - ready,
+            forwards=target.forwards - before,
+            committed=committed,
+            drafted=[self.grower.nodes - 1] * len(committed),
+        )
+
+    def _begin(self, context: Context, scores: Scores, sampler: Sampler) -> Replay:
+        target = self.target
+        law = Law.of(sampler, target.device)
+        self.grower.begin(context, scores, target.cache.capacity)
+        self.round.begin(context.prompt_length, context.tokens[-1], scores.features, law)
+        if self.rows is not target.cache.rows:  # another cache: what was captured wrote to the old one
+            self.rows = target.cache.rows
+            self.replays.clear()
+        kind = law.sampled, law.cut
+        if kind not in self.replays:
+            self.replays[kind] = Replay(lambda: self._round(*kind), target.device)
+        return self.replays[kind]
+
+    def _round(self, sampled: bool, cut: bool) -> None:
+        round_, target, kernels = self.round, self.target, self.kernels
+        self.grower.grow(round_, sampled)
+        nodes, length, rows = round_.nodes, round_.length, target.cache.rows
+        positions = length + nodes.depths.clamp(min=0)
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = rows[layer]
+            keys.index_copy_(1, length + self.own, key)
+            values.index_copy_(1, length + self.own, value)
+            return kernels.attend(query, keys, values, nodes.bits, length, target.lean.scaling)
+
+        rope = target.lean.rope_at(positions, target.cache.capacity)
+        features = target.lean(nodes.tokens.clamp(min=0), rope, attend)
+        law = Law(round_.law.words, round_.law.numbers, sampled, cut)
+        choice = kernels.choose(target.logits(features), nodes.depths, length + 1, law)
+        walk = kernels.walk(nodes, choice)
+        kernels.compact(rows, length, walk)
+        for kept, new in zip(round_.walk, walk, strict=True):
+            kept.copy_(new.view(kept.shape))
+        round_.features.copy_(features)
+        length += walk.count
+        self.said.copy_(torch.cat([walk.count.view(1), walk.bonus.view(1).int(), nodes.tokens[walk.path]]))
+
+
+def device_loop(target: object, decoder: object) -> DeviceLoop | None:
+    """The loop on the device, where the target has kernels and the decoder a grower."""
+    grower = getattr(decoder, "grower", None)
+    if not (grower and isinstance(target, TransformersTarget) and target.kernels):
+        return None
+    return DeviceLoop(target, grower)

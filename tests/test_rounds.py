@@ -1,0 +1,151 @@
+"""The loop on the device says, round for round, what the loop on the host says, and asks the host nothing meanwhile."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fspad_bench import kernels
+from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.decoding import Limit, generate
+from fspad_bench.method import build
+from fspad_bench.registry import DECODERS, names
+from fspad_bench.rounds import Replay
+from fspad_bench.sampling import Sampler
+from fspad_bench.target import TransformersTarget
+
+CPU = torch.device("cpu")
+PROMPTS = [[40, 41, 42] * 3, list(range(20, 50)), [7]]
+LAWS = [Sampler(), Sampler(1.0, seed=4), Sampler(0.8, top_k=30, top_p=0.9, seed=5)]
+GROWING = [name for name in names(DECODERS) if name in ("vanilla", "eagle", "fspad")]
+
+
+@pytest.fixture
+def target(monkeypatch):
+    monkeypatch.setenv(kernels.VARIABLE, "reference")
+    return TransformersTarget.load("tiny")
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 40])
+@pytest.mark.parametrize("sampler", LAWS, ids=["greedy", "T=1", "cut"])
+@pytest.mark.parametrize("decoder", GROWING)
+def test_device_and_host_agree_round_for_round(target, decoder, sampler, length):
+    method = build(decoder, target, {})
+    for prompt in PROMPTS:
+        limit = Limit(length, target.stop_ids)
+        found, wanted = (
+            method.loop.generate(sampler, prompt, limit),
+            generate(target, method.decoder, sampler, prompt, limit),
+        )
+        assert found.tokens == wanted.tokens
+        assert found.committed == wanted.committed
+        assert found.forwards == wanted.forwards == len(found.committed)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"nodes": "2", "depth": "1", "top_k": "1"},
+        {"nodes": "8", "depth": "4", "top_k": "1"},
+        {"nodes": "60", "depth": "3", "top_k": "5"},
+        {"nodes": "60", "depth": "6", "top_k": "10"},
+        {"nodes": "100", "depth": "2", "top_k": "6"},
+        {"nodes": "8", "depth": "7", "top_k": "2"},
+        {"nodes": "16", "depth": "3", "drafting": "ranked"},
+    ],
+    ids=lambda shape: "-".join(shape.values()),
+)
+def test_trees_of_any_shape(target, shape):
+    method = build("fspad", target, {"fspad": shape})
+    for sampler in LAWS:
+        limit = Limit(30)
+        found = method.loop.generate(sampler, PROMPTS[0], limit)
+        wanted = generate(target, method.decoder, sampler, PROMPTS[0], limit)
+        assert (found.tokens, found.committed[:-1]) == (wanted.tokens, wanted.committed[:-1])
+
+
+def test_a_longer_prompt_needs_another_cache(target):
+    method = build("fspad", target, {})
+    for prompt in (PROMPTS[0], list(range(90)) * 8, PROMPTS[0]):
+        limit = Limit(12, target.stop_ids)
+        assert (
+            method.loop.generate(LAWS[1], prompt, limit).tokens
+            == generate(target, method.decoder, LAWS[1], prompt, limit).tokens
+        )
+
+
+@contextmanager
+def no_word_to_the_host():
+    """Raises where a value would be read on the host, or made there: what a device would have to be waited for."""
+
+    class Silent(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            assert operation.overloadpacket._qualified_op_name.removeprefix("aten::") not in {
+                "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "lift_fresh", "unique_dim",
+            }  # fmt: skip
+            return operation(*args, **(kwargs or {}))
+
+    with Silent():
+        yield
+
+
+@pytest.mark.parametrize("sampler", LAWS, ids=["greedy", "T=1", "cut"])
+@pytest.mark.parametrize("decoder", GROWING)
+def test_a_round_is_silent(target, decoder, sampler):
+    method = build(decoder, target, {})
+    method.loop.generate(sampler, PROMPTS[0], Limit(4))
+    with no_word_to_the_host(), torch.inference_mode():
+        method.loop.replays[sampler.temperature > 0, sampler.top_k > 0]()
+
+
+def test_silence_is_noticed_when_broken():
+    with pytest.raises(AssertionError), no_word_to_the_host():
+        int(torch.ones(1).argmax())
+
+
+def test_who_has_no_grower_stays_with_the_host(target, tiny):
+    assert build("prompt_lookup", target, {}).loop is None
+    assert build("fspad", target, {"fspad": {"verify": "rejection"}}).loop is None
+    assert build("fspad", target, {"fspad": {"tree": "auto"}}).loop is None
+    assert build("fspad", target, {"fspad": {"depth": "20", "top_k": "10"}}).loop is None  # more rows than bits
+    assert build("fspad", tiny, {}).loop is None
+    assert not hasattr(PromptLookup(target), "grower")
+
+
+class Graphs:
+    """Stands for torch.cuda: a capture notes what is run in it and runs nothing."""
+
+    def __init__(self):
+        self.seen = []
+
+    def CUDAGraph(self):
+        return self
+
+    @contextmanager
+    def graph(self, _):
+        self.seen.append("capture")
+        yield
+
+    def synchronize(self):
+        self.seen.append("wait")
+
+    def replay(self):
+        self.seen.append("replay")
+
+
+def test_a_round_is_run_then_captured_then_replayed(monkeypatch):
+    graphs = Graphs()
+    monkeypatch.setattr(torch, "cuda", graphs)
+    replay = Replay(lambda: graphs.seen.append("work"), torch.device("cuda"))
+    for _ in range(4):
+        replay()
+    assert graphs.seen == ["work", "wait", "capture", "work", "replay", "replay", "replay"]
+
+
+def test_without_a_gpu_nothing_is_captured():
+    seen = []
+    replay = Replay(lambda: seen.append("work"), CPU)
+    for _ in range(3):
+        replay()
+    assert (seen, replay.graph) == (["work"] * 3, None)
