@@ -173,6 +173,8 @@ def _profile_parser(verbs: Any) -> None:
         help="preset, folder, hub id; or random:SHAPE[:LAYERS], whose forwards alone are timed (default: %(default)s)",
     )
     profile.add_argument("--kernels", action="store_true", help="the GPU kernels instead, at the target's shape")
+    profile.add_argument("--prefixes", type=_sizes, default=(), metavar="N,...", help="of --kernels: cached tokens")
+    profile.add_argument("--nodes", type=_sizes, default=(), metavar="N,...", help="of --kernels: nodes of a tree")
     profile.add_argument("-D", dest="options", action="append", default=[], metavar="DECODER.OPTION=VALUE")
     profile.add_argument("--task", default="mt_bench", help="whose bundled samples are decoded (default: %(default)s)")
     profile.add_argument("--limit", type=_positive, default=4, metavar="N", help="how many (default: %(default)s)")
@@ -197,6 +199,7 @@ def _certify_parser(verbs: Any) -> None:
     certify = verbs.add_parser("certify", help="prove that decoders are lossless: a table of checks")
     certify.add_argument("--decoder", required=True, help="names, name@preset or module:Class, comma-separated, or all")
     certify.add_argument("--target", default="tiny", help="preset, folder or hub id (default: %(default)s)")
+    certify.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
     certify.add_argument("-D", dest="options", action="append", default=[], metavar="DECODER.OPTION=VALUE")
     effort = certify.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="less power, within a minute")
@@ -230,6 +233,10 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
 
 
 def _threads(text: str) -> int:

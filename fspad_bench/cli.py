@@ -190,7 +190,8 @@ def _profile_kernels(arguments: argparse.Namespace) -> int:
 
     check_device(arguments.device)
     dtype = getattr(torch, arguments.dtype or "bfloat16")
-    found = kernel_profile.profile_kernels(shape(arguments.target), torch.device(arguments.device), dtype)
+    device = torch.device(arguments.device)
+    found = kernel_profile.profile_kernels(shape(arguments.target), device, dtype, arguments.prefixes, arguments.nodes)
     print(kernel_profile.render(found))
     if arguments.picture:
         kernel_profile.draw(found, arguments.picture)
@@ -239,8 +240,9 @@ def certify_decoders(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     labels = decoder_labels(arguments.decoder)
     options = read_options(arguments.options)
-    tiny = TransformersTarget.load("tiny")
-    target = tiny if arguments.target == "tiny" else TransformersTarget.load(arguments.target, dtype="float32")
+    tiny = target = TransformersTarget.load("tiny", device=arguments.device)
+    if arguments.target != "tiny":
+        target = TransformersTarget.load(arguments.target, device=arguments.device, dtype="float32")
     effort = certify.THOROUGH if arguments.thorough else certify.QUICK if arguments.quick else certify.STANDARD
     parts = certify.certify(labels, options, target, tiny, effort)
     print(render(parts, arguments.format))

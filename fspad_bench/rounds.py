@@ -81,6 +81,19 @@ class Alone:
         round_.nodes.tokens.copy_(round_.walk.bonus)
 
 
+class Still:
+    """Leaves the nodes as they are: for what a round of so many costs."""
+
+    def __init__(self, nodes: int) -> None:
+        self.nodes = nodes
+
+    def begin(self, context: Context, scores: Scores, capacity: int) -> None:
+        pass
+
+    def grow(self, round_: Round, sampled: bool) -> None:
+        pass
+
+
 class Replay:
     """Work that is run as it stands the first time, captured as a CUDA graph the second, and replayed from then on."""
 
@@ -124,7 +137,7 @@ class DeviceLoop:
         context, committed = Context(list(prompt), len(prompt), sampler), []
         context.tokens.append(sampler.next(scores.logits[-1], context.position))
         if not limit.reached(context):
-            replay = self._begin(context, scores, sampler)
+            replay = self.begin(context, scores, sampler)
         while not limit.reached(context):
             replay()
             target.forwards += 1
@@ -142,7 +155,9 @@ class DeviceLoop:
             drafted=[self.grower.nodes - 1] * len(committed),
         )
 
-    def _begin(self, context: Context, scores: Scores, sampler: Sampler) -> Replay:
+    @torch.inference_mode()
+    def begin(self, context: Context, scores: Scores, sampler: Sampler) -> Replay:
+        """The round that goes on after a prefill and its first token, to be called as often as it is needed."""
         target = self.target
         law = Law.of(sampler, target.device)
         self.grower.begin(context, scores, target.cache.capacity)
@@ -178,6 +193,22 @@ class DeviceLoop:
         round_.features.copy_(features)
         length += walk.count
         self.said.copy_(torch.cat([walk.count.view(1), walk.bonus.view(1).int(), nodes.tokens[walk.path]]))
+
+
+def repeated(target: TransformersTarget, tree: Tree, prompt: Sequence[int]) -> Callable[[], None]:
+    """The round of this tree behind a prompt, time after time: forward, verification and compaction."""
+    loop = DeviceLoop(target, Still(len(tree)))
+    context = Context([*prompt, tree.tokens[0]], len(prompt))
+    replay = loop.begin(context, target.prefill(prompt, len(tree)), Sampler())
+    for held, new in zip(loop.round.nodes, Nodes.of(tree, target.device), strict=True):
+        held.copy_(new)
+
+    @torch.inference_mode()
+    def run() -> None:
+        loop.round.length.fill_(len(prompt))
+        replay()
+
+    return run
 
 
 def device_loop(target: object, decoder: object) -> DeviceLoop | None:

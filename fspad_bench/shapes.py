@@ -15,6 +15,7 @@ from fspad_bench.target import TransformersTarget, check_device
 
 SPREAD = 0.02
 SHAPES = {  # d, MLP width, layers, heads, key-value heads, vocabulary, context
+    "tiny": (64, 80, 2, 4, 2, 97, 8192),
     "smollm2-135m": (576, 1536, 30, 9, 3, 49152, 8192),
     "vicuna-7b": (4096, 11008, 32, 32, 32, 32000, 4096),
     "llama3-8b": (4096, 14336, 32, 32, 8, 128256, 8192),

@@ -28,6 +28,42 @@ def script(tmp_path):
     return script
 
 
+def test_what_only_a_gpu_can_show_is_dry_run_in_pieces(script, tmp_path):
+    """On the CPU: the kernels in the interpreter, the decoders in small; certification and tests count as done."""
+    output, questions = tmp_path / "gpu", spec_bench(tmp_path)
+    output.mkdir()
+    for name in ("tests", "certify"):
+        (output / f"{name}.txt").write_text("done before\n")
+    small = {
+        "DEVICE": "cpu",
+        "TARGET": "tiny",
+        "SHAPES": "random:tiny:1",
+        "PREFIXES": "16",
+        "NODES": "2",
+        "TOKENS": "4",
+    }
+    small |= {"TRITON_INTERPRET": "1", "FSPAD_BENCH_CACHE": str(tmp_path / "cache")}
+    assert script("results/gpu.sh", output, questions, **small, LIMIT="0").returncode == 75
+    done = script("results/gpu.sh", output, questions, **small)
+    assert done.returncode == 0, done.stderr
+    reports = {path.name: path.read_text() for path in output.glob("*.txt")}
+    parts = ["certify", "identity", "kernels-tiny-1", "speed", "speed-sampled", "steps-tiny-1", "tests"]
+    assert set(reports) == {f"{part}.txt" for part in parts}
+    assert reports["tests.txt"] == "done before\n"
+    assert "a matrix product does" in reports["kernels-tiny-1.txt"]
+    assert "c(n) / c(1)" in reports["steps-tiny-1.txt"]
+    assert "rows identical to vanilla" in reports["identity.txt"]
+    assert len(list(output.glob("*/*.jsonl"))) == 3
+
+
+def spec_bench(folder):
+    """A question of every task, in Spec-Bench's form."""
+    path = folder / "questions.jsonl"
+    rows = [QUESTION | {"question_id": i, "category": category} for i, category in enumerate(CATEGORIES)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def test_heads_are_trained_in_pieces_and_then_compared(script, tmp_path):
     heads = tmp_path / "heads"
     assert script("baselines/heads/train.sh", heads, LIMIT="0").returncode == 75
@@ -38,10 +74,9 @@ def test_heads_are_trained_in_pieces_and_then_compared(script, tmp_path):
     before = (heads / "wide-tiny-0" / "head.json").stat().st_mtime_ns
     assert script("baselines/heads/train.sh", heads).returncode == 0
     assert (heads / "wide-tiny-0" / "head.json").stat().st_mtime_ns == before
-    questions = tmp_path / "questions.jsonl"
-    rows = [QUESTION | {"question_id": i, "category": category} for i, category in enumerate(CATEGORIES)]
-    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = script("results/arms.sh", heads, questions, "--max-new-tokens", "4", "--format", "json", "--output", "out")
+    run = script(
+        "results/arms.sh", heads, spec_bench(tmp_path), "--max-new-tokens", "4", "--format", "json", "--output", "out"
+    )
     assert run.returncode == 0, run.stderr
     table = json.loads(run.stdout)["rows"]
     names = {row["decoder"].partition("=")[0] for row in table}

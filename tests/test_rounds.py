@@ -11,9 +11,10 @@ from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.method import build
 from fspad_bench.registry import DECODERS, names
-from fspad_bench.rounds import Replay
+from fspad_bench.rounds import Replay, repeated
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import TransformersTarget
+from fspad_bench.tree import Tree
 
 CPU = torch.device("cpu")
 PROMPTS = [[40, 41, 42] * 3, list(range(20, 50)), [7]]
@@ -111,6 +112,36 @@ def test_who_has_no_grower_stays_with_the_host(target, tiny):
     assert build("fspad", target, {"fspad": {"depth": "20", "top_k": "10"}}).loop is None  # more rows than bits
     assert build("fspad", tiny, {}).loop is None
     assert not hasattr(PromptLookup(target), "grower")
+
+
+def test_a_round_can_be_repeated(target):
+    prompt = list(range(40))
+    run = repeated(target, Tree.chain(41, [42, 43, 44]), prompt)
+    run()
+    rows, length = target.cache.rows.clone(), 40
+    run()
+    assert torch.equal(rows[..., : length + 1, :], target.cache.rows[..., : length + 1, :])
+    target.prefill(prompt, 8)
+    scored = target.score(Tree.root(41))
+    assert scored.logits.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decoder", GROWING)
+def test_on_a_gpu_a_round_is_a_graph_that_waits_for_nothing(decoder):
+    target = TransformersTarget.load("tiny", device="cuda", dtype="float32")
+    method = build(decoder, target, {})
+    for sampler in LAWS:
+        limit = Limit(40, target.stop_ids)
+        found = method.loop.generate(sampler, PROMPTS[0], limit)
+        assert found.tokens == generate(target, method.decoder, sampler, PROMPTS[0], limit).tokens
+        replay = method.loop.replays[sampler.temperature > 0, sampler.top_k > 0]
+        assert replay.graph is not None
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            replay()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 class Graphs:

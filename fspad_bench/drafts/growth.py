@@ -1,8 +1,8 @@
 """EAGLE-2's dynamic tree grown on the device: the tree of `dynamic`, of a fixed size, without a word to the host.
 
 The draft's cache is a fixed buffer. A round first absorbs the rows of the last accepted path, padded to the deepest one
-there can be, then drafts level by level, and the best candidates become the next tree: sorts, gathers and ancestor bits,
-all of fixed shapes.
+there can be, then drafts level by level, and the best candidates become the next tree: sorts, gathers and ancestor
+bits, all of fixed shapes.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Growth:
             held.index_copy_(1, at.long(), new)
 
     def _attend(self, query: Tensor, rope: Tensor, bits: Tensor, length: Tensor) -> Tensor:
-        """Queries `[K, H * D]` of the last of R drafted rows `bits [R, 1]` behind `length`, after the output projection.
+        """Queries `[K, H * D]` of the last of R drafted rows `bits [R, 1]` behind `length`; output-projected.
 
         The kernel asks for a query a row; the rows before are given none that matters.
         """

@@ -45,15 +45,16 @@ def chosen(device: torch.device) -> Kernels | None:
     if name == HOST:
         return None
     if name == "triton":
-        return _triton(device)
+        return triton(device)
     from fspad_bench.kernels import reference
 
     return Kernels(name, reference.attend, reference.choose, reference.walk, reference.compact)
 
 
-def _triton(device: torch.device) -> Kernels:
+def triton(device: torch.device) -> Kernels:
+    """Triton's own. Raises BenchError where they cannot run."""
     if not find_spec("triton"):
-        raise BenchError(f"{VARIABLE}=triton needs Triton", "pip install 'fspad-bench[kernels]'")
+        raise BenchError("Triton is not installed", "pip install 'fspad-bench[kernels]'")
     if device.type == "cpu" and not interpreted():
         raise BenchError("Triton's kernels need a GPU", "on the CPU, TRITON_INTERPRET=1 runs them slowly, for tests")
     from fspad_bench.kernels import attention, choice, rows
