@@ -123,16 +123,18 @@ def _train_parser(verbs: Any) -> None:
     train.add_argument("--max-length", type=_positive, default=2048)
     train.add_argument("--checkpoint-every", type=float, default=120.0, metavar="SECONDS")
     recipe = train.add_argument_group("recipe")
-    recipe.add_argument("--epochs", type=float, default=8.0)
+    recipe.add_argument("--epochs", type=_above_zero, default=8.0)
     recipe.add_argument("--batch-tokens", type=_positive, default=2048)
-    recipe.add_argument("--lr", type=float, default=1e-3)
-    recipe.add_argument("--warmup", type=int, default=200, metavar="STEPS")
-    recipe.add_argument("--feature-weight", type=float, default=1.0, help="of the feature loss L_v")
-    recipe.add_argument("--logit-weight", type=float, default=0.1, help="of the logit loss L_p")
-    recipe.add_argument("--top-weight", type=float, default=0.0, help="of the loss on the likeliest tokens (HASS: 1)")
+    recipe.add_argument("--lr", type=_above_zero, default=1e-3)
+    recipe.add_argument("--warmup", type=_whole, default=200, metavar="STEPS")
+    recipe.add_argument("--feature-weight", type=_not_negative, default=1.0, help="of the feature loss L_v")
+    recipe.add_argument("--logit-weight", type=_not_negative, default=0.1, help="of the logit loss L_p")
+    recipe.add_argument(
+        "--top-weight", type=_not_negative, default=0.0, help="of the loss on the likeliest tokens (HASS: 1)"
+    )
     recipe.add_argument("--unroll", type=_positive, default=1, help="draft levels to train on (HASS: 3)")
-    recipe.add_argument("--noise", type=float, default=0.2)
-    recipe.add_argument("--seed", type=int, default=0)
+    recipe.add_argument("--noise", type=_not_negative, default=0.2)
+    recipe.add_argument("--seed", type=_whole, default=0)
     train.add_argument("--live", action="store_true", help="compute features at every step; keep none on disk")
     train.add_argument("--dtype", choices=["float32", "bfloat16", "float64"], help="of the target's forwards")
     train.add_argument("--device", default="auto", help="default: a GPU where there is one")
@@ -157,7 +159,7 @@ def _distill_parser(verbs: Any) -> None:
     )  # fmt: skip
     distill.add_argument("--rows", type=_positive, default=64, help="conversations at once (default: %(default)s)")
     distill.add_argument("--shard", type=_positive, default=256, help="conversations a file (default: %(default)s)")
-    distill.add_argument("--seed", type=int, default=0)
+    distill.add_argument("--seed", type=_whole, default=0)
     distill.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
     distill.add_argument("--device", default="auto", help="default: a GPU where there is one")
     distill.add_argument("--threads", type=_threads)
@@ -233,6 +235,31 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _not_negative(text: str) -> float:
+    if not 0 <= _number(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of 0 or more")
+    return float(text)
+
+
+def _above_zero(text: str) -> float:
+    if not 0 < _number(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return float(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no number") from error
 
 
 def _sizes(text: str) -> tuple[int, ...]:

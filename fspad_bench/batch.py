@@ -20,6 +20,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.target import TransformersTarget
 
 PREFILL_TOKENS = 4096  # of one admission; bounds its memory
+ROW_TOKENS = 1024
 
 
 class Request(NamedTuple):
@@ -129,12 +130,36 @@ def answer_all(
 ) -> list[list[int]]:
     """The answer to each request, its stop id included where it came to one; `told` hears of tokens as they are made.
 
-    What is drawn follows from (seed, place of the request), not from which rows shared its batch.
+    What is drawn follows from (seed, place of the request), not from which rows shared its batch. Long requests run
+    apart from short ones and fewer at once: a cache has room for `ROW_TOKENS` tokens times `rows`, or for one row.
     """
-    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), i), reverse=True)  # pop: the shortest
     answers: list[list[int]] = [[] for _ in requests]
-    capacity = max((len(r.prompt) + r.length for r in requests), default=0)
-    rows = min(rows, len(requests))
+    for part in _alike(requests):
+        capacity = max(len(requests[i].prompt) + requests[i].length for i in part)
+        together = min(len(part), max(1, min(rows, rows * ROW_TOKENS // capacity)))
+        _answer_part(target, requests, part, answers, together, capacity, seed, told)
+    return answers
+
+
+def _alike(requests: Sequence[Request]) -> list[list[int]]:
+    """Places of requests in groups that one cache suits: up to `ROW_TOKENS` tokens, twice as many, and so on."""
+    groups: dict[int, list[int]] = {}
+    for place, request in enumerate(requests):
+        groups.setdefault(((len(request.prompt) + request.length - 1) // ROW_TOKENS).bit_length(), []).append(place)
+    return [groups[size] for size in sorted(groups)]
+
+
+def _answer_part(
+    target: TransformersTarget,
+    requests: Sequence[Request],
+    part: list[int],
+    answers: list[list[int]],
+    rows: int,
+    capacity: int,
+    seed: Sequence[int],
+    told: Callable[[int], None],
+) -> None:
+    order = sorted(part, key=lambda i: (len(requests[i].prompt), i), reverse=True)  # pop: the shortest
     batch, working = Batch(target, rows, capacity), []
     while order or working:
         if order and len(working) <= rows - max(1, rows // 4):
@@ -153,7 +178,6 @@ def answer_all(
                 if last is not row:
                     batch.move(len(working), place, last.position + 1)
                     working[place] = last
-    return answers
 
 
 def common_prefix(rows: Sequence[list[int]]) -> int:

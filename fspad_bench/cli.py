@@ -80,17 +80,23 @@ def _print_table(paths: list[Path], style: str) -> int:
 
 
 def train_draft(arguments: argparse.Namespace) -> int:
-    from accelerate import Accelerator
+    import torch
 
     from fspad_bench.distill.writer import distill_free
     from fspad_bench.drafts.job import check_decoder, train_head
     from fspad_bench.drafts.objective import Recipe
+    from fspad_bench.drafts.train import accelerator_for
+    from fspad_bench.target import check_device
 
     _quiet()
     check_decoder(arguments.decoder)
     recipe = Recipe(**{name: getattr(arguments, name) for name in Recipe.__dataclass_fields__ if name != "clip"})
-    accelerator = Accelerator(cpu=arguments.device == "cpu")
-    if arguments.device == "auto":
+    check_device(arguments.device)
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = accelerator_for(automatic if arguments.device == "auto" else arguments.device)
+    if accelerator.num_processes > 1 and arguments.device not in ("auto", accelerator.device.type):
+        raise BenchError("several processes choose their own devices", "leave --device out")
+    if arguments.device == "auto" or accelerator.num_processes > 1:
         arguments.device = str(accelerator.device)
     target = _training_target(arguments)
     data = [Path(given).expanduser() for given in arguments.data if given != "self"]
@@ -115,7 +121,7 @@ def train_draft(arguments: argparse.Namespace) -> int:
     )
     if accelerator.is_main_process:
         for name, value in head.facts["held_out"].items():
-            print(f"{name}: {value:.4f}")
+            print(f"{name}: {'-' if value is None else format(value, '.4f')}")
     accelerator.end_training()
     return 0
 
@@ -186,11 +192,10 @@ def _profile_kernels(arguments: argparse.Namespace) -> int:
 
     from fspad_bench import kernel_profile
     from fspad_bench.shapes import shape
-    from fspad_bench.target import check_device
+    from fspad_bench.target import named_device
 
-    check_device(arguments.device)
     dtype = getattr(torch, arguments.dtype or "bfloat16")
-    device = torch.device(arguments.device)
+    device = torch.device(named_device(arguments.device))
     found = kernel_profile.profile_kernels(shape(arguments.target), device, dtype, arguments.prefixes, arguments.nodes)
     print(kernel_profile.render(found))
     if arguments.picture:

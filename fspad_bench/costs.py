@@ -18,6 +18,7 @@ import torch
 
 from fspad_bench import machine
 from fspad_bench.fetch import cache_home
+from fspad_bench.paths import write_whole
 from fspad_bench.rounds import repeated
 from fspad_bench.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.tree import Tree
@@ -72,7 +73,7 @@ def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callabl
         return Costs(tuple(found["verify"]), found["first"], found["level"])
     costs = Costs(tuple(forward_seconds(target, n) for n in SIZES), *measure_draft())
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"key": key, "costs": asdict(costs)}, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps({"key": key, "costs": asdict(costs)}, indent=2) + "\n")
     return costs
 
 

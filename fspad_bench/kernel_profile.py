@@ -24,7 +24,7 @@ from fspad_bench.kernels.law import Law, Nodes, Walk
 from fspad_bench.profiling import copy_bandwidth
 from fspad_bench.progress import Progress
 from fspad_bench.sampling import Sampler
-from fspad_bench.tree import Tree
+from fspad_bench.tree import WORD, Tree
 
 PREFIXES = (1024, 4096, 16384, 32768)
 NODES = (1, 8, 32, 64)
@@ -89,13 +89,22 @@ def profile_kernels(
         for count in nodes:
             lines.append(_compaction(ours, config, count, device, dtype))
             progress.advance()
-    return KernelProfile(lines, copy_bandwidth(device), product_rate(device, dtype))
+    return KernelProfile(lines, copied_bytes(device), product_rate(device, dtype))
+
+
+def copied_bytes(device: torch.device) -> float:
+    """Bytes read and written a second by a large copy, on the clock of the kernels."""
+    if device.type != "cuda":
+        return copy_bandwidth(device)
+    source = torch.zeros(1 << 30, dtype=torch.uint8, device=device)
+    goal = torch.empty_like(source)
+    return 2 * source.numel() / seconds(lambda: goal.copy_(source), device)
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large square matrix product."""
     size = PRODUCT if device.type == "cuda" else 512
-    a = torch.ones(size, size, device=device, dtype=dtype)
+    a = torch.randn(size, size, device=device).to(dtype)  # of ones it would run at a higher clock
     return 2 * size**3 / seconds(lambda: a @ a, device)
 
 
@@ -132,7 +141,7 @@ def _attention(
         ours.name: seconds(lambda: ours.attend(query, keys, values, bits, length, dim**-0.5), device),
         "reference": seconds(lambda: reference.attend(query, keys, values, bits, length, dim**-0.5), device),
         "sdpa, mask": seconds(lambda: masked(query, keys, values, mask), device),
-        "flex": _flex(query, keys, values, bits, length, device),
+        "flex": _flex_seconds(query, keys, values, bits, length),
     }
     moved = dtype.itemsize * dim * (2 * kv_heads * (prefix + nodes) + 2 * heads * nodes)
     return Line("attention", f"{prefix} + {nodes}", times, moved, 4 * heads * nodes * (prefix + nodes) * dim)
@@ -145,25 +154,30 @@ def masked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     return attend(query[None], k, v, attn_mask=mask)[0]
 
 
-def _flex(
-    query: Tensor, keys: Tensor, values: Tensor, bits: Tensor, length: Tensor, device: torch.device
-) -> float | None:
-    """FlexAttention compiled with the ancestor bits as its mask; None where it is not to be had, or not on a GPU."""
-    if device.type != "cuda":
-        return None
+def flex(query: Tensor, keys: Tensor, values: Tensor, bits: Tensor, length: Tensor) -> Callable[[], Tensor]:
+    """FlexAttention with the ancestor bits as its mask, compiled for these shapes alone; `[1, H, N, D]`."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def visible(batch: Tensor, head: Tensor, node: Tensor, column: Tensor) -> Tensor:
-        inside = (column - length[0]).clamp(0, 63)
-        return (column < length[0]) | ((bits[node, 0] >> inside) & 1 == 1)
+        inside = (column - length[0]).clamp(0, len(bits) - 1)
+        return (column < length[0]) | ((bits[node, inside // WORD] >> (inside % WORD)) & 1 == 1)
 
+    torch._dynamo.reset()  # or it stops compiling after a few shapes, and runs eager code instead
+    block = create_block_mask(visible, None, None, query.shape[1], keys.shape[1], device=query.device)
+    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    grouped = len(query) != len(keys)
+    return lambda: compiled(query[None], keys[None], values[None], block_mask=block, enable_gqa=grouped)
+
+
+def _flex_seconds(*given: Tensor) -> float | None:
+    """Of a call; None where it is not to be had, or not on a GPU."""
+    device = given[0].device
+    if device.type != "cuda":
+        return None
     try:
-        block = create_block_mask(visible, None, None, query.shape[1], keys.shape[1], device=device)
-        compiled = torch.compile(flex_attention, dynamic=False)
-        given = (query[None], keys[None], values[None])
-        return seconds(lambda: compiled(*given, block_mask=block, enable_gqa=len(query) != len(keys)), device)
+        return seconds(flex(*given), device)
     except Exception as error:  # an optional peer: whatever keeps it from compiling is not ours
-        print(f"FlexAttention does not run here: {str(error).splitlines()[0]}")
+        print(f"FlexAttention does not run here: {type(error).__name__} {str(error)[:200]!r}")
         return None
 
 

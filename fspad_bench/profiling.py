@@ -146,10 +146,17 @@ def forward_costs(target: TransformersTarget) -> Forward:
     return Forward(
         curve={n: costs.forward_seconds(target, n) for n in NODES},
         lengths={n: costs.forward_seconds(target, 1, n) for n in lengths},
-        weight_bytes=sum(p.numel() * p.element_size() for p in target.model.parameters()),
+        weight_bytes=_read_bytes(target),
         row_bytes=_row_bytes(target),
         copy_bandwidth=copy_bandwidth(target.device),
     )
+
+
+def _read_bytes(target: TransformersTarget) -> int:
+    """Bytes of the weights that a step reads: of an embedding that is not the LM head too, it reads a few rows."""
+    every = sum(p.numel() * p.element_size() for p in target.model.parameters())
+    embedding = target.embedding.weight
+    return every - (embedding is not target.lm_head.weight) * embedding.numel() * embedding.element_size()
 
 
 def _row_bytes(target: TransformersTarget) -> int:
@@ -259,7 +266,11 @@ def _on_the_clock(target: TransformersTarget, clock: Clock) -> Iterator[None]:
         target.synchronize()
         return scores
 
-    target.score, target.commit = clock.timed("forward", score), clock.timed("commit", target.commit)
+    def commit(path: Any) -> None:
+        type(target).commit(target, path)
+        target.synchronize()
+
+    target.score, target.commit = clock.timed("forward", score), clock.timed("commit", commit)
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fspad_bench.errors import BenchError, near
 from fspad_bench.presets import RANDOM
-from fspad_bench.target import TransformersTarget, check_device
+from fspad_bench.target import TransformersTarget, named_device
 
 SPREAD = 0.02
 SHAPES = {  # d, MLP width, layers, heads, key-value heads, vocabulary, context
@@ -39,13 +39,14 @@ def shape(name: str) -> LlamaConfig:
         num_key_value_heads=kv_heads,
         vocab_size=vocabulary,
         max_position_embeddings=context,
+        tie_word_embeddings=kind == "smollm2-135m",
     )
 
 
 def random_target(name: str, *, device: str = "cpu", dtype: str | None = None) -> TransformersTarget:
     """The shape on the device, its weights normal with deviation 0.02, the same for the same torch and device."""
     config = shape(name)
-    check_device(device)
+    device = named_device(device)
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(kind)

@@ -63,6 +63,8 @@ class TransformersTarget:
         self.groups = self.config.num_attention_heads // self.config.num_key_value_heads
         self.cache = self._new_cache(0)
         self.forwards, self.pending = 0, 0
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # where Triton launches, and graphs are captured
         self._check_features()
 
     @classmethod
@@ -234,6 +236,12 @@ def load(checkpoint: Checkpoint, device: str, dtype: str | None) -> Transformers
         tokenizer.chat_template = checkpoint.template
     identity = getattr(model.config, "_commit_hash", None) or checkpoint.identity
     return TransformersTarget(model, tokenizer, checkpoint.name, identity)
+
+
+def named_device(name: str) -> str:
+    """What torch calls it: `auto` is a GPU where there is one. Raises BenchError."""
+    check_device(name)
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def check_device(name: str) -> None:

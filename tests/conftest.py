@@ -23,6 +23,12 @@ def tiny():
 
 
 @pytest.fixture
+def device():
+    """Where kernels run: a GPU, or the CPU in Triton's interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
 def grown():
     """`grown(nodes, seed)`: a random tree of few different tokens, so that a random choice often agrees."""
 

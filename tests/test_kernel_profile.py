@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from fspad_bench import cli, kernel_profile, kernels, profiling
+from fspad_bench import cli, kernel_profile, profiling
 from fspad_bench.kernel_profile import KernelProfile, Line, masked, profile_kernels, render
 from fspad_bench.kernels import reference
 from fspad_bench.shapes import shape
 
-CPU = torch.device("cpu")
 LINE = Line("attention", "4 + 1", {"triton": 0.5, "sdpa, mask": 2.0, "flex": None}, moved=10**9, operations=10**12)
 
 
@@ -17,10 +16,10 @@ def quick(monkeypatch):
     monkeypatch.setattr(profiling, "COPIED", 1 << 20)
 
 
-def test_every_kernel_is_timed_at_every_size():
+def test_every_kernel_is_timed_at_every_size(device):
     config = shape("random:smollm2-135m:1")
     config.vocab_size = 300
-    found = profile_kernels(config, CPU, torch.float32, (40, 80), (1, 8))
+    found = profile_kernels(config, device, torch.float32, (40, 80), (1, 8))
     assert [line.kernel for line in found.lines] == ["attention"] * 4 + ["verify"] * 8 + ["compact"] * 2
     assert all(seconds > 0 for line in found.lines for seconds in line.seconds.values() if seconds is not None)
     text = render(found)
@@ -51,10 +50,10 @@ def test_drafted_trees_have_three_children_a_node():
     assert len(kernel_profile.drafted(1)) == 1
 
 
-def test_the_verb_prints_and_draws(tmp_path, capsys, monkeypatch):
+def test_the_verb_prints_and_draws(tmp_path, capsys, monkeypatch, device):
     monkeypatch.setattr(kernel_profile, "LAWS", dict(list(kernel_profile.LAWS.items())[:1]))
     words = "profile --kernels --target random:smollm2-135m:1 --dtype float32 --prefixes 40 --nodes 1,8".split()
-    assert cli.main([*words, "--picture", str(tmp_path / "kernels.png")]) == 0
+    assert cli.main([*words, "--device", device.type, "--picture", str(tmp_path / "kernels.png")]) == 0
     assert "a matrix product does" in capsys.readouterr().out
     assert (tmp_path / "kernels.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -66,8 +65,13 @@ def test_without_kernels_there_is_nothing_to_time(capsys, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_flex_attention_computes_the_same():
+@pytest.mark.parametrize("nodes", [8, 64, 100])
+def test_flex_attention_computes_the_same(nodes, grown):
     """On the device; compiled."""
-    device = torch.device("cuda")
-    line = kernel_profile._attention(kernels.chosen(device), shape("llama3-8b"), 1024, 8, device, torch.bfloat16)
-    assert line.seconds["flex"] is None or line.seconds["flex"] > 0
+    device, tree = torch.device("cuda"), grown(nodes)
+    query = torch.randn(32, nodes, 128, device=device, dtype=torch.bfloat16)
+    keys, values = torch.randn(2, 8, 1024 + nodes, 128, device=device, dtype=torch.bfloat16)
+    length = torch.tensor([1024], dtype=torch.int32, device=device)
+    run = kernel_profile.flex(query, keys, values, tree.bits.to(device), length)
+    wanted = reference.attend(query, keys, values, tree.bits.to(device), length, 128**-0.5)
+    torch.testing.assert_close(run()[0], wanted, rtol=0, atol=2e-2)

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
+
 from fspad_bench.chat import Chat, Message
 from fspad_bench.errors import BenchError
 
@@ -41,15 +43,21 @@ def read_given(source: str) -> Given:
             scripts.append(_script(row))
         except ValueError as error:
             left_out.append(f"{where}: {error}")
+    if not rows:
+        raise BenchError(f"{source} is empty", "messages with a role and a content")
     if not scripts:
         raise BenchError(f"{source} holds no usable conversation; {left_out[0]}", "messages with a role and a content")
     return Given(scripts, left_out, digest)
 
 
-def rendered(chat: Chat, scripts: Iterable[list[Message]]) -> Iterator[dict[str, Any]]:
-    """The conversations as they stand, as rows of a data set."""
+def rendered(chat: Chat, scripts: Iterable[list[Message]], left_out: list[str]) -> Iterator[dict[str, Any]]:
+    """The conversations as they stand, as rows of a data set; what the template refuses is noted in `left_out`."""
     for script in scripts:
-        tokens, answers = chat.whole(script)
+        try:
+            tokens, answers = chat.whole(script)
+        except (BenchError, TemplateError) as error:
+            left_out.append(f"{script[0]['content'][:40]!r}: {str(error).splitlines()[0]}")
+            continue
         yield {"tokens": tokens, "answers": [list(span) for span in answers], "temperature": None, "kind": "given"}
 
 
@@ -58,6 +66,8 @@ def _script(row: Any) -> list[Message]:
     column = next((name for name in COLUMNS if isinstance(row, dict) and row.get(name)), None)
     if column is None:
         raise ValueError("no messages")
+    if not isinstance(row[column], list):
+        raise ValueError(f"{column} is no list")
     script = [_message(message) for message in row[column]]
     while script and script[-1]["role"] != "assistant":
         script.pop()
@@ -76,11 +86,13 @@ def _message(message: Any) -> Message:
     if not isinstance(message, dict):
         raise ValueError(f"a message that is no object: {str(message)[:40]!r}")
     role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-    if role not in SPEAKERS:
+    if not isinstance(role, str) or role not in SPEAKERS:
         raise ValueError(f"an unknown speaker {role!r}")
     if not isinstance(content, str):
         raise ValueError(f"a message of the {role} without text")
-    return {"role": SPEAKERS[role], "content": content}
+    if any("\ud800" <= letter <= "\udfff" for letter in content):
+        raise ValueError(f"a message of the {role} that is no text: half a surrogate pair")
+    return {"role": SPEAKERS[role], "content": content.strip()}  # as templates write them, some of them silently
 
 
 def _from_file(path: Path) -> tuple[Sequence[tuple[str, Any]], str]:

@@ -6,25 +6,23 @@ A shard is written whole or not at all, and what it holds follows from the seed 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from fspad_bench import __version__
-from fspad_bench.chat import Chat
+from fspad_bench.chat import Chat, tokenizer_hash
 from fspad_bench.distill.given import Given, rendered
 from fspad_bench.distill.talk import Talks
 from fspad_bench.errors import BenchError
+from fspad_bench.paths import write_whole
 from fspad_bench.progress import Progress
 from fspad_bench.target import TransformersTarget
 
 ROWS, SHARD = 64, 256
+SILENT = 16  # conversations without an answer
 MANIFEST = "manifest.json"
 Row = dict[str, Any]
 
@@ -57,8 +55,11 @@ def distill_given(
 
     def make(number: int, told: Callable[[int], None]) -> list[Row]:
         if regenerate:
-            return Talks(target, seed=(seed, number), rows=rows, told=told).again(parts[number])
-        return list(rendered(chat, parts[number]))
+            made = Talks(target, seed=(seed, number), rows=rows, told=told).again(parts[number])
+            if len(made) < len(parts[number]):
+                given.left_out.append(f"{len(parts[number]) - len(made)} of shard {number} had no room or no answer")
+            return made
+        return list(rendered(chat, parts[number], given.left_out))
 
     settings = {"of": given.digest, "regenerate": regenerate, "seed": seed, "shard": shard}
     return _write(target, folder, settings, make, None, shards=len(parts))
@@ -76,7 +77,8 @@ def _write(
     who = {"target": target.name, "identity": target.identity, "tokenizer": tokenizer_hash(target.tokenizer)}
     settings = who | settings
     _claim(folder, settings)
-    held = [answer_tokens(path) for path in shard_files(folder)]
+    held = {path.name: answer_tokens(path) for path in shard_files(folder)}
+    silent = 0
     total = shards if tokens is None else tokens
     began, made = time.monotonic(), 0
     with Progress("shards" if tokens is None else "answer tokens", total, start=_done(held, tokens)) as progress:
@@ -87,31 +89,29 @@ def _write(
             progress.advance(0, f"{made / (time.monotonic() - began):.0f} tokens/s")
 
         while _done(held, tokens) < total:
-            number = len(held)
+            number = next(n for n in range(len(held) + 1) if _name(n) not in held)
             rows = make(number, told)
-            path = folder / f"shard-{number:05}.jsonl"
-            part = path.with_suffix(".part")
-            part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            os.replace(part, path)
-            before = _done(held, tokens)
-            held.append(answer_tokens(path))
-            if tokens is not None and held[-1] == 0:
+            before, path = _done(held, tokens), folder / _name(number)
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+            held[path.name] = answer_tokens(path)
+            silent = 0 if held[path.name] else silent + settings["shard"]
+            if tokens is not None and silent >= SILENT:
                 raise BenchError(
                     f"{target.name} says nothing: shard {number} holds no answer", "is it an instruct model?"
                 )
             progress.advance(_done(held, tokens) - before, f"{made / (time.monotonic() - began):.0f} tokens/s")
-    facts = {"version": __version__, "shards": len(held), "answer_tokens": sum(held)}
-    _save(folder / MANIFEST, settings | facts)
+    facts = {"version": __version__, "shards": len(held), "answer_tokens": sum(held.values())}
+    if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) != settings | facts:
+        _save(folder / MANIFEST, settings | facts)
     return folder
 
 
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What decides which ids a text becomes."""
-    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+def _name(number: int) -> str:
+    return f"shard-{number:05}.jsonl"
 
 
-def _done(held: list[int], tokens: int | None) -> int:
-    return len(held) if tokens is None else sum(held)
+def _done(held: dict[str, int], tokens: int | None) -> int:
+    return len(held) if tokens is None else sum(held.values())
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
@@ -124,6 +124,8 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             text = f"{folder} holds a data set with another {other[0]}: {found.get(other[0])}, not {settings[other[0]]}"
             raise BenchError(text, "give another --output, or the settings it was begun with")
         return
+    if folder.exists() and not folder.is_dir():
+        raise BenchError(f"{folder} is a file", "--output names a folder")
     if folder.exists() and any(folder.iterdir()):
         raise BenchError(f"{folder} is not empty and holds no data set", "give another --output")
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +133,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def shard_files(folder: Path) -> list[Path]:

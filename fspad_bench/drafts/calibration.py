@@ -61,9 +61,16 @@ def fit(q: np.ndarray, right: np.ndarray) -> Curve:
     clipped = np.clip(q, EDGE, 1 - EDGE).astype(np.float64)
     x = np.stack([np.ones(clipped.size), np.log(clipped / (1 - clipped)).ravel()], axis=1)
     y, w = right.ravel().astype(np.float64), np.array([0.0, 1.0])
-    for _ in range(STEPS):  # Newton's method, with a weak pull to the identity
-        p = 1 / (1 + np.exp(-(x @ w)))
+
+    def loss(w: np.ndarray) -> float:
+        return float(np.mean(np.logaddexp(0, x @ w) - y * (x @ w)) + RIDGE / 2 * np.sum((w - [0, 1]) ** 2))
+
+    for _ in range(STEPS):  # Newton's method with step halving, and a weak pull to the identity
+        p = 0.5 * (1 + np.tanh(x @ w / 2))
         gradient = x.T @ (p - y) / len(y) + RIDGE * (w - [0, 1])
         curvature = (x * (p * (1 - p))[:, None]).T @ x / len(y) + RIDGE * np.eye(2)
-        w = w - np.linalg.solve(curvature, gradient)
+        step = np.linalg.solve(curvature, gradient)
+        while loss(w - step) > loss(w) and np.abs(step).max() > EDGE:
+            step = step / 2
+        w = w - step
     return Curve(float(w[0]), float(w[1]), float(right[:, 0].mean()), float(right.any(1).mean()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fspad_bench.errors import BenchError
+from fspad_bench.paths import write_whole
 from fspad_bench.progress import Progress
 from fspad_bench.target import TransformersTarget
 
@@ -64,7 +66,7 @@ def data_files(data: Sequence[Path]) -> list[Path]:
 
 
 def _rows(path: Path, vocab: int) -> Iterator[Conversation]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield _conversation(json.loads(line), vocab)
@@ -87,7 +89,9 @@ def _conversation(row: dict[str, Any], vocab: int) -> Conversation:
     if not all(0 <= token < vocab for token in tokens):
         raise ValueError(f"a token id outside the target's vocabulary of {vocab}; another tokenizer?")
     ends = [place for span in answers for place in span]
-    if ends != sorted(ends) or ends[0] < 0 or ends[-1] > len(tokens):
+    if not all(isinstance(place, int) for place in ends):
+        raise ValueError("answers are pairs of whole numbers")
+    if ends and (ends != sorted(ends) or ends[0] < 0 or ends[-1] > len(tokens)):
         raise ValueError(f"answers {row['answers']} do not lie one after the other in {len(tokens)} tokens")
     return Conversation(tokens, answers)
 
@@ -162,16 +166,19 @@ class FeatureStore:
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         total = int(self.starts[-1])
         folder.mkdir(parents=True, exist_ok=True)
+        self.done = folder / "done"
         self.features = self._map("features", np.int16, (total, d))  # bfloat16 by its bits
         self.mass = self._map("mass", np.float32, (total,))
         self.choice = self._map("choice", np.int32, (total,))
-        self.done = folder / "done"
 
     def _map(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
         path = self.folder / f"{name}.bin"
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        mode = "r+" if path.exists() and path.stat().st_size == size else "w+"
-        return np.memmap(path, dtype, mode, shape=shape)
+        if not (path.exists() and path.stat().st_size == size):
+            self.done.unlink(missing_ok=True)  # what was done is gone
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a crash once mapped
+        return np.memmap(path, dtype, "r+", shape=shape)
 
     @torch.inference_mode()
     def fill(self, target: TransformersTarget, vocab: Tensor) -> None:
@@ -183,7 +190,7 @@ class FeatureStore:
                 self._compute(target, groups[number], vocab)
                 for array in (self.features, self.mass, self.choice):
                     array.flush()
-                self.done.write_text(str(number + 1))
+                write_whole(self.done, str(number + 1))
                 progress.advance()
 
     def _compute(self, target: TransformersTarget, group: list[int], vocab: Tensor) -> None:
@@ -233,7 +240,8 @@ def by_length(lengths: list[int], budget: int) -> Iterator[list[int]]:
             yield group
             group = []
         group.append(index)
-    yield group
+    if group:
+        yield group
 
 
 def pad(rows: list[list[int]]) -> Tensor:

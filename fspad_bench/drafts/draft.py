@@ -59,7 +59,8 @@ class Draft:
         self.rows.append(*self.network.attention.keys_values(x, rope), behind=seen - len(tokens))
         k, v = self.rows.view(seen)
         mask = F.pad(torch.where(ancestors, 0.0, float("-inf")), (self.rows.length, 0))
-        mask = mask.repeat(self.rows.groups, 1).to(x)
+        shape = self.network.shape  # a published head may group its heads otherwise than its target
+        mask = mask.repeat(shape.heads // shape.kv_heads, 1).to(x)
         return self.network.output(x + self.network.attention.attend(x, rope, k, v, mask))
 
     def logits(self, out: DraftOutput) -> Tensor:

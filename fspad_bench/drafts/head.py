@@ -20,7 +20,7 @@ from torch import Tensor
 from fspad_bench.drafts.network import DraftNetwork, Shape
 from fspad_bench.drafts.published import is_published, read_published, weights_file
 from fspad_bench.errors import BenchError
-from fspad_bench.paths import data_folder
+from fspad_bench.paths import data_folder, write_whole
 from fspad_bench.target import TransformersTarget
 
 FORMAT = 1
@@ -43,13 +43,14 @@ class Head:
     sha256: str = ""
 
     def save(self, folder: Path) -> None:
-        """Write the folder; the weights in bfloat16."""
+        """Write the folder; the weights in bfloat16. What is half written is no head: its description comes last."""
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / ABOUT).unlink(missing_ok=True)
         weights = {k: v.to(torch.bfloat16).contiguous() for k, v in self.network.state_dict().items()}
         save_file(weights | {VOCABULARY: self.vocabulary.to(torch.int32)}, folder / WEIGHTS)
         about = {"format": FORMAT, "target": self.target, "identity": self.identity, **self.facts}
         about["shape"] = asdict(self.network.shape)
-        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+        write_whole(folder / ABOUT, json.dumps(about, indent=2) + "\n")
 
 
 def shipped(decoder: str, target: str) -> Path:
@@ -72,7 +73,8 @@ def load_head(folder: Path, target: TransformersTarget, arm: str | None = None) 
         with torch.device("meta"):
             network = DraftNetwork(shape)
         network.load_state_dict(weights, assign=True)
-    except FileNotFoundError as error:
+        about["target"], about["identity"] = str(about["target"]), str(about["identity"])
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BenchError(
             f"no draft head at {folder}", "train one with `fspad-bench train`, or name a folder with head="
         ) from error

@@ -40,7 +40,7 @@ class HeldOut:
         self.measured = self.sequences[: max(1, int(np.searchsorted(reach, MOST_TOKENS, side="right")))]
 
     @torch.no_grad()
-    def figures(self, objective: Objective) -> dict[str, float]:
+    def figures(self, objective: Objective) -> dict[str, float | None]:
         """L_v, L_p and top-1 agreement, the draft vocabulary's share and its ceiling, and tokens a step."""
         objective.eval()
         found, weights, masses, inside = [], [], [], []
@@ -61,8 +61,8 @@ class HeldOut:
             "tokens_per_step": self.tokens_per_step(objective),
         }
 
-    def tokens_per_step(self, objective: Objective) -> float:
-        """Greedy, on the prompts of a few conversations, with the default tree."""
+    def tokens_per_step(self, objective: Objective) -> float | None:
+        """Greedy, on the prompts of a few conversations, with the default tree; None where none fits the context."""
         network = copy.deepcopy(objective.network).to(self.target.dtype).eval().requires_grad_(False)
         drafter = HeadDrafter(self.target, Head(network, self.vocabulary, self.target.name, self.target.identity))
         limit, made = Limit(PROBE_TOKENS, self.target.stop_ids), []
@@ -72,7 +72,7 @@ class HeldOut:
             if len(prompt) + PROBE_TOKENS <= self.target.max_length:
                 made.append(generate(self.target, drafter, Sampler(), prompt, limit))
         forwards = sum(found.forwards for found in made)
-        return sum(sum(found.committed) for found in made) / forwards if forwards else float("nan")
+        return sum(sum(found.committed) for found in made) / forwards if forwards else None
 
     @torch.no_grad()
     def calibration(self, objective: Objective) -> Calibration:
@@ -80,13 +80,16 @@ class HeldOut:
         objective.eval()
         seen: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
         rows_seen = 0
-        for group in self._groups():
-            e, f, batch = inputs(self.target, self.features, group, self.index)
+        groups = self._groups()
+        for number in np.random.default_rng(0).permutation(len(groups)):  # they are ordered by length
+            e, f, batch = inputs(self.target, self.features, groups[number], self.index)
             with torch.autocast(self.target.device.type, torch.bfloat16):
                 levels = objective.network.unrolled(e, f, DEPTHS)
             reach = torch.arange(e.shape[1], device=e.device)
             for level, out in enumerate(levels):
                 rows = batch.rows[:, :-1] & (reach >= level)
+                if not rows.any():
+                    continue
                 logits = self.target.lm_head(batch.features[:, 1:][rows].to(self.target.dtype)).float()
                 guess = _logits(objective, out.h_logit[rows])
                 noise = self._noise(rows_seen, len(logits))
@@ -102,7 +105,10 @@ class HeldOut:
             key: fit(*(torch.cat(part).cpu().numpy() for part in zip(*found, strict=True)))
             for key, found in seen.items()
         }
-        return Calibration(*(tuple(curves[level, greedy] for level in range(DEPTHS)) for greedy in (True, False)))
+        if not curves:
+            return Calibration()
+        deepest = 1 + max(level for level, _ in curves)
+        return Calibration(*(tuple(curves[level, greedy] for level in range(deepest)) for greedy in (True, False)))
 
     def _groups(self) -> list[list[int]]:
         lengths = [self.features.lengths[s] for s in self.measured]

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fspad_bench import __version__
+from fspad_bench.chat import tokenizer_hash
 from fspad_bench.drafts.data import (
     Conversation,
     FeatureStore,
@@ -31,7 +32,7 @@ from fspad_bench.drafts.data import (
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import ARMS, Shape
 from fspad_bench.drafts.objective import Recipe
-from fspad_bench.drafts.train import Trainer
+from fspad_bench.drafts.train import Trainer, accelerator_for
 from fspad_bench.errors import BenchError, near
 from fspad_bench.fetch import cache_home
 from fspad_bench.target import TransformersTarget
@@ -62,7 +63,9 @@ def train_head(
     where an `accelerator` knows of several; the first of them writes.
     """
     check_decoder(decoder)
-    accelerator = accelerator or Accelerator(cpu=target.device.type == "cpu")
+    accelerator = accelerator or accelerator_for(target.device)
+    _check_tokenizer(data, target)
+    max_length = min(max_length, target.max_length)
     conversations = read_conversations(data, target.config.vocab_size, max_length)
     vocabulary = frequent_tokens(conversations, draft_vocabulary, target.config.vocab_size)
     digest = data_hash(data)
@@ -73,7 +76,8 @@ def train_head(
         with accelerator.main_process_first():
             features = _stored(target, conversations, vocabulary, key)
     shape = Shape.of_target(target.config, decoder)
-    trainer = Trainer(target, features, vocabulary, shape, recipe, accelerator)
+    origin = {"data": digest, "longest conversation": max_length}
+    trainer = Trainer(target, features, vocabulary, shape, recipe, accelerator, origin)
     trainer.run(output, checkpoint_every=checkpoint_every)
     facts = {
         "decoder": decoder,
@@ -94,6 +98,19 @@ def train_head(
         head.save(output)
     accelerator.wait_for_everyone()
     return head
+
+
+def _check_tokenizer(data: Sequence[Path], target: TransformersTarget) -> None:
+    """Raise BenchError for a data set whose token ids are another tokenizer's."""
+    for folder in data:
+        manifest = folder / "manifest.json"
+        if manifest.is_file() and target.tokenizer:
+            made = json.loads(manifest.read_text(encoding="utf-8"))
+            if made.get("tokenizer", "") not in ("", tokenizer_hash(target.tokenizer)):
+                raise BenchError(
+                    f"{folder} is of {made.get('target')}, whose tokenizer is not {target.name}'s",
+                    "distil a data set from this target",
+                )
 
 
 def _stored(

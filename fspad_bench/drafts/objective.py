@@ -72,7 +72,7 @@ class Objective(nn.Module):
         """The losses of these supervised rows `[B, L - 1]`, a subset of the batch's."""
         kept = rows[batch.rows[:, :-1]]
         behind = batch.features[:, 1:][rows]
-        top_k = TOP_K if self.recipe.top_weight else 0
+        top_k = min(TOP_K, len(self.lm_head)) if self.recipe.top_weight else 0
         return losses(h_logit, h_feature, behind, batch.mass[kept], batch.choice[kept], self.lm_head, top_k)
 
 

@@ -126,9 +126,14 @@ def _weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BenchError(
             f"cannot read {path}: {reason}", "the file may be damaged, or hold more than weights"
         ) from error
+    if not (isinstance(found, dict) and all(isinstance(weight, Tensor) for weight in found.values())):
+        raise BenchError(
+            f"{path} holds no weights by name", "a state dict, as torch.save(model.state_dict()) writes it"
+        )
+    return found

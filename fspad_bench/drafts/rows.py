@@ -14,7 +14,7 @@ class DraftRows:
     SPARE = 1024
 
     def __init__(self, target: TransformersTarget) -> None:
-        self.groups, self.length = target.groups, 0
+        self.length = 0
         self.keys = self.values = self.ropes = torch.empty(0, 0, 0, device=target.device, dtype=target.dtype)
 
     def clear(self) -> None:

@@ -13,15 +13,21 @@ would have.
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
+import pickle
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import Tensor
 
 from fspad_bench.drafts.calibration import Calibration
@@ -31,6 +37,7 @@ from fspad_bench.drafts.losses import Losses
 from fspad_bench.drafts.network import DraftNetwork, Shape
 from fspad_bench.drafts.objective import Objective, Recipe, inputs, uniform_noise
 from fspad_bench.errors import BenchError
+from fspad_bench.paths import write_whole
 from fspad_bench.plots import learning_curve
 from fspad_bench.progress import Progress
 from fspad_bench.target import TransformersTarget
@@ -49,17 +56,29 @@ class Trainer:
         shape: Shape,
         recipe: Recipe,
         accelerator: Accelerator | None = None,
+        origin: dict[str, Any] | None = None,
     ) -> None:
+        """`origin` says where the features come from; a checkpoint goes on with those of the same origin alone."""
         self.target, self.features, self.recipe, self.vocabulary = target, features, recipe, vocabulary
-        self.accelerator = accelerator or Accelerator(cpu=target.device.type == "cpu")
+        self.accelerator = accelerator or accelerator_for(target.device)
         self.device = target.device
         self.held_out = HeldOut(target, features, vocabulary)
         torch.manual_seed(recipe.seed)
         self.network = DraftNetwork(shape).to(self.device, torch.float32)
         lm_head = target.lm_head.weight[vocabulary.to(self.device)].detach().to(torch.bfloat16)
-        self.objective = self.accelerator.prepare_model(Objective(self.network, lm_head, recipe))
+        objective = Objective(self.network, lm_head, recipe)
+        self.objective = self.accelerator.prepare_model(objective, device_placement=False)  # all is on the target's
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=recipe.lr, betas=(0.9, 0.95))
         self.learn = [s for s in range(len(features.lengths)) if s not in self.held_out.sequences]
+        if not self.learn:
+            raise BenchError("one usable conversation is too few: it is held out", "train on more")
+        self.origin = {
+            "target": target.identity,
+            "network": asdict(shape),
+            "draft vocabulary": hashlib.sha256(vocabulary.cpu().numpy().tobytes()).hexdigest(),
+            "number of conversations": len(features.lengths),
+            "number of processes": self.accelerator.num_processes,
+        } | (origin or {})
         self.plan = list(self._plan())
         self.step = self.seen = 0
 
@@ -133,7 +152,7 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         state = {
-            "recipe": asdict(self.recipe), "step": self.step, "seen": self.seen,
+            "recipe": asdict(self.recipe), "origin": self.origin, "step": self.step, "seen": self.seen,
             "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
         try:
@@ -151,23 +170,61 @@ class Trainer:
         mean = np.mean(recent, axis=0)
         row = {"step": self.step, "steps": len(self.plan), "tokens": self.seen, "train_feature_loss": mean[0]}
         row |= {"train_logit_loss": mean[1], "train_agreement": mean[3], **self.evaluate()}
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+        rows = [*_lines(path, row, self.step), {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, row)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(path, text.getvalue())
         learning_curve(path, path.with_suffix(".png"))
 
     def _resume(self, folder: Path) -> None:
         path = folder / "checkpoint.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True, map_location=self.device)
-        if state["recipe"] | {"epochs": self.recipe.epochs} != asdict(self.recipe):
-            raise BenchError(f"{path} belongs to another recipe", "use another --output, or the settings it began with")
+        hint = "use another --output, or the settings it began with"
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            recipe, origin = state["recipe"] | {"epochs": self.recipe.epochs}, state["origin"]
+        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise BenchError(f"{path} is no checkpoint that can be read", hint) from error
+        if recipe != asdict(self.recipe):
+            raise BenchError(f"{path} belongs to another recipe", hint)
+        other = [name for name, value in self.origin.items() if origin.get(name) != value]
+        if other:
+            raise BenchError(f"{path} was trained with another {other[0]}", hint)
+        if state["step"] > len(self.plan):
+            text = f"{path} has been trained for {state['step']} steps, these epochs are {len(self.plan)}"
+            raise BenchError(text, "ask for as many epochs or more, or use another --output")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seen = state["step"], state["seen"]
         if self.accelerator.is_main_process:
             print(f"resuming at step {self.step} of {len(self.plan)}", file=sys.stderr)
+
+
+def accelerator_for(device: torch.device | str) -> Accelerator:
+    """One that trains as the recipe says, whatever its own configuration asks for; others wait for the first process
+    as long as it takes. Raises BenchError for ways of sharing that this training does not know."""
+    made = Accelerator(
+        cpu=torch.device(device).type == "cpu",
+        mixed_precision="no",  # our own autocast
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(days=7)),
+            DistributedDataParallelKwargs(broadcast_buffers=False),  # the LM head is everyone's already
+        ],
+    )
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if made.distributed_type not in known:
+        raise BenchError(f"training cannot be shared by {made.distributed_type.value}", "launch it with --multi_gpu")
+    return made
+
+
+def _lines(path: Path, names: Iterable[str], step: int) -> list[dict[str, str]]:
+    """The whole lines of an earlier run's curve, up to where it went on from."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.DictReader(file) if list(row) == list(names) and None not in row.values()]
+    return [row for row in rows if row["step"].isdecimal() and int(row["step"]) < step]

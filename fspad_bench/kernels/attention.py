@@ -41,10 +41,10 @@ def _tile(
     return top, total * shrink + tl.sum(p, 1), acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NODES", "WORDS"])
 def _split(
-    Q, K, V, BITS, LENGTH, OUT, PART, MAXIMA, SUMS, query_head, query_node, cache_head, cache_row,
-    NODES: tl.constexpr, WORDS: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr, SCALE: tl.constexpr,
+    Q, K, V, BITS, LENGTH, OUT, PART, MAXIMA, SUMS, NODES, WORDS, query_head, query_node, cache_head, cache_row,
+    GROUP: tl.constexpr, SPLITS: tl.constexpr, SCALE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr,
     FACTOR: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -70,7 +70,7 @@ def _split(
         m, total, acc = _tile(
             q, keys, values, live[:, None], m, total, acc, columns, dims, cache_row, SCALE, DIM, FACTOR
         )  # fmt: skip
-    for start in range(plain, last, COLUMNS):  # tiles that touch the tree
+    for start in tl.range(plain, last, COLUMNS, num_stages=1):  # the few tiles that touch the tree, not prefetched
         wanted = start + tl.arange(0, COLUMNS)
         columns = tl.minimum(wanted, last - 1)
         behind = tl.maximum(columns - length, 0)
@@ -91,9 +91,9 @@ def _split(
         tl.store(SUMS + at, total, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NODES"])
 def _join(
-    OUT, PART, MAXIMA, SUMS, NODES: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr,
+    OUT, PART, MAXIMA, SUMS, NODES, GROUP: tl.constexpr, SPLITS: tl.constexpr,
     ROWS: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     head, dims = tl.program_id(1), tl.arange(0, DIMS)
@@ -122,32 +122,34 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bits: Tensor, length: Te
     heads, nodes, dim = query.shape
     kv_heads, capacity, _ = keys.shape
     group, dims = heads // kv_heads, max(16, triton.next_power_of_2(dim))
-    rows = min(64, max(16, triton.next_power_of_2(nodes * group)))
+    rows = min(64 if query.dtype.itemsize == 2 else 16, max(16, triton.next_power_of_2(nodes * group)))
     tiles = triton.cdiv(nodes * group, rows)
     splits = _splits(capacity, tiles * kv_heads, query.device)
     out = query.new_empty(heads, nodes, dim)
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    columns, stages = tile(query.dtype)
+    columns, stages = tile(query.dtype, rows, dims)
     partial = query.new_empty(splits if splits > 1 else 0, kv_heads, nodes * group, dims, dtype=wide)
     maxima, sums = query.new_empty(2, splits, kv_heads, nodes * group, dtype=wide)
     _split[tiles, kv_heads, splits](
-        query, keys, values, bits, length, out, partial, maxima, sums,
+        query, keys, values, bits, length, out, partial, maxima, sums, nodes, bits.shape[1],
         query.stride(0), query.stride(1), keys.stride(0), keys.stride(1),
-        NODES=nodes, WORDS=bits.shape[1], GROUP=group, SPLITS=splits, SCALE=scale * LOG2E,
+        GROUP=group, SPLITS=splits, SCALE=scale * LOG2E,
         ROWS=rows, COLUMNS=columns, DIM=dim, DIMS=dims,
         FACTOR=_factor(query.dtype), WIDE=TYPES[wide], num_stages=stages,
     )  # fmt: skip
     if splits > 1:
         _join[triton.cdiv(nodes * group, JOINED), kv_heads](
-            out, partial, maxima, sums, NODES=nodes, GROUP=group, SPLITS=splits,
+            out, partial, maxima, sums, nodes, GROUP=group, SPLITS=splits,
             ROWS=JOINED, DIM=dim, DIMS=dims, WIDE=TYPES[wide],
         )  # fmt: skip
     return out
 
 
-def tile(dtype: torch.dtype) -> tuple[int, int]:
+def tile(dtype: torch.dtype, rows: int, dims: int) -> tuple[int, int]:
     """Columns of a tile, and how many tiles are on their way at once: what fits the shared memory of smaller cards."""
-    return (64, 3) if dtype.itemsize == 2 else (32, 2)
+    if dtype.itemsize > 2:
+        return 32, 2
+    return 64, 3 if rows * dims <= 32 * 128 else 2
 
 
 def _factor(dtype: torch.dtype) -> tl.dtype:

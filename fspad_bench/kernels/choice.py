@@ -18,6 +18,7 @@ from fspad_bench.kernels.law import Law, Nodes, Walk
 BLOCK, CUT_BLOCK = 2048, 512
 WAYS = tl.constexpr(16)
 STEPS = tl.constexpr(8)
+LEAST = tl.constexpr(1e-30)  # of a mass asked for: the first token is always kept
 
 
 @triton.jit
@@ -54,6 +55,12 @@ def _order(score):
 @triton.jit
 def _scores(logits, tokens, V: tl.constexpr, temperature):
     return tl.load(logits + tokens, mask=tokens < V, other=float("-inf")).to(tl.float32) / temperature
+
+
+@triton.jit
+def _share(scores, top):
+    """exp(score - top), also where both overflowed."""
+    return tl.where(scores == top, 1.0, tl.exp(scores - top))
 
 
 @triton.jit
@@ -94,7 +101,7 @@ def _threshold(logits, temperature, top, weight, target, V: tl.constexpr, BLOCK:
             order = _order(scores)
             share = (tokens < V).to(tl.float32)
             if MASS:
-                share = tl.where((order >= weight) & (tokens < V), tl.exp(scores - top), 0.0)
+                share = tl.where((order >= weight) & (tokens < V), _share(scores, top), 0.0)
             weighs += tl.sum(tl.where(order[None, :] > tried[:, None], share[None, :], 0.0), 1)
         chosen = tl.min(tl.where(weighs < target, ways, WAYS - 1), 0)
         t += chosen.to(tl.uint32) * unit
@@ -122,19 +129,20 @@ def _cut(
         for start in range(0, V, BLOCK):
             tokens = start + tl.arange(0, BLOCK)
             scores = _scores(logits, tokens, V, temperature)
-            order, share = _order(scores), tl.exp(scores - top)
+            order, share = _order(scores), _share(scores, top)
             mass += tl.sum(tl.where((order > edge) & (tokens < V), share, 0.0), 0)
             level = tl.maximum(level, tl.max(tl.where((order == edge) & (tokens < V), share, 0.0), 0))
         mass += ties * level
-        nucleus, heavier = _threshold(logits, temperature, top, edge + 1, top_p * mass, V, BLOCK, True)
+        wanted = tl.maximum(top_p * mass, LEAST)
+        nucleus, heavier = _threshold(logits, temperature, top, edge + 1, wanted, V, BLOCK, True)
         nucleus = tl.maximum(nucleus, edge)  # the tokens on the edge weighed nothing
         share = tl.zeros([], tl.float32)
         for start in range(0, V, BLOCK):
             tokens = start + tl.arange(0, BLOCK)
             scores = _scores(logits, tokens, V, temperature)
-            one = tl.where((_order(scores) == nucleus) & (tokens < V), tl.exp(scores - top), 0.0)
+            one = tl.where((_order(scores) == nucleus) & (tokens < V), _share(scores, top), 0.0)
             share = tl.maximum(share, tl.max(one, 0))
-        fit = tl.maximum(tl.where(share > 0, tl.ceil((top_p * mass - heavier) / share), 1.0), 1.0)
+        fit = tl.maximum(tl.where(share > 0, tl.ceil((wanted - heavier) / share), 1.0), 1.0)
         ties = tl.where(nucleus > edge, fit, tl.minimum(ties, fit))
         edge = nucleus
     position = tl.load(POSITION) + tl.load(DEPTHS + node)
@@ -162,10 +170,9 @@ def _gather(VALUES, TOKENS, CHOICE, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
     tl.store(CHOICE + node, tl.load(TOKENS + node * BLOCKS + tl.argmax(values, 0)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NODES"])
 def _walk(
-    NODE_TOKENS, PARENTS, DEPTHS, BITS, CHOICE, PATH, COUNT, BONUS,
-    NODES: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr,
+    NODE_TOKENS, PARENTS, DEPTHS, BITS, CHOICE, PATH, COUNT, BONUS, NODES, WORDS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The deepest node that agrees with the target as all its ancestors do, from the bits alone."""
     node = tl.arange(0, WIDTH)
@@ -191,7 +198,10 @@ def _walk(
 
 def choose(logits: Tensor, depths: Tensor, position: Tensor, law: Law) -> Tensor:
     """The target's token after every node, `[N]`: logits `[N, V]`, depths `[N]`; `position` follows the root's."""
+    if logits.dtype == torch.float64 and not law.sampled:  # scores are float32 here
+        return logits.argmax(-1).to(torch.int32)
     nodes, size = logits.shape
+    logits = logits.contiguous()
     choice = logits.new_empty(nodes, dtype=torch.int32)
     if law.cut and law.sampled:
         _cut[nodes,](logits, depths, position, law.words, law.numbers, choice, V=size, BLOCK=CUT_BLOCK)
@@ -211,7 +221,7 @@ def walk(nodes: Nodes, choice: Tensor) -> Walk:
     path = torch.zeros_like(nodes.parents)
     count, bonus = path.new_empty(()), choice.new_empty(())
     _walk[1,](
-        nodes.tokens, nodes.parents, nodes.depths, nodes.bits, choice, path, count, bonus,
-        NODES=size, WORDS=words, WIDTH=triton.next_power_of_2(size),
+        nodes.tokens, nodes.parents, nodes.depths, nodes.bits, choice, path, count, bonus, size,
+        WORDS=words, WIDTH=triton.next_power_of_2(size),
     )  # fmt: skip
     return Walk(path, count, bonus)

@@ -25,9 +25,10 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bits: Tensor, length: Te
     bit = (bits[:, inside // WORD] >> (inside % WORD)) & 1
     seen = (columns < length) | ((columns < length + nodes) & (bit == 1))
     folded = query.reshape(keys.shape[0], -1, nodes, dim)
-    scores = torch.einsum("kgnd,kcd->kgnc", folded, keys) * scale
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = torch.einsum("kgnd,kcd->kgnc", folded.to(wide) * scale, keys.to(wide))
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    return torch.einsum("kgnc,kcd->kgnd", weights, values).reshape(heads, nodes, dim)
+    return torch.einsum("kgnc,kcd->kgnd", weights, values.to(wide)).reshape(heads, nodes, dim).to(query.dtype)
 
 
 def choose(logits: Tensor, depths: Tensor, position: Tensor, law: Law) -> Tensor:

@@ -15,12 +15,12 @@ LAWS = [Sampler(), Sampler(1.0, seed=4), Sampler(0.8, top_k=30, top_p=0.9, seed=
 
 
 @pytest.fixture
-def target(monkeypatch):
+def target(monkeypatch, device):
     """`target(name)`: the tiny target with these kernels."""
 
     def target(name):
         monkeypatch.setenv(kernels.VARIABLE, name)
-        return TransformersTarget.load("tiny")
+        return TransformersTarget.load("tiny", device=device.type)
 
     return target
 

@@ -1,0 +1,81 @@
+"""Compiles every kernel for a GPU of the given capability, as it would be launched there: `compile_all.py 90`."""
+
+import sys
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fspad_bench.kernels import attention, choice, rows
+
+TREE = {"GROUP": 3, "SPLITS": 8, "WIDE": tl.float32}
+POINTERS = {
+    "BITS": "*i64",
+    "LENGTH": "*i32",
+    "PART": "*fp32",
+    "MAXIMA": "*fp32",
+    "SUMS": "*fp32",
+    "DEPTHS": "*i32",
+    "POSITION": "*i32",
+    "NUMBERS": "*fp32",
+    "CHOICE": "*i32",
+    "TOKENS": "*i32",
+    "VALUES": "*fp32",
+    "NODE_TOKENS": "*i32",
+    "PARENTS": "*i32",
+    "PATH": "*i32",
+    "COUNT": "*i32",
+    "BONUS": "*i32",
+    "NODES": "i32",
+    "query_head": "i32",
+    "query_node": "i32",
+    "cache_head": "i32",
+    "cache_row": "i32",
+    "stride": "i64",
+}
+KINDS = {
+    "*bf16": (torch.bfloat16, tl.bfloat16),
+    "*fp32": (torch.float32, tl.float32),
+    "*fp64": (torch.float64, tl.float64),
+}
+
+
+def split(kind, rows, dim, splits=8):
+    """An attention kernel as it is launched for these rows and this head dimension."""
+    dtype, factor = KINDS[kind]
+    columns, stages = attention.tile(dtype, rows, triton.next_power_of_2(dim))
+    wide = tl.float64 if kind == "*fp64" else tl.float32
+    shape = {"SCALE": 0.1, "ROWS": rows, "DIM": dim, "DIMS": triton.next_power_of_2(dim), "COLUMNS": columns}
+    words = {"WORDS": "i32"} | (dict.fromkeys(("PART", "MAXIMA", "SUMS"), "*fp64") if kind == "*fp64" else {})
+    return attention._split, TREE | shape | {"FACTOR": factor, "SPLITS": splits, "WIDE": wide}, kind, words, stages
+
+
+WORDS = {"WORDS": "*i32"}
+KERNELS = [
+    split("*bf16", 64, 128),
+    split("*bf16", 16, 64),
+    split("*bf16", 32, 96, 1),
+    split("*fp32", 16, 128),
+    split("*fp64", 16, 64),
+    (attention._join, TREE | {"ROWS": 16, "DIM": 96, "DIMS": 128}, "*bf16", {}, 3),
+    (choice._best, {"V": 49152, "BLOCK": choice.BLOCK, "SAMPLED": True}, "*bf16", WORDS, 3),
+    (choice._cut, {"V": 49152, "BLOCK": choice.CUT_BLOCK}, "*fp32", WORDS, 3),
+    (choice._gather, {"BLOCKS": 24, "WIDTH": 32}, "", {}, 3),
+    (choice._walk, {"WORDS": 2, "WIDTH": 128}, "", {}, 3),
+    (rows._compact, {"DIM": 96, "DIMS": 128}, "*fp16", {}, 3),
+]
+for kernel, constants, kind, others, stages in KERNELS:
+    names = kernel.arg_names
+    types = POINTERS | others
+    signature = {name: "constexpr" if name in constants else types.get(name, kind) for name in names}
+    at = {(names.index(name),): value for name, value in constants.items() if name in names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name] != "constexpr" and name not in ("NODES", "WORDS", "query_node")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=at, attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_stages": stages})
+    print(kernel.__name__, len(made.asm["cubin"]) > 0, made.metadata.shared)
