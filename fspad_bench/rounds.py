@@ -136,15 +136,18 @@ class DeviceLoop:
         ready, before = perf_counter(), target.forwards
         context, committed = Context(list(prompt), len(prompt), sampler), []
         context.tokens.append(sampler.next(scores.logits[-1], context.position))
+        rows = len(prompt)
         if not limit.reached(context):
             replay = self.begin(context, scores, sampler)
         while not limit.reached(context):
             replay()
             target.forwards += 1
             count, bonus, *path = self.said.tolist()  # the round's one synchronisation
+            rows += count
             kept = limit.cut(context, [*path[1:count], bonus])
             context.tokens += kept
             committed.append(len(kept))
+        target.cache.rewind(rows)  # as the device left it
         target.synchronize()
         return Generation(
             tokens=context.new_tokens,

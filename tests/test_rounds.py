@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fspad_bench import kernels
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoding import Limit, generate
+from fspad_bench.lossless import identity
 from fspad_bench.method import build
 from fspad_bench.registry import DECODERS, names
 from fspad_bench.rounds import Replay, repeated
@@ -64,6 +65,22 @@ def test_trees_of_any_shape(target, shape):
         found = method.loop.generate(sampler, PROMPTS[0], limit)
         wanted = generate(target, method.decoder, sampler, PROMPTS[0], limit)
         assert (found.tokens, found.committed[:-1]) == (wanted.tokens, wanted.committed[:-1])
+
+
+@pytest.mark.parametrize("decoder", GROWING)
+def test_certification_holds_the_device_to_identity(target, decoder, monkeypatch):
+    def found():
+        checks = identity.check(lambda: build(decoder, target, {}), target, grid, vanilla)
+        return {check.name: check.verdict for check in checks if "device" in check.name}
+
+    grid = identity.cells(target)[:6]
+    vanilla = identity.reference(target, grid)
+    assert found() == {"identity, device": "PASS", "cache, device": "PASS"}
+    compact = target.kernels.compact
+    late = target.kernels._replace(compact=lambda rows, length, walk: compact(rows, length + 1, walk))
+    monkeypatch.setattr(target, "kernels", late)
+    wrong = found()
+    assert "FAIL" in wrong.values() or decoder == "vanilla"
 
 
 def test_a_longer_prompt_needs_another_cache(target):

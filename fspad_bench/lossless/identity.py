@@ -139,7 +139,25 @@ def check(make: Callable[[], Method], target: TransformersTarget, grid: Sequence
     bound = CACHE_BOUND[target.dtype]
     error = Check.of("cache", label, made.cache_error <= bound, f"{made.cache_error:.1e} from a fresh prefill",
                      f"{bound:.0e}")  # fmt: skip
-    return [*found, _vacuity(label, method, sights), error, *_draws(label, sights)]
+    device = _on_device(method, target, grid, vanilla) if method.loop else []
+    return [*found, _vacuity(label, method, sights), error, *_draws(label, sights), *device]
+
+
+def _on_device(method: Method, target: TransformersTarget, grid: Sequence[Cell], vanilla: dict) -> list[Check]:
+    """The same of the loop that runs whole rounds on the device: its tokens, its cache, and that it accepted drafts."""
+    made, worst, most = {}, 0.0, 0
+    for cell in grid:
+        found = method.loop.generate(cell.sampler, cell.prompt, cell.limit)
+        made[cell.name], most = found.tokens, max(most, *found.committed, 0)
+        worst = max(worst, cache_error(target, [*cell.prompt, *found.tokens]))
+    other = [cell for cell in grid if made[cell.name] != vanilla[cell.name]]
+    ties, bound = _ties(target, other, vanilla, made), CACHE_BOUND[target.dtype]
+    figure = f"{len(grid) - len(other)} of {len(grid)} equal, up to {most} tokens a round"
+    checks = [Check.of("identity, device", method.label, len(other) == ties, figure, "all, but for float32 ties")]
+    if most < 2 and not isinstance(method.decoder, Vanilla):
+        checks.append(Check("non-vacuity, device", method.label, VACUOUS, "no draft was ever accepted", "some"))
+    error = f"{worst:.1e} from a fresh prefill"
+    return [*checks, Check.of("cache, device", method.label, worst <= bound, error, f"{bound:.0e}")]
 
 
 def _draws(label: str, sights: Sights) -> list[Check]:
