@@ -67,6 +67,21 @@ def test_what_a_row_does_not_see_is_without_effect(tiny, monkeypatch):
     assert answer_all(tiny, requests, rows=7, seed=[0]) == found
 
 
+def test_one_long_request_does_not_widen_the_cache_of_all(tiny, monkeypatch):
+    made, real = [], Batch.__init__
+
+    def noted(self, target, rows, capacity):
+        made.append((rows, capacity))
+        real(self, target, rows, capacity)
+
+    monkeypatch.setattr(Batch, "__init__", noted)
+    requests = [Request([5, 9, n], 0.0, 6) for n in range(12)]
+    requests.insert(5, Request(list(range(90)) * 30, 0.0, 6))
+    found = answer_all(tiny, requests, rows=4, seed=[0])
+    assert found == [alone(tiny, request.prompt, request.length) for request in requests]
+    assert made == [(4, 9), (1, 2706)]
+
+
 def test_draws_have_the_targets_law(tiny):
     count, heat = 4000, 0.8
     found = answer_all(tiny, [Request(PROMPTS[2], heat, 1)] * count, rows=500, seed=[7])

@@ -5,8 +5,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from jinja2 import TemplateError
 
-from fspad_bench.distill.given import read_given
+from fspad_bench.distill.given import read_given, rendered
 from fspad_bench.errors import BenchError
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -46,6 +47,12 @@ def test_a_system_message_stays(tmp_path):
         ({"messages": [{"role": "tool", "content": "x"}, TALK[1]]}, "an unknown speaker 'tool'"),
         ({"messages": [TALK[0], {"role": "assistant", "content": None}]}, "a message of the assistant without text"),
         ({"messages": ["Hi", "Hello"]}, "a message that is no object"),
+        ({"messages": 5}, "messages is no list"),
+        ({"messages": [{"role": ["user"], "content": "x"}, TALK[1]]}, "an unknown speaker ['user']"),
+        (
+            {"messages": [TALK[0], {"role": "assistant", "content": "a\ud83d"}]},
+            "a message of the assistant that is no text",
+        ),
     ],
 )
 def test_rows_that_are_none_are_left_out_and_named(tmp_path, row, why):
@@ -56,6 +63,24 @@ def test_rows_that_are_none_are_left_out_and_named(tmp_path, row, why):
     )
 
 
+def test_words_are_taken_without_the_blanks_around_them(tmp_path):
+    blank = [{"role": m["role"], "content": f"\n\n {m['content']} \n"} for m in TALK]
+    assert given(tmp_path, {"messages": blank}).scripts == [TALK]
+
+
+def test_what_the_template_refuses_is_left_out():
+    class Strict:
+        def whole(self, script):
+            if script[0]["role"] == "system":
+                raise TemplateError("System role not supported")
+            return [1, 2, 3], [(1, 3)]
+
+    left_out = []
+    scripts = [TALK, [{"role": "system", "content": "Be brief."}, *TALK]]
+    assert len(list(rendered(Strict(), scripts, left_out))) == 1
+    assert left_out == ["'Be brief.': System role not supported"]
+
+
 def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(BenchError, match=r"no usable conversation; .*given\.json:1: no messages"):
         given(tmp_path, {"messages": []})
@@ -63,7 +88,12 @@ def test_nothing_usable_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "is empty"), ('{"messages": [\n', "given.json:1: not JSON"), ("[1, 2", "given.json: not JSON")],
+    [
+        ("", "is empty"),
+        ("[]", "is empty"),
+        ('{"messages": [\n', "given.json:1: not JSON"),
+        ("[1, 2", "given.json: not JSON"),
+    ],
 )
 def test_what_is_no_data_is_an_error(tmp_path, text, said):
     path = tmp_path / "given.json"

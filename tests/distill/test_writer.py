@@ -41,6 +41,19 @@ def test_interrupted_it_goes_on_to_the_same_end(write, tmp_path, monkeypatch):
     assert content(write(tmp_path / "torn")) == whole
 
 
+def test_a_shard_that_is_gone_is_made_again(write, tmp_path):
+    whole = content(write(tmp_path / "set"))
+    (tmp_path / "set" / "shard-00000.jsonl").unlink()
+    assert content(write(tmp_path / "set")) == whole
+    assert json.loads((tmp_path / "set" / "manifest.json").read_text())["shards"] == len(whole)
+
+
+def test_a_file_is_no_folder(write, tmp_path):
+    (tmp_path / "set").write_text("")
+    with pytest.raises(BenchError, match="is a file"):
+        write(tmp_path / "set")
+
+
 def test_more_tokens_continue_a_finished_one(write, tmp_path):
     first = content(write(tmp_path / "set", tokens=200))
     more = content(write(tmp_path / "set", tokens=1500))

@@ -46,11 +46,11 @@ def recipe():
 
 @pytest.fixture
 def trainer(tiny, conversations, tmp_path, recipe):
-    def make(decoder="fspad", recipe=recipe):
+    def make(decoder="fspad", recipe=recipe, vocabulary=97, origin=None):
         rows = read_conversations([conversations], 97, 64)
-        vocabulary = frequent_tokens(rows, 97, 97)
+        vocabulary = frequent_tokens(rows, vocabulary, 97)
         store = FeatureStore(tmp_path / "store", rows, 64)
         store.fill(tiny, vocabulary)
-        return Trainer(tiny, store, vocabulary, Shape.of_target(tiny.config, decoder), recipe)
+        return Trainer(tiny, store, vocabulary, Shape.of_target(tiny.config, decoder), recipe, origin=origin)
 
     return make

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from fspad_bench.drafts import data
 from fspad_bench.drafts.data import FeatureStore, by_length, data_hash, frequent_tokens, read_conversations
 from fspad_bench.errors import BenchError
 
@@ -73,6 +74,29 @@ def test_an_interrupted_store_goes_on(tiny, store, monkeypatch):
     assert (redone.features == before).all()
 
 
+def test_a_store_whose_arrays_are_gone_is_filled_again(tiny, store):
+    before = store.load([0]).features.clone()
+    (store.folder / "features.bin").unlink()
+    again = FeatureStore(store.folder, store.conversations, 64)
+    assert not again.done.exists()
+    again.fill(tiny, torch.arange(97))
+    assert torch.equal(again.load([0]).features, before)
+
+
+def test_a_full_disk_is_an_error_and_no_crash(store, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data.os, "posix_fallocate", full)
+    (store.folder / "mass.bin").unlink()
+    with pytest.raises(OSError, match="No space left"):
+        FeatureStore(store.folder, store.conversations, 64)
+
+
+def test_nothing_is_no_group():
+    assert list(by_length([], 10)) == []
+
+
 def test_groups_hold_their_budget_and_everything():
     lengths = [5, 90, 12, 12, 3, 40, 7]
     groups = list(by_length(lengths, 48))
@@ -96,6 +120,8 @@ def test_frequent_tokens_are_those_said_most(conversations):
         (json.dumps({"tokens": [1, 2, 3]}), ":2: not a conversation: it lacks 'answers'"),
         (json.dumps({"tokens": [1, 2, 3], "answers": [[1, 4]]}), ":2: not a conversation: answers [[1, 4]] do not lie"),
         (json.dumps({"tokens": [1, 2, 3], "answers": [[2, 3], [1, 2]]}), ":2: not a conversation: answers"),
+        (json.dumps({"tokens": [1, 2, 3], "answers": [[1, 2.5]]}), ":2: not a conversation: answers are pairs"),
+        ("\ud800", ":2: not a conversation"),
         (json.dumps({"prompt": [1], "response": [1, 2.5]}), ":2: not a conversation: token ids are whole numbers"),
         (
             json.dumps({"prompt": [1], "response": [1, 97]}),
@@ -105,7 +131,8 @@ def test_frequent_tokens_are_those_said_most(conversations):
 )
 def test_bad_rows_are_named_by_file_and_line(tmp_path, line, says):
     path = tmp_path / "bad.jsonl"
-    path.write_text(json.dumps({"prompt": [1], "response": [2, 3]}) + "\n" + line + "\n")
+    text = json.dumps({"prompt": [1], "response": [2, 3]}) + "\n" + line + "\n"
+    path.write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(BenchError) as raised:
         read_conversations([path], 97, 64)
     assert f"{path}{says}" in raised.value.message

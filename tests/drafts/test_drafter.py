@@ -1,5 +1,7 @@
 """The dynamic tree against a brute-force one that recomputes every path from the target's features."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from fspad_bench.decoders.eagle import Eagle
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
+from fspad_bench.drafts.head import Head
+from fspad_bench.drafts.network import DraftNetwork, Shape
 from fspad_bench.drafts.rows import DraftRows
 from fspad_bench.errors import BenchError
 from fspad_bench.sampling import Sampler
@@ -86,12 +90,25 @@ def run(tiny, heads, name, sampler=GREEDY, **options):
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
 def test_trees_equal_brute_force(tiny, heads, name, temperature):
     """At T > 0 with the very noise of each position: that is what makes the draft meet the target's choice."""
+    trees_equal_brute_force(tiny, heads, name, temperature)
+
+
+def trees_equal_brute_force(tiny, heads, name, temperature):
     sampler = Sampler(temperature, stream="coupled")
     drafter, witness = run(tiny, heads, name, sampler, nodes=12, depth=4, top_k=3)
     assert len(witness.trees) > 3
     with torch.inference_mode():
         for tokens, features, tree, budget in witness.trees:
             assert paths(tree) == brute_force(drafter, tiny, tokens, features, min(4, budget), sampler), len(tokens)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_a_head_may_group_its_heads_otherwise_than_its_target(tiny, tmp_path, kv_heads):
+    torch.manual_seed(3)
+    shape = replace(Shape.of_target(tiny.config, "fspad"), kv_heads=kv_heads)
+    Head(DraftNetwork(shape), torch.arange(97), tiny.name, tiny.identity).save(tmp_path)
+    assert kv_heads != tiny.config.num_key_value_heads
+    trees_equal_brute_force(tiny, {"fspad": tmp_path}, "fspad", 0.0)
 
 
 def test_trees_survive_a_cache_that_grows_in_their_midst(tiny, heads, monkeypatch):

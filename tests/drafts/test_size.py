@@ -78,6 +78,17 @@ def test_a_curve_is_recovered_from_what_was_right(shift, slope):
     torch.testing.assert_close(Curve(shift, slope).grade(q.log()).exp(), chance, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.6])
+def test_a_draft_far_too_sure_of_itself_gets_a_finite_curve(share):
+    generator = torch.Generator().manual_seed(2)
+    first = 0.9 + 0.09 * torch.rand(3000, 1, generator=generator)
+    q = torch.cat([first, (1 - first) / 2], dim=1)
+    right = torch.cat([torch.rand(3000, 1, generator=generator) < share, torch.zeros(3000, 1, dtype=torch.bool)], 1)
+    curve = fit(q.numpy(), right.numpy())
+    assert abs(curve.shift) + abs(curve.slope) < 30
+    assert curve.grade(q[:, :1].log()).exp().mean() == pytest.approx(share, abs=0.05)
+
+
 def test_a_curve_of_what_is_always_or_never_right_is_finite():
     q = torch.full((50, 2), 0.5).numpy()
     for right in (q > 0, q > 1):

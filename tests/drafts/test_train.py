@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fspad_bench.drafts.data import LiveFeatures
+from fspad_bench.drafts.calibration import Calibration
+from fspad_bench.drafts.data import Conversation, LiveFeatures
 from fspad_bench.drafts.job import train_head
-from fspad_bench.drafts.network import ARMS
+from fspad_bench.drafts.network import ARMS, Shape
 from fspad_bench.drafts.objective import Recipe
 from fspad_bench.drafts.train import Trainer
 from fspad_bench.errors import BenchError
@@ -78,6 +79,83 @@ def test_a_checkpoint_of_another_recipe_is_refused(trainer, recipe, tmp_path):
     trainer().run(tmp_path, checkpoint_every=1e9, stop_after=1)
     with pytest.raises(BenchError, match="another recipe"):
         trainer(recipe=replace(recipe, lr=1e-3)).run(tmp_path, checkpoint_every=1e9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"origin": {"data": "b"}}, "another data"),
+        ({"decoder": "eagle"}, "another network"),
+        ({"vocabulary": 40}, "another draft vocabulary"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(trainer, tmp_path, changes, said):
+    trainer(origin={"data": "a"}).run(tmp_path, checkpoint_every=1e9, stop_after=1)
+    with pytest.raises(BenchError, match=said):
+        trainer(**{"origin": {"data": "a"}} | changes).run(tmp_path, checkpoint_every=1e9)
+
+
+def test_fewer_epochs_than_were_trained_are_refused(trainer, recipe, tmp_path):
+    trainer().run(tmp_path, checkpoint_every=1e9)
+    with pytest.raises(BenchError, match="has been trained for"):
+        trainer(recipe=replace(recipe, epochs=1)).run(tmp_path, checkpoint_every=1e9)
+
+
+def test_a_torn_checkpoint_is_said(trainer, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(BenchError, match="no checkpoint that can be read"):
+        trainer().run(tmp_path, checkpoint_every=1e9)
+
+
+def test_a_torn_curve_goes_on_with_its_whole_lines(trainer, recipe, tmp_path):
+    trainer(recipe=replace(recipe, epochs=1)).run(tmp_path, checkpoint_every=0, stop_after=2)
+    curve = tmp_path / "curve.csv"
+    whole = curve.read_text()
+    curve.write_text(whole[:-30])
+    trainer(recipe=replace(recipe, epochs=1)).run(tmp_path, checkpoint_every=0)
+    lines = curve.read_text().splitlines()
+    assert lines[:2] == whole.splitlines()[:2]
+    assert [line.split(",")[0] for line in lines[1:]] == ["1", *[str(n) for n in range(3, len(lines) + 1)]]
+
+
+def test_how_accelerate_is_configured_changes_nothing(trainer, tmp_path, monkeypatch):
+    plain = trainer()
+    plain.run(tmp_path / "plain", checkpoint_every=1e9, stop_after=3)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    configured = trainer()
+    configured.run(tmp_path / "configured", checkpoint_every=1e9, stop_after=3)
+    for name, weight in plain.network.state_dict().items():
+        assert torch.equal(weight, configured.network.state_dict()[name]), name
+
+
+def test_two_conversations_are_enough_and_one_is_not(tiny, recipe, tmp_path):
+    rows = [Conversation(list(range(9)), [(4, 9)]), Conversation(list(range(20, 28)), [(3, 8)])]
+    for count in (2, 1):
+        features = LiveFeatures(tiny, rows[:count], torch.arange(97))
+        shape = Shape.of_target(tiny.config, "eagle")
+        if count == 1:
+            with pytest.raises(BenchError, match="too few"):
+                Trainer(tiny, features, torch.arange(97), shape, recipe)
+        else:
+            Trainer(tiny, features, torch.arange(97), shape, recipe).run(tmp_path, checkpoint_every=1e9)
+
+
+def test_answers_of_two_tokens_leave_no_calibration_but_a_head(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "short.jsonl"
+    data.write_text('{"prompt": [1], "response": [4, 5]}\n' * 40)
+    head = train_head(tiny, "eagle", [data], tmp_path / "head", Recipe(epochs=1))
+    assert Calibration.of(head.facts["calibration"]).greedy
+
+
+def test_a_data_set_of_another_tokenizer_is_refused(tiny, conversations, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "shard-00000.jsonl").write_text(conversations.read_text())
+    (folder / "manifest.json").write_text('{"target": "other", "tokenizer": "abc"}')
+    with pytest.raises(BenchError, match="is of other, whose tokenizer is not tiny's"):
+        train_head(tiny, "eagle", [folder], tmp_path / "head", Recipe(epochs=1))
 
 
 def test_a_longer_plan_begins_like_a_shorter_one(trainer, recipe):
