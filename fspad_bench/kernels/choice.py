@@ -94,7 +94,7 @@ def _threshold(logits, temperature, top, weight, target, V: tl.constexpr, BLOCK:
     unit = (target * 0).to(tl.uint32) + (1 << 28)
     for _ in range(STEPS):
         tried = t + ways.to(tl.uint32) * unit + (unit - 1)  # the last integer of each of 16 ranges
-        weighs = tl.zeros([WAYS], tl.float32)
+        each = tl.zeros([WAYS, BLOCK], tl.float32)
         for start in range(0, V, BLOCK):
             tokens = start + tl.arange(0, BLOCK)
             scores = _scores(logits, tokens, V, temperature)
@@ -102,7 +102,8 @@ def _threshold(logits, temperature, top, weight, target, V: tl.constexpr, BLOCK:
             share = (tokens < V).to(tl.float32)
             if MASS:
                 share = tl.where((order >= weight) & (tokens < V), _share(scores, top), 0.0)
-            weighs += tl.sum(tl.where(order[None, :] > tried[:, None], share[None, :], 0.0), 1)
+            each += tl.where(order[None, :] > tried[:, None], share[None, :], 0.0)
+        weighs = tl.sum(each, 1)
         chosen = tl.min(tl.where(weighs < target, ways, WAYS - 1), 0)
         t += chosen.to(tl.uint32) * unit
         unit >>= 4
@@ -122,7 +123,9 @@ def _cut(
     for start in range(0, V, BLOCK):
         top = tl.maximum(top, tl.max(_scores(logits, start + tl.arange(0, BLOCK), V, temperature), 0))
     few = tl.where((top_k > 0) & (top_k < V), top_k, V).to(tl.float32)
-    edge, above = _threshold(logits, temperature, top, 0, few, V, BLOCK, False)
+    edge, above = (few * 0).to(tl.uint32), few  # without top-k all tokens lie above the edge
+    if few < V:
+        edge, above = _threshold(logits, temperature, top, 0, few, V, BLOCK, False)
     ties = few - above  # of the tokens on the edge, those with the smallest ids
     if top_p < 1:
         mass, level = tl.zeros([], tl.float32), tl.zeros([], tl.float32)
