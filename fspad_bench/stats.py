@@ -67,6 +67,21 @@ def mean_interval(values: Sequence[float], *, draws: int = 2000, seed: int = 0, 
     return _interval(column.mean(), estimates, len(column), level)
 
 
+def ratio_interval(
+    parts: Sequence[tuple[float, float]], *, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """The sum of the first over the sum of the second, one pair a prompt: tokens a step, say.
+
+    Raises ValueError for no pairs, one that is not finite, or a second part that is not above zero.
+    """
+    rows = _finite(parts)
+    if not (rows[:, 1] > 0).all():
+        raise ValueError("a prompt without a step has no ratio")
+    means = _resampled_means(rows, draws, seed)
+    value = rows[:, 0].sum() / rows[:, 1].sum()
+    return _interval(value, means[:, 0] / means[:, 1], len(rows), level)
+
+
 def sign_flip_p(differences: Sequence[float], *, draws: int = 20000, seed: int = 0) -> float:
     """One-sided p-value that the mean of `differences`, one a prompt, is above 0.
 

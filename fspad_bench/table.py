@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from fspad_bench.record import METHOD, Audit, Key, Records, Sample
 from fspad_bench.registry import Label
-from fspad_bench.stats import Cost, Interval, agreement, ratio_of_mean_speeds, speedup
+from fspad_bench.stats import Cost, Interval, agreement, ratio_interval, ratio_of_mean_speeds, speedup
 from fspad_bench.verdict import verdict
 
 NOISY_LOAD = 0.05
@@ -68,7 +68,7 @@ def _row(records: Records, name: str, vanilla: str | None, by_key: dict[str, lis
     pooled = [a for a in records.audits if a.key in alike]
     decode, whole = _speedup(pairs, prefill=False), _speedup(pairs, prefill=True)
     scores = records.scores.get(name, {})
-    forwards, seconds = sum(s.forwards for s in made), sum(s.decode_seconds for s in made)
+    steps, seconds = _steps(made), sum(s.decode_seconds for s in made)
     return {
         **{name: getattr(key, name) for name in IDENTITY},
         "samples": len({s.sample for s in made}),
@@ -81,7 +81,9 @@ def _row(records: Records, name: str, vanilla: str | None, by_key: dict[str, lis
         "speedup_high": _known(decode.high),
         "speedup_end_to_end": _known(whole.value),
         "speedup_spec_bench": _spec_bench(pairs),
-        "tokens_per_step": sum(sum(s.committed) for s in made) / forwards if forwards else None,
+        "tokens_per_step": _known(steps.value),
+        "tokens_per_step_low": _known(steps.low),
+        "tokens_per_step_high": _known(steps.high),
         "tokens_per_second": tokens / seconds if seconds else None,
         "time_to_first_token": sum(s.prefill_seconds for s in made) / len(made) if seconds else None,
         "draft_share": sum(s.draft_seconds for s in made) / seconds if seconds else None,
@@ -115,6 +117,16 @@ def _speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
     if not prompts or not all(cost.seconds for side in sides for cost in side):  # a foreign engine's decode time
         return Interval(math.nan, math.nan, math.nan)
     return speedup(*sides)
+
+
+def _steps(made: Sequence[Sample]) -> Interval:
+    """Tokens a full forward of the target, with its interval over prompts; a prompt's turns stay together."""
+    prompts: dict[str, list[int]] = {}
+    for sample in made:
+        tokens, forwards = prompts.setdefault(sample.sample, [0, 0])
+        prompts[sample.sample] = [tokens + sum(sample.committed), forwards + sample.forwards]
+    drafted = [(tokens, forwards) for tokens, forwards in prompts.values() if forwards]
+    return ratio_interval(drafted) if drafted else Interval(math.nan, math.nan, math.nan)
 
 
 def _cost(samples: Sequence[Sample], prefill: bool) -> Cost:

@@ -13,6 +13,7 @@ from fspad_bench.stats import (
     Interval,
     agreement,
     mean_interval,
+    ratio_interval,
     ratio_of_mean_speeds,
     sign_flip_p,
     speedup,
@@ -221,3 +222,21 @@ def test_values_that_are_not_there_are_refused(estimate, values, message):
 )
 def test_agreement(a, b, length):
     assert agreement(a, b) == agreement(b, a) == length
+
+
+def test_a_ratio_is_of_the_sums_and_its_interval_covers_the_truth():
+    rng = np.random.default_rng(4)
+    covered = 0
+    for trial in range(200):
+        steps = rng.integers(20, 80, size=30)
+        tokens = rng.binomial(steps, 0.6) + steps
+        found = ratio_interval([*zip(tokens.tolist(), steps.tolist(), strict=True)], draws=300, seed=trial)
+        assert found.value == pytest.approx(tokens.sum() / steps.sum())
+        covered += found.low <= 1.6 <= found.high
+    assert 175 <= covered <= 199
+
+
+@pytest.mark.parametrize("parts", [[], [(1.0, 0.0)], [(float("nan"), 1.0)]])
+def test_a_ratio_of_nothing_is_refused(parts):
+    with pytest.raises(ValueError, match=r"no values|without a step|not a finite"):
+        ratio_interval(parts)
