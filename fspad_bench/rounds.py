@@ -58,9 +58,10 @@ class Round:
 
 
 class Grower(Protocol):
-    """What drafts on the device: trees of `nodes` nodes, filled up with dead ones."""
+    """What drafts on the device: trees of `nodes` nodes, of which `drafted` are guesses; dead ones fill them up."""
 
     nodes: int
+    drafted: int
 
     def begin(self, context: Context, scores: Scores, capacity: int) -> None:
         """After the prefill; the target's cache has room for `capacity` rows."""
@@ -72,7 +73,7 @@ class Grower(Protocol):
 class Alone:
     """Vanilla's: the last token, and nothing drafted."""
 
-    nodes = 1
+    nodes, drafted = 1, 0
 
     def begin(self, context: Context, scores: Scores, capacity: int) -> None:
         pass
@@ -85,7 +86,7 @@ class Still:
     """Leaves the nodes as they are: for what a round of so many costs."""
 
     def __init__(self, nodes: int) -> None:
-        self.nodes = nodes
+        self.nodes, self.drafted = nodes, nodes - 1
 
     def begin(self, context: Context, scores: Scores, capacity: int) -> None:
         pass
@@ -155,7 +156,7 @@ class DeviceLoop:
             decode_seconds=perf_counter() - ready,
             forwards=target.forwards - before,
             committed=committed,
-            drafted=[self.grower.nodes - 1] * len(committed),
+            drafted=[self.grower.drafted] * len(committed),
         )
 
     @torch.inference_mode()

@@ -9,6 +9,7 @@ drawn (`Tree.q`); children that nobody drew, such as a top-k, count as certain. 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -74,9 +75,15 @@ def ask_along(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Ac
 
 def _ask_all(found: Kernels, tree: Tree, logits: Tensor, sampler: Sampler, position: int) -> Accepted:
     nodes, at = Nodes.of(tree, logits.device), torch.tensor([position], dtype=torch.int32, device=logits.device)
-    walk = found.walk(nodes, found.choose(logits, nodes.depths, at, Law.of(sampler, logits.device)))
+    walk = found.walk(nodes, found.choose(logits, nodes.depths, at, _law(sampler, logits.device)))
     count, bonus, *path = torch.cat([walk.count.view(1), walk.bonus.view(1).int(), walk.path]).tolist()
     return Accepted(path[:count], bonus)
+
+
+@lru_cache(maxsize=4)
+def _law(sampler: Sampler, device: torch.device) -> Law:
+    """A generation's, copied to the device once."""
+    return Law.of(sampler, device)
 
 
 def rejection(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:

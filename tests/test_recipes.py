@@ -10,7 +10,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parent.parent
 SMALL = {
-    "TARGET": "tiny", "TOKENS": "100", "EPOCHS": "1", "ROWS": "4", "ARMS": "wide", "SEEDS": "0 1",
+    "TARGET": "tiny", "TOKENS": "100", "EPOCHS": "1", "ROWS": "4", "ARMS": "eagle wide", "SEEDS": "0",
     "TRAIN": "--live --device cpu --draft-vocabulary 40",
 }  # fmt: skip
 QUESTION = {"question_id": 1, "category": "qa", "turns": ["who wrote it"], "reference": [["42"]]}
@@ -70,7 +70,7 @@ def test_heads_are_trained_in_pieces_and_then_compared(script, tmp_path):
     done = script("baselines/heads/train.sh", heads)
     assert done.returncode == 0, done.stderr
     made = sorted(path.parent.name for path in heads.glob("*/head.json"))
-    assert made == ["wide-tiny-0", "wide-tiny-1"]
+    assert made == ["eagle-tiny-0", "wide-tiny-0"]
     before = (heads / "wide-tiny-0" / "head.json").stat().st_mtime_ns
     assert script("baselines/heads/train.sh", heads).returncode == 0
     assert (heads / "wide-tiny-0" / "head.json").stat().st_mtime_ns == before
@@ -80,6 +80,11 @@ def test_heads_are_trained_in_pieces_and_then_compared(script, tmp_path):
     assert run.returncode == 0, run.stderr
     table = json.loads(run.stdout)["rows"]
     names = {row["decoder"].partition("=")[0] for row in table}
-    assert names == {"vanilla", "wide-0", "wide-1"}
+    assert names == {"vanilla", "eagle-0", "wide-0"}
     assert {row["verdict"] for row in table} == {"exact"}
     assert len(table) == 3 * 6 * 2
+    arms = subprocess.run([sys.executable, CHECKOUT / "results" / "arms.py", "out"], capture_output=True, text=True,
+                          cwd=tmp_path)  # fmt: skip
+    assert arms.returncode == 0, arms.stderr
+    assert arms.stdout.count("| wide ") == arms.stdout.count("| eagle ") == 2  # greedy and T = 1
+    assert "over eagle" in arms.stdout

@@ -65,6 +65,7 @@ def test_trees_of_any_shape(target, shape):
         found = method.loop.generate(sampler, PROMPTS[0], limit)
         wanted = generate(target, method.decoder, sampler, PROMPTS[0], limit)
         assert (found.tokens, found.committed[:-1]) == (wanted.tokens, wanted.committed[:-1])
+        assert found.drafted[0] == wanted.drafted[0]
 
 
 @pytest.mark.parametrize("decoder", GROWING)
@@ -79,8 +80,8 @@ def test_certification_holds_the_device_to_identity(target, decoder, monkeypatch
     compact = target.kernels.compact
     late = target.kernels._replace(compact=lambda rows, length, walk: compact(rows, length + 1, walk))
     monkeypatch.setattr(target, "kernels", late)
-    wrong = found()
-    assert "FAIL" in wrong.values() or decoder == "vanilla"
+    if decoder != "vanilla":  # whose rows never move
+        assert "FAIL" in found().values()
 
 
 def test_a_longer_prompt_needs_another_cache(target):

@@ -110,6 +110,15 @@ def test_turns_of_a_prompt_are_one_unit():
     row = row_of(rows(records(*made)))
     assert (row["samples"], row["tokens"], row["speedup"]) == (1, 20, 1.0)
     assert row["speedup_low"] is row["speedup_high"] is None
+    assert row["tokens_per_step_low"] is row["tokens_per_step_high"] is None
+
+
+def test_tokens_a_step_have_an_interval_over_prompts():
+    made = [sample(VANILLA, str(i), 10, 1.0) for i in range(8)]
+    made += [sample(FAST, str(i), 10, 1.0, committed=[i, 9], forwards=6) for i in range(8)]
+    row = row_of(rows(records(*made)))
+    assert row["tokens_per_step"] == pytest.approx((28 + 72) / 48)
+    assert 1.5 < row["tokens_per_step_low"] < row["tokens_per_step"] < row["tokens_per_step_high"] < 16 / 6
 
 
 def test_rows_come_vanilla_first_one_a_key_in_order():

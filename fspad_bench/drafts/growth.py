@@ -43,10 +43,11 @@ class Growth:
         self.rows = torch.zeros(2, shape.kv_heads, 0, shape.head_dim, dtype=target.dtype, device=self.device)
         self.ropes = self.rows[:, 0]
         self.own = torch.ones((), dtype=torch.int64) << torch.arange(drafted)
-        self.own, self.slots = self.own.to(self.device), torch.arange(depth + 1, device=self.device)
+        self.own, self.slots = self.own.to(self.device), torch.arange(min(depth + 1, nodes), device=self.device)
         self.one = self.own[:1, None]
         every = [torch.full((top_k,), 1), *[torch.full((top_k * top_k,), level) for level in range(2, depth + 1)]]
         self.levels = torch.cat(every).to(self.device)
+        self.drafted = min(nodes - 1, len(self.levels))
         node = torch.arange(nodes, device=self.device)
         bit = torch.ones((), dtype=torch.int64, device=self.device) << (node % WORD)
         words = -(-nodes // WORD)
@@ -96,9 +97,7 @@ class Growth:
         """The rows of the accepted path, and the output of the last of them. Slots behind it write rows that the tree's
         own will overwrite."""
         walk, length = round_.walk, round_.length
-        path = walk.path[: len(self.slots)] if len(walk.path) >= len(self.slots) else F.pad(
-            walk.path, (0, len(self.slots) - len(walk.path))
-        )  # fmt: skip
+        path = walk.path[: len(self.slots)]
         following = torch.where(self.slots + 1 < walk.count, round_.nodes.tokens[path.roll(-1)], walk.bonus)
         x = self.network.fuse(self.embedding(following.clamp(min=0)), round_.features[path])
         at = length - walk.count + self.slots
@@ -144,7 +143,7 @@ class Growth:
 
     def _write(self, round_: Round, tokens: Tensor, scores: Tensor, origins: Tensor) -> None:
         """The best candidates as nodes, in the order of the pool, in which parents come first."""
-        nodes, count = round_.nodes, min(self.nodes - 1, len(tokens))
+        nodes, count = round_.nodes, self.drafted
         kept = scores.sort(descending=True, stable=True).indices[:count].sort().values
         place = torch.zeros(len(tokens) + 1, dtype=torch.int64, device=self.device)  # the last: of -1, the root
         place.scatter_(0, kept, torch.arange(1, count + 1, device=self.device))

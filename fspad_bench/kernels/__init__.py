@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ def chosen(device: torch.device) -> Kernels | None:
     if not name:
         if device.type != "cuda":
             return None
-        name = "triton" if find_spec("triton") else "reference"
+        name = "triton" if installed() else "reference"
     if name not in NAMES:
         raise BenchError(f"{VARIABLE}={name} names no kernels", near(name, NAMES))
     if name == HOST:
@@ -51,9 +52,15 @@ def chosen(device: torch.device) -> Kernels | None:
     return Kernels(name, reference.attend, reference.choose, reference.walk, reference.compact)
 
 
+@cache
+def installed() -> bool:
+    """Whether Triton is; every round asks, so the answer is kept."""
+    return find_spec("triton") is not None
+
+
 def triton(device: torch.device) -> Kernels:
     """Triton's own. Raises BenchError where they cannot run."""
-    if not find_spec("triton"):
+    if not installed():
         raise BenchError("Triton is not installed", "pip install 'fspad-bench[kernels]'")
     if device.type == "cpu" and not interpreted():
         raise BenchError("Triton's kernels need a GPU", "on the CPU, TRITON_INTERPRET=1 runs them slowly, for tests")

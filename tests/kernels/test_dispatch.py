@@ -20,7 +20,7 @@ def test_the_host_works_on_the_cpu_and_triton_on_a_gpu():
 
 
 def test_without_triton_a_gpu_runs_the_reference(monkeypatch):
-    monkeypatch.setattr(kernels, "find_spec", lambda _: None)
+    monkeypatch.setattr(kernels, "installed", lambda: False)
     assert kernels.chosen(torch.device("cuda")).name == "reference"
     monkeypatch.setenv(kernels.VARIABLE, "triton")
     with pytest.raises(BenchError, match="not installed"):
