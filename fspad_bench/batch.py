@@ -2,7 +2,9 @@
 
 Requests are taken shortest first, so the rows in flight are of one length and none widens the attention for all; new
 prompts are prefilled a handful at a time; a finished row's place goes to the last one, so the rows at work are always
-the first, and no product is made for an idle one. Nothing is measured here: the decoders' own loop is `decoding`.
+the first, and no product is made for an idle one. The cache is as wide as its longest row, and a little: then the keys
+and values of a step are one block of memory, which a batched product reads where it is. Nothing is measured here: the
+decoders' own loop is `decoding`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from fspad_bench.target import TransformersTarget
 
 PREFILL_TOKENS = 4096  # of one admission; bounds its memory
 ROW_TOKENS = 1024
+WIDEN = 64  # columns by which a cache grows; it shrinks when twice as many stand idle
 
 
 class Request(NamedTuple):
@@ -47,15 +50,18 @@ class Row:
 
 
 class Batch:
-    """The KV cache of up to `rows` sequences, `[layers, rows, H_kv, capacity, D]`, and forwards over it."""
+    """The KV cache of up to `rows` sequences, a layer `[rows, H_kv, width, D]`, and forwards over it."""
 
-    def __init__(self, target: TransformersTarget, rows: int, capacity: int) -> None:
+    def __init__(self, target: TransformersTarget, rows: int) -> None:
         if target.lean is None:
             raise BenchError(f"{target.name} has no lean forward", "a plain Llama, Mistral or Qwen is needed here")
         self.target, self.lean = target, target.lean
-        shape = (len(self.lean.layers), rows, self.lean.kv_heads, capacity, self.lean.head_dim)
+        self.width = WIDEN
+        shape = (rows, self.lean.kv_heads, self.width, self.lean.head_dim)
         # zeros: what a row does not see is weighted by 0, which would not silence a NaN
-        self.keys, self.values = (torch.zeros(shape, dtype=target.dtype, device=target.device) for _ in range(2))
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=target.dtype, device=target.device) for _ in self.lean.layers] for _ in range(2)
+        )
 
     def prefill(self, first: int, prompts: Sequence[list[int]]) -> Tensor:
         """Fill the rows from `first` on; the logits after each prompt, `[R, V]`.
@@ -65,8 +71,8 @@ class Batch:
         shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
         if shared:
             self._fill(first, [prompts[0][:shared]], 0)
-            for held in (self.keys, self.values):
-                held[:, first + 1 : first + len(prompts), :, :shared] = held[:, first, None, :, :shared]
+            for held in (*self.keys, *self.values):
+                held[first + 1 : first + len(prompts), :, :shared] = held[first, :, :shared]
         features = self._fill(first, [prompt[shared:] for prompt in prompts], shared)
         last = self._ids([len(prompt) - shared - 1 for prompt in prompts])
         return self.target.logits(features[torch.arange(len(prompts), device=last.device), last])
@@ -75,15 +81,15 @@ class Batch:
         """Run tokens from position `start` on, a part a row; their features `[R, L, d]`, padded on the right."""
         count, width = len(parts), max(map(len, parts))
         end = start + width
+        self._widen(end, shrink=False)
         padded = [part + [0] * (width - len(part)) for part in parts]
         rope = self.lean.rope(range(start, end)).repeat(1, count, 1)
-        mask = torch.ones(width, end, dtype=torch.bool, device=self.keys.device).tril(start) if start else None
+        mask = torch.ones(width, end, dtype=torch.bool, device=self.target.device).tril(start) if start else None
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query, key, value = (x.unflatten(1, (count, width)).transpose(0, 1) for x in (query, key, value))
-            rows = slice(first, first + count)
-            self.keys[layer, rows, :, start:end], self.values[layer, rows, :, start:end] = key, value
-            keys, values = self.keys[layer, rows, :, :end], self.values[layer, rows, :, :end]
+            keys, values = (held[layer][first : first + count, :, :end] for held in (self.keys, self.values))
+            keys[:, :, start:], values[:, :, start:] = key, value
             seen = scaled_dot_product_attention(
                 query, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.target.groups > 1
             )
@@ -94,29 +100,42 @@ class Batch:
 
     def step(self, tokens: list[int], positions: list[int]) -> Tensor:
         """One more token for each of the first rows, at its position; the logits after it, `[R, V]`."""
-        count, width = len(tokens), max(positions) + 1
-        own, at = torch.arange(count, device=self.keys.device), self._ids(positions)
-        hidden = torch.zeros(count, 1, 1, width, device=at.device)
-        hidden.masked_fill_((torch.arange(width, device=at.device) > at[:, None])[:, None, None], float("-inf"))
+        count, end = len(tokens), max(positions) + 1
+        self._widen(end, shrink=True)
+        own, at = torch.arange(count, device=self.target.device), self._ids(positions)
+        hidden = torch.zeros(count, 1, 1, self.width, device=at.device)
+        hidden.masked_fill_((torch.arange(self.width, device=at.device) > at[:, None])[:, None, None], float("-inf"))
         scale = self.lean.head_dim**-0.5
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            self.keys[layer, own, :, at], self.values[layer, own, :, at] = key.transpose(0, 1), value.transpose(0, 1)
+            keys, values = self.keys[layer][:count], self.values[layer][:count]
+            keys[own, :, at], values[own, :, at] = key.transpose(0, 1), value.transpose(0, 1)
             query = query.unflatten(0, (self.lean.kv_heads, -1)).permute(2, 0, 1, 3)
-            keys, values = self.keys[layer, :count, :, :width], self.values[layer, :count, :, :width]
-            scores = (keys @ query.transpose(-1, -2)).transpose(-1, -2).float() * scale + hidden
+            scores = (query @ keys.transpose(-1, -2)).float() * scale + hidden
             seen = scores.softmax(-1).to(values.dtype) @ values  # on a CPU a quarter of the fused kernel's time
             return seen.permute(1, 2, 0, 3).flatten(0, 1)
 
-        return self.target.logits(self.lean(self._ids(tokens), self.lean.rope_at(at, width), attend))
+        return self.target.logits(self.lean(self._ids(tokens), self.lean.rope_at(at, end), attend))
 
     def move(self, source: int, place: int, length: int) -> None:
         """Row `source` takes the place of another."""
+        for held in (*self.keys, *self.values):
+            held[place, :, :length] = held[source, :, :length]
+
+    def _widen(self, end: int, *, shrink: bool) -> None:
+        """Room for `end` columns, one layer after the other; what lies behind them may go."""
+        width = -(-end // WIDEN) * WIDEN
+        if width <= self.width and not (shrink and width <= self.width - 2 * WIDEN):
+            return
+        kept = min(width, self.width)
         for held in (self.keys, self.values):
-            held[:, place, :, :length] = held[:, source, :, :length]
+            for layer, old in enumerate(held):
+                held[layer] = old.new_zeros(*old.shape[:2], width, old.shape[3])
+                held[layer][:, :, :kept] = old[:, :, :kept]
+        self.width = width
 
     def _ids(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, device=self.keys.device)
+        return torch.tensor(values, device=self.target.device)
 
 
 @torch.inference_mode()
@@ -137,7 +156,7 @@ def answer_all(
     for part in _alike(requests):
         capacity = max(len(requests[i].prompt) + requests[i].length for i in part)
         together = min(len(part), max(1, min(rows, rows * ROW_TOKENS // capacity)))
-        _answer_part(target, requests, part, answers, together, capacity, seed, told)
+        _answer_part(target, requests, part, answers, together, seed, told)
     return answers
 
 
@@ -155,12 +174,11 @@ def _answer_part(
     part: list[int],
     answers: list[list[int]],
     rows: int,
-    capacity: int,
     seed: Sequence[int],
     told: Callable[[int], None],
 ) -> None:
     order = sorted(part, key=lambda i: (len(requests[i].prompt), i), reverse=True)  # pop: the shortest
-    batch, working = Batch(target, rows, capacity), []
+    batch, working = Batch(target, rows), []
     while order or working:
         if order and len(working) <= rows - max(1, rows // 4):
             new = _next_rows(requests, order, rows - len(working), seed)

@@ -60,8 +60,9 @@ def test_what_a_row_does_not_see_is_without_effect(tiny, monkeypatch):
 
     def dirty(self, *arguments):
         real(self, *arguments)
-        self.keys.fill_(1e6)
-        self.values.fill_(-1e6)
+        for keys, values in zip(self.keys, self.values, strict=True):
+            keys.fill_(1e6)
+            values.fill_(-1e6)
 
     monkeypatch.setattr(Batch, "__init__", dirty)
     assert answer_all(tiny, requests, rows=7, seed=[0]) == found
@@ -70,16 +71,30 @@ def test_what_a_row_does_not_see_is_without_effect(tiny, monkeypatch):
 def test_one_long_request_does_not_widen_the_cache_of_all(tiny, monkeypatch):
     made, real = [], Batch.__init__
 
-    def noted(self, target, rows, capacity):
-        made.append((rows, capacity))
-        real(self, target, rows, capacity)
+    def noted(self, target, rows):
+        made.append(rows)
+        real(self, target, rows)
 
     monkeypatch.setattr(Batch, "__init__", noted)
     requests = [Request([5, 9, n], 0.0, 6) for n in range(12)]
     requests.insert(5, Request(list(range(90)) * 30, 0.0, 6))
     found = answer_all(tiny, requests, rows=4, seed=[0])
     assert found == [alone(tiny, request.prompt, request.length) for request in requests]
-    assert made == [(4, 9), (1, 2706)]
+    assert made == [4, 1]
+
+
+def test_the_cache_follows_its_longest_row(tiny, monkeypatch):
+    """It widens for an answer that goes on, shrinks behind it, and nothing of the others' is lost."""
+    monkeypatch.setattr(batch, "WIDEN", 4)
+    monkeypatch.setattr(TransformersTarget, "stop_ids", frozenset())
+    widths, real = [], Batch.step
+    monkeypatch.setattr(Batch, "step", lambda self, *arguments: (real(self, *arguments), widths.append(self.width))[0])
+    requests = [Request([5, n], 0.0, 40 if n == 1 else 9) for n in range(8)]
+    found = answer_all(tiny, requests, rows=2, seed=[0])
+    assert found == [alone(tiny, request.prompt, request.length) for request in requests]
+    assert max(widths) == 44
+    assert widths.index(44) < len(widths) - 1
+    assert widths[-1] <= 20
 
 
 def test_draws_have_the_targets_law(tiny):

@@ -2,6 +2,7 @@
 
 Questions are sampled at 0.9 after the template's user prefix and the opening of their kind; of the answers six in ten
 are greedy, the rest at 0.7 and 1. Every row that comes out is token ids, with the spans of the assistant's answers.
+Some conversations are held out from learning; they quote each other alone, and nobody else quotes them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from fspad_bench.batch import Request, answer_all
 from fspad_bench.chat import Chat, Message, Rendered, assistant, user
 from fspad_bench.distill.kinds import FOLLOW_UPS, KINDS, MATERIAL, QUESTION, TEXT
+from fspad_bench.drafts.data import HELD_OUT_EVERY
 from fspad_bench.target import TransformersTarget
 
 QUESTION_LENGTH, ANSWER_LENGTH = 96, 256
@@ -31,6 +33,7 @@ class Talk:
     temperature: float
     length: int = ANSWER_LENGTH
     opening: str = ""
+    held_out: bool = False
     messages: list[Message] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     done: Rendered | None = None
@@ -41,6 +44,7 @@ class Talk:
             "answers": [list(span) for span in self.done.answers],
             "temperature": self.temperature,
             "kind": self.kind,
+            "held_out": self.held_out,
         }
 
 
@@ -60,13 +64,16 @@ class Talks:
         shares = np.array([kind.share for kind in KINDS.values()])
         drawn = self.rng.choice(list(KINDS), size=count, p=shares / shares.sum())
         talks = [self._talk(str(kind)) for kind in sorted(drawn)]
+        for talk in talks[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]:
+            talk.held_out = True
         first = [talk for talk in talks if KINDS[talk.kind].material is None]
         self.ask(first)
         self.answer(first)
         texts = [talk for talk in first if talk.done and _is_material(talk)]
-        later = [talk for talk in talks if KINDS[talk.kind].material and texts]
+        later = [talk for talk in talks if KINDS[talk.kind].material]
         for talk in later:
-            talk.messages.append(user(self._about(talk, texts)))
+            if own := [text for text in texts if text.held_out == talk.held_out]:
+                talk.messages.append(user(self._about(talk, own)))
         self.answer(later)
         again = [talk for talk in first if talk.done and self.rng.random() < FOLLOW_UPS]
         for talk in again:

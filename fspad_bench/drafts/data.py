@@ -1,9 +1,12 @@
 """Training data of a draft: conversations as token ids, and the target's features of them, computed once.
 
 A conversation is `{"tokens": [ids], "answers": [[start, end], ...]}`, one a line, as `distill` writes it, or
-`{"prompt": [ids], "response": [ids]}`. Row i of a sequence pairs (f_i, t_{i+1}) and learns f_{i+1} and the law of
-t_{i+2}; supervised are the rows whose predicted token stands in an answer behind its first. The
-published code masks by the index of t_i instead, which supervises up to two tokens past each answer; ours is shifted.
+`{"prompt": [ids], "response": [ids]}`; `"held_out": true` marks one that is never learned.
+
+Row i of a sequence pairs (f_i, t_{i+1}) and learns f_{i+1} and the law of t_{i+2}; supervised are the rows whose
+predicted token stands in an answer behind its first. The published code masks by the index of t_i instead, which
+supervises up to two tokens past each answer; ours is shifted.
+
 The store is a folder of flat arrays, one entry a token, that training maps into memory; it resumes where it stopped.
 """
 
@@ -13,7 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,16 +29,21 @@ from fspad_bench.paths import write_whole
 from fspad_bench.progress import Progress
 from fspad_bench.target import TransformersTarget
 
+HELD_OUT_EVERY = 33  # of so many conversations one is never learned
 CHUNK_TOKENS = 2048
 LAW_ROWS = 64  # keeps the logits of a chunk within the processor's cache
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Token ids of a templated conversation, and the spans `[start, end)` of the assistant's answers."""
+    """Token ids of a templated conversation, and the spans `[start, end)` of the assistant's answers.
+
+    `held_out` says that it is never learned; None leaves that to its place in the data.
+    """
 
     tokens: list[int]
     answers: list[tuple[int, int]]
+    held_out: bool | None = None
 
     def answer_tokens(self) -> int:
         return sum(end - start for start, end in self.answers)
@@ -44,14 +52,20 @@ class Conversation:
 def read_conversations(data: Sequence[Path], vocab: int, max_length: int) -> list[Conversation]:
     """Every usable conversation of JSONL files, or of folders' shards, cut at `max_length`.
 
-    One whose answers are empty or lie behind the cut is left out. Raises BenchError naming the line that is wrong.
+    One whose answers are empty or lie behind the cut is left out. Held out are those so marked, and of those with no
+    mark every 33rd. Raises BenchError naming the line that is wrong.
     """
     found = [_cut(row, max_length) for path in data_files(data) for row in _rows(path, vocab)]
     usable = [conversation for conversation in found if conversation.answers]
     if not usable:
         named = ", ".join(map(str, data))
         raise BenchError(f"{named} holds no usable conversation", "an answer needs two tokens or more, behind a prompt")
-    return usable
+    return [
+        replace(conversation, held_out=place % HELD_OUT_EVERY == HELD_OUT_EVERY // 2)
+        if conversation.held_out is None
+        else conversation
+        for place, conversation in enumerate(usable)
+    ]
 
 
 def data_files(data: Sequence[Path]) -> list[Path]:
@@ -93,12 +107,16 @@ def _conversation(row: dict[str, Any], vocab: int) -> Conversation:
         raise ValueError("answers are pairs of whole numbers")
     if ends and (ends != sorted(ends) or ends[0] < 0 or ends[-1] > len(tokens)):
         raise ValueError(f"answers {row['answers']} do not lie one after the other in {len(tokens)} tokens")
-    return Conversation(tokens, answers)
+    held_out = row.get("held_out")
+    if not isinstance(held_out, bool | None):
+        raise ValueError("held_out is true or false")
+    return Conversation(tokens, answers, held_out)
 
 
 def _cut(conversation: Conversation, length: int) -> Conversation:
     spans = [(start, min(end, length)) for start, end in conversation.answers]
-    return Conversation(conversation.tokens[:length], [(s, e) for s, e in spans if e - s >= 2 and s])
+    answers = [(start, end) for start, end in spans if end - start >= 2 and start]
+    return replace(conversation, tokens=conversation.tokens[:length], answers=answers)
 
 
 def frequent_tokens(conversations: list[Conversation], size: int, vocab: int) -> Tensor:

@@ -22,7 +22,6 @@ from fspad_bench.drafts.objective import Objective, inputs
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import TransformersTarget
 
-EVERY = 33  # of so many conversations one is never learned
 PROBES, PROBE_TOKENS = 8, 64
 DEPTHS, CHILDREN, CALIBRATION_ROWS = 4, 4, 2000
 BATCH_TOKENS = 2048
@@ -30,12 +29,13 @@ MOST_TOKENS = 100_000  # a larger data set holds out more than it is worth to lo
 
 
 class HeldOut:
-    """The conversations of a data set that are never learned, every 33rd; the first of them are measured on."""
+    """The conversations of a data set that are never learned; the first of them are measured on."""
 
     def __init__(self, target: TransformersTarget, features: FeatureStore | LiveFeatures, vocabulary: Tensor) -> None:
         self.target, self.features, self.vocabulary = target, features, vocabulary.to(target.device)
         self.index = index_of(self.vocabulary, target.config.vocab_size)
-        self.sequences = range(EVERY // 2, len(features.lengths), EVERY) or range(1)
+        marked = [s for s, conversation in enumerate(features.conversations) if conversation.held_out]
+        self.sequences = marked or [0]
         reach = np.cumsum([features.lengths[s] for s in self.sequences])
         self.measured = self.sequences[: max(1, int(np.searchsorted(reach, MOST_TOKENS, side="right")))]
 

@@ -69,7 +69,8 @@ class Trainer:
         objective = Objective(self.network, lm_head, recipe)
         self.objective = self.accelerator.prepare_model(objective, device_placement=False)  # all is on the target's
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=recipe.lr, betas=(0.9, 0.95))
-        self.learn = [s for s in range(len(features.lengths)) if s not in self.held_out.sequences]
+        held_out = set(self.held_out.sequences)
+        self.learn = [s for s in range(len(features.lengths)) if s not in held_out]
         if not self.learn:
             raise BenchError("one usable conversation is too few: it is held out", "train on more")
         self.origin = {

@@ -71,6 +71,23 @@ def test_material_is_text_of_other_conversations(tiny, rows):
         assert QUESTION not in message
 
 
+def test_nobody_who_learns_quotes_a_conversation_that_is_held_out(tiny, short, monkeypatch):
+    monkeypatch.setattr(talk, "HELD_OUT_EVERY", 4)
+    rows = Talks(tiny, seed=(1, 2), rows=16, told=lambda count: None).free(60)
+    quotes, sides = 0, {True: [], False: []}
+    for row in rows:
+        if row["kind"] in talk.MATERIAL:
+            words = tiny.tokenizer.decode(row["tokens"][slice(*row["answers"][0])], skip_special_tokens=True)
+            sides[row["held_out"]].append(" ".join(words.split()))
+    for row in (row for row in rows if KINDS[row["kind"]].material):
+        message = tiny.tokenizer.decode(row["tokens"])
+        assert any(text and text in message for text in sides[row["held_out"]])
+        others = set(sides[not row["held_out"]]) - set(sides[row["held_out"]])
+        assert not any(len(text) > 12 and text in message for text in others)
+        quotes += row["held_out"]
+    assert quotes > 0
+
+
 def test_the_seed_decides_and_the_rows_do_not(tiny, short):
     def made(seed, rows):
         return Talks(tiny, seed=seed, rows=rows, told=lambda count: None).free(12)

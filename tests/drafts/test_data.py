@@ -97,6 +97,15 @@ def test_nothing_is_no_group():
     assert list(by_length([], 10)) == []
 
 
+def test_what_is_held_out_is_marked_or_every_33rd(tmp_path):
+    rows = [{"tokens": [1, 2, 3, 4], "answers": [[2, 4]], "held_out": place == 3} for place in range(40)]
+    rows += [{"tokens": [1, 2, 3, 4], "answers": [[2, 4]]} for _ in range(40)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_conversations([path], 97, 64)
+    assert [place for place, conversation in enumerate(found) if conversation.held_out] == [3, 49]
+
+
 def test_groups_hold_their_budget_and_everything():
     lengths = [5, 90, 12, 12, 3, 40, 7]
     groups = list(by_length(lengths, 48))
@@ -122,6 +131,7 @@ def test_frequent_tokens_are_those_said_most(conversations):
         (json.dumps({"tokens": [1, 2, 3], "answers": [[2, 3], [1, 2]]}), ":2: not a conversation: answers"),
         (json.dumps({"tokens": [1, 2, 3], "answers": [[1, 2.5]]}), ":2: not a conversation: answers are pairs"),
         ("\ud800", ":2: not a conversation"),
+        (json.dumps({"prompt": [1], "response": [1, 2], "held_out": 1}), ":2: not a conversation: held_out is"),
         (json.dumps({"prompt": [1], "response": [1, 2.5]}), ":2: not a conversation: token ids are whole numbers"),
         (
             json.dumps({"prompt": [1], "response": [1, 97]}),
