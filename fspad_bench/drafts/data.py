@@ -7,7 +7,8 @@ Row i of a sequence pairs (f_i, t_{i+1}) and learns f_{i+1} and the law of t_{i+
 predicted token stands in an answer behind its first. The published code masks by the index of t_i instead, which
 supervises up to two tokens past each answer; ours is shifted.
 
-The store is a folder of flat arrays, one entry a token, that training maps into memory; it resumes where it stopped.
+The store of a file is a folder of flat arrays, one entry a token, that training maps into memory; it resumes where it
+stopped.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,17 +57,27 @@ def read_conversations(data: Sequence[Path], vocab: int, max_length: int) -> lis
     One whose answers are empty or lie behind the cut is left out. Held out are those so marked, and of those with no
     mark every 33rd. Raises BenchError naming the line that is wrong.
     """
-    found = [_cut(row, max_length) for path in data_files(data) for row in _rows(path, vocab)]
-    usable = [conversation for conversation in found if conversation.answers]
-    if not usable:
+    return [conversation for _, part in read_files(data, vocab, max_length) for conversation in part]
+
+
+def read_files(data: Sequence[Path], vocab: int, max_length: int) -> list[tuple[Path, list[Conversation]]]:
+    """The same, file by file."""
+    places = count()
+    found = [(path, list(_usable(path, vocab, max_length, places))) for path in data_files(data)]
+    if not any(part for _, part in found):
         named = ", ".join(map(str, data))
         raise BenchError(f"{named} holds no usable conversation", "an answer needs two tokens or more, behind a prompt")
-    return [
-        replace(conversation, held_out=place % HELD_OUT_EVERY == HELD_OUT_EVERY // 2)
-        if conversation.held_out is None
-        else conversation
-        for place, conversation in enumerate(usable)
-    ]
+    return found
+
+
+def _usable(path: Path, vocab: int, max_length: int, places: Iterator[int]) -> Iterator[Conversation]:
+    for row in _rows(path, vocab):
+        conversation = _cut(row, max_length)
+        if conversation.answers:
+            place = next(places)
+            if conversation.held_out is None:
+                conversation = replace(conversation, held_out=place % HELD_OUT_EVERY == HELD_OUT_EVERY // 2)
+            yield conversation
 
 
 def data_files(data: Sequence[Path]) -> list[Path]:
@@ -130,14 +142,14 @@ def frequent_tokens(conversations: list[Conversation], size: int, vocab: int) ->
 class Batch(NamedTuple):
     """Sequences of one training step, padded on the right.
 
-    ids `[B, L]`, features `[B, L, d]` bfloat16, supervised rows `[B, L]` bool; behind each of those N rows the target's
-    mass on the draft vocabulary and its first choice (a full-vocabulary id), `[N]` each.
+    ids `[B, L]`, features `[B, L, d]` bfloat16, supervised rows `[B, L]` bool; behind each of those N rows the
+    log-sum-exp of the target's logits and its first choice (a full-vocabulary id), `[N]` each.
     """
 
     ids: Tensor
     features: Tensor
     rows: Tensor
-    mass: Tensor
+    normaliser: Tensor
     choice: Tensor
 
 
@@ -157,39 +169,66 @@ class LiveFeatures:
     For a GPU, where a store of every feature would be larger than it is fast.
     """
 
-    def __init__(self, target: TransformersTarget, conversations: list[Conversation], vocabulary: Tensor) -> None:
+    def __init__(self, target: TransformersTarget, conversations: list[Conversation]) -> None:
         self.target, self.conversations = target, conversations
-        self.vocabulary = vocabulary.to(target.device)
         self.lengths = [len(conversation.tokens) for conversation in conversations]
 
     @torch.no_grad()
-    def load(self, group: list[int]) -> Batch:
+    def load(self, group: Sequence[int]) -> Batch:
         """Sequences with what the target says of them."""
         ids, rows = ids_and_rows([self.conversations[s] for s in group])
         ids, rows = ids.to(self.target.device), rows.to(self.target.device)
         features = self.target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         behind = features[:, 1:][rows[:, :-1]]
-        facts = [law_facts(part, self.target.lm_head.weight, self.vocabulary) for part in behind.split(LAW_ROWS * 64)]
-        mass, choice = (torch.cat(part) for part in zip(*facts, strict=True))
-        return Batch(ids, features.to(torch.bfloat16), rows, mass, choice)
+        return Batch(ids, features.to(torch.bfloat16), rows, *_laws(behind, self.target, LAW_ROWS * 64))
+
+
+class StoredFeatures:
+    """Features on disk, those of each file in a store of its own: a data set that grows keeps what it has."""
+
+    def __init__(self, stores: Sequence[FeatureStore]) -> None:
+        self.stores = stores
+        self.conversations = [conversation for store in stores for conversation in store.conversations]
+        self.lengths = [len(conversation.tokens) for conversation in self.conversations]
+        self.places = [(store, s) for store in stores for s in range(len(store.conversations))]
+
+    def fill(self, target: TransformersTarget) -> None:
+        """Run the target over every sequence that no earlier call has finished."""
+        total, ready = (sum(each) for each in zip(*((len(s.groups), s.ready()) for s in self.stores), strict=True))
+        with Progress("features", total, start=ready) as progress:
+            for store in self.stores:
+                store.fill(target, progress.advance)
+
+    def load(self, group: Sequence[int]) -> Batch:
+        """Sequences with what the target said of them."""
+        ids, rows = ids_and_rows([self.conversations[s] for s in group])
+        parts = [store.rows(place) for store, place in (self.places[s] for s in group)]
+        features = torch.nn.utils.rnn.pad_sequence([part[0] for part in parts], batch_first=True)
+        return Batch(ids, features, rows, *(torch.cat([part[i] for part in parts]) for i in (1, 2)))
+
+
+Features = LiveFeatures | StoredFeatures
 
 
 class FeatureStore:
-    """Per token of all sequences: its id, the target's feature, and of the law after it the mass on the draft
-    vocabulary and the first choice. `starts[s]` is where sequence s begins."""
+    """Of one file's sequences, per token: the target's feature, and of the law after it the log-sum-exp and the first
+    choice. `starts[s]` is where sequence s begins. Nothing here depends on a draft's vocabulary."""
 
     def __init__(self, folder: Path, conversations: list[Conversation], d: int) -> None:
         self.folder, self.conversations = folder, conversations
-        self.lengths = [len(c.tokens) for c in conversations]
-        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        lengths = [len(conversation.tokens) for conversation in conversations]
+        self.groups = list(by_length(lengths, CHUNK_TOKENS))
+        self.starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         total = int(self.starts[-1])
         folder.mkdir(parents=True, exist_ok=True)
         self.done = folder / "done"
         self.features = self._map("features", np.int16, (total, d))  # bfloat16 by its bits
-        self.mass = self._map("mass", np.float32, (total,))
+        self.normaliser = self._map("normaliser", np.float32, (total,))
         self.choice = self._map("choice", np.int32, (total,))
 
-    def _map(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    def _map(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+        if not shape[0]:
+            return np.empty(shape, dtype)
         path = self.folder / f"{name}.bin"
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if not (path.exists() and path.stat().st_size == size):
@@ -198,56 +237,52 @@ class FeatureStore:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a crash once mapped
         return np.memmap(path, dtype, "r+", shape=shape)
 
-    @torch.inference_mode()
-    def fill(self, target: TransformersTarget, vocab: Tensor) -> None:
-        """Run the target over every sequence that no earlier call has finished."""
-        groups = list(by_length(self.lengths, CHUNK_TOKENS))
-        ready = int(self.done.read_text()) if self.done.exists() else 0
-        with Progress("features", len(groups), start=ready) as progress:
-            for number in range(ready, len(groups)):
-                self._compute(target, groups[number], vocab)
-                for array in (self.features, self.mass, self.choice):
-                    array.flush()
-                write_whole(self.done, str(number + 1))
-                progress.advance()
+    def ready(self) -> int:
+        """How many groups have been computed."""
+        return int(self.done.read_text()) if self.done.exists() else 0
 
-    def _compute(self, target: TransformersTarget, group: list[int], vocab: Tensor) -> None:
+    @torch.inference_mode()
+    def fill(self, target: TransformersTarget, told: Callable[[], None] = lambda: None) -> None:
+        """Run the target over every sequence that no earlier call has finished; `told` after each group."""
+        for number in range(self.ready(), len(self.groups)):
+            self._compute(target, self.groups[number])
+            for array in (self.features, self.normaliser, self.choice):
+                array.flush()
+            write_whole(self.done, str(number + 1))
+            told()
+
+    def _compute(self, target: TransformersTarget, group: list[int]) -> None:
         ids = pad([self.conversations[s].tokens for s in group]).to(target.device)
         hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         answers = []
         for features, s in zip(hidden, group, strict=True):
-            begin, length = int(self.starts[s]), self.lengths[s]
-            self.features[begin : begin + length] = bits_of(features[:length])
-            answers += [features[start:end] for start, end in self.conversations[s].answers]
-        facts = [law_facts(rows, target.lm_head.weight, vocab) for rows in torch.cat(answers).split(LAW_ROWS)]
-        mass, choice = (torch.cat(part).cpu().numpy() for part in zip(*facts, strict=True))
-        places = self._places(group, 0)
-        self.mass[places], self.choice[places] = mass, choice
+            begin, end = self.starts[s : s + 2]
+            self.features[begin:end] = bits_of(features[: end - begin])
+            answers += [features[start:stop] for start, stop in self.conversations[s].answers]
+        found = _laws(torch.cat(answers), target, LAW_ROWS)
+        places = np.concatenate([self._answers(s, 0) for s in group])
+        self.normaliser[places], self.choice[places] = (part.cpu().numpy() for part in found)
 
-    def load(self, group: list[int]) -> Batch:
-        """Sequences with what the target said of them."""
-        ids, rows = ids_and_rows([self.conversations[s] for s in group])
-        features = torch.zeros(*ids.shape, self.features.shape[1], dtype=torch.bfloat16)
-        for b, s in enumerate(group):
-            begin, length = int(self.starts[s]), self.lengths[s]
-            features[b, :length] = from_bits(self.features[begin : begin + length])
-        places = self._places(group, 1)
-        mass, choice = torch.from_numpy(self.mass[places]), torch.from_numpy(self.choice[places].astype(np.int64))
-        return Batch(ids, features, rows, mass, choice)
+    def rows(self, s: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a sequence the features `[L, d]`, and behind its supervised rows log-sum-exps and choices."""
+        places = self._answers(s, 1)
+        features = from_bits(self.features[self.starts[s] : self.starts[s + 1]])
+        choice = torch.from_numpy(self.choice[places].astype(np.int64))
+        return features, torch.from_numpy(self.normaliser[places]), choice
 
-    def _places(self, group: list[int], short: int) -> np.ndarray:
-        """Where in the flat arrays the group's answer tokens stand, the last `short` of each answer left out."""
-        spans = [
-            (self.starts[s] + a, self.starts[s] + b - short) for s in group for a, b in self.conversations[s].answers
-        ]
-        return np.concatenate([np.arange(start, end) for start, end in spans])
+    def _answers(self, s: int, short: int) -> np.ndarray:
+        """Where in the flat arrays a sequence's answer tokens stand, the last `short` of each answer left out."""
+        spans = self.conversations[s].answers
+        return np.concatenate([np.arange(start, end - short) for start, end in spans]) + self.starts[s]
 
 
-def law_facts(features: Tensor, lm_head: Tensor, vocab: Tensor) -> tuple[Tensor, Tensor]:
-    """features `[N, d]` -> the probability of the draft vocabulary and the most likely token, `[N]` each."""
-    logits = torch.nn.functional.linear(features, lm_head)
-    inside = logits[:, vocab].float().logsumexp(-1) - logits.float().logsumexp(-1)
-    return inside.exp(), logits.max(-1).indices
+def _laws(features: Tensor, target: TransformersTarget, at_once: int) -> list[Tensor]:
+    """features `[N, d]` -> the log-sum-exp of the logits and the most likely token, `[N]` each, part by part."""
+    found = []
+    for part in features.split(at_once):
+        logits = torch.nn.functional.linear(part, target.lm_head.weight)
+        found.append((logits.float().logsumexp(-1), logits.max(-1).indices))
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def by_length(lengths: list[int], budget: int) -> Iterator[list[int]]:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.drafts.calibration import Calibration, fit
-from fspad_bench.drafts.data import FeatureStore, LiveFeatures, by_length
+from fspad_bench.drafts.data import Features, by_length
 from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.head import Head
+from fspad_bench.drafts.losses import Losses
 from fspad_bench.drafts.objective import Objective, inputs
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import TransformersTarget
@@ -31,7 +32,7 @@ MOST_TOKENS = 100_000  # a larger data set holds out more than it is worth to lo
 class HeldOut:
     """The conversations of a data set that are never learned; the first of them are measured on."""
 
-    def __init__(self, target: TransformersTarget, features: FeatureStore | LiveFeatures, vocabulary: Tensor) -> None:
+    def __init__(self, target: TransformersTarget, features: Features, vocabulary: Tensor) -> None:
         self.target, self.features, self.vocabulary = target, features, vocabulary.to(target.device)
         self.index = index_of(self.vocabulary, target.config.vocab_size)
         marked = [s for s, conversation in enumerate(features.conversations) if conversation.held_out]
@@ -43,20 +44,19 @@ class HeldOut:
     def figures(self, objective: Objective) -> dict[str, float | None]:
         """L_v, L_p and top-1 agreement, the draft vocabulary's share and its ceiling, and tokens a step."""
         objective.eval()
-        found, weights, masses, inside = [], [], [], []
+        found, weights, inside = [], [], []
         for group in self._groups():
             e, f, batch = inputs(self.target, self.features, group, self.index)
             with torch.autocast(self.target.device.type, torch.bfloat16):
                 found.append([float(x) for x in objective(e, f, batch)[1]])
             weights.append(supervised(self.features, group))
-            masses.append(batch.mass)
             inside.append(batch.choice >= 0)
-        mean = np.average(found, axis=0, weights=weights)
+        mean = Losses(*np.average(found, axis=0, weights=weights).tolist())
         return {
-            "feature_loss": float(mean[0]),
-            "logit_loss": float(mean[1]),
-            "agreement": float(mean[3]),
-            "vocabulary_mass": float(torch.cat(masses).mean()),
+            "feature_loss": mean.feature,
+            "logit_loss": mean.logit,
+            "agreement": mean.agreement,
+            "vocabulary_mass": mean.mass,
             "vocabulary_ceiling": float(torch.cat(inside).float().mean()),
             "tokens_per_step": self.tokens_per_step(objective),
         }
@@ -126,7 +126,7 @@ def index_of(vocabulary: Tensor, size: int) -> Tensor:
     return index.scatter_(0, vocabulary, torch.arange(len(vocabulary), device=vocabulary.device))
 
 
-def supervised(features: FeatureStore | LiveFeatures, group: Sequence[int]) -> int:
+def supervised(features: Features, group: Sequence[int]) -> int:
     """Rows with something to learn in these sequences."""
     return sum(end - start - 1 for s in group for start, end in features.conversations[s].answers)
 

@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
-from torch import Tensor
 
 from fspad_bench import __version__
 from fspad_bench.chat import tokenizer_hash
@@ -25,9 +24,10 @@ from fspad_bench.drafts.data import (
     Conversation,
     FeatureStore,
     LiveFeatures,
+    StoredFeatures,
     data_hash,
     frequent_tokens,
-    read_conversations,
+    read_files,
 )
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import ARMS, Shape
@@ -66,15 +66,15 @@ def train_head(
     accelerator = accelerator or accelerator_for(target.device)
     _check_tokenizer(data, target)
     max_length = min(max_length, target.max_length)
-    conversations = read_conversations(data, target.config.vocab_size, max_length)
+    files = read_files(data, target.config.vocab_size, max_length)
+    conversations = [conversation for _, part in files for conversation in part]
     vocabulary = frequent_tokens(conversations, draft_vocabulary, target.config.vocab_size)
     digest = data_hash(data)
     if live:
-        features = LiveFeatures(target, conversations, vocabulary)
+        features = LiveFeatures(target, conversations)
     else:
-        key = json.dumps([digest, target.identity, str(target.dtype), len(vocabulary), max_length])
         with accelerator.main_process_first():
-            features = _stored(target, conversations, vocabulary, key)
+            features = _stored(target, files, max_length)
     shape = Shape.of_target(target.config, decoder)
     origin = {"data": digest, "longest conversation": max_length}
     trainer = Trainer(target, features, vocabulary, shape, recipe, accelerator, origin)
@@ -114,15 +114,19 @@ def _check_tokenizer(data: Sequence[Path], target: TransformersTarget) -> None:
 
 
 def _stored(
-    target: TransformersTarget, conversations: list[Conversation], vocabulary: Tensor, key: str
-) -> FeatureStore:
+    target: TransformersTarget, files: Sequence[tuple[Path, list[Conversation]]], max_length: int
+) -> StoredFeatures:
     """The features of the user's cache, those that are missing computed first."""
-    folder = cache_home() / "features" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    root, stores = cache_home() / "features", []
     try:
-        store = FeatureStore(folder, conversations, target.config.hidden_size)
-        store.fill(target, vocabulary)
+        for path, conversations in files:
+            key = json.dumps([data_hash([path]), target.identity, str(target.dtype), max_length])
+            folder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
+            stores.append(FeatureStore(folder, conversations, target.config.hidden_size))
+        features = StoredFeatures(stores)
+        features.fill(target)
     except OSError as error:
         raise BenchError(
-            f"cannot keep features in {folder}: {error}", "free space, set FSPAD_BENCH_CACHE, or train with --live"
+            f"cannot keep features in {root}: {error}", "free space, set FSPAD_BENCH_CACHE, or train with --live"
         ) from error
-    return store
+    return features

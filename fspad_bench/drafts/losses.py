@@ -15,34 +15,38 @@ from torch.nn import functional as F
 
 
 class Losses(NamedTuple):
-    """Means over the supervised positions; `agreement` is the share where the draft's first choice is the target's."""
+    """Means over the supervised positions; `agreement` is the share where the draft's first choice is the target's,
+    `mass` the target's probability of the draft vocabulary."""
 
     feature: Tensor
     logit: Tensor
     top: Tensor
     agreement: Tensor
+    mass: Tensor
 
 
 def losses(
     h_logit: Tensor,
     h_feature: Tensor,
     target_feature: Tensor,
-    mass: Tensor,
+    normaliser: Tensor,
     choice: Tensor,
     lm_head: Tensor,
     top_k: int = 0,
 ) -> Losses:
     """Each of N supervised rows against its target.
 
-    h_logit, h_feature, target_feature `[N, d]`; mass `[N]`, the target's probability of the draft vocabulary;
-    choice `[N]`, the draft-vocabulary index of the target's first choice, -1 where it has none; lm_head `[S, d]`.
+    h_logit, h_feature, target_feature `[N, d]`; normaliser `[N]`, the log-sum-exp of the target's
+    logits over its whole vocabulary; choice `[N]`, the draft-vocabulary index of the target's first choice, -1 where it
+    has none; lm_head `[S, d]`, the target's rows of the draft vocabulary.
     `top` is the cross-entropy on the target's `top_k` likeliest tokens alone (HASS, arXiv 2408.15766); 0 of none.
     """
     feature = F.smooth_l1_loss(h_feature.float(), target_feature.float())
     with torch.no_grad():
-        law = F.linear(target_feature.to(lm_head.dtype), lm_head).float().softmax(-1)
+        logits = F.linear(target_feature.to(lm_head.dtype), lm_head).float()
+        law, mass = logits.softmax(-1), (logits.logsumexp(-1) - normaliser).exp().clamp(max=1)
     guess = F.linear(h_logit.to(lm_head.dtype), lm_head).float()
     surprise = law * -guess.log_softmax(-1)
     top = surprise.gather(-1, law.topk(top_k, dim=-1).indices) if top_k else surprise[..., :0]
     agreement = (guess.argmax(-1) == choice).float().mean()
-    return Losses(feature, (mass * surprise.sum(-1)).mean(), (mass * top.sum(-1)).mean(), agreement)
+    return Losses(feature, (mass * surprise.sum(-1)).mean(), (mass * top.sum(-1)).mean(), agreement, mass.mean())

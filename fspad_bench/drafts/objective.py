@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fspad_bench.drafts.data import Batch, FeatureStore, LiveFeatures
+from fspad_bench.drafts.data import Batch, Features
 from fspad_bench.drafts.losses import Losses, losses
 from fspad_bench.drafts.network import DraftNetwork
 from fspad_bench.target import TransformersTarget
@@ -73,11 +73,11 @@ class Objective(nn.Module):
         kept = rows[batch.rows[:, :-1]]
         behind = batch.features[:, 1:][rows]
         top_k = min(TOP_K, len(self.lm_head)) if self.recipe.top_weight else 0
-        return losses(h_logit, h_feature, behind, batch.mass[kept], batch.choice[kept], self.lm_head, top_k)
+        return losses(h_logit, h_feature, behind, batch.normaliser[kept], batch.choice[kept], self.lm_head, top_k)
 
 
 def inputs(
-    target: TransformersTarget, features: FeatureStore | LiveFeatures, group: Sequence[int], index: Tensor
+    target: TransformersTarget, features: Features, group: Sequence[int], index: Tensor
 ) -> tuple[Tensor, Tensor, Batch]:
     """Embeddings e and features f `[B, L - 1, d]` of these sequences, and their batch on the target's device.
 

@@ -31,7 +31,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import Tensor
 
 from fspad_bench.drafts.calibration import Calibration
-from fspad_bench.drafts.data import FeatureStore, LiveFeatures, by_length
+from fspad_bench.drafts.data import Features, by_length
 from fspad_bench.drafts.heldout import HeldOut, supervised
 from fspad_bench.drafts.losses import Losses
 from fspad_bench.drafts.network import DraftNetwork, Shape
@@ -51,7 +51,7 @@ class Trainer:
     def __init__(
         self,
         target: TransformersTarget,
-        features: FeatureStore | LiveFeatures,
+        features: Features,
         vocabulary: Tensor,
         shape: Shape,
         recipe: Recipe,
@@ -109,8 +109,9 @@ class Trainer:
                 self.seen += sum(self.features.lengths[s] for s in group)
                 self.step += 1
                 speed = (self.seen - first) / (time.monotonic() - began)
-                mean = np.mean(recent[-100:], axis=0)
-                bar.advance(note=f"L_v {mean[0]:.4f}  L_p {mean[1]:.3f}  agreement {mean[3]:.3f}  {speed:.0f} tokens/s")
+                mean = _mean(recent[-100:])
+                losses = f"L_v {mean.feature:.4f}  L_p {mean.logit:.3f}  agreement {mean.agreement:.3f}"
+                bar.advance(note=f"{losses}  {speed:.0f} tokens/s")
                 if time.monotonic() - saved > checkpoint_every:
                     self._save(folder, recent)
                     saved, recent = time.monotonic(), []
@@ -168,9 +169,9 @@ class Trainer:
 
     def _log(self, path: Path, recent: list[list[float]]) -> None:
         """One line of the learning curve: training means since the last one, held-out figures now. Drawn anew."""
-        mean = np.mean(recent, axis=0)
-        row = {"step": self.step, "steps": len(self.plan), "tokens": self.seen, "train_feature_loss": mean[0]}
-        row |= {"train_logit_loss": mean[1], "train_agreement": mean[3], **self.evaluate()}
+        mean = _mean(recent)
+        row = {"step": self.step, "steps": len(self.plan), "tokens": self.seen, "train_feature_loss": mean.feature}
+        row |= {"train_logit_loss": mean.logit, "train_agreement": mean.agreement, **self.evaluate()}
         rows = [*_lines(path, row, self.step), {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}]
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, row)
@@ -220,6 +221,10 @@ def accelerator_for(device: torch.device | str) -> Accelerator:
     if made.distributed_type not in known:
         raise BenchError(f"training cannot be shared by {made.distributed_type.value}", "launch it with --multi_gpu")
     return made
+
+
+def _mean(steps: list[list[float]]) -> Losses:
+    return Losses(*np.mean(steps, axis=0).tolist())
 
 
 def _lines(path: Path, names: Iterable[str], step: int) -> list[dict[str, str]]:

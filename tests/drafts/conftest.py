@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fspad_bench.drafts.data import FeatureStore, frequent_tokens, read_conversations
+from fspad_bench.drafts.data import FeatureStore, StoredFeatures, frequent_tokens, read_conversations
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import ARMS, DraftNetwork, Shape
 from fspad_bench.drafts.objective import Recipe
@@ -49,8 +49,8 @@ def trainer(tiny, conversations, tmp_path, recipe):
     def make(decoder="fspad", recipe=recipe, vocabulary=97, origin=None):
         rows = read_conversations([conversations], 97, 64)
         vocabulary = frequent_tokens(rows, vocabulary, 97)
-        store = FeatureStore(tmp_path / "store", rows, 64)
-        store.fill(tiny, vocabulary)
+        store = StoredFeatures([FeatureStore(tmp_path / "store", rows, 64)])
+        store.fill(tiny)
         return Trainer(tiny, store, vocabulary, Shape.of_target(tiny.config, decoder), recipe, origin=origin)
 
     return make

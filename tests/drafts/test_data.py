@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from fspad_bench.drafts import data
-from fspad_bench.drafts.data import FeatureStore, by_length, data_hash, frequent_tokens, read_conversations
+from fspad_bench.drafts.data import (
+    FeatureStore,
+    StoredFeatures,
+    by_length,
+    data_hash,
+    frequent_tokens,
+    read_conversations,
+    read_files,
+)
 from fspad_bench.errors import BenchError
 
 
@@ -14,7 +22,7 @@ from fspad_bench.errors import BenchError
 def store(tiny, conversations, tmp_path):
     rows = read_conversations([conversations], 97, 64)
     store = FeatureStore(tmp_path / "store", rows, 64)
-    store.fill(tiny, torch.arange(15))
+    store.fill(tiny)
     return store
 
 
@@ -23,19 +31,19 @@ def test_features_are_the_targets_own(tiny, store):
     ids, ((start, _),) = conversation.tokens, conversation.answers
     with torch.inference_mode():
         hidden = tiny.model.base_model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0]
-    _, features, rows, *_ = store.load([7, 3])
+    _, features, rows, *_ = StoredFeatures([store]).load([7, 3])
     torch.testing.assert_close(features[1, : len(ids)].double(), hidden.to(torch.bfloat16).double())
     first = start - 1  # reads the last prompt feature and the first token of the answer
     assert rows[1].nonzero().flatten().tolist() == list(range(first, len(ids) - 2))
 
 
-def test_mass_and_choice_stand_behind_the_supervised_rows(tiny, store):
+def test_normaliser_and_choice_stand_behind_the_supervised_rows(tiny, store):
     group = [3, 7]
-    _, features, rows, mass, choice = store.load(group)
-    laws = tiny.lm_head(features[:, 1:][rows[:, :-1]].double()).softmax(-1)
-    assert len(mass) == len(choice) == len(laws)
-    torch.testing.assert_close(mass.double(), laws[:, :15].sum(-1), rtol=0, atol=0.02)  # features are bfloat16
-    assert (choice == laws.argmax(-1)).float().mean() > 0.9
+    _, features, rows, normaliser, choice = StoredFeatures([store]).load(group)
+    logits = tiny.lm_head(features[:, 1:][rows[:, :-1]].double())
+    assert len(normaliser) == len(choice) == len(logits)
+    torch.testing.assert_close(normaliser.double(), logits.logsumexp(-1), rtol=0, atol=0.05)  # features are bfloat16
+    assert (choice == logits.argmax(-1)).float().mean() > 0.9
 
 
 def test_every_answer_of_a_conversation_is_supervised_behind_its_first_token(tiny, tmp_path):
@@ -44,12 +52,13 @@ def test_every_answer_of_a_conversation_is_supervised_behind_its_first_token(tin
     (conversation,) = read_conversations([path], 97, 18)
     assert conversation.answers == [(4, 8), (13, 18)]
     store = FeatureStore(tmp_path / "store", [conversation], 64)
-    store.fill(tiny, torch.arange(97))
-    ids, _, rows, mass, choice = store.load([0])
+    store.fill(tiny)
+    ids, features, rows, normaliser, choice = StoredFeatures([store]).load([0])
     predicted = ids[0, rows[0].nonzero().flatten() + 2].tolist()
     assert predicted == [5, 6, 7, 14, 15, 16, 17]
     assert len(choice) == len(predicted)
-    torch.testing.assert_close(mass, torch.ones(len(predicted)), rtol=0, atol=0.01)
+    behind = tiny.lm_head(features[0, 1:][rows[0, :-1]].double())
+    torch.testing.assert_close(normaliser.double(), behind.logsumexp(-1), rtol=0, atol=0.05)
 
 
 def test_a_folder_of_shards_is_one_data_set(conversations, tmp_path):
@@ -61,26 +70,44 @@ def test_a_folder_of_shards_is_one_data_set(conversations, tmp_path):
     assert data_hash([tmp_path]) == data_hash([conversations])
 
 
+def test_a_data_set_that_grows_keeps_the_features_it_has(tiny, conversations, tmp_path, monkeypatch):
+    """Files have stores of their own; together they say what one store of everything says."""
+    lines = conversations.read_text().splitlines(keepends=True)
+    for number, part in enumerate((lines[:25], lines[25:])):
+        (tmp_path / f"shard-0000{number}.jsonl").write_text("".join(part))
+    files = read_files([tmp_path], 97, 64)
+    stores = [FeatureStore(tmp_path / path.stem, part, 64) for path, part in files]
+    StoredFeatures(stores[:1]).fill(tiny)
+    monkeypatch.setattr(stores[0], "_compute", lambda *_: pytest.fail("computed again"))
+    grown = StoredFeatures(stores)
+    grown.fill(tiny)
+    whole = StoredFeatures([FeatureStore(tmp_path / "whole", read_conversations([conversations], 97, 64), 64)])
+    whole.fill(tiny)
+    assert grown.conversations == whole.conversations
+    for found, wanted in zip(grown.load([30, 3]), whole.load([30, 3]), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0.01, atol=0.01)  # other groups, other rounding
+
+
 def test_an_interrupted_store_goes_on(tiny, store, monkeypatch):
     before = store.features.copy()
     again = FeatureStore(store.folder, store.conversations, 64)
     monkeypatch.setattr(again, "_compute", lambda *_: pytest.fail("computed again"))
-    again.fill(tiny, torch.arange(15))
+    again.fill(tiny)
     assert (again.features == before).all()
     store.done.write_text("0")
     redone = FeatureStore(store.folder, store.conversations, 64)
     redone.features[:] = 0
-    redone.fill(tiny, torch.arange(15))
+    redone.fill(tiny)
     assert (redone.features == before).all()
 
 
 def test_a_store_whose_arrays_are_gone_is_filled_again(tiny, store):
-    before = store.load([0]).features.clone()
+    before = StoredFeatures([store]).load([0]).features
     (store.folder / "features.bin").unlink()
     again = FeatureStore(store.folder, store.conversations, 64)
     assert not again.done.exists()
-    again.fill(tiny, torch.arange(97))
-    assert torch.equal(again.load([0]).features, before)
+    again.fill(tiny)
+    assert torch.equal(StoredFeatures([again]).load([0]).features, before)
 
 
 def test_a_full_disk_is_an_error_and_no_crash(store, monkeypatch):
@@ -88,7 +115,7 @@ def test_a_full_disk_is_an_error_and_no_crash(store, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(data.os, "posix_fallocate", full)
-    (store.folder / "mass.bin").unlink()
+    (store.folder / "normaliser.bin").unlink()
     with pytest.raises(OSError, match="No space left"):
         FeatureStore(store.folder, store.conversations, 64)
 

@@ -43,7 +43,7 @@ def test_live_features_train_like_stored_ones(tiny, trainer, recipe):
     stored = trainer()
     live = Trainer(
         tiny,
-        LiveFeatures(tiny, stored.features.conversations, stored.vocabulary),
+        LiveFeatures(tiny, stored.features.conversations),
         stored.vocabulary,
         stored.network.shape,
         recipe,
@@ -132,7 +132,7 @@ def test_how_accelerate_is_configured_changes_nothing(trainer, tmp_path, monkeyp
 def test_two_conversations_are_enough_and_one_is_not(tiny, recipe, tmp_path):
     rows = [Conversation(list(range(9)), [(4, 9)]), Conversation(list(range(20, 28)), [(3, 8)])]
     for count in (2, 1):
-        features = LiveFeatures(tiny, rows[:count], torch.arange(97))
+        features = LiveFeatures(tiny, rows[:count])
         shape = Shape.of_target(tiny.config, "eagle")
         if count == 1:
             with pytest.raises(BenchError, match="too few"):
