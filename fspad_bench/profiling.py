@@ -1,5 +1,6 @@
 """Where a round's time goes: drafting, the target's forward, verification, the cache, and what is left for the host.
 
+A round that runs whole on a device is timed as it runs: replayed, and its drafting replayed alone.
 Beside it what the machine could do: the cost c(n) of a forward of n tree nodes, the bytes of weights read a second
 against a measured copy, what a longer prefix adds against the bytes of its keys and values, and the speedup that tokens
 a step and these costs make one expect.
@@ -19,8 +20,9 @@ from tabulate import tabulate
 
 from fspad_bench import costs
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.decoding import Drafter, Generation, Limit, generate, rule_of
+from fspad_bench.decoding import Context, Drafter, Generation, Limit, generate, rule_of
 from fspad_bench.progress import Progress
+from fspad_bench.rounds import DeviceLoop, Replay, device_loop
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import LARGEST_TREE, TransformersTarget
 
@@ -75,7 +77,8 @@ class Forward:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured; seconds throughout. `parts` is of all rounds together, `host` what no part accounts for."""
+    """What was measured; seconds throughout. `parts` is of all rounds together, `host` what no part accounts for; of
+    rounds on a device verification and compaction belong to the forward."""
 
     label: str
     rounds: int
@@ -115,29 +118,78 @@ def profile(
     length: int,
 ) -> Profile:
     """Decode each prompt with vanilla and with the drafter, the first one twice, and time what a forward costs."""
-    limit, clock = Limit(length, target.stop_ids), Clock()
-    observed, vanilla, made, vanillas = Observed(drafter, clock), Vanilla(target), [], []
+    vanilla = Vanilla(target)
+    loop, plain_loop = device_loop(target, drafter), device_loop(target, vanilla)
+    timed = _Replayed(loop) if loop else _Hosted(target, drafter)
+    made, vanillas, limit = [], [], Limit(length, target.stop_ids)
     with Progress("generations", 2 * len(prompts)) as progress:
         for number, prompt in enumerate([prompts[0], *prompts]):
             law = sampler.streamed(str(number))
-            with _on_the_clock(target, clock):
-                found = generate(target, observed, law, prompt, limit)
-            plain = generate(target, vanilla, law, prompt, limit)
+            found = timed.generate(law, prompt, limit)
+            plain = plain_loop.generate(law, prompt, limit) if loop else generate(target, vanilla, law, prompt, limit)
             if not number:  # the first is a warm-up
-                clock.seconds.update(dict.fromkeys(PARTS, 0.0))
+                timed.forget()
                 continue
             made.append(found)
             vanillas.append(plain)
             progress.advance(2)
+    rounds = sum(len(found.committed) for found in made)
     return Profile(
         label,
-        rounds=sum(len(found.committed) for found in made),
+        rounds=rounds,
         tokens=sum(sum(found.committed) for found in made),
         decode=sum(found.decode_seconds for found in made),
         vanilla_a_token=_a_token(vanillas),
-        parts=dict(clock.seconds),
+        parts=timed.parts(prompts[-1], sampler, rounds),
         forward=forward_costs(target),
     )
+
+
+class _Hosted:
+    """The host's loop with every part of a round on the clock."""
+
+    def __init__(self, target: TransformersTarget, drafter: Drafter) -> None:
+        self.target, self.clock = target, Clock()
+        self.observed = Observed(drafter, self.clock)
+
+    def generate(self, sampler: Sampler, prompt: Sequence[int], limit: Limit) -> Generation:
+        with _on_the_clock(self.target, self.clock):
+            return generate(self.target, self.observed, sampler, prompt, limit)
+
+    def forget(self) -> None:
+        self.clock.seconds.update(dict.fromkeys(PARTS, 0.0))
+
+    def parts(self, prompt: Sequence[int], sampler: Sampler, rounds: int) -> dict[str, float]:
+        return dict(self.clock.seconds)
+
+
+class _Replayed:
+    """The device's loop, left alone; its parts are replayed afterwards."""
+
+    def __init__(self, loop: DeviceLoop) -> None:
+        self.loop, self.generate = loop, loop.generate
+
+    def forget(self) -> None:
+        pass
+
+    @torch.inference_mode()
+    def parts(self, prompt: Sequence[int], sampler: Sampler, rounds: int) -> dict[str, float]:
+        """From a round behind this prompt, again and again, and from its drafting alone."""
+        loop, target = self.loop, self.loop.target
+        scores, context = target.prefill(prompt, loop.grower.nodes), Context(list(prompt), len(prompt), sampler)
+        context.tokens.append(sampler.next(scores.logits[-1], context.position))
+        whole = loop.begin(context, scores, sampler)
+        draft = Replay(lambda: loop.grower.grow(loop.round, bool(sampler.temperature)), target.device)
+
+        def seconds(replay: Replay) -> float:
+            def run() -> None:
+                loop.round.length.fill_(len(prompt))
+                replay()
+
+            return costs.best_of(run, target)
+
+        drafting = seconds(draft)
+        return {"draft": rounds * drafting, "forward": rounds * max(0.0, seconds(whole) - drafting)}
 
 
 def forward_costs(target: TransformersTarget) -> Forward:

@@ -7,8 +7,10 @@ import pytest
 from fspad_bench import cli, profiling
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.method import build
 from fspad_bench.profiling import PARTS, Clock, Forward, Profile, profile, render
 from fspad_bench.sampling import Sampler
+from fspad_bench.target import TransformersTarget
 from fspad_bench.tree import Tree
 
 PROMPTS = [list(range(30, 52)), [40, 41, 42] * 8]
@@ -58,6 +60,27 @@ def test_vanilla_against_itself(tiny):
     found = profile(tiny, "vanilla", Vanilla(tiny), PROMPTS, Sampler(), 24)
     assert found.tokens_per_step == 1
     assert 0.3 < found.measured < 3
+
+
+def test_a_round_on_a_device_is_timed_as_it_runs(monkeypatch):
+    """Replayed whole, and its drafting alone; no part of the host's loop is on the clock."""
+    monkeypatch.setenv("FSPAD_KERNELS", "reference")
+    monkeypatch.setattr(profiling, "generate", lambda *_: pytest.fail("the host's loop"))
+    target = TransformersTarget.load("tiny")
+    drafter = build("fspad", target, {}).decoder
+    real = drafter.grower.grow
+
+    def slow(*arguments):
+        time.sleep(0.02)
+        real(*arguments)
+
+    monkeypatch.setattr(drafter.grower, "grow", slow)
+    found = profile(target, "fspad", drafter, PROMPTS, Sampler(1.0), 16)
+    assert set(found.parts) == {"draft", "forward"}
+    assert found.parts["draft"] / found.rounds == pytest.approx(0.02, rel=0.5)
+    assert 0 < found.parts["forward"] / found.rounds < found.decode / found.rounds
+    assert found.tokens == 2 * 15
+    assert "of a round outside the two networks" in render(found)
 
 
 def test_speedups_are_ratios_of_what_was_measured():
