@@ -135,6 +135,7 @@ def _train_parser(verbs: Any) -> None:
     recipe.add_argument("--unroll", type=_positive, default=1, help="draft levels to train on (HASS: 3)")
     recipe.add_argument("--noise", type=_not_negative, default=0.2)
     recipe.add_argument("--seed", type=_whole, default=0)
+    train.add_argument("--init", dest="initial", type=Path, metavar="HEAD", help="begin with the weights of this head")
     train.add_argument("--live", action="store_true", help="compute features at every step; keep none on disk")
     train.add_argument("--dtype", choices=["float32", "bfloat16", "float64"], help="of the target's forwards")
     train.add_argument("--device", default="auto", help="default: a GPU where there is one")

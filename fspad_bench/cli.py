@@ -116,6 +116,7 @@ def train_draft(arguments: argparse.Namespace) -> int:
         draft_vocabulary=arguments.draft_vocabulary,
         max_length=arguments.max_length,
         live=arguments.live,
+        initial=arguments.initial,
         checkpoint_every=arguments.checkpoint_every,
         accelerator=accelerator,
     )

@@ -29,13 +29,15 @@ from fspad_bench.drafts.data import (
     frequent_tokens,
     read_files,
 )
-from fspad_bench.drafts.head import Head
+from fspad_bench.drafts.head import Head, load_head
 from fspad_bench.drafts.network import ARMS, Shape
 from fspad_bench.drafts.objective import Recipe
 from fspad_bench.drafts.train import Trainer, accelerator_for
 from fspad_bench.errors import BenchError, near
 from fspad_bench.fetch import cache_home
 from fspad_bench.target import TransformersTarget
+
+ORIGIN = ("command", "data_sha256", "tokens_seen", "initial")  # what a head says of the one that it began with
 
 
 def check_decoder(decoder: str) -> None:
@@ -54,15 +56,18 @@ def train_head(
     draft_vocabulary: int = 8192,
     max_length: int = 2048,
     live: bool = False,
+    initial: Path | None = None,
     checkpoint_every: float = 120.0,
     accelerator: Accelerator | None = None,
 ) -> Head:
     """Train `decoder`'s network on `data` and write it to `output`, with its curve and facts beside it.
 
-    The target's features are kept on disk, or with `live` computed at every step. Several processes share each batch
-    where an `accelerator` knows of several; the first of them writes.
+    The target's features are kept on disk, or with `live` computed at every step. Training begins with the weights of
+    the head in the folder `initial` where one is given. Several processes share each batch where an `accelerator` knows
+    of several; the first of them writes.
     """
     check_decoder(decoder)
+    first = load_head(initial.expanduser(), target, decoder) if initial else None
     accelerator = accelerator or accelerator_for(target.device)
     _check_tokenizer(data, target)
     max_length = min(max_length, target.max_length)
@@ -75,9 +80,10 @@ def train_head(
     else:
         with accelerator.main_process_first():
             features = _stored(target, files, max_length)
-    shape = Shape.of_target(target.config, decoder)
-    origin = {"data": digest, "longest conversation": max_length}
-    trainer = Trainer(target, features, vocabulary, shape, recipe, accelerator, origin)
+    shape = first.network.shape if first else Shape.of_target(target.config, decoder)
+    origin = {"data": digest, "longest conversation": max_length, "initial head": first.sha256 if first else ""}
+    weights = first.network.state_dict() if first else None
+    trainer = Trainer(target, features, vocabulary, shape, recipe, accelerator, origin, weights)
     trainer.run(output, checkpoint_every=checkpoint_every)
     facts = {
         "decoder": decoder,
@@ -91,6 +97,8 @@ def train_head(
         "tokens_seen": trainer.seen,
         "command": shlex.join(["fspad-bench", *sys.argv[1:]]),
     }
+    if first:
+        facts["initial"] = {"sha256": first.sha256} | {name: first.facts.get(name) for name in ORIGIN}
     if accelerator.is_main_process:
         facts |= {"held_out": trainer.evaluate(), "calibration": trainer.calibrate().facts()}
     head = Head(trainer.network, vocabulary, target.name, target.identity, facts)

@@ -57,14 +57,18 @@ class Trainer:
         recipe: Recipe,
         accelerator: Accelerator | None = None,
         origin: dict[str, Any] | None = None,
+        initial: dict[str, Tensor] | None = None,
     ) -> None:
-        """`origin` says where the features come from; a checkpoint goes on with those of the same origin alone."""
+        """`origin` says where the features come from; a checkpoint goes on with those of the same origin alone.
+        `initial` are the weights that training begins with; without them it begins with random ones."""
         self.target, self.features, self.recipe, self.vocabulary = target, features, recipe, vocabulary
         self.accelerator = accelerator or accelerator_for(target.device)
         self.device = target.device
         self.held_out = HeldOut(target, features, vocabulary)
         torch.manual_seed(recipe.seed)
         self.network = DraftNetwork(shape).to(self.device, torch.float32)
+        if initial is not None:
+            self.network.load_state_dict(initial)
         lm_head = target.lm_head.weight[vocabulary.to(self.device)].detach().to(torch.bfloat16)
         objective = Objective(self.network, lm_head, recipe)
         self.objective = self.accelerator.prepare_model(objective, device_placement=False)  # all is on the target's

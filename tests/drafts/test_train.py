@@ -8,6 +8,7 @@ import torch
 
 from fspad_bench.drafts.calibration import Calibration
 from fspad_bench.drafts.data import Conversation, LiveFeatures
+from fspad_bench.drafts.head import load_head
 from fspad_bench.drafts.job import train_head
 from fspad_bench.drafts.network import ARMS, Shape
 from fspad_bench.drafts.objective import Recipe
@@ -162,6 +163,27 @@ def test_a_longer_plan_begins_like_a_shorter_one(trainer, recipe):
     shorter, longer = trainer().plan, trainer(recipe=replace(recipe, epochs=8.5)).plan
     assert longer[: len(shorter)] == shorter
     assert len(longer) > len(shorter)
+
+
+def test_training_begins_with_the_head_that_it_is_given(tiny, conversations, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    first = tmp_path / "first"
+    train_head(tiny, "fspad", [conversations], first, Recipe(epochs=1))
+    again = train_head(tiny, "fspad", [conversations], tmp_path / "again", Recipe(epochs=1e-6, seed=1), initial=first)
+    begun = load_head(first, tiny)
+    assert again.facts["tokens_seen"] == 0
+    for name, weight in again.network.state_dict().items():
+        torch.testing.assert_close(weight.double(), begun.network.state_dict()[name].double(), rtol=0, atol=0)
+    assert again.facts["initial"]["sha256"] == begun.sha256
+    assert again.facts["initial"]["tokens_seen"] == begun.facts["tokens_seen"] > 0
+    with pytest.raises(BenchError, match="holds the head of 'fspad', not of 'eagle'"):
+        train_head(tiny, "eagle", [conversations], tmp_path / "no", Recipe(), initial=first)
+
+
+def test_a_checkpoint_goes_on_with_the_head_that_it_began_with(trainer, tmp_path):
+    trainer(origin={"initial head": "abc"}).run(tmp_path, checkpoint_every=1e9, stop_after=1)
+    with pytest.raises(BenchError, match="was trained with another initial head"):
+        trainer(origin={"initial head": ""}).run(tmp_path, checkpoint_every=1e9)
 
 
 def test_a_job_leaves_a_head_that_describes_itself(tiny, conversations, tmp_path, monkeypatch):
