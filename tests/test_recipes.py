@@ -88,3 +88,26 @@ def test_heads_are_trained_in_pieces_and_then_compared(script, tmp_path):
     assert arms.returncode == 0, arms.stderr
     assert arms.stdout.count("| wide ") == arms.stdout.count("| eagle ") == 2  # greedy and T = 1
     assert "over eagle" in arms.stdout
+
+
+def test_trees_of_every_size_run_beside_the_one_that_is_sized(script, tmp_path):
+    small = {"DECODER": "fspad", "SIZES": "4/1 8/2"}
+    run = script(
+        "results/trees.sh",
+        spec_bench(tmp_path),
+        "--dtype",
+        "float64",
+        "--max-new-tokens",
+        "6",
+        "--output",
+        "out",
+        **small,
+    )
+    assert run.returncode == 0, run.stderr
+    compared = subprocess.run([sys.executable, CHECKOUT / "results" / "trees.py", "out"], capture_output=True, text=True,
+                              cwd=tmp_path)  # fmt: skip
+    assert compared.returncode == 0, compared.stderr
+    lines = compared.stdout.splitlines()
+    assert len(lines) == 2 + 6
+    assert all("| n4d1 " in line or "| n8d2 " in line for line in lines[2:])
+    assert "auto / best" in lines[0]
