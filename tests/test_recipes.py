@@ -64,6 +64,12 @@ def spec_bench(folder):
     return path
 
 
+def compared(name, folder):
+    """What a script of `results` prints of the records in `out`."""
+    words = [sys.executable, str(CHECKOUT / "results" / name), "out"]
+    return subprocess.run(words, capture_output=True, text=True, cwd=folder, check=True).stdout
+
+
 def test_heads_are_trained_in_pieces_and_then_compared(script, tmp_path):
     heads = tmp_path / "heads"
     assert script("baselines/heads/train.sh", heads, LIMIT="0").returncode == 75
@@ -83,11 +89,9 @@ def test_heads_are_trained_in_pieces_and_then_compared(script, tmp_path):
     assert names == {"vanilla", "eagle-0", "wide-0"}
     assert {row["verdict"] for row in table} == {"exact"}
     assert len(table) == 3 * 6 * 2
-    arms = subprocess.run([sys.executable, CHECKOUT / "results" / "arms.py", "out"], capture_output=True, text=True,
-                          cwd=tmp_path)  # fmt: skip
-    assert arms.returncode == 0, arms.stderr
-    assert arms.stdout.count("| wide ") == arms.stdout.count("| eagle ") == 2  # greedy and T = 1
-    assert "over eagle" in arms.stdout
+    arms = compared("arms.py", tmp_path)
+    assert arms.count("| wide ") == arms.count("| eagle ") == 2  # greedy and T = 1
+    assert "over eagle" in arms
 
 
 def test_trees_of_every_size_run_beside_the_one_that_is_sized(script, tmp_path):
@@ -104,10 +108,7 @@ def test_trees_of_every_size_run_beside_the_one_that_is_sized(script, tmp_path):
         **small,
     )
     assert run.returncode == 0, run.stderr
-    compared = subprocess.run([sys.executable, CHECKOUT / "results" / "trees.py", "out"], capture_output=True, text=True,
-                              cwd=tmp_path)  # fmt: skip
-    assert compared.returncode == 0, compared.stderr
-    lines = compared.stdout.splitlines()
+    lines = compared("trees.py", tmp_path).splitlines()
     assert len(lines) == 2 + 6
     assert all("| n4d1 " in line or "| n8d2 " in line for line in lines[2:])
     assert "auto / best" in lines[0]
