@@ -125,7 +125,7 @@ class DeviceLoop:
         self.round = Round.of(target, grower.nodes)
         self.own = torch.arange(grower.nodes, device=target.device)
         self.said = torch.zeros(grower.nodes + 2, dtype=torch.int32, device=target.device)
-        self.replays: dict[tuple[bool, bool], Replay] = {}
+        self.replays: dict[tuple[bool, bool, bool], Replay] = {}
         self.rows: Tensor | None = None
 
     @torch.inference_mode()
@@ -169,14 +169,14 @@ class DeviceLoop:
         if self.rows is not target.cache.rows:  # another cache: what was captured wrote to the old one
             self.rows = target.cache.rows
             self.replays.clear()
-        kind = law.sampled, law.cut
-        if kind not in self.replays:
-            self.replays[kind] = Replay(lambda: self._round(*kind), target.device)
-        return self.replays[kind]
+        if law.kind not in self.replays:
+            own = Law(self.round.law.words, self.round.law.numbers, *law.kind)
+            self.replays[law.kind] = Replay(lambda: self._round(own), target.device)
+        return self.replays[law.kind]
 
-    def _round(self, sampled: bool, cut: bool) -> None:
+    def _round(self, law: Law) -> None:
         round_, target, kernels = self.round, self.target, self.kernels
-        self.grower.grow(round_, sampled)
+        self.grower.grow(round_, law.sampled)
         nodes, length, rows = round_.nodes, round_.length, target.cache.rows
         positions = length + nodes.depths.clamp(min=0)
 
@@ -188,7 +188,6 @@ class DeviceLoop:
 
         rope = target.lean.rope_at(positions, target.cache.capacity)
         features = target.lean(nodes.tokens.clamp(min=0), rope, attend)
-        law = Law(round_.law.words, round_.law.numbers, sampled, cut)
         choice = kernels.choose(target.logits(features), nodes.depths, length + 1, law)
         walk = kernels.walk(nodes, choice)
         kernels.compact(rows, length, walk)

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fspad_bench import kernels
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoding import Limit, generate
+from fspad_bench.kernels.law import Law
 from fspad_bench.lossless import identity
 from fspad_bench.method import build
 from fspad_bench.registry import DECODERS, names
@@ -114,8 +115,9 @@ def no_word_to_the_host():
 def test_a_round_is_silent(target, decoder, sampler):
     method = build(decoder, target, {})
     method.loop.generate(sampler, PROMPTS[0], Limit(4))
+    kind = Law.of(sampler, target.device).kind
     with no_word_to_the_host(), torch.inference_mode():
-        method.loop.replays[sampler.temperature > 0, sampler.top_k > 0]()
+        method.loop.replays[kind]()
 
 
 def test_silence_is_noticed_when_broken():
@@ -153,7 +155,7 @@ def test_on_a_gpu_a_round_is_a_graph_that_waits_for_nothing(decoder):
         limit = Limit(40, target.stop_ids)
         found = method.loop.generate(sampler, PROMPTS[0], limit)
         assert found.tokens == generate(target, method.decoder, sampler, PROMPTS[0], limit).tokens
-        replay = method.loop.replays[sampler.temperature > 0, sampler.top_k > 0]
+        replay = method.loop.replays[Law.of(sampler, target.device).kind]
         assert replay.graph is not None
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -25,19 +25,25 @@ def interpreted() -> bool:
 @dataclass(frozen=True)
 class Law:
     """`words` int32 `[3]`: the two halves of the noise's key, and top-k (0: no cut). `numbers` float32 `[2]`:
-    temperature and top-p. Greedy where not `sampled`; `cut` where top-k or top-p leave tokens out."""
+    temperature and top-p. Greedy where not `sampled`; top-k leaves tokens out where `few`, top-p where `nucleus`."""
 
     words: Tensor
     numbers: Tensor
     sampled: bool
-    cut: bool
+    few: bool
+    nucleus: bool
 
     @classmethod
     def of(cls, sampler: Sampler, device: torch.device) -> Law:
         key = [signed(half) for half in sampler.key]
         words = torch.tensor([*key, sampler.top_k], dtype=torch.int32, device=device)
         numbers = torch.tensor([sampler.temperature, sampler.top_p], dtype=torch.float32, device=device)
-        return cls(words, numbers, bool(sampler.temperature), bool(sampler.top_k) or sampler.top_p < 1)
+        return cls(words, numbers, bool(sampler.temperature), bool(sampler.top_k), sampler.top_p < 1)
+
+    @property
+    def kind(self) -> tuple[bool, bool, bool]:
+        """What decides which kernels run: a graph is captured for each."""
+        return self.sampled, self.few, self.nucleus
 
 
 class Nodes(NamedTuple):

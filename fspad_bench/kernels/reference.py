@@ -38,7 +38,7 @@ def choose(logits: Tensor, depths: Tensor, position: Tensor, law: Law) -> Tensor
     temperature, top_p = law.numbers
     scores = logits.float() / temperature
     tokens = torch.arange(logits.shape[1], device=logits.device)
-    if law.cut:
+    if law.few or law.nucleus:
         order = scores.sort(dim=-1, descending=True, stable=True)
         ranks = torch.empty_like(order.indices).scatter_(1, order.indices, tokens.expand_as(order.indices))
         few = torch.where(law.words[2] > 0, law.words[2], logits.shape[1])

@@ -29,6 +29,9 @@ POINTERS = {
     "COUNT": "*i32",
     "BONUS": "*i32",
     "NODES": "i32",
+    "STEP": "i32",
+    **dict.fromkeys(("TOPS", "MASS", "LEVEL", "TIES", "PARTS", "FIT", "SHARES", "COUNTS"), "*fp32"),
+    **dict.fromkeys(("EDGES", "MARKS", "ENDS"), "*i32"),
     "query_head": "i32",
     "query_node": "i32",
     "cache_head": "i32",
@@ -53,6 +56,7 @@ def split(kind, rows, dim, splits=8):
 
 
 WORDS = {"WORDS": "*i32"}
+ROW = {"V": 128256, "SPLIT": choice.SPLIT, "SPLITS": 16, "WIDTH": 16, "BLOCK": choice.CUT_BLOCK}
 KERNELS = [
     split("*bf16", 64, 128),
     split("*bf16", 16, 64),
@@ -61,7 +65,11 @@ KERNELS = [
     split("*fp64", 16, 64),
     (attention._join, TREE | {"ROWS": 16, "DIM": 96, "DIMS": 128}, "*bf16", {}, 3),
     (choice._best, {"V": 49152, "BLOCK": choice.BLOCK, "SAMPLED": True}, "*bf16", WORDS, 3),
-    (choice._cut, {"V": 49152, "BLOCK": choice.CUT_BLOCK}, "*fp32", WORDS, 3),
+    (choice._tops, ROW, "*bf16", WORDS, 3),
+    *((choice._weigh, ROW | {"NUCLEUS": nucleus}, "*fp32", WORDS, 3) for nucleus in (False, True)),
+    *((choice._top_k, ROW | {"FEW": few}, "*bf16", WORDS, 3) for few in (False, True)),
+    *((choice._last, ROW | {"NUCLEUS": nucleus}, "*fp32", WORDS, 3) for nucleus in (False, True)),
+    *((choice._best_kept, ROW | {"NUCLEUS": nucleus}, "*bf16", WORDS, 3) for nucleus in (False, True)),
     (choice._gather, {"BLOCKS": 24, "WIDTH": 32}, "", {}, 3),
     (choice._walk, {"WORDS": 2, "WIDTH": 128}, "", {}, 3),
     (rows._compact, {"DIM": 96, "DIMS": 128}, "*fp16", {}, 3),
@@ -74,7 +82,7 @@ for kernel, constants, kind, others, stages in KERNELS:
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if signature[name] != "constexpr" and name not in ("NODES", "WORDS", "query_node")
+        if signature[name] != "constexpr" and name not in ("NODES", "STEP", "WORDS", "query_node")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=at, attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_stages": stages})

@@ -45,6 +45,16 @@ def test_every_node_hears_what_the_sampler_says(kernels, sampler, vocabulary, de
     assert chosen(kernels, sampler, logits.to(device), 17, device) == said(sampler, logits, 17)
 
 
+@pytest.mark.parametrize("sampler", [LAWS[4], LAWS[6], LAWS[9]], ids=["top-k", "top-p", "both"])
+def test_a_row_that_many_programs_share(sampler, device, monkeypatch):
+    """The last tokens that are kept are equal ones of several splits: the smaller ids come first."""
+    monkeypatch.setattr(choice, "SPLIT", 64)
+    logits = torch.zeros(6, 200)
+    logits[:, [3, 70]] = 2.0
+    logits[3:] += torch.randn(3, 200, generator=torch.Generator().manual_seed(0)).round()
+    assert chosen(choice, sampler, logits.to(device), 17, device) == said(sampler, logits, 17)
+
+
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
 def test_a_nucleus_that_ends_among_the_last_of_top_k(kernels, device):
     logits = torch.zeros(6, 40)
