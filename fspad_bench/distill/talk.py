@@ -64,7 +64,7 @@ class Talks:
         shares = np.array([kind.share for kind in KINDS.values()])
         drawn = self.rng.choice(list(KINDS), size=count, p=shares / shares.sum())
         talks = [self._talk(str(kind)) for kind in sorted(drawn)]
-        for talk in talks[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]:
+        for talk in talks[int(self.rng.integers(HELD_OUT_EVERY)) :: HELD_OUT_EVERY]:
             talk.held_out = True
         first = [talk for talk in talks if KINDS[talk.kind].material is None]
         self.ask(first)

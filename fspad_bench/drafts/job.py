@@ -37,7 +37,7 @@ from fspad_bench.errors import BenchError, near
 from fspad_bench.fetch import cache_home
 from fspad_bench.target import TransformersTarget
 
-ORIGIN = ("command", "data_sha256", "tokens_seen", "initial")  # what a head says of the one that it began with
+INHERITED = ("command", "data_sha256", "tokens_seen", "initial")  # what a head says of the one that it began with
 
 
 def check_decoder(decoder: str) -> None:
@@ -98,7 +98,7 @@ def train_head(
         "command": shlex.join(["fspad-bench", *sys.argv[1:]]),
     }
     if first:
-        facts["initial"] = {"sha256": first.sha256} | {name: first.facts.get(name) for name in ORIGIN}
+        facts["initial"] = {"sha256": first.sha256} | {name: first.facts.get(name) for name in INHERITED}
     if accelerator.is_main_process:
         facts |= {"held_out": trainer.evaluate(), "calibration": trainer.calibrate().facts()}
     head = Head(trainer.network, vocabulary, target.name, target.identity, facts)
