@@ -8,7 +8,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fspad_bench.kernels import attention, choice, rows
+from fspad_bench.kernels import attention, choice, cut, rows
 
 TREE = {"GROUP": 3, "SPLITS": 8, "WIDE": tl.float32}
 POINTERS = {
@@ -56,7 +56,7 @@ def split(kind, rows, dim, splits=8):
 
 
 WORDS = {"WORDS": "*i32"}
-ROW = {"V": 128256, "SPLIT": choice.SPLIT, "SPLITS": 16, "WIDTH": 16, "BLOCK": choice.CUT_BLOCK}
+ROW = {"V": 128256, "SPLIT": cut.SPLIT, "SPLITS": 16, "WIDTH": 16, "BLOCK": cut.BLOCK}
 SMALL = {"V": 97, "SPLIT": 128, "SPLITS": 1, "WIDTH": 1, "BLOCK": 128}
 BOTH = [(ROW, False), (ROW, True), (SMALL, True)]
 KERNELS = [
@@ -67,11 +67,11 @@ KERNELS = [
     split("*fp64", 16, 64),
     (attention._join, TREE | {"ROWS": 16, "DIM": 96, "DIMS": 128}, "*bf16", {}, 3),
     (choice._best, {"V": 49152, "BLOCK": choice.BLOCK, "SAMPLED": True}, "*bf16", WORDS, 3),
-    (choice._tops, ROW, "*bf16", WORDS, 3),
-    *((choice._weigh, row | {"NUCLEUS": nucleus}, "*fp32", WORDS, 3) for row, nucleus in BOTH),
-    *((choice._top_k, ROW | {"FEW": few}, "*bf16", WORDS, 3) for few in (False, True)),
-    *((choice._last, ROW | {"NUCLEUS": nucleus}, "*fp32", WORDS, 3) for nucleus in (False, True)),
-    *((choice._best_kept, row | {"NUCLEUS": nucleus}, "*bf16", WORDS, 3) for row, nucleus in BOTH),
+    (cut._tops, ROW, "*bf16", WORDS, 3),
+    *((cut._weigh, row | {"NUCLEUS": nucleus}, "*fp32", WORDS, 3) for row, nucleus in BOTH),
+    *((cut._top_k, ROW | {"FEW": few}, "*bf16", WORDS, 3) for few in (False, True)),
+    *((cut._last, ROW | {"NUCLEUS": nucleus}, "*fp32", WORDS, 3) for nucleus in (False, True)),
+    *((cut._best_kept, row | {"NUCLEUS": nucleus}, "*bf16", WORDS, 3) for row, nucleus in BOTH),
     *((choice._gather, {"BLOCKS": blocks, "WIDTH": width}, "", {}, 3) for blocks, width in ((24, 32), (1, 1))),
     (choice._walk, {"WORDS": 2, "WIDTH": 128}, "", {}, 3),
     (rows._compact, {"DIM": 96, "DIMS": 128}, "*fp16", {}, 3),

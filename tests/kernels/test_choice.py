@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fspad_bench.kernels import choice, reference
+from fspad_bench.kernels import choice, cut, reference
 from fspad_bench.kernels.law import Law, Nodes
 from fspad_bench.sampling import Sampler
 from fspad_bench.tree import Tree
@@ -48,7 +48,7 @@ def test_every_node_hears_what_the_sampler_says(kernels, sampler, vocabulary, de
 @pytest.mark.parametrize("sampler", [LAWS[4], LAWS[6], LAWS[9]], ids=["top-k", "top-p", "both"])
 def test_a_row_that_many_programs_share(sampler, device, monkeypatch):
     """The last tokens that are kept are equal ones of several splits: the smaller ids come first."""
-    monkeypatch.setattr(choice, "SPLIT", 64)
+    monkeypatch.setattr(cut, "SPLIT", 64)
     logits = torch.zeros(6, 200)
     logits[:, [3, 70]] = 2.0
     logits[3:] += torch.randn(3, 200, generator=torch.Generator().manual_seed(0)).round()
