@@ -46,7 +46,9 @@ def losses(
         logits = F.linear(target_feature.to(lm_head.dtype), lm_head).float()
         law, mass = logits.softmax(-1), (logits.logsumexp(-1) - normaliser).exp().clamp(max=1)
     guess = F.linear(h_logit.to(lm_head.dtype), lm_head).float()
-    surprise = law * -guess.log_softmax(-1)
-    top = surprise.gather(-1, law.topk(top_k, dim=-1).indices) if top_k else surprise[..., :0]
+    said = guess.log_softmax(-1)
+    logit = -torch.linalg.vecdot(law, said)  # of N x S numbers none but these three are written
+    likely = law.topk(top_k, dim=-1)
+    top = -torch.linalg.vecdot(likely.values, said.gather(-1, likely.indices))
     agreement = (guess.argmax(-1) == choice).float().mean()
-    return Losses(feature, (mass * surprise.sum(-1)).mean(), (mass * top.sum(-1)).mean(), agreement, mass.mean())
+    return Losses(feature, (mass * logit).mean(), (mass * top).mean(), agreement, mass.mean())
