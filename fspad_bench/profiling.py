@@ -20,9 +20,9 @@ from tabulate import tabulate
 
 from fspad_bench import costs
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.decoding import Context, Drafter, Generation, Limit, generate, rule_of
+from fspad_bench.decoding import Drafter, Generation, Limit, generate, rule_of
 from fspad_bench.progress import Progress
-from fspad_bench.rounds import DeviceLoop, Replay, device_loop
+from fspad_bench.rounds import DeviceLoop, device_loop, replayed
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import LARGEST_TREE, TransformersTarget
 
@@ -172,24 +172,10 @@ class _Replayed:
     def forget(self) -> None:
         pass
 
-    @torch.inference_mode()
     def parts(self, prompt: Sequence[int], sampler: Sampler, rounds: int) -> dict[str, float]:
         """From a round behind this prompt, again and again, and from its drafting alone."""
-        loop, target = self.loop, self.loop.target
-        scores, context = target.prefill(prompt, loop.grower.nodes), Context(list(prompt), len(prompt), sampler)
-        context.tokens.append(sampler.next(scores.logits[-1], context.position))
-        whole = loop.begin(context, scores, sampler)
-        draft = Replay(lambda: loop.grower.grow(loop.round, bool(sampler.temperature)), target.device)
-
-        def seconds(replay: Replay) -> float:
-            def run() -> None:
-                loop.round.length.fill_(len(prompt))
-                replay()
-
-            return costs.best_of(run, target)
-
-        drafting = seconds(draft)
-        return {"draft": rounds * drafting, "forward": rounds * max(0.0, seconds(whole) - drafting)}
+        whole, draft = (costs.best_of(run, self.loop.target) for run in replayed(self.loop, prompt, sampler))
+        return {"draft": rounds * draft, "forward": rounds * max(0.0, whole - draft)}
 
 
 def forward_costs(target: TransformersTarget) -> Forward:

@@ -214,6 +214,28 @@ def repeated(target: TransformersTarget, tree: Tree, prompt: Sequence[int]) -> C
     return run
 
 
+@torch.inference_mode()
+def replayed(
+    loop: DeviceLoop, prompt: Sequence[int], sampler: Sampler
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A round behind a prompt and its drafting alone, each to be run time after time."""
+    target, grower = loop.target, loop.grower
+    scores, context = target.prefill(prompt, grower.nodes), Context(list(prompt), len(prompt), sampler)
+    context.tokens.append(sampler.next(scores.logits[-1], context.position))
+    whole = loop.begin(context, scores, sampler)
+    draft = Replay(lambda: grower.grow(loop.round, bool(sampler.temperature)), target.device)
+
+    def again(replay: Replay) -> Callable[[], None]:
+        @torch.inference_mode()
+        def run() -> None:
+            loop.round.length.fill_(len(prompt))
+            replay()
+
+        return run
+
+    return again(whole), again(draft)
+
+
 def device_loop(target: object, decoder: object) -> DeviceLoop | None:
     """The loop on the device, where the target has kernels and the decoder a grower."""
     grower = getattr(decoder, "grower", None)

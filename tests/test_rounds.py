@@ -9,6 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fspad_bench import kernels
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoding import Limit, generate
+from fspad_bench.drafts.head import load_head, shipped
+from fspad_bench.drafts.size import FixedSize
 from fspad_bench.kernels.law import Law
 from fspad_bench.lossless import identity
 from fspad_bench.method import build
@@ -128,10 +130,30 @@ def test_silence_is_noticed_when_broken():
 def test_who_has_no_grower_stays_with_the_host(target, tiny):
     assert build("prompt_lookup", target, {}).loop is None
     assert build("fspad", target, {"fspad": {"verify": "rejection"}}).loop is None
-    assert build("fspad", target, {"fspad": {"tree": "auto"}}).loop is None
     assert build("fspad", target, {"fspad": {"depth": "20", "top_k": "10"}}).loop is None  # more rows than bits
     assert build("fspad", tiny, {}).loop is None
     assert not hasattr(PromptLookup(target), "grower")
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(1.0, seed=2)], ids=["greedy", "T=1"])
+def test_a_tree_sized_by_the_machine_has_one_shape_on_a_device(target, sampler):
+    method = build("fspad", target, {"fspad": {"tree": "auto", "nodes": "20"}})
+    size = method.decoder.sizes[True]
+    assert isinstance(size, FixedSize)
+    assert (method.loop.grower.nodes, method.loop.grower.depth) == (size.nodes, size.depth)
+    assert 2 <= size.nodes <= 20
+    limit = Limit(24, target.stop_ids)
+    found, hosts = (
+        method.loop.generate(sampler, PROMPTS[0], limit),
+        generate(target, method.decoder, sampler, PROMPTS[0], limit),
+    )
+    assert (found.tokens, found.committed) == (hosts.tokens, hosts.committed)
+
+
+def test_drafting_is_timed_as_it_is_replayed(target):
+    decoder = build("fspad", target, {}).decoder
+    first, level = decoder._replayed(load_head(shipped("fspad", "tiny"), target), target)
+    assert 0 < level < 20 * first < 20
 
 
 def test_a_round_can_be_repeated(target):

@@ -33,6 +33,10 @@ class Curve:
         q = log_q.exp().clamp(EDGE, 1 - EDGE)
         return logsigmoid(self.shift + self.slope * torch.logit(q))
 
+    def shares(self, top_k: int) -> list[float]:
+        """The mean chances of `top_k` children, the likeliest first; the others share what it leaves."""
+        return [self.first] + [(self.any - self.first) / max(1, top_k - 1)] * (top_k - 1)
+
 
 @dataclass(frozen=True)
 class Calibration:

@@ -6,6 +6,7 @@ the target's choice will meet) or of `sampled` (drawn, for the rules of verifica
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,8 +19,9 @@ from fspad_bench.drafts.dynamic import dynamic_tree
 from fspad_bench.drafts.growth import Growth
 from fspad_bench.drafts.head import Head, load_head, shipped
 from fspad_bench.drafts.sampled import sampled_tree
-from fspad_bench.drafts.size import BestSize, FixedSize
+from fspad_bench.drafts.size import BestSize, FixedSize, Size, best_shape
 from fspad_bench.errors import BenchError, near
+from fspad_bench.rounds import DeviceLoop, replayed
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.tree import Tree
@@ -32,7 +34,8 @@ MOST_NODES, MOST_DEPTH = 64, 8
 
 class HeadDrafter(Draft):
     """`tree` is `fixed`, `nodes` with the root and `depth` levels deep, or `auto`, grown to what pays on this machine
-    within those bounds where they are given. `top_k` paths a level are drafted on, `top_k` children each.
+    within those bounds where they are given: each round anew, or where rounds are captured on a device to the one shape
+    that pays best. `top_k` paths a level are drafted on, `top_k` children each.
 
     `drafting` says how children are chosen: `coupled` ranks them by their logits plus the noise of their position,
     `ranked` by their logits alone, `sampled` draws them. Empty, it is what suits `verify`: coupled for `match`,
@@ -53,11 +56,6 @@ class HeadDrafter(Draft):
     ) -> None:
         if tree not in TREES:
             raise BenchError(f"unknown tree '{tree}'", near(tree, TREES))
-        auto = tree == "auto" and drafting != "sampled"
-        nodes, depth = nodes or (MOST_NODES if auto else FIXED_NODES), depth or (MOST_DEPTH if auto else FIXED_DEPTH)
-        if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
-            text = f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range"
-            raise BenchError(text, f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1")
         self.verify, self.drafting = rule(verify), drafting or ("coupled" if verify == "match" else "sampled")
         if self.drafting not in DRAFTING:
             raise BenchError(f"unknown drafting '{drafting}'", near(drafting, DRAFTING))
@@ -66,28 +64,35 @@ class HeadDrafter(Draft):
                 f"verify={verify} makes no use of coupled drafts: its choices do not follow the target's noise",
                 "use drafting=sampled or drafting=ranked",
             )
+        auto = tree == "auto" and self.drafting != "sampled"
+        nodes, depth = nodes or (MOST_NODES if auto else FIXED_NODES), depth or (MOST_DEPTH if auto else FIXED_DEPTH)
+        if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
+            text = f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range"
+            raise BenchError(text, f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1")
         super().__init__(target, head)
-        self.nodes, self.depth, self.top_k = nodes, depth, min(top_k, len(self.vocabulary))
-        self.sizes = dict.fromkeys((True, False), FixedSize(nodes, depth))
-        if auto:
-            calibration = Calibration.of(head.facts.get("calibration"))
-            about = {"head": head.sha256, "top_k": self.top_k}
-            measured = costs.of(target, about, lambda: self._seconds(target))
-            self.sizes = {
-                greedy: BestSize(nodes, depth, self.top_k, measured, calibration, greedy) for greedy in self.sizes
-            }
-        self.grower = None
-        if (
-            target.kernels
-            and not auto
-            and verify == "match"
-            and self.drafting != "sampled"
-            and Growth.fits(depth, top_k)
-        ):
-            coupled = self.drafting == "coupled"
-            shape = {"nodes": nodes, "depth": depth, "top_k": self.top_k}
-            self.grower = Growth(target, head, self.lm_head, coupled=coupled, **shape)
+        self.top_k, self.grower = min(top_k, len(self.vocabulary)), None
+        captured = target.kernels and verify == "match" and self.drafting != "sampled"
+        bounds = FixedSize(nodes, depth)
+        self.sizes = self._sized(target, head, bounds, captured) if auto else dict.fromkeys((True, False), bounds)
+        size = self.sizes[True]
+        self.nodes, self.depth = size.nodes, size.depth
+        if captured and self.depth <= Growth.deepest(self.top_k):
+            self.grower = self._growth(target, head, size)
         self.files = {"head": head.sha256}
+
+    def _sized(self, target: TransformersTarget, head: Head, most: FixedSize, captured: bool) -> dict[bool, Size]:
+        """The size of a greedy round and of a sampled one, within `most`, that pays on this machine."""
+        calibration = Calibration.of(head.facts.get("calibration"))
+        seconds = partial(self._replayed, head) if captured else self._seconds
+        measured = costs.of(target, {"head": head.sha256, "top_k": self.top_k}, partial(seconds, target))
+        if captured:
+            depth = min(most.depth, Growth.deepest(self.top_k))
+            best = best_shape(measured, calibration, nodes=most.nodes, depth=depth, top_k=self.top_k)
+            return dict.fromkeys((True, False), best)
+        return {
+            greedy: BestSize(most.nodes, most.depth, self.top_k, measured, calibration, greedy)
+            for greedy in (True, False)
+        }
 
     @torch.inference_mode()
     def propose(self, context: Context, budget: int) -> Tree:
@@ -99,6 +104,21 @@ class HeadDrafter(Draft):
         greedy = not context.sampler.temperature
         coupled = self.drafting == "coupled" and not greedy
         return dynamic_tree(self, context, size=self.sizes[greedy], budget=budget, top_k=self.top_k, coupled=coupled)
+
+    def _growth(self, target: TransformersTarget, head: Head, size: FixedSize) -> Growth:
+        shape = {"nodes": size.nodes, "depth": size.depth, "top_k": self.top_k}
+        return Growth(target, head, self.lm_head, coupled=self.drafting == "coupled", **shape)
+
+    def _replayed(self, head: Head, target: TransformersTarget) -> tuple[float, float]:
+        """The same as `_seconds` of drafting that is captured."""
+        prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.PREFIX)]
+
+        def seconds(levels: int) -> float:
+            loop = DeviceLoop(target, self._growth(target, head, FixedSize(MOST_NODES, levels)))
+            return costs.best_of(replayed(loop, prompt, Sampler(1.0))[1], target)
+
+        one, three = seconds(1), seconds(3)
+        return one, max(0.0, three - one) / 2
 
     @torch.inference_mode()
     def _seconds(self, target: TransformersTarget) -> tuple[float, float]:

@@ -55,9 +55,9 @@ class Growth:
         self.bit.scatter_(1, (node // WORD)[:, None], bit[:, None])
 
     @staticmethod
-    def fits(depth: int, top_k: int) -> bool:
-        """Whether the drafted rows of a tree have a bit each."""
-        return (depth - 1) * top_k <= WORD
+    def deepest(top_k: int) -> int:
+        """How many levels there can be, so that the drafted rows of a tree have a bit each."""
+        return WORD // top_k + 1
 
     def begin(self, context: Context, scores: Scores, capacity: int) -> None:
         """Cache the rows of the prompt; that of its last token waits for the first round."""

@@ -3,7 +3,8 @@
 A round yields one token and every drafted one whose whole path is chosen; it costs the draft's levels and one forward
 of the tree. The sized tree keeps the nodes that raise the ratio, drafts another level only where it would raise it
 further, and drafts nothing at all where no node is worth its cost (cf. Sequoia, Chen et al. 2024, arXiv 2402.12374,
-whose hardware-aware optimiser chooses one shape for all rounds; here each round has its own).
+whose hardware-aware optimiser chooses one shape for all rounds; here each round has its own, unless a device's graph
+holds it to one).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fspad_bench.costs import Costs
+from fspad_bench.costs import SIZES, Costs
 from fspad_bench.drafts.calibration import Calibration
 
 
@@ -64,10 +65,9 @@ class BestSize:
         """Whether the level that the frontier would have, as children usually turn out, raises the rate."""
         if levels >= self.depth:
             return False
-        curve = self.calibration.curve(levels, greedy=self.greedy)
-        others = (curve.any - curve.first) / max(1, self.top_k - 1)
+        shares = self.calibration.curve(levels, greedy=self.greedy).shares(self.top_k)
         chances = [exp(score) for score in scores]
-        hoped = [exp(score) * share for score in frontier for share in [curve.first] + [others] * (self.top_k - 1)]
+        hoped = [exp(score) * share for score in frontier for share in shares]
         now, _ = self._best(sorted(chances, reverse=True), levels)
         then, _ = self._best(sorted(chances + hoped, reverse=True), levels + 1)
         return then > now
@@ -80,3 +80,28 @@ class BestSize:
         spent = self.costs.draft(levels)
         gains = [0.0, *accumulate(chances[: self.nodes - 1])]
         return max(((1 + gain) / (spent + self.costs.forward(1 + n)), n) for n, gain in enumerate(gains))
+
+
+def best_shape(costs: Costs, calibration: Calibration, *, nodes: int, depth: int, top_k: int) -> FixedSize:
+    """The fixed size within these bounds whose rate is highest in a round like any other, greedy and sampled together.
+
+    For a device, where a round is captured with one shape.
+    """
+
+    def rate(size: FixedSize, greedy: bool) -> float:
+        chances = sorted(_usual(calibration, size.depth, top_k, greedy), reverse=True)
+        return (1 + sum(chances[: size.nodes - 1])) / (costs.draft(size.depth) + costs.forward(size.nodes))
+
+    shapes = [FixedSize(n, levels) for n in SIZES if 2 <= n <= nodes for levels in range(1, depth + 1)]
+    return max(shapes, key=lambda size: rate(size, True) * rate(size, False))
+
+
+def _usual(calibration: Calibration, depth: int, top_k: int, greedy: bool) -> list[float]:
+    """The chances of all candidates of a tree so deep, when every node's children turn out as they usually do."""
+    found, frontier = [], [1.0]
+    for level in range(depth):
+        shares = calibration.curve(level, greedy=greedy).shares(top_k)
+        grown = [chance * share for chance in frontier for share in shares]
+        found += grown
+        frontier = sorted(grown, reverse=True)[:top_k]
+    return found

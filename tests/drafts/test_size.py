@@ -11,7 +11,7 @@ from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.drafts.calibration import Calibration, Curve, fit
-from fspad_bench.drafts.size import BestSize, FixedSize
+from fspad_bench.drafts.size import BestSize, FixedSize, best_shape
 from fspad_bench.sampling import Sampler
 
 CHEAP, DEAR = (Costs(tuple(1 + slope * n for n in SIZES), 0.1, 0.1) for slope in (0.001, 0.3))
@@ -33,6 +33,30 @@ def test_it_keeps_the_number_of_nodes_with_the_highest_rate(costs, scores):
         return (1 + sum(2.718281828459045**score for score in scores[:nodes])) / (0.2 + costs.forward(1 + nodes))
 
     assert best(costs).keep(scores, 2) == max(range(len(scores) + 1), key=rate)
+
+
+@pytest.mark.parametrize(
+    ("costs", "shape"), [(CHEAP, (16, 4)), (DEAR, (3, 2)), (Costs(CHEAP.verify, 0.1, 0.6), (3, 1))]
+)
+def test_the_shape_of_a_captured_round_is_the_best_on_average(costs, shape):
+    """By brute force over all shapes, each node's chance that of its path of usual children."""
+    calibration = Calibration((Curve(first=0.7, any=0.9), Curve(first=0.5, any=0.8)), SURE.sampled)
+
+    def rate(shape, curves):
+        paths, last = [], [1.0]
+        for level in range(shape.depth):
+            curve = curves[min(level, len(curves) - 1)]
+            last = [p * s for p in last for s in (curve.first, curve.any - curve.first)]
+            paths, last = paths + last, sorted(last)[-2:]
+        return (1 + sum(sorted(paths)[::-1][: shape.nodes - 1])) / (
+            costs.draft(shape.depth) + costs.forward(shape.nodes)
+        )
+
+    found = best_shape(costs, calibration, nodes=24, depth=5, top_k=2)
+    both = {shape: rate(shape, calibration.greedy) * rate(shape, calibration.sampled)
+            for shape in (FixedSize(n, d) for n in SIZES if 2 <= n <= 24 for d in range(1, 6))}  # fmt: skip
+    assert both[found] == pytest.approx(max(both.values()))
+    assert (found.nodes, found.depth) == shape
 
 
 def test_nothing_is_kept_where_nothing_is_worth_its_cost():
