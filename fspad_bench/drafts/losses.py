@@ -44,7 +44,9 @@ def losses(
     feature = F.smooth_l1_loss(h_feature.float(), target_feature.float())
     with torch.no_grad():
         logits = F.linear(target_feature.to(lm_head.dtype), lm_head).float()
-        law, mass = logits.softmax(-1), (logits.logsumexp(-1) - normaliser).exp().clamp(max=1)
+        law = logits.softmax(-1)
+        inside = logits.amax(-1) - law.amax(-1).log()  # their log-sum-exp, without another pass of exponentials
+        mass = (inside - normaliser).exp().clamp(max=1)
     guess = F.linear(h_logit.to(lm_head.dtype), lm_head).float()
     said = guess.log_softmax(-1)
     logit = -torch.linalg.vecdot(law, said)  # of N x S numbers none but these three are written
