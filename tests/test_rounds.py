@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fspad_bench import kernels
+from fspad_bench import costs, kernels
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.drafts.head import load_head, shipped
@@ -148,6 +148,14 @@ def test_a_tree_sized_by_the_machine_has_one_shape_on_a_device(target, sampler):
         generate(target, method.decoder, sampler, PROMPTS[0], limit),
     )
     assert (found.tokens, found.committed) == (hosts.tokens, hosts.committed)
+
+
+def test_costs_of_captured_and_of_hosted_drafting_are_kept_apart(target, monkeypatch):
+    asked = []
+    monkeypatch.setattr(costs, "of", lambda target, about, measure: asked.append(about) or costs.TINY)
+    for options in ({"tree": "auto"}, {"tree": "auto", "verify": "rejection", "drafting": "ranked"}):
+        build("fspad", target, {"fspad": options})
+    assert asked[0] != asked[1]
 
 
 def test_drafting_is_timed_as_it_is_replayed(target):

@@ -71,7 +71,7 @@ class HeadDrafter(Draft):
             raise BenchError(text, f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1")
         super().__init__(target, head)
         self.top_k, self.grower = min(top_k, len(self.vocabulary)), None
-        captured = target.kernels and verify == "match" and self.drafting != "sampled"
+        captured = bool(target.kernels) and verify == "match" and self.drafting != "sampled"
         bounds = FixedSize(nodes, depth)
         self.sizes = self._sized(target, head, bounds, captured) if auto else dict.fromkeys((True, False), bounds)
         size = self.sizes[True]
@@ -84,7 +84,8 @@ class HeadDrafter(Draft):
         """The size of a greedy round and of a sampled one, within `most`, that pays on this machine."""
         calibration = Calibration.of(head.facts.get("calibration"))
         seconds = partial(self._replayed, head) if captured else self._seconds
-        measured = costs.of(target, {"head": head.sha256, "top_k": self.top_k}, partial(seconds, target))
+        about = {"head": head.sha256, "top_k": self.top_k, "captured": captured}
+        measured = costs.of(target, about, partial(seconds, target))
         if captured:
             depth = min(most.depth, Growth.deepest(self.top_k))
             best = best_shape(measured, calibration, nodes=most.nodes, depth=depth, top_k=self.top_k)

@@ -49,7 +49,7 @@ def losses(
         mass = (inside - normaliser).exp().clamp(max=1)
     guess = F.linear(h_logit.to(lm_head.dtype), lm_head).float()
     said = guess.log_softmax(-1)
-    logit = -torch.linalg.vecdot(law, said)  # of N x S numbers none but these three are written
+    logit = -torch.linalg.vecdot(law, said)
     likely = law.topk(top_k, dim=-1)
     top = -torch.linalg.vecdot(likely.values, said.gather(-1, likely.indices))
     agreement = (guess.argmax(-1) == choice).float().mean()
