@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fspad_bench import machine
+from fspad_bench import __version__, machine
 from fspad_bench.fetch import cache_home
 from fspad_bench.paths import write_whole
 from fspad_bench.rounds import repeated
@@ -65,6 +65,7 @@ def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callabl
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
         "torch": torch.__version__,
+        "fspad_bench": __version__,
         "sizes": SIZES,
     }
     path = cache_home() / "costs" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"

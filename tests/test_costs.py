@@ -36,6 +36,12 @@ def test_another_draft_has_costs_of_its_own(target, tmp_path):
     assert len(list((tmp_path / "costs").glob("*.json"))) == 2
 
 
+def test_another_release_measures_anew(target, tmp_path, monkeypatch):
+    costs.of(target, {}, lambda: (0.5, 0.25))
+    monkeypatch.setattr(costs, "__version__", "later")
+    assert costs.of(target, {}, lambda: (0.25, 0.25)).first == 0.25
+
+
 def test_tests_do_not_depend_on_the_machine(tiny):
     assert costs.of(tiny, {}, pytest.fail) == TINY
 

@@ -141,6 +141,8 @@ class Attention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         else:
             folded = q.reshape(*k.shape[:-2], -1, k.shape[-1])
+            if q.dim() == 3:  # torch fuses attention on a CPU for a batch only, be it of one; reshape drops it again
+                folded, k, v = folded[None], k[None], v[None]
             out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
         return self.o(out.transpose(-2, -3).flatten(-2))
 
