@@ -1,4 +1,4 @@
-"""What a round costs on this machine: the target's forward of n tree nodes, and the draft's steps.
+"""What a round costs on this machine: the target's forward of n tree nodes, and all the rest with so many levels.
 
 Measured once for a target, a draft and a device, and kept in the user's cache; `FSPAD_BENCH_COSTS=new` measures again.
 Only how many nodes a drafter asks about depends on them, never what it outputs.
@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
 
 from fspad_bench import __version__, machine
+from fspad_bench.decoding import Context
 from fspad_bench.fetch import cache_home
 from fspad_bench.paths import write_whole
 from fspad_bench.rounds import repeated
 from fspad_bench.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.tree import Tree
+from fspad_bench.verification import Rule
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 PREFIX, ROUNDS = 256, 7
@@ -29,7 +31,8 @@ PREFIX, ROUNDS = 256, 7
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds: of a forward of each of `SIZES` nodes, of a draft's first level, and of every further one."""
+    """Seconds: of a forward of each of `SIZES` nodes, of all else in a round with one drafted level, and of each
+    further level."""
 
     verify: tuple[float, ...]
     first: float
@@ -42,9 +45,9 @@ class Costs:
                 return cheap + (dear - cheap) * max(0, nodes - low) / (high - low)
         return self.verify[-1] * nodes / SIZES[-1]
 
-    def draft(self, levels: int) -> float:
-        """Seconds of drafting so many levels."""
-        return self.first + (levels - 1) * self.level if levels else 0.0
+    def beside(self, levels: int) -> float:
+        """Seconds of a round with so many drafted levels, at least one, beside its forward."""
+        return self.first + (levels - 1) * self.level
 
     def _points(self) -> list[tuple[int, float]]:
         return list(zip(SIZES, self.verify, strict=True))
@@ -54,9 +57,17 @@ TINY = Costs(tuple(1.0 + 0.02 * n for n in SIZES), 0.1, 0.1)  # tests must not d
 
 
 def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callable[[], tuple[float, float]]) -> Costs:
-    """The costs of a target with a draft that is told apart by `about`; from the cache where they are known."""
+    """The costs of a target with a draft that is told apart by `about`; from the cache where they are known.
+
+    `measure_draft` returns `first` and `level`.
+    """
     if target.name == "tiny":
         return TINY
+    verify = _known(target, {"nodes": SIZES}, lambda: [forward_seconds(target, n) for n in SIZES])
+    return Costs(tuple(verify), *_known(target, about, measure_draft))
+
+
+def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[[], Sequence[float]]) -> list[float]:
     key = about | {
         "target": target.identity,
         "dtype": str(target.dtype),
@@ -66,16 +77,14 @@ def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callabl
         "machine": machine.describe(),
         "torch": torch.__version__,
         "fspad_bench": __version__,
-        "sizes": SIZES,
     }
     path = cache_home() / "costs" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
     if path.is_file() and os.environ.get("FSPAD_BENCH_COSTS") != "new":
-        found = json.loads(path.read_text(encoding="utf-8"))["costs"]
-        return Costs(tuple(found["verify"]), found["first"], found["level"])
-    costs = Costs(tuple(forward_seconds(target, n) for n in SIZES), *measure_draft())
+        return json.loads(path.read_text(encoding="utf-8"))["seconds"]
+    seconds = list(measure())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps({"key": key, "costs": asdict(costs)}, indent=2) + "\n")
-    return costs
+    write_whole(path, json.dumps({"key": key, "seconds": seconds}, indent=2) + "\n")
+    return seconds
 
 
 def best_of(run: Callable[[], object], target: TransformersTarget) -> float:
@@ -86,6 +95,27 @@ def best_of(run: Callable[[], object], target: TransformersTarget) -> float:
         run()
         target.synchronize()
         seconds.append(perf_counter() - began)
+    return min(seconds[1:])
+
+
+def beside_forward(target: TransformersTarget, context: Context, propose: Callable[[], Tree], verify: Rule) -> float:
+    """Seconds of the quickest of a few rounds behind `context`, the forward left out.
+
+    It runs all the same: a draft whose weights are still in the processor's caches would look quicker than it is.
+    """
+    seconds, length = [], target.length
+    for _ in range(ROUNDS):
+        began = perf_counter()
+        tree = propose()
+        target.synchronize()
+        proposed = perf_counter()
+        logits = target.score(tree).logits
+        target.synchronize()
+        scored = perf_counter()
+        target.commit(verify(tree, logits, context.sampler, context.position).path)
+        target.synchronize()
+        seconds.append(proposed - began + perf_counter() - scored)
+        target.cache.rewind(length)
     return min(seconds[1:])
 
 

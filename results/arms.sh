@@ -12,7 +12,7 @@ options=()
 for head in "$heads"/*-"$target"-*/; do
     name=$(basename "$head" | sed "s/-$target-/-/")
     decoders+=",$name=fspad_bench.decoders.arm:Arm"
-    options+=(-D "$name.head=${head%/}")
+    options+=(-D "$name.head=${head%/}" -D "$name.tree=fixed")
 done
 exec fspad-bench run --decoder "$decoders" "${options[@]}" --target "$target" --task all \
     --data "spec-bench=$questions" --limit 10 --max-new-tokens 128 --temperature 0,1 "$@"

@@ -1,14 +1,19 @@
 """What a round costs is measured once and then known."""
 
 import json
+from time import sleep
 
 import pytest
 from doubles import random_model
 
 from fspad_bench import costs
 from fspad_bench.costs import SIZES, TINY, Costs
+from fspad_bench.decoding import Context
+from fspad_bench.sampling import Sampler
 from fspad_bench.target import TransformersTarget
 from fspad_bench.tiny import tiny_tokenizer
+from fspad_bench.tree import Tree
+from fspad_bench.verification import match
 
 
 @pytest.fixture
@@ -23,17 +28,18 @@ def test_costs_are_measured_once_and_again_on_demand(target, tmp_path, monkeypat
     assert len(first.verify) == len(SIZES)
     assert min(first.verify) > 0
     assert (first.first, first.level) == (0.5, 0.25)
-    (path,) = (tmp_path / "costs").glob("*.json")
-    assert json.loads(path.read_text())["key"]["target"] == "abc"
+    files = [json.loads(path.read_text()) for path in (tmp_path / "costs").glob("*.json")]
+    assert [file["key"]["target"] for file in files] == ["abc"] * 2  # the forward's and the draft's
     assert costs.of(target, {"head": "x"}, pytest.fail) == first
     monkeypatch.setenv("FSPAD_BENCH_COSTS", "new")
     assert costs.of(target, {"head": "x"}, lambda: next(drafts)).first == 0.75
 
 
 def test_another_draft_has_costs_of_its_own(target, tmp_path):
-    costs.of(target, {"head": "x"}, lambda: (0.5, 0.25))
-    costs.of(target, {"head": "y"}, lambda: (0.5, 0.25))
-    assert len(list((tmp_path / "costs").glob("*.json"))) == 2
+    first = costs.of(target, {"head": "x"}, lambda: (0.5, 0.25))
+    second = costs.of(target, {"head": "y"}, lambda: (0.75, 0.25))
+    assert (first.first, second.first) == (0.5, 0.75)
+    assert first.verify == second.verify  # measured once
 
 
 def test_another_release_measures_anew(target, tmp_path, monkeypatch):
@@ -49,3 +55,21 @@ def test_tests_do_not_depend_on_the_machine(tiny):
 def test_larger_trees_cost_in_proportion_beyond_the_largest_measured():
     made = Costs(tuple(float(n) for n in SIZES), 0, 0)
     assert made.forward(128) == pytest.approx(128)
+
+
+def test_a_round_is_timed_beside_its_forward_and_leaves_the_cache_as_it_was(target):
+    steps = []
+    scores = target.prefill([1, 2, 3], 64)
+    context = Context([1, 2, 3, int(scores.logits[-1].argmax())], 3, Sampler())
+    length, score = target.length, target.score
+
+    def scored(tree):
+        steps.append("forward")
+        sleep(0.05)
+        return score(tree)
+
+    target.score = scored
+    seconds = costs.beside_forward(target, context, lambda: Tree.chain(context.tokens[-1], [5, 6]), match)
+    assert 0 < seconds < 0.05
+    assert len(steps) == costs.ROUNDS
+    assert (target.length, target.pending) == (length, 0)

@@ -14,14 +14,14 @@ from fspad_bench.target import TransformersTarget
 
 
 class Arm(HeadDrafter):
-    """`head` is a trained head's folder; the other options are those of `eagle` and `fspad`."""
+    """`head` is a trained head's folder; the other options are `HeadDrafter`'s."""
 
     def __init__(
         self,
         target: TransformersTarget,
         *,
         head: str = "",
-        tree: str = "fixed",
+        tree: str = "",
         nodes: int = 0,
         depth: int = 0,
         top_k: int = 4,

@@ -8,14 +8,14 @@ from fspad_bench.target import TransformersTarget
 
 
 class Fspad(HeadDrafter):
-    """`head` is a trained head's folder, or empty for the shipped one; a tree may be `auto`: sized by the machine."""
+    """`head` is a trained head's folder, or empty for the shipped one; the other options are `HeadDrafter`'s."""
 
     def __init__(
         self,
         target: TransformersTarget,
         *,
         head: str = "",
-        tree: str = "fixed",
+        tree: str = "",
         nodes: int = 0,
         depth: int = 0,
         top_k: int = 4,

@@ -35,7 +35,8 @@ MOST_NODES, MOST_DEPTH = 64, 8
 class HeadDrafter(Draft):
     """`tree` is `fixed`, `nodes` with the root and `depth` levels deep, or `auto`, grown to what pays on this machine
     within those bounds where they are given: each round anew, or where rounds are captured on a device to the one shape
-    that pays best. `top_k` paths a level are drafted on, `top_k` children each.
+    that pays best. Empty, it is `auto` for coupled drafts of a head that is calibrated, unless a size is given.
+    `top_k` paths a level are drafted on, `top_k` children each.
 
     `drafting` says how children are chosen: `coupled` ranks them by their logits plus the noise of their position,
     `ranked` by their logits alone, `sampled` draws them. Empty, it is what suits `verify`: coupled for `match`,
@@ -47,14 +48,14 @@ class HeadDrafter(Draft):
         target: TransformersTarget,
         head: Head,
         *,
-        tree: str = "fixed",
+        tree: str = "",
         nodes: int = 0,
         depth: int = 0,
         top_k: int = 4,
         verify: str = "match",
         drafting: str = "",
     ) -> None:
-        if tree not in TREES:
+        if tree and tree not in TREES:
             raise BenchError(f"unknown tree '{tree}'", near(tree, TREES))
         self.verify, self.drafting = rule(verify), drafting or ("coupled" if verify == "match" else "sampled")
         if self.drafting not in DRAFTING:
@@ -64,7 +65,8 @@ class HeadDrafter(Draft):
                 f"verify={verify} makes no use of coupled drafts: its choices do not follow the target's noise",
                 "use drafting=sampled or drafting=ranked",
             )
-        auto = tree == "auto" and self.drafting != "sampled"
+        sizable = self.drafting == "coupled" and "calibration" in head.facts and not (nodes or depth)
+        auto = self.drafting != "sampled" and (tree or ("auto" if sizable else "fixed")) == "auto"
         nodes, depth = nodes or (MOST_NODES if auto else FIXED_NODES), depth or (MOST_DEPTH if auto else FIXED_DEPTH)
         if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
             text = f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range"
@@ -83,17 +85,18 @@ class HeadDrafter(Draft):
     def _sized(self, target: TransformersTarget, head: Head, most: FixedSize, captured: bool) -> dict[bool, Size]:
         """The size of a greedy round and of a sampled one, within `most`, that pays on this machine."""
         calibration = Calibration.of(head.facts.get("calibration"))
-        seconds = partial(self._replayed, head) if captured else self._seconds
-        about = {"head": head.sha256, "top_k": self.top_k, "captured": captured}
-        measured = costs.of(target, about, partial(seconds, target))
+        about = {"head": head.sha256, "top_k": self.top_k}
         if captured:
+            measured = costs.of(target, about | {"captured": True}, partial(self._replayed, head, target))
             depth = min(most.depth, Growth.deepest(self.top_k))
             best = best_shape(measured, calibration, nodes=most.nodes, depth=depth, top_k=self.top_k)
             return dict.fromkeys((True, False), best)
-        return {
-            greedy: BestSize(most.nodes, most.depth, self.top_k, measured, calibration, greedy)
-            for greedy in (True, False)
-        }
+        about |= {"drafting": self.drafting, "verify": self.verify.__name__}
+        sizes = {}
+        for greedy in (True, False):
+            measured = costs.of(target, about | {"greedy": greedy}, partial(self._seconds, target, greedy))
+            sizes[greedy] = BestSize(most.nodes, most.depth, self.top_k, measured, calibration, greedy)
+        return sizes
 
     @torch.inference_mode()
     def propose(self, context: Context, budget: int) -> Tree:
@@ -111,7 +114,7 @@ class HeadDrafter(Draft):
         return Growth(target, head, self.lm_head, coupled=self.drafting == "coupled", **shape)
 
     def _replayed(self, head: Head, target: TransformersTarget) -> tuple[float, float]:
-        """The same as `_seconds` of drafting that is captured."""
+        """The same as `_seconds` of drafting that is captured; what verifies there belongs to the forward."""
         prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.PREFIX)]
 
         def seconds(levels: int) -> float:
@@ -122,20 +125,23 @@ class HeadDrafter(Draft):
         return one, max(0.0, three - one) / 2
 
     @torch.inference_mode()
-    def _seconds(self, target: TransformersTarget) -> tuple[float, float]:
-        """What the first level of a tree costs, after two new tokens, and what a further one adds."""
+    def _seconds(self, target: TransformersTarget, greedy: bool) -> tuple[float, float]:
+        """What a round with one level costs beside its forward, after two new tokens, and what a further level adds."""
         prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.PREFIX)]
-        context = Context([*prompt, 7], len(prompt), Sampler(1.0))
-        self.begin(context, target.prefill(prompt, 1))
+        context = Context([*prompt, 7], len(prompt), Sampler(0.0 if greedy else 1.0))
+        self.begin(context, target.prefill(prompt, LARGEST_TREE))
         self.absorb()
         begun, features, tokens = self.rows.length, self.features[-2:], self.tokens[-2:]
+        coupled = self.drafting == "coupled" and not greedy
 
-        def grown(levels: int) -> None:
+        def grown(levels: int) -> Tree:
             self.rows.length, self.features, self.tokens = begun, features, tokens
-            size = FixedSize(MOST_NODES, levels)
-            dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=self.drafting == "coupled")
+            size = FixedSize(FIXED_NODES, levels)
+            return dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled)
 
-        one, three = (costs.best_of(lambda levels=levels: grown(levels), target) for levels in (1, 3))
+        one, three = (
+            costs.beside_forward(target, context, lambda levels=levels: grown(levels), self.verify) for levels in (1, 3)
+        )
         return one, max(0.0, three - one) / 2
 
 

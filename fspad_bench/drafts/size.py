@@ -77,7 +77,7 @@ class BestSize:
 
     def _best(self, chances: Sequence[float], levels: int) -> tuple[float, int]:
         """The highest rate, in tokens a second, over the number of drafted nodes, and that number."""
-        spent = self.costs.draft(levels)
+        spent = self.costs.beside(levels)
         gains = [0.0, *accumulate(chances[: self.nodes - 1])]
         return max(((1 + gain) / (spent + self.costs.forward(1 + n)), n) for n, gain in enumerate(gains))
 
@@ -90,7 +90,7 @@ def best_shape(costs: Costs, calibration: Calibration, *, nodes: int, depth: int
 
     def rate(size: FixedSize, greedy: bool) -> float:
         chances = sorted(_usual(calibration, size.depth, top_k, greedy), reverse=True)
-        return (1 + sum(chances[: size.nodes - 1])) / (costs.draft(size.depth) + costs.forward(size.nodes))
+        return (1 + sum(chances[: size.nodes - 1])) / (costs.beside(size.depth) + costs.forward(size.nodes))
 
     shapes = [FixedSize(n, levels) for n in SIZES if 2 <= n <= nodes for levels in range(1, depth + 1)]
     return max(shapes, key=lambda size: rate(size, True) * rate(size, False))

@@ -1,5 +1,6 @@
 """Trees sized by what a round costs and what its nodes are likely to bring."""
 
+from dataclasses import replace
 from itertools import pairwise, product
 from math import log
 
@@ -11,6 +12,7 @@ from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.drafts.calibration import Calibration, Curve, fit
+from fspad_bench.drafts.drafter import FIXED_DEPTH, FIXED_NODES, HeadDrafter, find_head
 from fspad_bench.drafts.size import BestSize, FixedSize, best_shape
 from fspad_bench.sampling import Sampler
 
@@ -49,7 +51,7 @@ def test_the_shape_of_a_captured_round_is_the_best_on_average(costs, shape):
             last = [p * s for p in last for s in (curve.first, curve.any - curve.first)]
             paths, last = paths + last, sorted(last)[-2:]
         return (1 + sum(sorted(paths)[::-1][: shape.nodes - 1])) / (
-            costs.draft(shape.depth) + costs.forward(shape.nodes)
+            costs.beside(shape.depth) + costs.forward(shape.nodes)
         )
 
     found = best_shape(costs, calibration, nodes=24, depth=5, top_k=2)
@@ -86,7 +88,7 @@ def test_forwards_between_the_measured_sizes_are_interpolated():
     assert [costs.forward(n) for n in SIZES] == list(costs.verify)
     assert costs.verify[4] < costs.forward(7) < costs.verify[5]
     assert all(costs.forward(n) < costs.forward(n + 1) for n in range(1, 127))
-    assert [costs.draft(levels) for levels in (0, 1, 3)] == [0, 0.5, 1.0]
+    assert [costs.beside(levels) for levels in (1, 2, 3)] == [0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize(("shift", "slope"), [(0.0, 1.0), (-1.0, 0.6), (0.8, 1.4)])
@@ -146,6 +148,43 @@ def test_auto_trees_are_lossless_and_differ_from_round_to_round(tiny, temperatur
     assert bounded.tokens == made.tokens
     assert bounded.forwards >= made.forwards
     assert max(shapes[made.forwards - 1 :]) <= (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "sized"),
+    [
+        ({}, True),
+        ({"tree": "fixed"}, False),
+        ({"nodes": 16}, False),
+        ({"depth": 3}, False),
+        ({"tree": "auto", "nodes": 16}, True),
+        ({"drafting": "ranked"}, False),
+        ({"drafting": "ranked", "tree": "auto"}, True),
+        ({"verify": "rejection"}, False),
+        ({"verify": "rejection", "tree": "auto"}, False),
+    ],
+)
+def test_a_calibrated_draft_sizes_its_trees_unless_told_their_size(tiny, options, sized):
+    head = find_head("", "fspad", tiny)
+    calibrated = replace(head, facts=head.facts | {"calibration": SURE.facts()})
+    assert isinstance(HeadDrafter(tiny, calibrated, **options).sizes[True], BestSize if sized else FixedSize)
+
+
+def test_the_tree_of_a_draft_without_calibration_is_fixed(tiny):
+    head = find_head("", "fspad", tiny)
+    bare = replace(head, facts={k: v for k, v in head.facts.items() if k != "calibration"})
+    assert HeadDrafter(tiny, bare).sizes == dict.fromkeys((True, False), FixedSize(FIXED_NODES, FIXED_DEPTH))
+
+
+@pytest.mark.parametrize("options", [{}, {"drafting": "ranked", "verify": "rejection"}])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_what_is_timed_leaves_nothing_behind(tiny, greedy, options):
+    drafter, sampler, limit = Fspad(tiny, **options), Sampler(0.0 if greedy else 1.0), Limit(24)
+    fresh = generate(tiny, drafter, sampler, PROMPT, limit)
+    first, level = drafter._seconds(tiny, greedy)
+    assert 0 <= level < 20 * first < 20
+    again = generate(tiny, drafter, sampler, PROMPT, limit)
+    assert (again.tokens, again.committed) == (fresh.tokens, fresh.committed)
 
 
 def test_paths_score_below_their_parents(tiny):
