@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -26,17 +27,23 @@ from fspad_bench.tree import Tree
 from fspad_bench.verification import Rule
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-PREFIX, ROUNDS = 256, 7
+NEAR, FAR, ROUNDS = 256, 1024, 7
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds: of a forward of each of `SIZES` nodes, of all else in a round with one drafted level, and of each
-    further level."""
+    """Seconds: of a forward of each of `SIZES` nodes behind `NEAR` tokens, of all else in a round with one drafted
+    level, of each further level, and what each further token before them adds to the forwards."""
 
     verify: tuple[float, ...]
     first: float
     level: float
+    longer: tuple[float, ...] = (0.0,) * len(SIZES)
+
+    def behind(self, tokens: int) -> Costs:
+        """The same behind so many tokens."""
+        more = max(0, tokens - NEAR)
+        return replace(self, verify=tuple(v + more * a for v, a in zip(self.verify, self.longer, strict=True)))
 
     def forward(self, nodes: int) -> float:
         """Seconds of a tree of so many nodes, root included, by interpolation; beyond the largest, in proportion."""
@@ -63,8 +70,16 @@ def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callabl
     """
     if target.name == "tiny":
         return TINY
-    verify = _known(target, {"nodes": SIZES}, lambda: [forward_seconds(target, n) for n in SIZES])
-    return Costs(tuple(verify), *_known(target, about, measure_draft))
+    far = min(FAR, target.max_length - LARGEST_TREE)
+    near, behind = (
+        _known(target, {"nodes": SIZES, "prefix": prefix}, partial(_forwards, target, prefix)) for prefix in (NEAR, far)
+    )
+    longer = (max(0.0, dear - cheap) / max(1, far - NEAR) for cheap, dear in zip(near, behind, strict=True))
+    return Costs(tuple(near), *_known(target, about, measure_draft), tuple(longer))
+
+
+def _forwards(target: TransformersTarget, prefix: int) -> list[float]:
+    return [forward_seconds(target, nodes, prefix) for nodes in SIZES]
 
 
 def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[[], Sequence[float]]) -> list[float]:
@@ -119,7 +134,7 @@ def beside_forward(target: TransformersTarget, context: Context, propose: Callab
     return min(seconds[1:])
 
 
-def forward_seconds(target: TransformersTarget, nodes: int, prefix: int = PREFIX) -> float:
+def forward_seconds(target: TransformersTarget, nodes: int, prefix: int = NEAR) -> float:
     """Seconds of a tree of so many nodes behind a prefix of so many tokens, on a device with its verification."""
     prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
     tree = Tree(prompt[:nodes], range(-1, nodes - 1))

@@ -29,7 +29,7 @@ def test_costs_are_measured_once_and_again_on_demand(target, tmp_path, monkeypat
     assert min(first.verify) > 0
     assert (first.first, first.level) == (0.5, 0.25)
     files = [json.loads(path.read_text()) for path in (tmp_path / "costs").glob("*.json")]
-    assert [file["key"]["target"] for file in files] == ["abc"] * 2  # the forward's and the draft's
+    assert [file["key"]["target"] for file in files] == ["abc"] * 3  # two lengths of the forward, and the draft
     assert costs.of(target, {"head": "x"}, pytest.fail) == first
     monkeypatch.setenv("FSPAD_BENCH_COSTS", "new")
     assert costs.of(target, {"head": "x"}, lambda: next(drafts)).first == 0.75

@@ -107,7 +107,8 @@ class HeadDrafter(Draft):
             return sampled_tree(self, context, nodes=self.nodes, depth=depth, top_k=self.top_k)
         greedy = not context.sampler.temperature
         coupled = self.drafting == "coupled" and not greedy
-        return dynamic_tree(self, context, size=self.sizes[greedy], budget=budget, top_k=self.top_k, coupled=coupled)
+        size = self.sizes[greedy].behind(len(context.tokens))
+        return dynamic_tree(self, context, size=size, budget=budget, top_k=self.top_k, coupled=coupled)
 
     def _growth(self, target: TransformersTarget, head: Head, size: FixedSize) -> Growth:
         shape = {"nodes": size.nodes, "depth": size.depth, "top_k": self.top_k}
@@ -115,7 +116,7 @@ class HeadDrafter(Draft):
 
     def _replayed(self, head: Head, target: TransformersTarget) -> tuple[float, float]:
         """The same as `_seconds` of drafting that is captured; what verifies there belongs to the forward."""
-        prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.PREFIX)]
+        prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.NEAR)]
 
         def seconds(levels: int) -> float:
             loop = DeviceLoop(target, self._growth(target, head, FixedSize(MOST_NODES, levels)))
@@ -127,7 +128,7 @@ class HeadDrafter(Draft):
     @torch.inference_mode()
     def _seconds(self, target: TransformersTarget, greedy: bool) -> tuple[float, float]:
         """What a round with one level costs beside its forward, after two new tokens, and what a further level adds."""
-        prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.PREFIX)]
+        prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.NEAR)]
         context = Context([*prompt, 7], len(prompt), Sampler(0.0 if greedy else 1.0))
         self.begin(context, target.prefill(prompt, LARGEST_TREE))
         self.absorb()

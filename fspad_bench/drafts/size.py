@@ -10,7 +10,7 @@ holds it to one).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import exp
 from typing import Protocol
@@ -22,9 +22,11 @@ from fspad_bench.drafts.calibration import Calibration
 
 
 class Size(Protocol):
-    """`grade` turns children's log-probabilities `[N, K]` into those that count; `grow` says whether a level beyond
-    `levels` is drafted; `keep` how many of all candidates, best first, make the tree. Scores are of whole paths."""
+    """`behind` is the same for a tree behind so many tokens; `grade` turns children's log-probabilities `[N, K]` into
+    those that count; `grow` says whether a level beyond `levels` is drafted; `keep` how many of all candidates, best
+    first, make the tree. Scores are of whole paths."""
 
+    def behind(self, tokens: int) -> Size: ...
     def grade(self, log_q: Tensor, level: int) -> Tensor: ...
     def grow(self, scores: Sequence[float], frontier: Sequence[float], levels: int) -> bool: ...
     def keep(self, scores: Sequence[float], levels: int) -> int: ...
@@ -36,6 +38,9 @@ class FixedSize:
 
     nodes: int
     depth: int
+
+    def behind(self, tokens: int) -> FixedSize:
+        return self
 
     def grade(self, log_q: Tensor, level: int) -> Tensor:
         return log_q
@@ -57,6 +62,9 @@ class BestSize:
     costs: Costs
     calibration: Calibration
     greedy: bool
+
+    def behind(self, tokens: int) -> BestSize:
+        return replace(self, costs=self.costs.behind(tokens))
 
     def grade(self, log_q: Tensor, level: int) -> Tensor:
         return self.calibration.curve(level, greedy=self.greedy).grade(log_q)

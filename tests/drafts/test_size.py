@@ -7,7 +7,7 @@ from math import log
 import pytest
 import torch
 
-from fspad_bench.costs import SIZES, Costs
+from fspad_bench.costs import NEAR, SIZES, Costs
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
@@ -89,6 +89,15 @@ def test_forwards_between_the_measured_sizes_are_interpolated():
     assert costs.verify[4] < costs.forward(7) < costs.verify[5]
     assert all(costs.forward(n) < costs.forward(n + 1) for n in range(1, 127))
     assert [costs.beside(levels) for levels in (1, 2, 3)] == [0.5, 0.75, 1.0]
+
+
+def test_a_longer_prefix_makes_forwards_dearer_and_trees_smaller():
+    costs = Costs(tuple(1 + 0.1 * n for n in SIZES), 0.1, 0.1, tuple(1e-4 * n for n in SIZES))
+    assert costs.behind(NEAR) == costs.behind(5) == costs
+    assert costs.behind(NEAR + 500).forward(8) == pytest.approx(costs.forward(8) + 500 * 8e-4)
+    scores = logs(*(0.9**n for n in range(1, 30)))
+    kept = [best(costs).behind(tokens).keep(scores, 1) for tokens in (10, NEAR, NEAR + 500, 8 * NEAR)]
+    assert kept[0] == kept[1] > kept[2] > kept[3] > 0
 
 
 @pytest.mark.parametrize(("shift", "slope"), [(0.0, 1.0), (-1.0, 0.6), (0.8, 1.4)])
