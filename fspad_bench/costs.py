@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from fspad_bench import __version__, machine
@@ -40,24 +41,29 @@ class Costs:
     level: float
     longer: tuple[float, ...] = (0.0,) * len(SIZES)
 
-    def behind(self, tokens: int) -> Costs:
-        """The same behind so many tokens."""
-        more = max(0, tokens - NEAR)
-        return replace(self, verify=tuple(v + more * a for v, a in zip(self.verify, self.longer, strict=True)))
-
-    def forward(self, nodes: int) -> float:
-        """Seconds of a tree of so many nodes, root included, by interpolation; beyond the largest, in proportion."""
-        for (low, cheap), (high, dear) in zip(self._points(), self._points()[1:], strict=False):
-            if nodes <= high:
-                return cheap + (dear - cheap) * max(0, nodes - low) / (high - low)
-        return self.verify[-1] * nodes / SIZES[-1]
+    def forward(self, nodes: int, tokens: int = NEAR) -> float:
+        """Seconds of a tree of so many nodes, root included, behind so many tokens."""
+        return self._verify[nodes] + max(0, tokens - NEAR) * self._longer[nodes]
 
     def beside(self, levels: int) -> float:
         """Seconds of a round with so many drafted levels, at least one, beside its forward."""
         return self.first + (levels - 1) * self.level
 
-    def _points(self) -> list[tuple[int, float]]:
-        return list(zip(SIZES, self.verify, strict=True))
+    @cached_property
+    def _verify(self) -> list[float]:
+        return _interpolated(self.verify)
+
+    @cached_property
+    def _longer(self) -> list[float]:
+        return _interpolated(self.longer)
+
+
+def _interpolated(values: Sequence[float]) -> list[float]:
+    """From values at `SIZES`, one for every number of nodes; beyond the largest size they grow in proportion."""
+    every = np.arange(LARGEST_TREE + 1)
+    return (
+        np.interp(every, SIZES, values).tolist()[: SIZES[-1]] + (values[-1] * every / SIZES[-1]).tolist()[SIZES[-1] :]
+    )
 
 
 TINY = Costs(tuple(1.0 + 0.02 * n for n in SIZES), 0.1, 0.1)  # tests must not depend on what a machine was doing

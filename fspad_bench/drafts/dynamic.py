@@ -10,39 +10,44 @@ this is EAGLE-2's rule.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
 from fspad_bench.decoding import Context
 from fspad_bench.drafts.draft import Draft
-from fspad_bench.drafts.network import DraftOutput
 from fspad_bench.drafts.rows import lineage
 from fspad_bench.drafts.size import Size
 from fspad_bench.tree import Tree
 
 
 def dynamic_tree(draft: Draft, context: Context, *, size: Size, budget: int, top_k: int, coupled: bool) -> Tree:
-    """The tree below the last committed token, at most `budget` levels deep."""
-    out = draft.absorb()
-    tokens, scores = _children(draft, out, top_k, _noise(draft, context, 0, coupled), size, 0)
-    levels = [(tokens[0], scores[0], torch.full_like(tokens[0], -1))]
-    frontier = torch.arange(top_k, device=tokens.device)
-    parents = torch.zeros_like(frontier)
-    ancestors, first, known = None, 0, scores[0].tolist()
-    while len(levels) < budget and size.grow(known, scores.flatten()[frontier].tolist(), len(levels)):
-        chosen, best, _ = levels[-1]
+    """The tree below the last committed token, at most `budget` levels deep.
+
+    Networks run on tensors; which candidates to expand and to keep is decided on the host, by lists of a few numbers.
+    """
+    tokens, scores, origins = [], [], []  # of all candidates, level by level; the root's children come from -1
+    out, ancestors, expanded, base = draft.absorb(), None, [-1], 0.0
+    for level in range(budget):
+        best = (draft.logits(out) + _noise(draft, context, level, coupled)).log_softmax(-1).topk(top_k, dim=-1)
+        first = len(tokens)
+        tokens += draft.vocabulary[best.indices].flatten().tolist()
+        scores += (size.grade(best.values, level) + base).flatten().tolist()
+        origins += [origin for origin in expanded for _ in range(top_k)]
+        expanded = _leading(scores, range(first, len(scores)))[:top_k]
+        frontier = [scores[node] for node in expanded]
+        if level + 1 == budget or not size.grow(scores, frontier, level + 1):
+            break
+        device, rows = out.h_feature.device, [(node - first) // top_k for node in expanded]
+        parents, base = torch.tensor(rows, device=device), torch.tensor(frontier, device=device)[:, None]
         ancestors = lineage(ancestors, parents)
-        level = len(levels)
-        out = draft.expand(chosen[frontier], out.h_feature[parents], ancestors, level - 1)
-        tokens, scores = _children(draft, out, top_k, _noise(draft, context, level, coupled), size, level)
-        scores = scores + best[frontier][:, None]
-        origin = (first + frontier)[:, None].expand_as(tokens)
-        first += len(chosen)
-        levels.append((tokens.flatten(), scores.flatten(), origin.flatten()))
-        known += scores.flatten().tolist()
-        frontier = scores.flatten().topk(top_k).indices
-        parents = frontier // top_k
-    return _prune(context.tokens[-1], levels, size)
+        chosen = torch.tensor([tokens[node] for node in expanded], device=device)
+        out = draft.expand(chosen, out.h_feature[parents], ancestors, level)
+    order = _leading(scores, range(len(scores)))
+    kept = sorted(order[: size.keep([scores[node] for node in order], level + 1)])
+    place = {node: number for number, node in enumerate([-1, *kept])}
+    return Tree([context.tokens[-1], *(tokens[node] for node in kept)], [-1, *(place[origins[node]] for node in kept)])
 
 
 def _noise(draft: Draft, context: Context, level: int, coupled: bool) -> Tensor | float:
@@ -51,19 +56,6 @@ def _noise(draft: Draft, context: Context, level: int, coupled: bool) -> Tensor 
     return sampler.temperature * sampler.noise(context.position + level, draft.vocabulary) if coupled else 0.0
 
 
-def _children(
-    draft: Draft, out: DraftOutput, top_k: int, noise: Tensor | float, size: Size, level: int
-) -> tuple[Tensor, Tensor]:
-    """The `top_k` likeliest tokens after each of N rows and their graded log-probabilities, `[N, K]` each."""
-    best = (draft.logits(out) + noise).log_softmax(-1).topk(top_k, dim=-1)
-    return draft.vocabulary[best.indices], size.grade(best.values, level)
-
-
-def _prune(root: int, levels: list[tuple[Tensor, Tensor, Tensor]], size: Size) -> Tree:
-    """The best candidates, as many as `size` keeps. Equal scores keep pool order, so no node outlives its parent."""
-    tokens, scores, origins = (torch.cat(part) for part in zip(*levels, strict=True))
-    order = scores.sort(descending=True, stable=True)
-    kept = order.indices[: size.keep(order.values.tolist(), len(levels))].sort().values
-    place = {node: i for i, node in enumerate(kept.tolist(), start=1)}
-    parents = [place.get(origin, 0) for origin in origins[kept].tolist()]
-    return Tree([root, *tokens[kept].tolist()], [-1, *parents])
+def _leading(scores: Sequence[float], nodes: Iterable[int]) -> list[int]:
+    """These candidates, best first. Equal scores keep their order, so no node outlives its parent."""
+    return sorted(nodes, key=scores.__getitem__, reverse=True)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from fspad_bench.costs import SIZES, Costs
+from fspad_bench.costs import NEAR, SIZES, Costs
 from fspad_bench.drafts.calibration import Calibration
 
 
@@ -62,9 +62,10 @@ class BestSize:
     costs: Costs
     calibration: Calibration
     greedy: bool
+    tokens: int = NEAR
 
     def behind(self, tokens: int) -> BestSize:
-        return replace(self, costs=self.costs.behind(tokens))
+        return replace(self, tokens=tokens)
 
     def grade(self, log_q: Tensor, level: int) -> Tensor:
         return self.calibration.curve(level, greedy=self.greedy).grade(log_q)
@@ -85,9 +86,9 @@ class BestSize:
 
     def _best(self, chances: Sequence[float], levels: int) -> tuple[float, int]:
         """The highest rate, in tokens a second, over the number of drafted nodes, and that number."""
-        spent = self.costs.beside(levels)
-        gains = [0.0, *accumulate(chances[: self.nodes - 1])]
-        return max(((1 + gain) / (spent + self.costs.forward(1 + n)), n) for n, gain in enumerate(gains))
+        spent, forward = self.costs.beside(levels), self.costs.forward
+        made = accumulate(chances[: self.nodes - 1], initial=1.0)
+        return max((tokens / (spent + forward(1 + n, self.tokens)), n) for n, tokens in enumerate(made))
 
 
 def best_shape(costs: Costs, calibration: Calibration, *, nodes: int, depth: int, top_k: int) -> FixedSize:

@@ -93,8 +93,8 @@ def test_forwards_between_the_measured_sizes_are_interpolated():
 
 def test_a_longer_prefix_makes_forwards_dearer_and_trees_smaller():
     costs = Costs(tuple(1 + 0.1 * n for n in SIZES), 0.1, 0.1, tuple(1e-4 * n for n in SIZES))
-    assert costs.behind(NEAR) == costs.behind(5) == costs
-    assert costs.behind(NEAR + 500).forward(8) == pytest.approx(costs.forward(8) + 500 * 8e-4)
+    assert costs.forward(8, NEAR) == costs.forward(8, 5) == costs.forward(8)
+    assert costs.forward(8, NEAR + 500) == pytest.approx(costs.forward(8) + 500 * 8e-4)
     scores = logs(*(0.9**n for n in range(1, 30)))
     kept = [best(costs).behind(tokens).keep(scores, 1) for tokens in (10, NEAR, NEAR + 500, 8 * NEAR)]
     assert kept[0] == kept[1] > kept[2] > kept[3] > 0
