@@ -87,6 +87,9 @@ class TreeCache(Cache):
         self.rewind(end)
 
     def _move(self, start: int, end: int, moved: Tensor) -> None:
+        if self.rows is not None:
+            self.rows[..., start:end, :] = self.rows[..., moved, :]
+            return
         for layer in self.layers:
             rows = moved.to(layer.keys.device)
             layer.keys[:, :, start:end] = layer.keys[:, :, rows]
