@@ -14,6 +14,8 @@ from typing import Any
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "sacrebleu", "triton")
 
+NOISY = 0.05  # cores; where other work takes more, times are not to be relied on
+
 
 def describe() -> str:
     """The processor and how many of its cores this process may use."""

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from fspad_bench.machine import NOISY
 from fspad_bench.record import METHOD, Audit, Key, Records, Sample
 from fspad_bench.registry import Label
 from fspad_bench.stats import Cost, Interval, agreement, ratio_interval, ratio_of_mean_speeds, speedup
 from fspad_bench.verdict import verdict
 
-NOISY_LOAD = 0.05
 VANILLA = "vanilla"
 IDENTITY = (
     "target", "task", "decoder", "options", "temperature", "top_p", "top_k", "seed", "max_new_tokens", "dtype",
@@ -155,7 +155,7 @@ def _histogram(made: Sequence[Sample]) -> list[int]:
 def _noisy(made: Sequence[Sample]) -> bool:
     wall = sum(s.prefill_seconds + s.decode_seconds for s in made)
     other = sum(s.other_load * (s.prefill_seconds + s.decode_seconds) for s in made)
-    return bool(wall) and other / wall > NOISY_LOAD
+    return bool(wall) and other / wall > NOISY
 
 
 def _known(value: float) -> float | None:
@@ -282,7 +282,7 @@ def _notes(found: list[dict[str, Any]]) -> str:
              "speedup: vanilla's decode seconds a token over the decoder's, paired by prompt",
              "tokens/step counts the bonus token"]  # fmt: skip
     if any(row["noisy"] for row in found):
-        notes.append(f"~ other work took more than {NOISY_LOAD:.0%} of a core meanwhile: do not quote these speeds")
+        notes.append(f"~ other work took more than {NOISY:.0%} of a core meanwhile: do not quote these speeds")
     notes += [_explain(row) for row in others if row["divergences"] and row["verdict"] != "law"]
     for decoder, rule in sorted(
         {(Label.of(r["decoder"]).shown, r["verification"]) for r in others if r["verdict"] == "law"}

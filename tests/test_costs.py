@@ -9,6 +9,7 @@ from doubles import random_model
 from fspad_bench import costs
 from fspad_bench.costs import SIZES, TINY, Costs
 from fspad_bench.decoding import Context
+from fspad_bench.machine import Load
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import TransformersTarget
 from fspad_bench.tiny import tiny_tokenizer
@@ -19,6 +20,7 @@ from fspad_bench.verification import match
 @pytest.fixture
 def target(tmp_path, monkeypatch):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(Load, "others", lambda self: 0.0)
     return TransformersTarget(random_model("llama", max_position_embeddings=1024), tiny_tokenizer(), "other", "abc")
 
 
@@ -33,6 +35,13 @@ def test_costs_are_measured_once_and_again_on_demand(target, tmp_path, monkeypat
     assert costs.of(target, {"head": "x"}, pytest.fail) == first
     monkeypatch.setenv("FSPAD_BENCH_COSTS", "new")
     assert costs.of(target, {"head": "x"}, lambda: next(drafts)).first == 0.75
+
+
+def test_what_was_measured_beside_other_work_is_not_kept(target, monkeypatch):
+    with monkeypatch.context() as busy:
+        busy.setattr(Load, "others", lambda self: 0.5)
+        costs.of(target, {}, lambda: (0.5, 0.25))
+    assert costs.of(target, {}, lambda: (0.25, 0.25)).first == 0.25
 
 
 def test_another_draft_has_costs_of_its_own(target, tmp_path):
