@@ -36,7 +36,7 @@ def target(monkeypatch):
 @pytest.mark.parametrize("sampler", LAWS, ids=["greedy", "T=1", "cut"])
 @pytest.mark.parametrize("decoder", GROWING)
 def test_device_and_host_agree_round_for_round(target, decoder, sampler, length):
-    method = build(decoder, target, {})
+    method = build(decoder, target, {} if decoder == "vanilla" else {decoder: {"tree": "fixed"}})
     for prompt in PROMPTS:
         limit = Limit(length, target.stop_ids)
         found, wanted = (

@@ -28,6 +28,8 @@ class Sights:
     accepted: Counter[int] = field(default_factory=Counter)
     budgets: Counter[int] = field(default_factory=Counter)
     deepest: int = 0
+    whole: bool = False
+    in_part: bool = False
     draws: list[float] = field(default_factory=list)
     branching: bool = False
     moved: bool = False
@@ -39,8 +41,8 @@ class Sights:
             return ["nothing was ever drafted"]
         found = {
             "no draft was ever refused at once": self.accepted[0],
-            f"no draft was accepted to its full depth of {self.deepest}": self.accepted[self.deepest],
-            "no draft was accepted in part": self.deepest == 1 or any(self.accepted[n] for n in range(1, self.deepest)),
+            "no draft was accepted to the full depth of its tree": self.whole,
+            "no draft was accepted in part": self.deepest == 1 or self.in_part,
             "no accepted row had to move": self.moved or not self.branching,
             "no stop fell inside an accepted run": self.stopped_inside or not self.new,
             "no last tree was cut short": any(self.budgets[n] for n in range(self.deepest)),
@@ -62,7 +64,7 @@ class Witness:
         self.sights.budgets[budget] += 1
         self.sights.deepest = max(self.sights.deepest, *tree.depths)
         self.sights.branching |= any(len(children) > 1 for children in tree.offspring)
-        self.before = len(context.tokens)
+        self.before, self.room = len(context.tokens), budget
         if tree.q is not None:
             self._note_draws(tree)
         return tree
@@ -75,7 +77,10 @@ class Witness:
 
     def observe(self, step: Step) -> None:
         path, tokens = step.accepted.path, step.context.tokens
-        self.sights.accepted[len(path) - 1] += 1
+        accepted, depth = len(path) - 1, max(step.tree.depths)
+        self.sights.accepted[accepted] += 1
+        self.sights.whole |= 0 < accepted == depth < self.room  # of a tree that was not cut short
+        self.sights.in_part |= 0 < accepted < depth
         self.sights.moved |= path[-1] != len(path) - 1
         kept, said = len(tokens) - self.before, tokens[step.context.prompt_length : self.before]
         for token in (step.tree.tokens[node] for node in path[1:]):

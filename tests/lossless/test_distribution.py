@@ -105,6 +105,6 @@ def test_too_few_tokens_are_vacuous(tiny):
 
 
 def test_offsets_count_from_the_start_of_a_round(tiny):
-    found = distribution.pit(build("fspad", tiny, {}), tiny, PROMPTS[:3], 32)
+    found = distribution.pit(build("fspad", tiny, {"fspad": {"tree": "fixed"}}), tiny, PROMPTS[:3], 32)
     assert len(found) == 96
     assert {x.offset for x in found} == {0, 1, 2}
