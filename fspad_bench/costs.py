@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate
 from time import perf_counter
 from typing import Any
 
@@ -29,7 +30,7 @@ from fspad_bench.tree import Tree
 from fspad_bench.verification import Rule
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-NEAR, FAR, ROUNDS = 256, 1024, 7
+NEAR, FAR, TURNS = 256, 1024, 13
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,15 @@ def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callabl
         return TINY
     far = min(FAR, target.max_length - LARGEST_TREE)
     near, behind = (
-        _known(target, {"nodes": SIZES, "prefix": prefix}, partial(_forwards, target, prefix)) for prefix in (NEAR, far)
+        _known(target, {"nodes": SIZES, "prefix": prefix}, partial(_rising, target, prefix)) for prefix in (NEAR, far)
     )
     longer = (max(0.0, dear - cheap) / max(1, far - NEAR) for cheap, dear in zip(near, behind, strict=True))
     return Costs(tuple(near), *_known(target, about, measure_draft), tuple(longer))
 
 
-def _forwards(target: TransformersTarget, prefix: int) -> list[float]:
-    return [forward_seconds(target, nodes, prefix) for nodes in SIZES]
+def _rising(target: TransformersTarget, prefix: int) -> list[float]:
+    """Seconds of forwards of `SIZES` nodes; none can cost more than a larger one, whatever a clock says."""
+    return list(accumulate(reversed(forward_seconds(target, SIZES, prefix)), min))[::-1]
 
 
 def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[[], Sequence[float]]) -> list[float]:
@@ -108,49 +110,60 @@ def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[
     return seconds
 
 
-def best_of(run: Callable[[], object], target: TransformersTarget) -> float:
-    """Seconds of the quickest of a few runs: other work can only add to them."""
-    seconds = []
-    for _ in range(ROUNDS):
+def best_of(runs: Sequence[Callable[[], object]], target: TransformersTarget) -> list[float]:
+    """Seconds of the quickest turn of each: other work can only add to them.
+
+    They take turns, so that a busy moment costs each of them a turn and none of them all.
+    """
+
+    def seconds(run: Callable[[], object]) -> float:
         began = perf_counter()
         run()
         target.synchronize()
-        seconds.append(perf_counter() - began)
-    return min(seconds[1:])
+        return perf_counter() - began
+
+    turns = [[seconds(run) for run in runs] for _ in range(TURNS)]
+    return [min(found) for found in zip(*turns[1:], strict=True)]
 
 
-def beside_forward(target: TransformersTarget, context: Context, propose: Callable[[], Tree], verify: Rule) -> float:
-    """Seconds of the quickest of a few rounds behind `context`, the forward left out.
+def beside_forward(
+    target: TransformersTarget, context: Context, drafts: Sequence[Callable[[], Tree]], verify: Rule
+) -> list[float]:
+    """Seconds of the quickest turn of a round behind `context` with each of these trees, the forward left out.
 
     It runs all the same: a draft whose weights are still in the processor's caches would look quicker than it is.
     """
-    seconds, length = [], target.length
-    for _ in range(ROUNDS):
+    length = target.length
+
+    def seconds(draft: Callable[[], Tree]) -> float:
         began = perf_counter()
-        tree = propose()
+        tree = draft()
         target.synchronize()
-        proposed = perf_counter()
+        drafted = perf_counter()
         logits = target.score(tree).logits
         target.synchronize()
         scored = perf_counter()
         target.commit(verify(tree, logits, context.sampler, context.position).path)
         target.synchronize()
-        seconds.append(proposed - began + perf_counter() - scored)
+        done = perf_counter()
         target.cache.rewind(length)
-    return min(seconds[1:])
+        return drafted - began + done - scored
+
+    turns = [[seconds(draft) for draft in drafts] for _ in range(TURNS)]
+    return [min(found) for found in zip(*turns[1:], strict=True)]
 
 
-def forward_seconds(target: TransformersTarget, nodes: int, prefix: int = NEAR) -> float:
-    """Seconds of a tree of so many nodes behind a prefix of so many tokens, on a device with its verification."""
+def forward_seconds(target: TransformersTarget, sizes: Sequence[int], prefix: int = NEAR) -> list[float]:
+    """Seconds of trees of so many nodes behind a prefix of so many tokens, on a device with their verification."""
     prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
-    tree = Tree(prompt[:nodes], range(-1, nodes - 1))
+    trees = [Tree(prompt[:nodes], range(-1, nodes - 1)) for nodes in sizes]
     if target.kernels:
-        return best_of(repeated(target, tree, prompt), target)
+        return [best_of([repeated(target, tree, prompt)], target)[0] for tree in trees]
     target.prefill(prompt, LARGEST_TREE)
 
-    def run() -> None:
+    def run(tree: Tree) -> None:
         target.score(tree)
         target.commit([0])
         target.cache.rewind(prefix)
 
-    return best_of(run, target)
+    return best_of([partial(run, tree) for tree in trees], target)

@@ -174,7 +174,7 @@ class _Replayed:
 
     def parts(self, prompt: Sequence[int], sampler: Sampler, rounds: int) -> dict[str, float]:
         """From a round behind this prompt, again and again, and from its drafting alone."""
-        whole, draft = (costs.best_of(run, self.loop.target) for run in replayed(self.loop, prompt, sampler))
+        whole, draft = costs.best_of(replayed(self.loop, prompt, sampler), self.loop.target)
         return {"draft": rounds * draft, "forward": rounds * max(0.0, whole - draft)}
 
 
@@ -182,8 +182,8 @@ def forward_costs(target: TransformersTarget) -> Forward:
     """c(n), the cost of a longer prefix as far as the target's context goes, and what to hold them against."""
     lengths = [n for n in LENGTHS if n + LARGEST_TREE <= target.max_length]
     return Forward(
-        curve={n: costs.forward_seconds(target, n) for n in NODES},
-        lengths={n: costs.forward_seconds(target, 1, n) for n in lengths},
+        curve=dict(zip(NODES, costs.forward_seconds(target, NODES), strict=True)),
+        lengths={n: costs.forward_seconds(target, [1], n)[0] for n in lengths},
         weight_bytes=_read_bytes(target),
         row_bytes=_row_bytes(target),
         copy_bandwidth=copy_bandwidth(target.device),

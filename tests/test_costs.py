@@ -74,11 +74,26 @@ def test_a_round_is_timed_beside_its_forward_and_leaves_the_cache_as_it_was(targ
 
     def scored(tree):
         steps.append("forward")
-        sleep(0.05)
+        sleep(0.03)
         return score(tree)
 
     target.score = scored
-    seconds = costs.beside_forward(target, context, lambda: Tree.chain(context.tokens[-1], [5, 6]), match)
-    assert 0 < seconds < 0.05
-    assert len(steps) == costs.ROUNDS
+    seconds = costs.beside_forward(target, context, [lambda: Tree.chain(context.tokens[-1], [5, 6])] * 2, match)
+    assert 0 < min(seconds) <= max(seconds) < 0.03
+    assert len(steps) == 2 * costs.TURNS
     assert (target.length, target.pending) == (length, 0)
+
+
+def test_no_forward_costs_more_than_a_larger_one(target, monkeypatch):
+    clock = {n: float(n) for n in SIZES} | {4: 40.0, 6: 30.0}
+    monkeypatch.setattr(costs, "forward_seconds", lambda target, sizes, prefix: [clock[n] for n in sizes])
+    found = costs.of(target, {}, lambda: (0.5, 0.25)).verify
+    assert list(found) == sorted(found)
+    assert found[SIZES.index(4)] == found[SIZES.index(6)] == 8.0
+
+
+def test_those_that_take_turns_lose_one_each_to_a_busy_moment(tiny):
+    log = []
+    runs = [lambda: log.append("a"), lambda: log.append("b")]
+    assert len(costs.best_of(runs, tiny)) == 2
+    assert log == ["a", "b"] * costs.TURNS

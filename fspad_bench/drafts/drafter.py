@@ -120,7 +120,7 @@ class HeadDrafter(Draft):
 
         def seconds(levels: int) -> float:
             loop = DeviceLoop(target, self._growth(target, head, FixedSize(MOST_NODES, levels)))
-            return costs.best_of(replayed(loop, prompt, Sampler(1.0))[1], target)
+            return costs.best_of(replayed(loop, prompt, Sampler(1.0))[1:], target)[0]
 
         one, three = seconds(1), seconds(3)
         return one, max(0.0, three - one) / 2
@@ -140,9 +140,7 @@ class HeadDrafter(Draft):
             size = FixedSize(FIXED_NODES, levels)
             return dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled)
 
-        one, three = (
-            costs.beside_forward(target, context, lambda levels=levels: grown(levels), self.verify) for levels in (1, 3)
-        )
+        one, three = costs.beside_forward(target, context, [partial(grown, 1), partial(grown, 3)], self.verify)
         return one, max(0.0, three - one) / 2
 
 
