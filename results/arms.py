@@ -1,7 +1,8 @@
-"""Tokens a step of the arms of `arms.sh`, by task, seeds pooled, and how much more than EAGLE's: python results/arms.py
-results/float32-arms. Tasks weigh equally; the interval is a paired bootstrap over each task's prompts. The last column
-is what drafting costs beside the target's forwards."""
+"""Tokens a step of draft heads, by task, and how much more than EAGLE's: python results/arms.py results/float32-heads.
+Seeds, NAME-0 and NAME-1, are pooled. Tasks weigh equally; the interval is a paired bootstrap over each task's prompts.
+The last column is what drafting costs beside the target's forwards."""
 
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -19,8 +20,8 @@ records = Records.read(*sorted(Path(sys.argv[1]).glob("*.jsonl")))
 counts = defaultdict(lambda: defaultdict(lambda: np.zeros(4)))
 for sample in records.samples:
     key = records.keys[sample.key]
-    arm = Label.of(key.decoder).shown.rpartition("-")[0]
-    if arm:
+    arm = re.sub(r"-\d+$", "", Label.of(key.decoder).shown)
+    if arm != "vanilla":
         found = sum(sample.committed), sample.forwards, sample.draft_seconds, sample.score_seconds
         counts[key.temperature, arm, key.task][sample.sample] += found
 for heat in sorted({heat for heat, _, _ in counts}):
