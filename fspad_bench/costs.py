@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,13 +24,17 @@ from fspad_bench import __version__, machine
 from fspad_bench.decoding import Context
 from fspad_bench.fetch import cache_home
 from fspad_bench.paths import write_whole
+from fspad_bench.progress import Progress
 from fspad_bench.rounds import repeated
 from fspad_bench.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.tree import Tree
 from fspad_bench.verification import Rule
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-NEAR, FAR, TURNS = 256, 1024, 13
+NEAR, FAR = 256, 1024
+TURNS, PATIENCE = 13, 15.0  # of each measurement: how many, and after how many seconds no further ones begin
+
+Run = TypeVar("Run")
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,9 @@ def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[
     path = cache_home() / "costs" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
     if path.is_file() and os.environ.get("FSPAD_BENCH_COSTS") != "new":
         return json.loads(path.read_text(encoding="utf-8"))["seconds"]
-    load, seconds = machine.Load(), list(measure())
+    with Progress("measuring what a round costs", 1) as progress:
+        load, seconds = machine.Load(), list(measure())
+        progress.advance()
     if load.others() <= machine.NOISY:  # what was measured beside other work is good for this run at best
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps({"key": key, "seconds": seconds}, indent=2) + "\n")
@@ -111,10 +117,7 @@ def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[
 
 
 def best_of(runs: Sequence[Callable[[], object]], target: TransformersTarget) -> list[float]:
-    """Seconds of the quickest turn of each: other work can only add to them.
-
-    They take turns, so that a busy moment costs each of them a turn and none of them all.
-    """
+    """Seconds of the quickest turn of each."""
 
     def seconds(run: Callable[[], object]) -> float:
         began = perf_counter()
@@ -122,7 +125,17 @@ def best_of(runs: Sequence[Callable[[], object]], target: TransformersTarget) ->
         target.synchronize()
         return perf_counter() - began
 
-    turns = [[seconds(run) for run in runs] for _ in range(TURNS)]
+    return _quickest(seconds, runs)
+
+
+def _quickest(seconds: Callable[[Run], float], runs: Sequence[Run]) -> list[float]:
+    """Of each run its quickest turn, the first aside: other work can only add to them.
+
+    They take turns, so that a busy moment costs each of them a turn and none of them all.
+    """
+    turns, began = [], perf_counter()
+    while len(turns) < 2 or (len(turns) < TURNS and perf_counter() - began < PATIENCE):
+        turns.append([seconds(run) for run in runs])
     return [min(found) for found in zip(*turns[1:], strict=True)]
 
 
@@ -149,8 +162,7 @@ def beside_forward(
         target.cache.rewind(length)
         return drafted - began + done - scored
 
-    turns = [[seconds(draft) for draft in drafts] for _ in range(TURNS)]
-    return [min(found) for found in zip(*turns[1:], strict=True)]
+    return _quickest(seconds, drafts)
 
 
 def forward_seconds(target: TransformersTarget, sizes: Sequence[int], prefix: int = NEAR) -> list[float]:

@@ -97,3 +97,15 @@ def test_those_that_take_turns_lose_one_each_to_a_busy_moment(tiny):
     runs = [lambda: log.append("a"), lambda: log.append("b")]
     assert len(costs.best_of(runs, tiny)) == 2
     assert log == ["a", "b"] * costs.TURNS
+
+
+def test_a_slow_target_is_measured_less_often(tiny, monkeypatch):
+    monkeypatch.setattr(costs, "PATIENCE", 0.05)
+    log = []
+
+    def slow():
+        log.append(sleep(0.03))
+
+    (seconds,) = costs.best_of([slow], tiny)
+    assert len(log) == 2
+    assert seconds >= 0.03
