@@ -1,8 +1,8 @@
 """What a round costs on this machine: the target's forward of n tree nodes, and all the rest with so many levels.
 
-Measured once for a target, a draft and a device, and kept in the user's cache unless other work was going on;
-`FSPAD_BENCH_COSTS=new` measures again.
-Only how many nodes a drafter asks about depends on them, never what it outputs.
+Measured once for a target, a draft and a device, and kept in the user's cache, or, where other work was going on, for
+this process alone; `FSPAD_BENCH_COSTS=new` measures again. They decide how many nodes a drafter asks about; what it
+outputs depends on that only where a rule is exact in law but not in tokens.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
+from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -32,9 +34,10 @@ from fspad_bench.verification import Rule
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 NEAR, FAR = 256, 1024
-TURNS, PATIENCE = 13, 15.0  # of each measurement: how many, and after how many seconds no further ones begin
+WARM, TURNS, PATIENCE = 2, 12, 10.0  # turns that do not count, those that do, seconds after which none of them begins
 
 Run = TypeVar("Run")
+_measured: dict[Path, list[float]] = {}  # in this process, kept or not
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,15 @@ def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callabl
     """
     if target.name == "tiny":
         return TINY
-    far = min(FAR, target.max_length - LARGEST_TREE)
+    far = max(NEAR, min(FAR, target.max_length - LARGEST_TREE))
     near, behind = (
         _known(target, {"nodes": SIZES, "prefix": prefix}, partial(_rising, target, prefix)) for prefix in (NEAR, far)
     )
-    longer = (max(0.0, dear - cheap) / max(1, far - NEAR) for cheap, dear in zip(near, behind, strict=True))
-    return Costs(tuple(near), *_known(target, about, measure_draft), tuple(longer))
+    costs = Costs(tuple(near), *_known(target, about, measure_draft))
+    if far < 2 * NEAR:  # too little to tell a slope from noise
+        return costs
+    longer = (max(0.0, dear - cheap) / (far - NEAR) for cheap, dear in zip(near, behind, strict=True))
+    return replace(costs, longer=tuple(longer))
 
 
 def _rising(target: TransformersTarget, prefix: int) -> list[float]:
@@ -98,22 +104,27 @@ def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[
         "target": target.identity,
         "dtype": str(target.dtype),
         "forward": target.forward_name,
-        "device": str(target.device),
+        "device": torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else str(target.device),
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
         "torch": torch.__version__,
         "fspad_bench": __version__,
     }
-    path = cache_home() / "costs" / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
-    if path.is_file() and os.environ.get("FSPAD_BENCH_COSTS") != "new":
-        return json.loads(path.read_text(encoding="utf-8"))["seconds"]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_home() / "costs" / f"{name}.json"
+    if path not in _measured and path.is_file() and os.environ.get("FSPAD_BENCH_COSTS") != "new":
+        _measured[path] = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+    if path in _measured:
+        return _measured[path]
     with Progress("measuring what a round costs", 1) as progress:
-        load, seconds = machine.Load(), list(measure())
+        load, _measured[path] = machine.Load(), list(measure())
         progress.advance()
-    if load.others() <= machine.NOISY:  # what was measured beside other work is good for this run at best
+    if load.others() <= machine.NOISY * machine.cores():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"key": key, "seconds": seconds}, indent=2) + "\n")
-    return seconds
+        write_whole(path, json.dumps({"key": key, "seconds": _measured[path]}, indent=2) + "\n")
+    else:
+        print("other work is going on: these costs are not kept for the next run", file=sys.stderr)
+    return _measured[path]
 
 
 def best_of(runs: Sequence[Callable[[], object]], target: TransformersTarget) -> list[float]:
@@ -129,14 +140,17 @@ def best_of(runs: Sequence[Callable[[], object]], target: TransformersTarget) ->
 
 
 def _quickest(seconds: Callable[[Run], float], runs: Sequence[Run]) -> list[float]:
-    """Of each run its quickest turn, the first aside: other work can only add to them.
+    """Of each run its quickest turn: other work can only add to them.
 
-    They take turns, so that a busy moment costs each of them a turn and none of them all.
+    They take turns, so that a busy moment costs each of them a turn and none of them all. On a device the first turn
+    compiles and the second captures, so neither counts.
     """
+    for _ in range(WARM):
+        [seconds(run) for run in runs]
     turns, began = [], perf_counter()
-    while len(turns) < 2 or (len(turns) < TURNS and perf_counter() - began < PATIENCE):
+    while not turns or (len(turns) < TURNS and perf_counter() - began < PATIENCE):
         turns.append([seconds(run) for run in runs])
-    return [min(found) for found in zip(*turns[1:], strict=True)]
+    return [min(found) for found in zip(*turns, strict=True)]
 
 
 def beside_forward(

@@ -9,9 +9,9 @@ from doubles import random_model
 from fspad_bench import costs
 from fspad_bench.costs import SIZES, TINY, Costs
 from fspad_bench.decoding import Context
-from fspad_bench.machine import Load
+from fspad_bench.machine import NOISY, Load, cores
 from fspad_bench.sampling import Sampler
-from fspad_bench.target import TransformersTarget
+from fspad_bench.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.tiny import tiny_tokenizer
 from fspad_bench.tree import Tree
 from fspad_bench.verification import match
@@ -21,6 +21,7 @@ from fspad_bench.verification import match
 def target(tmp_path, monkeypatch):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(Load, "others", lambda self: 0.0)
+    monkeypatch.setattr(costs, "_measured", {})
     return TransformersTarget(random_model("llama", max_position_embeddings=1024), tiny_tokenizer(), "other", "abc")
 
 
@@ -33,15 +34,23 @@ def test_costs_are_measured_once_and_again_on_demand(target, tmp_path, monkeypat
     files = [json.loads(path.read_text()) for path in (tmp_path / "costs").glob("*.json")]
     assert [file["key"]["target"] for file in files] == ["abc"] * 3  # two lengths of the forward, and the draft
     assert costs.of(target, {"head": "x"}, pytest.fail) == first
+    costs._measured.clear()  # as another process would begin
+    assert costs.of(target, {"head": "x"}, pytest.fail) == first
+    costs._measured.clear()
     monkeypatch.setenv("FSPAD_BENCH_COSTS", "new")
     assert costs.of(target, {"head": "x"}, lambda: next(drafts)).first == 0.75
+    assert costs.of(target, {"head": "x"}, pytest.fail).first == 0.75
 
 
-def test_what_was_measured_beside_other_work_is_not_kept(target, monkeypatch):
+def test_what_was_measured_beside_other_work_is_not_kept(target, monkeypatch, capsys):
     with monkeypatch.context() as busy:
-        busy.setattr(Load, "others", lambda self: 0.5)
+        busy.setattr(Load, "others", lambda self: 1.01 * NOISY * cores())
         costs.of(target, {}, lambda: (0.5, 0.25))
+        assert costs.of(target, {}, pytest.fail).first == 0.5  # but for this process
+    costs._measured.clear()
+    assert "not kept" in capsys.readouterr().err
     assert costs.of(target, {}, lambda: (0.25, 0.25)).first == 0.25
+    assert "not kept" not in capsys.readouterr().err
 
 
 def test_another_draft_has_costs_of_its_own(target, tmp_path):
@@ -80,7 +89,7 @@ def test_a_round_is_timed_beside_its_forward_and_leaves_the_cache_as_it_was(targ
     target.score = scored
     seconds = costs.beside_forward(target, context, [lambda: Tree.chain(context.tokens[-1], [5, 6])] * 2, match)
     assert 0 < min(seconds) <= max(seconds) < 0.03
-    assert len(steps) == 2 * costs.TURNS
+    assert len(steps) == 2 * (costs.WARM + costs.TURNS)
     assert (target.length, target.pending) == (length, 0)
 
 
@@ -96,7 +105,21 @@ def test_those_that_take_turns_lose_one_each_to_a_busy_moment(tiny):
     log = []
     runs = [lambda: log.append("a"), lambda: log.append("b")]
     assert len(costs.best_of(runs, tiny)) == 2
-    assert log == ["a", "b"] * costs.TURNS
+    assert log == ["a", "b"] * (costs.WARM + costs.TURNS)
+
+
+def test_the_quickest_turn_counts_but_no_warm_up():
+    seconds = iter([0.1, 9.0, 0.1, 9.0, *[3.0, 5.0] * (costs.TURNS - 1), 2.0, 4.0])
+    assert costs._quickest(lambda run: next(seconds), ["a", "b"]) == [2.0, 4.0]
+
+
+def test_a_context_too_short_to_tell_a_slope_has_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(costs, "_measured", {})
+    model = random_model("llama", max_position_embeddings=costs.NEAR + LARGEST_TREE + 1)
+    target = TransformersTarget(model, tiny_tokenizer(), "other", "abc")
+    found = costs.of(target, {}, lambda: (0.5, 0.25))
+    assert set(found.longer) == {0.0}
 
 
 def test_a_slow_target_is_measured_less_often(tiny, monkeypatch):
@@ -107,5 +130,5 @@ def test_a_slow_target_is_measured_less_often(tiny, monkeypatch):
         log.append(sleep(0.03))
 
     (seconds,) = costs.best_of([slow], tiny)
-    assert len(log) == 2
+    assert len(log) == costs.WARM + 2
     assert seconds >= 0.03

@@ -35,7 +35,8 @@ MOST_NODES, MOST_DEPTH = 64, 8
 class HeadDrafter(Draft):
     """`tree` is `fixed`, `nodes` with the root and `depth` levels deep, or `auto`, grown to what pays on this machine
     within those bounds where they are given: each round anew, or where rounds are captured on a device to the one shape
-    that pays best. Empty, it is `auto` for coupled drafts of a head that is calibrated, unless a size is given.
+    that pays best. Empty, it is `auto` for coupled drafts of a head that is calibrated, unless a size is given. Where
+    children are drawn it is always `fixed`.
     `top_k` paths a level are drafted on, `top_k` children each.
 
     `drafting` says how children are chosen: `coupled` ranks them by their logits plus the noise of their position,
@@ -65,7 +66,8 @@ class HeadDrafter(Draft):
                 f"verify={verify} makes no use of coupled drafts: its choices do not follow the target's noise",
                 "use drafting=sampled or drafting=ranked",
             )
-        sizable = self.drafting == "coupled" and "calibration" in head.facts and not (nodes or depth)
+        measurable = target.max_length >= costs.NEAR + LARGEST_TREE
+        sizable = self.drafting == "coupled" and "calibration" in head.facts and measurable and not (nodes or depth)
         auto = self.drafting != "sampled" and (tree or ("auto" if sizable else "fixed")) == "auto"
         nodes, depth = nodes or (MOST_NODES if auto else FIXED_NODES), depth or (MOST_DEPTH if auto else FIXED_DEPTH)
         if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
@@ -85,17 +87,18 @@ class HeadDrafter(Draft):
     def _sized(self, target: TransformersTarget, head: Head, most: FixedSize, captured: bool) -> dict[bool, Size]:
         """The size of a greedy round and of a sampled one, within `most`, that pays on this machine."""
         calibration = Calibration.of(head.facts.get("calibration"))
-        about = {"head": head.sha256, "top_k": self.top_k}
+        about = {"head": head.sha256, "top_k": self.top_k, "drafting": self.drafting}
         if captured:
             measured = costs.of(target, about | {"captured": True}, partial(self._replayed, head, target))
             depth = min(most.depth, Growth.deepest(self.top_k))
             best = best_shape(measured, calibration, nodes=most.nodes, depth=depth, top_k=self.top_k)
             return dict.fromkeys((True, False), best)
-        about |= {"drafting": self.drafting, "verify": self.verify.__name__}
+        about |= {"verify": self.verify.__name__}
         sizes = {}
         for greedy in (True, False):
             measured = costs.of(target, about | {"greedy": greedy}, partial(self._seconds, target, greedy))
-            sizes[greedy] = BestSize(most.nodes, most.depth, self.top_k, measured, calibration, greedy)
+            known = calibration if greedy or self.drafting == "coupled" else Calibration()  # fitted with the noise
+            sizes[greedy] = BestSize(most.nodes, most.depth, self.top_k, measured, known, greedy)
         return sizes
 
     @torch.inference_mode()

@@ -33,7 +33,8 @@ def dynamic_tree(draft: Draft, context: Context, *, size: Size, budget: int, top
         best = (draft.logits(out) + _noise(draft, context, level, coupled)).log_softmax(-1).topk(top_k, dim=-1)
         first = len(tokens)
         tokens += draft.vocabulary[best.indices].flatten().tolist()
-        scores += (size.grade(best.values, level) + base).flatten().tolist()
+        graded = (size.grade(best.values, level) + base).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        scores += graded.flatten().tolist()
         origins += [origin for origin in expanded for _ in range(top_k)]
         expanded = _leading(scores, range(first, len(scores)))[:top_k]
         frontier = [scores[node] for node in expanded]

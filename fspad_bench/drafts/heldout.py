@@ -62,7 +62,7 @@ class HeldOut:
         }
 
     def tokens_per_step(self, objective: Objective) -> float | None:
-        """Greedy, on the prompts of a few conversations, with the default tree; None where none fits the context."""
+        """Greedy, on the prompts of a few conversations, with a fixed tree; None where none fits the context."""
         network = copy.deepcopy(objective.network).to(self.target.dtype).eval().requires_grad_(False)
         drafter = HeadDrafter(self.target, Head(network, self.vocabulary, self.target.name, self.target.identity))
         limit, made = Limit(PROBE_TOKENS, self.target.stop_ids), []

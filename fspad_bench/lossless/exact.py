@@ -114,6 +114,6 @@ def _checked(subject: str, measure: Callable[[Sights], float], scope: str, vanil
         figure = measure(sights)
     except TooMany as error:
         return Check("exact law", subject, ELSEWHERE, f"{error}: held to PIT")
-    if not vanilla and not (sights.deepest and sights.accepted[0] and sights.accepted[sights.deepest]):
+    if not vanilla and not (sights.accepted[0] and sights.whole):
         return Check("exact law", subject, VACUOUS, "no draft was ever right, or ever wrong")
     return Check.of("exact law", subject, figure <= BOUND, f"TV {figure:.1e} {scope}", f"{BOUND:.0e}")

@@ -19,7 +19,8 @@ class Sights:
     """Of all rounds seen: how many drafted tokens were accepted, and whether each of the awkward cases came up.
 
     `new` maps what is generated (`now`) to an accepted token that its output had not held before: a stop to try.
-    `draws` are the drawn children of all trees that have a q, each transformed by the law it should have come from.
+    `whole` is the depth of the deepest tree that was accepted from root to leaf. `draws` are the drawn children of all
+    trees that have a q, each transformed by the law it should have come from.
     """
 
     now: str = ""
@@ -28,7 +29,7 @@ class Sights:
     accepted: Counter[int] = field(default_factory=Counter)
     budgets: Counter[int] = field(default_factory=Counter)
     deepest: int = 0
-    whole: bool = False
+    whole: int = 0
     in_part: bool = False
     draws: list[float] = field(default_factory=list)
     branching: bool = False
@@ -41,7 +42,7 @@ class Sights:
             return ["nothing was ever drafted"]
         found = {
             "no draft was ever refused at once": self.accepted[0],
-            "no draft was accepted to the full depth of its tree": self.whole,
+            "no draft was accepted to the full depth of its tree": self.whole >= min(2, self.deepest),
             "no draft was accepted in part": self.deepest == 1 or self.in_part,
             "no accepted row had to move": self.moved or not self.branching,
             "no stop fell inside an accepted run": self.stopped_inside or not self.new,
@@ -78,8 +79,10 @@ class Witness:
     def observe(self, step: Step) -> None:
         path, tokens = step.accepted.path, step.context.tokens
         accepted, depth = len(path) - 1, max(step.tree.depths)
-        self.sights.accepted[accepted] += 1
-        self.sights.whole |= 0 < accepted == depth < self.room  # of a tree that was not cut short
+        if depth:
+            self.sights.accepted[accepted] += 1
+        if accepted == depth and (depth < self.room or depth == self.sights.deepest):  # of a tree not cut short
+            self.sights.whole = max(self.sights.whole, depth)
         self.sights.in_part |= 0 < accepted < depth
         self.sights.moved |= path[-1] != len(path) - 1
         kept, said = len(tokens) - self.before, tokens[step.context.prompt_length : self.before]

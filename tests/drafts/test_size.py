@@ -180,6 +180,42 @@ def test_a_calibrated_draft_sizes_its_trees_unless_told_their_size(tiny, options
     assert isinstance(HeadDrafter(tiny, calibrated, **options).sizes[True], BestSize if sized else FixedSize)
 
 
+def test_a_context_too_short_to_measure_has_fixed_trees(tiny, monkeypatch):
+    head = find_head("", "fspad", tiny)
+    monkeypatch.setattr(tiny.config, "max_position_embeddings", NEAR)
+    assert isinstance(HeadDrafter(tiny, head).sizes[True], FixedSize)
+
+
+def test_trees_know_how_many_tokens_they_stand_behind(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(BestSize, "behind", lambda self, tokens: asked.append(tokens) or replace(self, tokens=tokens))
+    generate(tiny, Fspad(tiny, tree="auto"), Sampler(), PROMPT, Limit(24))
+    assert asked[0] == len(PROMPT) + 1
+    assert asked == sorted(set(asked))
+
+
+def test_ranks_of_sampled_drafts_are_taken_at_their_word(tiny):
+    """The calibration was fitted to probabilities with the noise."""
+    head = find_head("", "fspad", tiny)
+    calibrated = replace(head, facts=head.facts | {"calibration": SURE.facts()})
+    for drafting, sampled in (("coupled", SURE), ("ranked", Calibration())):
+        sizes = HeadDrafter(tiny, calibrated, tree="auto", drafting=drafting).sizes
+        assert (sizes[True].calibration, sizes[False].calibration) == (SURE, sampled)
+
+
+@pytest.mark.parametrize("size", [{"tree": "auto"}, {"nodes": 24, "depth": 4}])
+def test_a_draft_that_says_nonsense_costs_speed_alone(tiny, size):
+    class Broken(Fspad):
+        def logits(self, out):
+            found = super().logits(out)
+            found[-1, ::2] = torch.nan
+            return found
+
+    limit = Limit(32)
+    wanted = generate(tiny, Vanilla(tiny), Sampler(), PROMPT, limit)
+    assert generate(tiny, Broken(tiny, **size), Sampler(), PROMPT, limit).tokens == wanted.tokens
+
+
 def test_the_tree_of_a_draft_without_calibration_is_fixed(tiny):
     head = find_head("", "fspad", tiny)
     bare = replace(head, facts={k: v for k, v in head.facts.items() if k != "calibration"})
