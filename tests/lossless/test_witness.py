@@ -49,13 +49,17 @@ def test_all_of_it_is_enough():
         (EVERYTHING[1:], {}, "no draft was ever refused at once"),
         ([(Tree.root(5), [0], 9), *EVERYTHING[1:]], {}, "no draft was ever refused at once"),
         ([*EVERYTHING[:2], EVERYTHING[3]], {}, "no draft was accepted to the full depth of its tree"),
-        ([*EVERYTHING[:2], (SHORT, [0, 1], 9), EVERYTHING[3]], {}, "no draft was accepted to the full depth of its tree"),
+        (
+            [*EVERYTHING[:2], (SHORT, [0, 1], 9), EVERYTHING[3]],
+            {},
+            "no draft was accepted to the full depth of its tree",
+        ),
         ([EVERYTHING[0], EVERYTHING[2], EVERYTHING[3]], {"in_part": False}, "no draft was accepted in part"),
         ([*EVERYTHING[:3], (BUSH, [0], 1)], {}, "no accepted row had to move"),
         (EVERYTHING, {"stopped_inside": False}, "no stop fell inside an accepted run"),
         ([*EVERYTHING[:3], (BUSH, [0, 3], 9)], {}, "no last tree was cut short"),
     ],
-)  # fmt: skip
+)
 def test_each_thing_that_never_happened_is_named(rounds, more, complaint):
     assert complaints(rounds, **more) == [complaint]
 
