@@ -93,6 +93,13 @@ def test_a_round_is_timed_beside_its_forward_and_leaves_the_cache_as_it_was(targ
     assert (target.length, target.pending) == (length, 0)
 
 
+def test_every_forward_that_is_timed_stands_behind_the_same_prefix(target):
+    lengths, score = [], target.score
+    target.score = lambda tree: lengths.append((target.length, len(tree))) or score(tree)
+    assert len(costs.forward_seconds(target, (1, 3), 20)) == 2
+    assert lengths == [(20, 1), (20, 3)] * (costs.WARM + costs.TURNS)
+
+
 def test_no_forward_costs_more_than_a_larger_one(target, monkeypatch):
     clock = {n: float(n) for n in SIZES} | {4: 40.0, 6: 30.0}
     monkeypatch.setattr(costs, "forward_seconds", lambda target, sizes, prefix: [clock[n] for n in sizes])
