@@ -12,7 +12,7 @@ from fspad_bench.errors import BenchError
 EPILOG = """examples:
   fspad-bench run --decoder fspad --task gsm8k
   fspad-bench run --decoder fspad,eagle,prompt_lookup --task all --temperature 0,1 --limit 8
-  fspad-bench run --decoder fspad@paper --target vicuna-7b --device cuda -D fspad.head=HEAD
+  fspad-bench run --decoder fspad@paper --task mt_bench --target vicuna-7b --device cuda -D fspad.head=HEAD
   fspad-bench run --decoder mypackage.module:MyDecoder --task gsm8k
   fspad-bench certify --decoder all
   fspad-bench train --decoder fspad --target smollm2-135m --data conversations.jsonl --output my-head
@@ -123,6 +123,12 @@ def _train_parser(verbs: Any) -> None:
     train.add_argument("--max-length", type=_positive, default=2048)
     train.add_argument("--checkpoint-every", type=float, default=120.0, metavar="SECONDS")
     recipe = train.add_argument_group("recipe")
+    recipe.add_argument(
+        "--supervise",
+        choices=["answers", "all"],
+        default="answers",
+        help="learn the law of the answers' tokens, or of every token (default: %(default)s)",
+    )
     recipe.add_argument("--epochs", type=_above_zero, default=8.0)
     recipe.add_argument("--batch-tokens", type=_positive, default=2048)
     recipe.add_argument("--lr", type=_above_zero, default=1e-3)

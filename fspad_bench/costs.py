@@ -119,11 +119,14 @@ def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[
     with Progress("measuring what a round costs", 1) as progress:
         load, _measured[path] = machine.Load(), list(measure())
         progress.advance()
-    if load.others() <= machine.NOISY * machine.cores():
+    if load.others() > machine.NOISY * machine.cores():
+        print("other work is going on: these costs are not kept for the next run", file=sys.stderr)
+        return _measured[path]
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps({"key": key, "seconds": _measured[path]}, indent=2) + "\n")
-    else:
-        print("other work is going on: these costs are not kept for the next run", file=sys.stderr)
+    except OSError as error:
+        print(f"these costs are not kept for the next run: {error}; set FSPAD_BENCH_CACHE", file=sys.stderr)
     return _measured[path]
 
 

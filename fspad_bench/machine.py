@@ -14,6 +14,7 @@ from typing import Any
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "sacrebleu", "triton")
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 NOISY = 0.05  # cores; where other work takes more, times are not to be relied on
 
 
@@ -28,8 +29,13 @@ def describe() -> str:
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processor cores this process may use, by its affinity and its container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text().split()
+        return min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no container, or one that may use all
+        return count
 
 
 def provenance() -> dict[str, Any]:

@@ -23,7 +23,8 @@ def learning_curve(table: Path, picture: Path) -> None:
         for name in names:
             if name in rows[0]:
                 style = "--" if name.startswith("train_") else "-"
-                axes.plot(tokens, [float(row[name]) for row in rows], style, marker=".", label=name.replace("_", " "))
+                values = [float(row[name] or "nan") for row in rows]  # tokens a step: none where no probe fits
+                axes.plot(tokens, values, style, marker=".", label=name.replace("_", " "))
         axes.set_title(title)
         axes.set_xlabel("million tokens seen")
         axes.grid(alpha=0.3)

@@ -1,8 +1,9 @@
 """Facts of a run as append-only JSON lines, apart from every table made of them.
 
-A file begins with a `run` line (what was asked, where, with which versions), then holds a `key` line for each row key
-met, a `sample` line a generation, an `audit` line where an output differed from vanilla's, a `score` line a row, and
-an `end` line when all is done. A crash leaves a readable file; a torn last line is dropped on the next opening.
+A file begins with a `run` line (what was asked, where, with which versions), then holds a `costs` line for each decoder
+that sizes its trees by what a round costs, a `key` line for each row key met, a `sample` line a generation, an `audit`
+line where an output differed from vanilla's, a `score` line a row, and an `end` line when all is done. A crash leaves a
+readable file; a torn last line is dropped on the next opening.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,7 @@ class RecordFile:
     """A record being written. Every append is a whole line, on disk before the next generation starts."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.held = path, None
         self.known: set[str] = set()
 
     @classmethod
@@ -129,12 +131,30 @@ class RecordFile:
     @classmethod
     def reopen(cls, path: Path) -> RecordFile:
         """Go on with an interrupted record, dropping a torn last line."""
-        record, content = cls(path), path.read_bytes()
+        record = cls(path)
+        record.hold()
+        content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(path, whole)
         record.known = {entry.hash for entry in Records.read(path).keys.values()}
         return record
+
+    def hold(self) -> None:
+        """Keep other processes from writing it, for as long as this one lives. Raises BenchError where one does."""
+        self.held = self.path.open("ab")
+        try:
+            flock(self.held, LOCK_EX | LOCK_NB)
+        except BlockingIOError as error:
+            text = f"another run is writing {self.path}"
+            raise BenchError(text, "wait for it, or give this one another --output") from error
+        except OSError:  # a file system without locks
+            self.release()
+
+    def release(self) -> None:
+        """Others may write it."""
+        if self.held:
+            self.held.close()
 
     def key(self, key: Key) -> str:
         """The key's hash; its fields are written when it is first met."""

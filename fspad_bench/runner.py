@@ -91,10 +91,20 @@ class Runner:
 
     def run(self) -> Path:
         """Measure what is missing, score, and return the record's path."""
+        try:
+            self._run()
+        finally:
+            self.record.release()
+        return self.record.path
+
+    def _run(self) -> None:
         known = Records.read(self.record.path) if self.record.path.exists() else Records()
         units = list(self._units())
         todo = [(u, missing) for u in units if (missing := self._missing(u, known))]
         if todo:
+            for method in self.methods:
+                if found := getattr(method.decoder, "costs", None):
+                    self.record.line({"kind": "costs", "decoder": method.label, "seconds": found})
             self._warm_up()
         with Progress("generations", len(units), start=len(units) - len(todo)) as progress:
             for unit, labels in todo:
@@ -103,7 +113,6 @@ class Runner:
                 progress.advance()
         self._score()
         self.record.end()
-        return self.record.path
 
     def _open(self, cards: list[task.Card]) -> tuple[RecordFile, dict[str, Any]]:
         """The newest unfinished record of an equal plan, or a new one."""
@@ -285,6 +294,7 @@ class _Lazy(RecordFile):
         if self.header:
             header, self.header = self.header, None
             super().line(header)
+            self.hold()
         super().line(content)
 
 

@@ -64,7 +64,7 @@ def _row(records: Records, name: str, vanilla: str | None, by_key: dict[str, lis
     tokens = sum(len(s.tokens) for s in made)
     asked = {(p.made.round, p.made.sample, p.made.turn) for p in differing}
     audits = [a for a in records.audits if a.key == name and (a.round, a.sample, a.turn) in asked]
-    alike = {n for n, k in records.keys.items() if (k.decoder, k.dtype) == (key.decoder, key.dtype)}
+    alike = {n for n, k in records.keys.items() if _rounding(k) == _rounding(key)}
     pooled = [a for a in records.audits if a.key in alike]
     decode, whole = _speedup(pairs, prefill=False), _speedup(pairs, prefill=True)
     scores = records.scores.get(name, {})
@@ -98,6 +98,12 @@ def _row(records: Records, name: str, vanilla: str | None, by_key: dict[str, lis
         "max_regret": max((max(a.decoder_regrets) for a in audits), default=None),
         "margin_error": max((a.margin_error for a in audits), default=None),
     }
+
+
+def _rounding(key: Key) -> tuple[Any, ...]:
+    """What decides how a decoder's forwards round: keys alike in it say together how far rounding reaches."""
+    where = (key.target_identity, key.dtype, key.forward, key.device, key.threads, key.machine, key.version)
+    return key.decoder, json.dumps(key.options, sort_keys=True, default=str), *where
 
 
 def _verdict(
@@ -173,11 +179,33 @@ def render(found: list[dict[str, Any]], style: str) -> str:
         return json.dumps({"rows": found}, indent=2, ensure_ascii=False)
     if style == "csv":
         return _csv(found)
-    groups = groupby(found, key=_setting)
-    tables = [_table(list(group), style) for _, group in groups]
-    return "\n\n".join(
-        [*tables, *([_means(found, style)] if len({r["task"] for r in found}) > 1 else []), _notes(found)]
-    )
+    names = _names(found)
+    tables = [_table(list(group), names, style) for _, group in groupby(found, key=_setting)]
+    return "\n\n".join([*tables, *_means(found, names, style), _notes(found, names)])
+
+
+def _names(found: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """By method, what a decoder is called: where one name has several settings, with the options that differ."""
+    every: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in found:
+        every.setdefault(Label.of(row["decoder"]).shown, {})[_method(row)] = row["options"]
+    names = {}
+    for name, settings in every.items():
+        options = {option for chosen in settings.values() for option in chosen}
+        differ = sorted(o for o in options if len({str(chosen.get(o)) for chosen in settings.values()}) > 1)
+        for method, chosen in settings.items():
+            told = ", ".join(f"{o.removesuffix('_sha256')}={_short(chosen.get(o))}" for o in differ)
+            names[method] = f"{name} ({told})" if told else name
+    return names
+
+
+def _method(row: dict[str, Any]) -> str:
+    return json.dumps([row["decoder"], row["options"]], sort_keys=True, default=str)
+
+
+def _short(value: object) -> str:
+    text = "" if value is None else str(value)
+    return text[:8] if len(text) == 64 else text  # a file's hash
 
 
 def _csv(found: list[dict[str, Any]]) -> str:
@@ -211,7 +239,7 @@ def _title(row: dict[str, Any]) -> str:
     )
 
 
-def _table(group: list[dict[str, Any]], style: str) -> str:
+def _table(group: list[dict[str, Any]], names: dict[str, str], style: str) -> str:
     from tabulate import tabulate
 
     title = _title(group[0])
@@ -224,7 +252,7 @@ def _table(group: list[dict[str, Any]], style: str) -> str:
         "first token",
         group[0]["metric"] or "score",
     ]
-    body = [[Label.of(r["decoder"]).shown, r["verdict"], *_figures(r), _score(r)] for r in group]
+    body = [[names[_method(r)], r["verdict"], *_figures(r), _score(r)] for r in group]
     look = "pipe" if style == "markdown" else "simple"
     sides = ["left", "left", "right", "left", "right", "right", "right"]
     text = tabulate(body, header, tablefmt=look, colalign=sides, disable_numparse=True)
@@ -255,18 +283,45 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
-def _means(found: list[dict[str, Any]], style: str) -> str:
-    """Each decoder over all tasks of a law: the mean of its tokens a step and of its speedups, a task one vote."""
+def _means(found: list[dict[str, Any]], names: dict[str, str], style: str) -> list[str]:
+    """Each decoder over all tasks of a law: the mean of its tokens a step and of its speedups, a task one vote.
+
+    A table for each place where tasks were measured; the same task measured twice there, of other data or to another
+    length, counts in means of its own.
+    """
     from tabulate import tabulate
 
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    places: dict[str, list[dict[str, Any]]] = {}
     for row in found:
-        groups.setdefault((_law(row), Label.of(row["decoder"]).shown), []).append(row)
-    body = [[law, decoder, len(group), *(_mean(group, name) for name in ("tokens_per_step", "speedup"))]
-            for (law, decoder), group in groups.items()]  # fmt: skip
-    look = "pipe" if style == "markdown" else "simple"
-    text = tabulate(body, ["law", "decoder", "tasks", "tokens/step", "speedup"], tablefmt=look, disable_numparse=True)
-    return f"mean of the tasks\n\n{text}"
+        places.setdefault(_place(row), []).append(row)
+    look, tables = "pipe" if style == "markdown" else "simple", []
+    for place, rows_there in places.items():
+        body = [[_law(group[0]), names[_method(group[0])], len(group),
+                 *(_mean(group, name) for name in ("tokens_per_step", "speedup"))]
+                for group in _over_tasks(rows_there) if len(group) > 1]  # fmt: skip
+        heads = ["law", "decoder", "tasks", "tokens/step", "speedup"]
+        if body:
+            title = f"mean of the tasks · {place}" if len(places) > 1 else "mean of the tasks"
+            tables.append(f"{title}\n\n{tabulate(body, heads, tablefmt=look, disable_numparse=True)}")
+    return tables
+
+
+def _over_tasks(found: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows of one law and method, every task once."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in found:
+        groups.setdefault((_law(row), _method(row)), []).append(row)
+    parts: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for name, group in groups.items():
+        twice = len({row["task"] for row in group}) < len(group)
+        for row in group:
+            apart = [row[k] for k in ("data_source", "max_new_tokens", "seed")] if twice else []
+            parts.setdefault((*name, *apart), []).append(row)
+    return list(parts.values())
+
+
+def _place(row: dict[str, Any]) -> str:
+    return f"{row['target']} · {row['dtype']} · {row['device']}, {row['threads']} threads · {row['machine']}"
 
 
 def _mean(group: list[dict[str, Any]], name: str) -> str:
@@ -274,7 +329,7 @@ def _mean(group: list[dict[str, Any]], name: str) -> str:
     return _number(sum(values) / len(values) if values else None, ".2f")
 
 
-def _notes(found: list[dict[str, Any]]) -> str:
+def _notes(found: list[dict[str, Any]], names: dict[str, str]) -> str:
     """What a reader must know to read the table."""
     others = [row for row in found if row["decoder"] != VANILLA]
     same = sum(row["verdict"] == "exact" for row in others)
@@ -283,18 +338,16 @@ def _notes(found: list[dict[str, Any]]) -> str:
              "tokens/step counts the bonus token"]  # fmt: skip
     if any(row["noisy"] for row in found):
         notes.append(f"~ other work took more than {NOISY:.0%} of a core meanwhile: do not quote these speeds")
-    notes += [_explain(row) for row in others if row["divergences"] and row["verdict"] != "law"]
-    for decoder, rule in sorted(
-        {(Label.of(r["decoder"]).shown, r["verification"]) for r in others if r["verdict"] == "law"}
-    ):
+    notes += [_explain(row, names) for row in others if row["divergences"] and row["verdict"] != "law"]
+    for decoder, rule in sorted({(names[_method(r)], r["verification"]) for r in others if r["verdict"] == "law"}):
         notes.append(f"{decoder}: its tokens are not vanilla's but keep its law by {rule}; `certify` tests that")
     if errors := sum(row["errors"] for row in found):
         notes.append(f"{errors} generations failed; their errors stand in the record, their pairs are left out")
     return "\n".join(note for note in notes if note)
 
 
-def _explain(row: dict[str, Any]) -> str:
-    name, count = Label.of(row["decoder"]).shown, row["divergences"]
+def _explain(row: dict[str, Any], names: dict[str, str]) -> str:
+    name, count = names[_method(row)], row["divergences"]
     what = f"{name} on {_task(row)}, {_law(row)}: {count} outputs differ ({row['verdict']})"
     if row["max_regret"] is None:
         return f"{what}; they could not be re-scored"

@@ -217,7 +217,7 @@ def load(checkpoint: Checkpoint, device: str, dtype: str | None) -> Transformers
 
         model = tiny_model().to("cpu" if device == "auto" else device, getattr(torch, dtype or "float64"))
         return TransformersTarget(model, tiny_tokenizer(), checkpoint.name, checkpoint.identity)
-    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
+    kind = getattr(torch, dtype or ("float32" if named_device(device) == "cpu" else "bfloat16"))
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
         model, report = AutoModelForCausalLM.from_pretrained(

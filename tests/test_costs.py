@@ -53,6 +53,12 @@ def test_what_was_measured_beside_other_work_is_not_kept(target, monkeypatch, ca
     assert "not kept" not in capsys.readouterr().err
 
 
+def test_a_cache_that_cannot_be_written_costs_the_next_run_time(target, tmp_path, capsys):
+    (tmp_path / "costs").write_text("in the way of the folder")
+    assert costs.of(target, {}, lambda: (0.5, 0.25)).first == 0.5
+    assert "FSPAD_BENCH_CACHE" in capsys.readouterr().err
+
+
 def test_another_draft_has_costs_of_its_own(target, tmp_path):
     first = costs.of(target, {"head": "x"}, lambda: (0.5, 0.25))
     second = costs.of(target, {"head": "y"}, lambda: (0.75, 0.25))

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from fspad_bench.arguments import EPILOG
 from fspad_bench.cli import parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
-COMMANDS = re.findall(r"fspad-bench ((?:run|ls|table|train|fetch|certify|check)\b[^#`\n]*)", SHELL)
+VERBS = "run|ls|table|train|distill|export|fetch|certify|check|profile"
+COMMANDS = re.findall(rf"fspad-bench ((?:{VERBS})\b[^#`\n]*)", SHELL + EPILOG)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

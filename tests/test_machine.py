@@ -13,6 +13,25 @@ def test_the_machine_says_what_it_is():
     assert machine.peak_memory() > 10_000_000
 
 
+@pytest.mark.parametrize(
+    ("quota", "count"),
+    [
+        ("max 100000", 8),
+        ("400000 100000", 4),
+        ("150000 100000", 1),
+        ("50000 100000", 1),
+        ("1600000 100000", 8),
+        ("", 8),
+    ],
+)
+def test_a_container_may_use_what_its_quota_says(monkeypatch, tmp_path, quota, count):
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(machine, "QUOTA", tmp_path / "cpu.max")
+    assert machine.cores() == 8
+    machine.QUOTA.write_text(f"{quota}\n")
+    assert machine.cores() == count
+
+
 def test_load_counts_others_and_not_ourselves(monkeypatch):
     clock = {"wall": 0.0, "busy": 100.0, "own": 5.0}
     monkeypatch.setattr(machine, "perf_counter", lambda: clock["wall"])

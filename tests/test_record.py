@@ -154,6 +154,15 @@ def test_a_torn_last_line_is_dropped(path, length):
     assert [s.sample for s in Records.read(path).samples] == ["one", "two"]
 
 
+def test_a_record_has_one_writer_at_a_time(path):
+    RecordFile.create(path, {}).hold()  # forgotten at once, and so released
+    first = RecordFile.reopen(path)
+    with pytest.raises(BenchError, match=f"another run is writing {path}"):
+        RecordFile.reopen(path)
+    first.release()
+    RecordFile.reopen(path).add(SAMPLE)
+
+
 def test_reopening_a_whole_file_changes_nothing(path):
     write(path, SAMPLE).end()
     before = path.read_bytes()

@@ -232,6 +232,28 @@ def test_verdicts_come_from_the_audits():
     assert "1 outputs differ (lossy); largest regret 0.5" in render(lossy, "text")
 
 
+OTHERS = {
+    "options": {"depth": 4}, "target_identity": "other", "dtype": "float32", "forward": "other", "threads": 9,
+    "machine": "other", "version": "other",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"task": "nq"}, {"temperature": 1.0}, *({k: v} for k, v in OTHERS.items())], ids=str
+)
+def test_other_settings_audits_do_not_judge_a_row(change):
+    """A tie here, and regrets beyond vanilla's errors elsewhere: of this setting they condemn it, of others not."""
+    other = replace(FAST, **change)
+    keys = [VANILLA, FAST, other]
+    made = [sample(VANILLA, "a", 10, 1.0), sample(FAST, "a", [*range(9), 99], 1.0)]
+    audits = [Audit(FAST.hash, "a", 0, "r", 9, [0.0] * 9 + [1e-6], [0.0] * 10, 1e-6)]
+    audits += [Audit(other.hash, str(i), 0, "r", 9, [0.5] * 10, [0.0] * 10, 0.5) for i in range(40)]
+    found = rows(records(*made, keys=keys, audits=audits))
+    condemned = not change or change.keys() & {"task", "temperature"}
+    (row,) = [row for row in found if row["divergences"]]
+    assert row["verdict"] == ("lossy" if condemned else "tie")
+
+
 def test_an_audit_of_another_round_proves_nothing():
     assert row_of(differing(1e-6, 1e-6, round_="interrupted"))["verdict"] == "unverified"
     assert "could not be re-scored" in render(differing(1e-6, 1e-6, round_="interrupted"), "text")
@@ -327,6 +349,38 @@ def test_several_tasks_get_a_mean_a_task_one_vote():
     assert [line.split() for line in means.split("\n") if "fast" in line] == [["greedy", "fast", "2", "2.00", "1.50"]]
     one_task = render(rows(records(*made[:2], keys=keys[:2])), "text")
     assert "mean of the tasks" not in one_task
+
+
+def test_settings_of_one_name_are_told_apart_and_have_means_of_their_own():
+    deep, head = replace(FAST, options={"depth": 4}), replace(FAST, options={"depth": 3, "head_sha256": "ab" * 32})
+    keys = [replace(key, task=task) for task in ("gsm8k", "nq") for key in (VANILLA, FAST, deep, head)]
+    made = [
+        sample(key, "a", 10, 1.0, committed=[9], forwards=forwards)
+        for key, forwards in zip(keys, (9, 3, 4, 5, 9, 3, 4, 5), strict=True)
+    ]
+    text = render(rows(records(*made, keys=keys)), "text")
+    means = text[text.index("mean of the tasks") :]
+    steps = {"fast (depth=3, head=)": "3.00", "fast (depth=4, head=)": "2.25", "fast (depth=3, head=abababab)": "1.80"}
+    for name, expected in steps.items():
+        assert text.count(name + " ") == 3
+        (line,) = [line for line in means.split("\n") if name + " " in line]
+        assert line.replace(name, "").split()[:3] == ["greedy", "2", expected]
+
+
+def test_places_have_means_of_their_own_and_a_task_counts_once():
+    keys = [
+        replace(key, task=task, dtype=dtype, max_new_tokens=length)
+        for dtype, length in (("float64", 8), ("float64", 9), ("float32", 8))
+        for task in ("gsm8k", "nq")
+        for key in (VANILLA, FAST)
+    ]
+    made = [sample(key, "a", 10, 1.0, committed=[9], forwards=3) for key in keys]
+    text = render(rows(records(*made, keys=keys)), "text")
+    assert text.count("mean of the tasks · tiny · ") == 2
+    lines = [line.split() for line in text[text.index("mean of the tasks") :].split("\n") if line.startswith("greedy")]
+    assert [line[1:3] for line in lines].count(["fast", "2"]) == 3
+    assert [line[1:3] for line in lines].count(["vanilla", "2"]) == 3
+    assert len(lines) == 6
 
 
 @pytest.mark.parametrize("style", ["text", "markdown", "csv", "json"])

@@ -307,7 +307,9 @@ class TestLoad:
             TransformersTarget.load(str(folder))
         assert not (folder / "ran").exists()
 
-    def test_devices(self):
+    def test_devices(self, folder):
+        there = TransformersTarget.load(str(folder), device="auto").dtype
+        assert there == (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
         assert TransformersTarget.load("tiny", device="auto").device.type == "cpu"
         with pytest.raises(BenchError, match="unknown device 'gpu'"):
             TransformersTarget.load("tiny", device="gpu")

@@ -33,19 +33,19 @@ class Talk:
     temperature: float
     length: int = ANSWER_LENGTH
     opening: str = ""
-    held_out: bool = False
+    held_out: bool | None = None
     messages: list[Message] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     done: Rendered | None = None
 
     def row(self) -> dict[str, Any]:
-        return {
+        row = {
             "tokens": self.done.tokens,
             "answers": [list(span) for span in self.done.answers],
             "temperature": self.temperature,
             "kind": self.kind,
-            "held_out": self.held_out,
         }
+        return row if self.held_out is None else row | {"held_out": self.held_out}
 
 
 class Talks:
@@ -64,8 +64,9 @@ class Talks:
         shares = np.array([kind.share for kind in KINDS.values()])
         drawn = self.rng.choice(list(KINDS), size=count, p=shares / shares.sum())
         talks = [self._talk(str(kind)) for kind in sorted(drawn)]
-        for talk in talks[int(self.rng.integers(HELD_OUT_EVERY)) :: HELD_OUT_EVERY]:
-            talk.held_out = True
+        chosen = int(self.rng.integers(HELD_OUT_EVERY))
+        for place, talk in enumerate(talks):
+            talk.held_out = place % HELD_OUT_EVERY == chosen
         first = [talk for talk in talks if KINDS[talk.kind].material is None]
         self.ask(first)
         self.answer(first)

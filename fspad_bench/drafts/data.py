@@ -5,7 +5,8 @@ A conversation is `{"tokens": [ids], "answers": [[start, end], ...]}`, one a lin
 
 Row i of a sequence pairs (f_i, t_{i+1}) and learns f_{i+1} and the law of t_{i+2}; supervised are the rows whose
 predicted token stands in an answer behind its first. The published code masks by the index of t_i instead, which
-supervises up to two tokens past each answer; ours is shifted.
+supervises up to two tokens past each answer; ours is shifted. What a draft learns is the target's law, which prompts
+have too: `whole` supervises every row.
 
 The store of a file is a folder of flat arrays, one entry a token, that training maps into memory; it resumes where it
 stopped.
@@ -16,14 +17,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fspad_bench.errors import BenchError
@@ -31,7 +33,7 @@ from fspad_bench.paths import write_whole
 from fspad_bench.progress import Progress
 from fspad_bench.target import TransformersTarget
 
-HELD_OUT_EVERY = 33  # of so many conversations one is never learned
+HELD_OUT_EVERY = 33  # of about so many conversations one is never learned
 CHUNK_TOKENS = 2048
 LAW_ROWS = 64  # keeps the logits of a chunk within the processor's cache
 
@@ -50,33 +52,40 @@ class Conversation:
     def answer_tokens(self) -> int:
         return sum(end - start for start, end in self.answers)
 
+    def whole(self) -> Conversation:
+        """The same with all of it supervised, as if one answer to its first token; held out, it stays as it is."""
+        return self if self.held_out else replace(self, answers=[(1, len(self.tokens))])
+
 
 def read_conversations(data: Sequence[Path], vocab: int, max_length: int) -> list[Conversation]:
     """Every usable conversation of JSONL files, or of folders' shards, cut at `max_length`.
 
-    One whose answers are empty or lie behind the cut is left out. Held out are those so marked, and of those with no
-    mark every 33rd. Raises BenchError naming the line that is wrong.
+    One whose answers are empty or lie behind the cut is left out. Held out are those so marked; of those with no mark
+    about every 33rd, by what they say, so that more data, or the same in another order, holds out the same; and the
+    first, where that is none. Raises BenchError naming the line that is wrong.
     """
     return [conversation for _, part in read_files(data, vocab, max_length) for conversation in part]
 
 
 def read_files(data: Sequence[Path], vocab: int, max_length: int) -> list[tuple[Path, list[Conversation]]]:
     """The same, file by file."""
-    places = count()
-    found = [(path, list(_usable(path, vocab, max_length, places))) for path in data_files(data)]
-    if not any(part for _, part in found):
+    found = [(path, list(_usable(path, vocab, max_length))) for path in data_files(data)]
+    filled = [part for _, part in found if part]
+    if not filled:
         named = ", ".join(map(str, data))
         raise BenchError(f"{named} holds no usable conversation", "an answer needs two tokens or more, behind a prompt")
+    if not any(conversation.held_out for part in filled for conversation in part):
+        filled[0][0] = replace(filled[0][0], held_out=True)
     return found
 
 
-def _usable(path: Path, vocab: int, max_length: int, places: Iterator[int]) -> Iterator[Conversation]:
+def _usable(path: Path, vocab: int, max_length: int) -> Iterator[Conversation]:
     for row in _rows(path, vocab):
         conversation = _cut(row, max_length)
         if conversation.answers:
-            place = next(places)
             if conversation.held_out is None:
-                conversation = replace(conversation, held_out=place % HELD_OUT_EVERY == HELD_OUT_EVERY // 2)
+                said = zlib.crc32(np.array(row.tokens, np.int64).tobytes())
+                conversation = replace(conversation, held_out=said % HELD_OUT_EVERY == 0)
             yield conversation
 
 
@@ -132,8 +141,9 @@ def _cut(conversation: Conversation, length: int) -> Conversation:
 
 
 def frequent_tokens(conversations: list[Conversation], size: int, vocab: int) -> Tensor:
-    """The `size` most frequent tokens of the answers, ascending ids, `[S]` int64."""
-    said = torch.tensor([token for c in conversations for start, end in c.answers for token in c.tokens[start:end]])
+    """The `size` most frequent tokens of the answers that are learned, ascending ids, `[S]` int64."""
+    learned = [c for c in conversations if not c.held_out]
+    said = torch.tensor([token for c in learned for start, end in c.answers for token in c.tokens[start:end]])
     counts = torch.bincount(said, minlength=vocab)
     order = counts.sort(descending=True, stable=True).indices
     return order[: min(size, vocab)].sort().values
@@ -212,7 +222,7 @@ Features = LiveFeatures | StoredFeatures
 
 class FeatureStore:
     """Of one file's sequences, per token: the target's feature, and of the law after it the log-sum-exp and the first
-    choice. `starts[s]` is where sequence s begins. Nothing here depends on a draft's vocabulary."""
+    choice. `starts[s]` is where sequence s begins. Nothing here depends on a draft's vocabulary or what it learns."""
 
     def __init__(self, folder: Path, conversations: list[Conversation], d: int) -> None:
         self.folder, self.conversations = folder, conversations
@@ -221,10 +231,11 @@ class FeatureStore:
         self.starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         total = int(self.starts[-1])
         folder.mkdir(parents=True, exist_ok=True)
-        self.done = folder / "done"
-        self.features = self._map("features", np.int16, (total, d))  # bfloat16 by its bits
-        self.normaliser = self._map("normaliser", np.float32, (total,))
-        self.choice = self._map("choice", np.int32, (total,))
+        self.done, self.lock = folder / "done", FileLock(f"{folder}.lock")
+        with self.lock:
+            self.features = self._map("features", np.int16, (total, d))  # bfloat16 by its bits
+            self.normaliser = self._map("normaliser", np.float32, (total,))
+            self.choice = self._map("choice", np.int32, (total,))
 
     def _map(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
         if not shape[0]:
@@ -234,7 +245,10 @@ class FeatureStore:
         if not (path.exists() and path.stat().st_size == size):
             self.done.unlink(missing_ok=True)  # what was done is gone
             with path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a crash once mapped
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and a crash once mapped
+                else:
+                    file.truncate(size)
         return np.memmap(path, dtype, "r+", shape=shape)
 
     def ready(self) -> int:
@@ -243,37 +257,32 @@ class FeatureStore:
 
     @torch.inference_mode()
     def fill(self, target: TransformersTarget, told: Callable[[], None] = lambda: None) -> None:
-        """Run the target over every sequence that no earlier call has finished; `told` after each group."""
-        for number in range(self.ready(), len(self.groups)):
-            self._compute(target, self.groups[number])
-            for array in (self.features, self.normaliser, self.choice):
-                array.flush()
-            write_whole(self.done, str(number + 1))
-            told()
+        """Run the target over every sequence that nobody has finished; `told` after each group."""
+        with self.lock:
+            for number in range(self.ready(), len(self.groups)):
+                self._compute(target, self.groups[number])
+                for array in (self.features, self.normaliser, self.choice):
+                    array.flush()
+                write_whole(self.done, str(number + 1))
+                told()
 
     def _compute(self, target: TransformersTarget, group: list[int]) -> None:
         ids = pad([self.conversations[s].tokens for s in group]).to(target.device)
         hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        answers = []
         for features, s in zip(hidden, group, strict=True):
             begin, end = self.starts[s : s + 2]
-            self.features[begin:end] = bits_of(features[: end - begin])
-            answers += [features[start:stop] for start, stop in self.conversations[s].answers]
-        found = _laws(torch.cat(answers), target, LAW_ROWS)
-        places = np.concatenate([self._answers(s, 0) for s in group])
-        self.normaliser[places], self.choice[places] = (part.cpu().numpy() for part in found)
+            features = features[: end - begin]
+            self.features[begin:end] = bits_of(features)
+            found = _laws(features, target, LAW_ROWS)
+            self.normaliser[begin:end], self.choice[begin:end] = (part.cpu().numpy() for part in found)
 
     def rows(self, s: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a sequence the features `[L, d]`, and behind its supervised rows log-sum-exps and choices."""
-        places = self._answers(s, 1)
+        spans = self.conversations[s].answers
+        places = np.concatenate([np.arange(start, end - 1) for start, end in spans]) + self.starts[s]
         features = from_bits(self.features[self.starts[s] : self.starts[s + 1]])
         choice = torch.from_numpy(self.choice[places].astype(np.int64))
         return features, torch.from_numpy(self.normaliser[places]), choice
-
-    def _answers(self, s: int, short: int) -> np.ndarray:
-        """Where in the flat arrays a sequence's answer tokens stand, the last `short` of each answer left out."""
-        spans = self.conversations[s].answers
-        return np.concatenate([np.arange(start, end - short) for start, end in spans]) + self.starts[s]
 
 
 def _laws(features: Tensor, target: TransformersTarget, at_once: int) -> list[Tensor]:

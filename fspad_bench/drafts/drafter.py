@@ -6,8 +6,10 @@ the target's choice will meet) or of `sampled` (drawn, for the rules of verifica
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,6 +76,7 @@ class HeadDrafter(Draft):
             text = f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range"
             raise BenchError(text, f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1")
         super().__init__(target, head)
+        self.costs: dict[str, dict[str, Any]] = {}  # what the trees are sized by, for the record
         self.top_k, self.grower = min(top_k, len(self.vocabulary)), None
         captured = bool(target.kernels) and verify == "match" and self.drafting != "sampled"
         bounds = FixedSize(nodes, depth)
@@ -90,6 +93,7 @@ class HeadDrafter(Draft):
         about = {"head": head.sha256, "top_k": self.top_k, "drafting": self.drafting}
         if captured:
             measured = costs.of(target, about | {"captured": True}, partial(self._replayed, head, target))
+            self.costs["captured"] = asdict(measured)
             depth = min(most.depth, Growth.deepest(self.top_k))
             best = best_shape(measured, calibration, nodes=most.nodes, depth=depth, top_k=self.top_k)
             return dict.fromkeys((True, False), best)
@@ -97,6 +101,7 @@ class HeadDrafter(Draft):
         sizes = {}
         for greedy in (True, False):
             measured = costs.of(target, about | {"greedy": greedy}, partial(self._seconds, target, greedy))
+            self.costs["greedy" if greedy else "sampled"] = asdict(measured)
             known = calibration if greedy or self.drafting == "coupled" else Calibration()  # fitted with the noise
             sizes[greedy] = BestSize(most.nodes, most.depth, self.top_k, measured, known, greedy)
         return sizes

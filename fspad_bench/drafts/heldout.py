@@ -35,8 +35,7 @@ class HeldOut:
     def __init__(self, target: TransformersTarget, features: Features, vocabulary: Tensor) -> None:
         self.target, self.features, self.vocabulary = target, features, vocabulary.to(target.device)
         self.index = index_of(self.vocabulary, target.config.vocab_size)
-        marked = [s for s, conversation in enumerate(features.conversations) if conversation.held_out]
-        self.sequences = marked or [0]
+        self.sequences = [s for s, conversation in enumerate(features.conversations) if conversation.held_out]
         reach = np.cumsum([features.lengths[s] for s in self.sequences])
         self.measured = self.sequences[: max(1, int(np.searchsorted(reach, MOST_TOKENS, side="right")))]
 

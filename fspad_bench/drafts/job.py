@@ -37,6 +37,7 @@ from fspad_bench.errors import BenchError, near
 from fspad_bench.fetch import cache_home
 from fspad_bench.target import TransformersTarget
 
+STORE = 2  # the form of feature stores; others' are computed anew
 INHERITED = ("command", "data_sha256", "tokens_seen", "initial")  # what a head says of the one that it began with
 
 
@@ -74,6 +75,10 @@ def train_head(
     files = read_files(data, target.config.vocab_size, max_length)
     conversations = [conversation for _, part in files for conversation in part]
     vocabulary = frequent_tokens(conversations, draft_vocabulary, target.config.vocab_size)
+    answer_tokens = sum(c.answer_tokens() for c in conversations)
+    if recipe.supervise == "all":
+        files = [(path, [conversation.whole() for conversation in part]) for path, part in files]
+        conversations = [conversation for _, part in files for conversation in part]
     digest = data_hash(data)
     if live:
         features = LiveFeatures(target, conversations)
@@ -93,7 +98,7 @@ def train_head(
         "processes": accelerator.num_processes,
         "data_sha256": digest,
         "conversations": len(conversations),
-        "answer_tokens": sum(c.answer_tokens() for c in conversations),
+        "answer_tokens": answer_tokens,
         "tokens_seen": trainer.seen,
         "command": shlex.join(["fspad-bench", *sys.argv[1:]]),
     }
@@ -128,7 +133,7 @@ def _stored(
     root, stores = cache_home() / "features", []
     try:
         for path, conversations in files:
-            key = json.dumps([data_hash([path]), target.identity, str(target.dtype), max_length])
+            key = json.dumps([STORE, data_hash([path]), target.identity, str(target.dtype), max_length])
             folder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
             stores.append(FeatureStore(folder, conversations, target.config.hidden_size))
         features = StoredFeatures(stores)

@@ -25,6 +25,7 @@ TOP_K = 10
 class Recipe:
     """Every setting of a training run; a checkpoint resumes only under the same ones, the number of epochs aside."""
 
+    supervise: str = "answers"  # the assistant's tokens, as published, or all
     epochs: float = 8.0
     batch_tokens: int = 2048
     lr: float = 1e-3

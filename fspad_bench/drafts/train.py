@@ -191,7 +191,10 @@ class Trainer:
         hint = "use another --output, or the settings it began with"
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
-            recipe, origin = state["recipe"] | {"epochs": self.recipe.epochs}, state["origin"]
+            recipe = (
+                asdict(Recipe()) | state["recipe"] | {"epochs": self.recipe.epochs}
+            )  # new settings were their default
+            origin = state["origin"]
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise BenchError(f"{path} is no checkpoint that can be read", hint) from error
         if recipe != asdict(self.recipe):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Drafter, Limit, Target, generate
+from fspad_bench.errors import BenchError
 from fspad_bench.lossless.oracle import Law, TooMany, distance, explore
 from fspad_bench.lossless.report import ELSEWHERE, VACUOUS, Check
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
@@ -73,7 +74,11 @@ def worst(
 
 def check_decoder(label: str, make: Callable[[Target], Drafter], tiny: Target) -> Check:
     """A decoder of our loop, on the scripted target where it can stand on any, or else on the tiny one."""
-    if hasattr(make(tiny), "generate"):
+    try:
+        engine = hasattr(make(tiny), "generate")
+    except BenchError as error:
+        return Check("exact law", label, ELSEWHERE, f"not to be had on tiny ({error.message}): identity and PIT")
+    if engine:
         return Check("exact law", label, ELSEWHERE, "an engine of its own has no decisions to explore: PIT")
     try:
         make(ScriptedTarget(VOCABULARY))

@@ -107,6 +107,7 @@ def test_given_questions_are_answered_anew_turn_by_turn(tiny, short):
     assert texts[0].startswith("s:be brief<|end|>u:Hi<|end|>a:")
     assert "No." not in texts[0]
     assert "u:Why<|end|>a:" in texts[0]
+    assert not any("held_out" in row for row in rows)  # which ones, training decides
 
 
 def test_what_does_not_fit_the_context_is_left_out(tiny, short, monkeypatch):

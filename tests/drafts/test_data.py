@@ -1,6 +1,8 @@
 """Conversations, their features, and which rows are supervised."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from fspad_bench.drafts import data
 from fspad_bench.drafts.data import (
     FeatureStore,
+    LiveFeatures,
     StoredFeatures,
     by_length,
     data_hash,
@@ -59,6 +62,46 @@ def test_every_answer_of_a_conversation_is_supervised_behind_its_first_token(tin
     assert len(choice) == len(predicted)
     behind = tiny.lm_head(features[0, 1:][rows[0, :-1]].double())
     torch.testing.assert_close(normaliser.double(), behind.logsumexp(-1), rtol=0, atol=0.05)
+
+
+def test_two_trainings_at_once_compute_the_features_once(tiny, conversations, tmp_path, monkeypatch):
+    rows = read_conversations([conversations], 97, 64)
+    first, second = (FeatureStore(tmp_path / "store", rows, 64) for _ in range(2))
+    begun, going = threading.Event(), threading.Event()
+    compute = first._compute
+
+    def slowly(*arguments):
+        begun.set()
+        going.wait(10)
+        compute(*arguments)
+
+    monkeypatch.setattr(first, "_compute", slowly)
+    monkeypatch.setattr(second, "_compute", lambda *_: pytest.fail("computed twice"))
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(first.fill, tiny)
+        assert begun.wait(10)
+        other = pool.submit(second.fill, tiny)
+        going.set()
+        one.result()
+        other.result()
+    assert second.ready() == len(first.groups)
+
+
+def test_a_whole_conversation_is_supervised_behind_its_first_two_tokens(tiny, tmp_path):
+    path = tmp_path / "two.jsonl"
+    row = {"tokens": list(range(20)), "answers": [[4, 8], [13, 19]]}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"held_out": True}) + "\n")
+    learned, held_out = read_conversations([path], 97, 64)
+    assert held_out.whole() == held_out
+    rows = [learned.whole(), held_out]
+    store = FeatureStore(tmp_path / "store", rows, 64)
+    store.fill(tiny)
+    for features in (StoredFeatures([store]), LiveFeatures(tiny, rows)):
+        ids, behind, rows_of, normaliser, _ = features.load([0, 1])
+        assert ids[0, rows_of[0].nonzero().flatten() + 2].tolist() == list(range(2, 20))
+        assert ids[1, rows_of[1].nonzero().flatten() + 2].tolist() == [5, 6, 7, *range(14, 19)]
+        logits = tiny.lm_head(behind[:, 1:][rows_of[:, :-1]].double())
+        torch.testing.assert_close(normaliser.double(), logits.logsumexp(-1), rtol=0, atol=0.05)
 
 
 def test_a_folder_of_shards_is_one_data_set(conversations, tmp_path):
@@ -124,13 +167,40 @@ def test_nothing_is_no_group():
     assert list(by_length([], 10)) == []
 
 
-def test_what_is_held_out_is_marked_or_every_33rd(tmp_path):
-    rows = [{"tokens": [1, 2, 3, 4], "answers": [[2, 4]], "held_out": place == 3} for place in range(40)]
-    rows += [{"tokens": [1, 2, 3, 4], "answers": [[2, 4]]} for _ in range(40)]
-    path = tmp_path / "data.jsonl"
+def _written(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_conversations([path], 97, 64)
-    assert [place for place, conversation in enumerate(found) if conversation.held_out] == [3, 49]
+    return path
+
+
+def _held_out(*paths):
+    return {tuple(c.tokens) for c in read_conversations(paths, 97, 64) if c.held_out}
+
+
+def test_what_is_marked_is_held_out_and_nothing_else_of_it(tmp_path):
+    rows = [{"tokens": [1, 2, 3, place], "answers": [[2, 4]], "held_out": place == 3} for place in range(90)]
+    assert _held_out(_written(tmp_path / "data.jsonl", rows)) == {(1, 2, 3, 3)}
+
+
+def test_about_every_33rd_of_the_others_is_held_out_wherever_it_stands(tmp_path):
+    """What one training holds out, the next one, on more data or the same twice, must not learn."""
+    rows = [{"tokens": [1, 2, place % 90, place // 90], "answers": [[2, 4]]} for place in range(660)]
+    found = _held_out(_written(tmp_path / "some.jsonl", rows[:330]))
+    assert 5 <= len(found) <= 20
+    every = _held_out(_written(tmp_path / "reversed.jsonl", rows[::-1]))
+    assert found < every
+    assert _held_out(tmp_path / "some.jsonl", tmp_path / "reversed.jsonl") == every
+
+
+def test_where_none_is_held_out_the_first_is(tmp_path):
+    rows = [{"tokens": [1, 2, 3, place], "answers": [[2, 4]], "held_out": False} for place in range(3)]
+    assert _held_out(_written(tmp_path / "data.jsonl", rows)) == {(1, 2, 3, 0)}
+
+
+def test_a_cut_conversation_is_held_out_like_the_whole_one(tmp_path):
+    rows = [{"tokens": [1, 2, *range(2, 20), place], "answers": [[2, 21]]} for place in range(90)]
+    path = _written(tmp_path / "data.jsonl", rows)
+    marks = [[c.held_out for c in read_conversations([path], 97, length)] for length in (21, 10)]
+    assert marks[0] == marks[1]
 
 
 def test_groups_hold_their_budget_and_everything():

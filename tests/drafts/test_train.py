@@ -76,6 +76,18 @@ def test_a_killed_training_ends_with_the_same_weights(trainer, tmp_path):
         assert torch.equal(weight, rest.network.state_dict()[name]), name
 
 
+def test_a_setting_that_a_checkpoint_does_not_know_was_its_default(trainer, recipe, tmp_path):
+    trainer().run(tmp_path, checkpoint_every=1e9, stop_after=1)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["recipe"]["supervise"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    again = trainer()
+    again.run(tmp_path, checkpoint_every=1e9, stop_after=2)
+    assert again.step == 2
+    with pytest.raises(BenchError, match="another recipe"):
+        trainer(recipe=replace(recipe, supervise="all")).run(tmp_path, checkpoint_every=1e9)
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(trainer, recipe, tmp_path):
     trainer().run(tmp_path, checkpoint_every=1e9, stop_after=1)
     with pytest.raises(BenchError, match="another recipe"):
@@ -131,7 +143,7 @@ def test_how_accelerate_is_configured_changes_nothing(trainer, tmp_path, monkeyp
 
 
 def test_two_conversations_are_enough_and_one_is_not(tiny, recipe, tmp_path):
-    rows = [Conversation(list(range(9)), [(4, 9)]), Conversation(list(range(20, 28)), [(3, 8)])]
+    rows = [Conversation(list(range(9)), [(4, 9)], held_out=True), Conversation(list(range(20, 28)), [(3, 8)])]
     for count in (2, 1):
         features = LiveFeatures(tiny, rows[:count])
         shape = Shape.of_target(tiny.config, "eagle")
@@ -178,6 +190,24 @@ def test_training_begins_with_the_head_that_it_is_given(tiny, conversations, tmp
     assert again.facts["initial"]["tokens_seen"] == begun.facts["tokens_seen"] > 0
     with pytest.raises(BenchError, match="holds the head of 'fspad', not of 'eagle'"):
         train_head(tiny, "eagle", [conversations], tmp_path / "no", Recipe(), initial=first)
+
+
+def test_every_token_may_be_learned_and_held_out_answers_measure_it(tiny, conversations, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    found = {}
+    for name in ("answers", "all"):
+        recipe = Recipe(supervise=name, epochs=1e-6)
+        found[name] = train_head(tiny, "eagle", [conversations], tmp_path / name, recipe, draft_vocabulary=15)
+    assert len(list((tmp_path / "cache" / "features").glob("*/features.bin"))) == 1  # one store serves both
+    answers, every = (found[name].facts for name in ("answers", "all"))
+    assert every["held_out"] == answers["held_out"]
+    assert every["answer_tokens"] == answers["answer_tokens"]
+    assert torch.equal(found["all"].vocabulary, found["answers"].vocabulary)  # the answers' tokens
+    for name in ("answers", "all"):
+        found[name] = train_head(
+            tiny, "eagle", [conversations], tmp_path / f"{name} 1", Recipe(supervise=name, epochs=1)
+        )
+    assert found["all"].facts["held_out"] != found["answers"].facts["held_out"]
 
 
 def test_a_checkpoint_goes_on_with_the_head_that_it_began_with(trainer, tmp_path):

@@ -5,8 +5,10 @@ import pytest
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.errors import BenchError
 from fspad_bench.lossless import exact
 from fspad_bench.lossless.oracle import distance
+from fspad_bench.lossless.report import ELSEWHERE
 from fspad_bench.lossless.scripted import ScriptedTarget
 from fspad_bench.sampling import Sampler
 from fspad_bench.verification import RULES, Accepted, match
@@ -54,6 +56,15 @@ def test_those_that_cannot_stand_on_tiny(options, tiny):
     found = exact.check_decoder("fspad", lambda target: Fspad(target, **options), tiny)
     assert found.verdict == "PASS", found
     assert "on tiny" in found.figure
+
+
+def test_a_head_of_another_target_is_left_to_other_checks(tiny):
+    def make(target):
+        raise BenchError("the head does not fit tiny")
+
+    found = exact.check_decoder("fspad", make, tiny)
+    assert found.verdict == ELSEWHERE
+    assert "does not fit tiny" in found.figure
 
 
 def test_a_rule_of_its_own_that_is_lossy_is_seen_wherever_it_stands(tiny):

@@ -1,12 +1,15 @@
 """A run on the tiny target: who runs when, what is recorded, what a mistake or a failure leaves."""
 
 import hashlib
+import json
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 from runs import LENGTH, LOOKUP, ME, Headed, plan_of, row_of, run, tokens_of, unfinished, write
 
 from fspad_bench import method, task
+from fspad_bench.costs import TINY
 from fspad_bench.errors import BenchError
 from fspad_bench.method import check_options, configure
 from fspad_bench.record import lines
@@ -55,6 +58,13 @@ def test_the_record_holds_everything(data, tmp_path):
         assert sample.text
     rounds = Counter(sample.round for sample in found.samples)
     assert list(rounds.values()) == [2] * 5
+
+
+def test_the_record_says_what_trees_were_sized_by(data, tmp_path):
+    path, _ = run(plan_of(data, "eagle", "fixed=eagle", options={"fixed": {"tree": "fixed"}}), tmp_path / "out")
+    (found,) = [line for line in lines(path) if line["kind"] == "costs"]
+    assert found["decoder"] == "eagle"
+    assert found["seconds"] == dict.fromkeys(("greedy", "sampled"), json.loads(json.dumps(asdict(TINY))))
 
 
 def test_texts_are_kept_only_on_demand(data, tmp_path):
