@@ -24,7 +24,7 @@ from fspad_bench.sampling import Sampler
 from fspad_bench.target import TransformersTarget
 
 PROBES, PROBE_TOKENS = 8, 64
-DEPTHS, CHILDREN, CALIBRATION_ROWS = 4, 4, 2000
+DEPTHS, CHILDREN, CALIBRATION_ROWS = 4, 4, 20_000
 BATCH_TOKENS = 2048
 MOST_TOKENS = 100_000  # a larger data set holds out more than it is worth to look at
 
