@@ -194,7 +194,7 @@ def _names(found: Sequence[dict[str, Any]]) -> dict[str, str]:
         options = {option for chosen in settings.values() for option in chosen}
         differ = sorted(o for o in options if len({str(chosen.get(o)) for chosen in settings.values()}) > 1)
         for method, chosen in settings.items():
-            told = ", ".join(f"{o.removesuffix('_sha256')}={_short(chosen.get(o))}" for o in differ)
+            told = ", ".join(f"{o.removesuffix('_sha256')}={_short(chosen[o])}" for o in differ if o in chosen)
             names[method] = f"{name} ({told})" if told else name
     return names
 
@@ -204,7 +204,7 @@ def _method(row: dict[str, Any]) -> str:
 
 
 def _short(value: object) -> str:
-    text = "" if value is None else str(value)
+    text = str(value)
     return text[:8] if len(text) == 64 else text  # a file's hash
 
 

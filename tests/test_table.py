@@ -360,7 +360,7 @@ def test_settings_of_one_name_are_told_apart_and_have_means_of_their_own():
     ]
     text = render(rows(records(*made, keys=keys)), "text")
     means = text[text.index("mean of the tasks") :]
-    steps = {"fast (depth=3, head=)": "3.00", "fast (depth=4, head=)": "2.25", "fast (depth=3, head=abababab)": "1.80"}
+    steps = {"fast (depth=3)": "3.00", "fast (depth=4)": "2.25", "fast (depth=3, head=abababab)": "1.80"}
     for name, expected in steps.items():
         assert text.count(name + " ") == 3
         (line,) = [line for line in means.split("\n") if name + " " in line]
