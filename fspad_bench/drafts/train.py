@@ -191,9 +191,8 @@ class Trainer:
         hint = "use another --output, or the settings it began with"
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
-            recipe = (
-                asdict(Recipe()) | state["recipe"] | {"epochs": self.recipe.epochs}
-            )  # new settings were their default
+            # a setting that an older checkpoint does not know was its default
+            recipe = asdict(Recipe()) | state["recipe"] | {"epochs": self.recipe.epochs}
             origin = state["origin"]
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise BenchError(f"{path} is no checkpoint that can be read", hint) from error
