@@ -1,8 +1,9 @@
 """Conversations of a target with itself, in waves: everyone asks, everyone answers, some ask again.
 
-Questions are sampled at 0.9 after the template's user prefix and the opening of their kind; of the answers six in ten
-are greedy, the rest at 0.7 and 1. Every row that comes out is token ids, with the spans of the assistant's answers.
-Some conversations are held out from learning; they quote each other alone, and nobody else quotes them.
+Questions are sampled at 0.9 after the template's user prefix and the opening of their kind, texts that they are about
+at 0.8 after an opening alone; of the answers six in ten are greedy, the rest at 0.7 and 1. Every row that comes out is
+token ids, with the spans of the assistant's answers. Some conversations are held out from learning; they quote each
+other alone, and nobody else quotes them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fspad_bench.target import TransformersTarget
 
 QUESTION_LENGTH, ANSWER_LENGTH = 96, 256
 QUESTION_TEMPERATURE = 0.9
+TEXT_TEMPERATURE, TEXT_LENGTH, TOKENS_A_WORD = 0.8, 512, 2
 TEMPERATURES, WEIGHTS = (0.0, 0.7, 1.0), (0.6, 0.2, 0.2)
 SHORTEST_MATERIAL, WARMEST_MATERIAL = 40, 0.8  # in words; warmer answers are too odd to ask about
 
@@ -68,10 +70,12 @@ class Talks:
         for place, talk in enumerate(talks):
             talk.held_out = place % HELD_OUT_EVERY == chosen
         first = [talk for talk in talks if KINDS[talk.kind].material is None]
-        self.ask(first)
-        self.answer(first)
+        reading = [talk for talk in talks if KINDS[talk.kind].texts]
+        self.write(reading)
+        self.ask([talk for talk in [*first, *reading] if not talk.messages])
+        self.answer([*first, *reading])
         texts = [talk for talk in first if talk.done and _is_material(talk)]
-        later = [talk for talk in talks if KINDS[talk.kind].material]
+        later = [talk for talk in talks if KINDS[talk.kind].material and not KINDS[talk.kind].texts]
         for talk in later:
             if own := [text for text in texts if text.held_out == talk.held_out]:
                 talk.messages.append(user(self._about(talk, own)))
@@ -99,6 +103,24 @@ class Talks:
                 if talk.messages[-1]["role"] == "user":  # it had no answer
                     talk.waiting = []
         return [talk.row() for talk in talks if talk.done]
+
+    def write(self, talks: Sequence[Talk]) -> None:
+        """The texts that each talk is about, written outside the template, in its opening."""
+        counts = [int(self.rng.integers(*KINDS[talk.kind].material, endpoint=True)) for talk in talks]
+        every = [talk for talk, count in zip(talks, counts, strict=True) for _ in range(count)]
+        begun = [str(self.rng.choice(np.array(KINDS[talk.kind].texts, dtype=object))) for talk in every]
+        openings = [self.chat.tokenizer(opening)["input_ids"] for opening in begun]
+        requests = [
+            Request(opening, TEXT_TEMPERATURE, min(TEXT_LENGTH, TOKENS_A_WORD * KINDS[talk.kind].words))
+            for talk, opening in zip(every, openings, strict=True)
+        ]
+        written = zip(openings, self._continued(requests), strict=True)
+        texts = iter([self._decoded([*opening, *said]) for opening, said in written])
+        for talk, count in zip(talks, counts, strict=True):
+            words = KINDS[talk.kind].words
+            talk.opening = talk.opening.replace(TEXT, _joined((next(texts) for _ in range(count)), words))
+            if not KINDS[talk.kind].asks:
+                talk.messages.append(user(talk.opening))
 
     def ask(self, talks: Sequence[Talk]) -> None:
         """Each user's next message: the opening and what the target makes of it. One who says nothing stays silent."""
@@ -142,8 +164,7 @@ class Talks:
         fewest, most = KINDS[talk.kind].material
         count = min(len(texts), int(self.rng.integers(fewest, most + 1)))
         chosen = [texts[i] for i in self.rng.choice(len(texts), size=count, replace=False)]
-        words = KINDS[talk.kind].words
-        material = "\n".join(" ".join(one.messages[-1]["content"].split()[:words]) for one in chosen)
+        material = _joined((one.messages[-1]["content"] for one in chosen), KINDS[talk.kind].words)
         question = chosen[int(self.rng.integers(count))].messages[-2]["content"]
         return talk.opening.replace(TEXT, material).replace(QUESTION, question)
 
@@ -153,6 +174,11 @@ class Talks:
 
     def _decoded(self, tokens: list[int]) -> str:
         return self.chat.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def _joined(texts: Iterable[str], words: int) -> str:
+    """Text after text, so many words of each."""
+    return "\n".join(" ".join(text.split()[:words]) for text in texts)
 
 
 def _is_material(talk: Talk) -> bool:

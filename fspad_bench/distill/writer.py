@@ -6,6 +6,7 @@ A shard is written whole or not at all, and what it holds follows from the seed 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 from fspad_bench import __version__
 from fspad_bench.chat import Chat, tokenizer_hash
 from fspad_bench.distill.given import Given, rendered
+from fspad_bench.distill.kinds import KINDS
 from fspad_bench.distill.talk import Talks
 from fspad_bench.errors import BenchError
 from fspad_bench.paths import write_whole
@@ -35,7 +37,8 @@ def distill_free(
     def make(number: int, told: Callable[[int], None]) -> list[Row]:
         return Talks(target, seed=(seed, number), rows=rows, told=told).free(shard)
 
-    settings = {"of": "self", "seed": seed, "shard": shard}
+    kinds = hashlib.sha256(repr(KINDS).encode()).hexdigest()[:16]
+    settings = {"of": "self", "seed": seed, "shard": shard, "kinds": kinds}
     return _write(target, folder, settings, make, tokens)
 
 

@@ -11,6 +11,9 @@ from fspad_bench.distill.kinds import KINDS, QUESTION, TEXT
 from fspad_bench.distill.talk import TEMPERATURES, Talks
 from fspad_bench.sampling import Sampler
 
+QUOTING = {name for name, kind in KINDS.items() if kind.material and not kind.texts}
+READING = {name for name, kind in KINDS.items() if kind.texts}
+
 
 @pytest.fixture
 def rows(tiny, short):
@@ -63,12 +66,39 @@ def test_material_is_text_of_other_conversations(tiny, rows):
         for row in rows
         if row["kind"] in talk.MATERIAL
     ]
-    about = [tiny.tokenizer.decode(row["tokens"]) for row in rows if KINDS[row["kind"]].material]
-    assert len(about) > 4
+    about = [tiny.tokenizer.decode(row["tokens"]) for row in rows if row["kind"] in QUOTING]
+    assert len(about) > 2
     for message in about:
         assert any(text and text in message for text in texts)
         assert TEXT not in message
         assert QUESTION not in message
+
+
+def test_texts_of_its_own_are_what_the_target_writes_unasked(tiny, short, monkeypatch):
+    """They begin as their kind says, stand in no template, and no two conversations share one."""
+    asked, write = [], talk.answer_all
+    monkeypatch.setattr(
+        talk, "answer_all", lambda target, wave, **how: asked.append(wave) or write(target, wave, **how)
+    )
+    rows = Talks(tiny, seed=(1, 2), rows=16, told=lambda count: None).free(60)
+    reading = [row for row in rows if row["kind"] in READING]
+    assert {row["kind"] for row in reading} == READING
+    begun = {tuple(tiny.tokenizer(text)["input_ids"]) for name in READING for text in KINDS[name].texts}
+    assert {tuple(request.prompt) for request in asked[0]} <= begun
+    told = [tiny.tokenizer.decode(row["tokens"][: row["answers"][0][0]]) for row in reading]
+    assert len(set(told)) == len(told)
+    for row, message in zip(reading, told, strict=True):
+        kind = KINDS[row["kind"]]
+        assert TEXT not in message
+        assert any(" ".join(text.split()).replace("—", "?") in message for text in kind.texts)  # not in ASCII
+
+
+def test_over_a_text_the_user_asks_in_words_of_its_own(tiny, rows):
+    endings = {name: [opening.rpartition(TEXT)[2] for opening in KINDS[name].openings] for name in READING}
+    for row in (row for row in rows if row["kind"] in READING):
+        message = tiny.tokenizer.decode(row["tokens"][: row["answers"][0][0]]).removesuffix("<|end|>a:")
+        whole = any(message.endswith(ending) for ending in endings[row["kind"]])
+        assert whole != KINDS[row["kind"]].asks
 
 
 def test_nobody_who_learns_quotes_a_conversation_that_is_held_out(tiny, short, monkeypatch):
@@ -79,7 +109,7 @@ def test_nobody_who_learns_quotes_a_conversation_that_is_held_out(tiny, short, m
         if row["kind"] in talk.MATERIAL:
             words = tiny.tokenizer.decode(row["tokens"][slice(*row["answers"][0])], skip_special_tokens=True)
             sides[row["held_out"]].append(" ".join(words.split()))
-    for row in (row for row in rows if KINDS[row["kind"]].material):
+    for row in (row for row in rows if row["kind"] in QUOTING):
         message = tiny.tokenizer.decode(row["tokens"])
         assert any(text and text in message for text in sides[row["held_out"]])
         others = set(sides[not row["held_out"]]) - set(sides[row["held_out"]])

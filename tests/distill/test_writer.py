@@ -70,6 +70,13 @@ def test_other_settings_are_refused(write, tmp_path, changes, said):
         write(tmp_path / "set", **changes)
 
 
+def test_a_set_begun_with_other_kinds_of_conversation_is_refused(write, tmp_path, monkeypatch):
+    write(tmp_path / "set", tokens=100)
+    monkeypatch.setattr(writer, "KINDS", {"chat": writer.KINDS["chat"]})
+    with pytest.raises(BenchError, match="another kinds"):
+        write(tmp_path / "set")
+
+
 def test_a_folder_of_something_else_is_refused(write, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(BenchError, match="is not empty and holds no data set"):
