@@ -22,6 +22,7 @@ from fspad_bench.errors import BenchError
 
 SCHEMA = 1
 METHOD = ("decoder", "options", "verification")  # of a key's fields, those that are no setting
+UNKNOWN = ("own", "foreign")  # rules of verification that only `certify` can vouch for
 REPAIR = "a record is written by `fspad-bench run` and never edited: restore it, or move it away"
 
 
@@ -52,7 +53,7 @@ class Key:
 
     @property
     def identical(self) -> bool:
-        """Whether the output is meant to be vanilla's own; else it keeps the law alone."""
+        """Whether the output is meant to be vanilla's own; else it keeps the law at most."""
         return self.verification == "match" or not self.temperature
 
     @property

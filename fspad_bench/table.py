@@ -15,10 +15,10 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from fspad_bench.machine import NOISY
-from fspad_bench.record import METHOD, Audit, Key, Records, Sample
+from fspad_bench.record import METHOD, UNKNOWN, Audit, Key, Records, Sample
 from fspad_bench.registry import Label
 from fspad_bench.stats import Cost, Interval, agreement, ratio_interval, ratio_of_mean_speeds, speedup
-from fspad_bench.verdict import verdict
+from fspad_bench.verdict import ENOUGH_PROMPTS, differing_prompts, verdict
 
 VANILLA = "vanilla"
 IDENTITY = (
@@ -26,6 +26,9 @@ IDENTITY = (
     "forward", "device", "threads", "machine", "reset", "data_source", "data_sha256", "target_identity", "version",
     "verification",
 )  # fmt: skip
+
+FEW = f"fewer than {ENOUGH_PROMPTS} prompts differ, so a rule that takes any near-top token could hide: run more"
+APART = ("data_source", "data_sha256", "max_new_tokens", "seed", "version", "forward")  # of a task measured twice
 
 
 class Pair(NamedTuple):
@@ -93,10 +96,11 @@ def _row(records: Records, name: str, vanilla: str | None, by_key: dict[str, lis
         "metric": next(iter(scores), None),
         "score": next(iter(scores.values()), None),
         "scores": scores,
-        "noisy": _noisy(made),
+        "noisy": _noisy(made) or _noisy([pair.vanilla for pair in pairs]),
         "errors": len(all_made) - len(made),
         "max_regret": max((max(a.decoder_regrets) for a in audits), default=None),
         "margin_error": max((a.margin_error for a in audits), default=None),
+        "differing_prompts": differing_prompts(pooled),
     }
 
 
@@ -110,7 +114,7 @@ def _verdict(
     key: Key, pairs: Sequence[Pair], differing: int, tokens: int, audits: Sequence[Audit], pooled: Sequence[Audit]
 ) -> str:
     if differing and not key.identical:
-        return "law"
+        return "unverified" if key.verification in UNKNOWN else "law"
     return verdict(differing, tokens, audits, pooled, key.dtype) if pairs else "unverified"
 
 
@@ -252,11 +256,17 @@ def _table(group: list[dict[str, Any]], names: dict[str, str], style: str) -> st
         "first token",
         group[0]["metric"] or "score",
     ]
-    body = [[names[_method(r)], r["verdict"], *_figures(r), _score(r)] for r in group]
+    body = [[_named(r, group[0], names), r["verdict"], *_figures(r), _score(r)] for r in group]
     look = "pipe" if style == "markdown" else "simple"
     sides = ["left", "left", "right", "left", "right", "right", "right"]
     text = tabulate(body, header, tablefmt=look, colalign=sides, disable_numparse=True)
     return f"**{title}**\n\n{text}" if style == "markdown" else f"{title}\n\n{text}"
+
+
+def _named(row: dict[str, Any], first: dict[str, Any], names: dict[str, str]) -> str:
+    """A decoder's name, with its own number of prompts where that is not the title's."""
+    name, count = names[_method(row)], row["samples"]
+    return name if count == first["samples"] else f"{name} ({count} prompts)"
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
@@ -315,7 +325,7 @@ def _over_tasks(found: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     for name, group in groups.items():
         twice = len({row["task"] for row in group}) < len(group)
         for row in group:
-            apart = [row[k] for k in ("data_source", "max_new_tokens", "seed")] if twice else []
+            apart = [row[k] for k in APART] if twice else []
             parts.setdefault((*name, *apart), []).append(row)
     return list(parts.values())
 
@@ -325,8 +335,9 @@ def _place(row: dict[str, Any]) -> str:
 
 
 def _mean(group: list[dict[str, Any]], name: str) -> str:
-    values = [row[name] for row in group if row[name] is not None]
-    return _number(sum(values) / len(values) if values else None, ".2f")
+    """Of all tasks or of none: what is left out would flatter."""
+    values = [row[name] for row in group]
+    return _number(None if None in values else sum(values) / len(values), ".2f")
 
 
 def _notes(found: list[dict[str, Any]], names: dict[str, str]) -> str:
@@ -349,8 +360,10 @@ def _notes(found: list[dict[str, Any]], names: dict[str, str]) -> str:
 def _explain(row: dict[str, Any], names: dict[str, str]) -> str:
     name, count = names[_method(row)], row["divergences"]
     what = f"{name} on {_task(row)}, {_law(row)}: {count} outputs differ ({row['verdict']})"
+    if row["verification"] in UNKNOWN and row["temperature"]:
+        return f"{what}; it verifies by a rule of its own, whose law `certify` tests"
     if row["max_regret"] is None:
         return f"{what}; they could not be re-scored"
-    return (
-        f"{what}; largest regret {row['max_regret']:.2g}, vanilla's own margin error {row['margin_error']:.2g} (logits)"
-    )
+    found = f"largest regret {row['max_regret']:.2g}, vanilla's own margin error {row['margin_error']:.2g} (logits)"
+    few = row["verdict"] == "tie" and row["differing_prompts"] < ENOUGH_PROMPTS
+    return f"{what}; {found}" + (f"; {FEW}" if few else "")

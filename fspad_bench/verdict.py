@@ -1,12 +1,13 @@
 """The verdict of a row: is this decoder's output the target's?
 
 `exact`: no output differs from vanilla's. `tie`: some do, and rounding at near ties explains every token of them, by
-two conditions that hold together (below). `law`: the decoder does not promise identity; its certificate is elsewhere.
-`unverified`: outputs differ and could not be re-scored. `lossy`: the rest.
+two conditions that hold together (below). `law`: the decoder's rule, one of ours, keeps the law and does not promise
+identity; `certify` holds it to that. `unverified`: outputs differ and nothing here could tell why. `lossy`: the rest.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fspad_bench.record import Audit
@@ -24,7 +25,9 @@ def verdict(divergences: int, tokens: int, audits: Sequence[Audit], pooled: Sequ
         return "exact"
     if len(audits) < divergences:
         return "unverified"
-    bound = 2 * max(audit.margin_error for audit in pooled)
+    if not all(map(math.isfinite, (x for a in audits for x in (a.margin_error, *a.decoder_regrets)))):
+        return "unverified"  # a target that overflows explains nothing
+    bound = 2 * max(audit.margin_error for audit in pooled if math.isfinite(audit.margin_error))
     if dtype == "float32":
         bound = min(bound, FLOAT32_BOUND)
         if divergences > max(1, tokens // FLOAT32_TIES):
@@ -32,6 +35,11 @@ def verdict(divergences: int, tokens: int, audits: Sequence[Audit], pooled: Sequ
     if any(max(audit.decoder_regrets) > bound for audit in audits):
         return "lossy"
     return "lossy" if worse_than_vanilla(pooled) else "tie"
+
+
+def differing_prompts(audits: Sequence[Audit]) -> int:
+    """How many prompts speak in the second condition, which is silent below `ENOUGH_PROMPTS`."""
+    return len({(audit.key, audit.sample) for audit in audits})
 
 
 def worse_than_vanilla(audits: Sequence[Audit]) -> bool:

@@ -257,6 +257,17 @@ def test_an_audit_of_another_round_proves_nothing():
     assert "could not be re-scored" in render(differing(1e-6, 1e-6, round_="interrupted"), "text")
 
 
+def test_a_tie_of_few_prompts_says_what_it_cannot_show():
+    assert "fewer than 12 prompts differ" in render(differing(1e-6, 1e-6), "text")
+    assert "fewer than 12" not in render(differing(0.5, 1e-6), "text")
+    names = [str(i) for i in range(12)]
+    made = [sample(key, n, [*range(9), key is FAST], 1.0) for n in names for key in (VANILLA, FAST)]
+    audits = [Audit(FAST.hash, n, 0, "r", 9, [0.0] * 10, [0.0] * 10, 1e-6) for n in names]
+    text = render(rows(records(*made, audits=audits)), "text")
+    assert "12 outputs differ (tie)" in text
+    assert "fewer than 12" not in text
+
+
 def test_json_has_every_name_of_the_contract():
     document = json.loads(render(rows(records(*two_prompts())), "json"))
     assert list(document) == ["rows"]
@@ -282,6 +293,9 @@ def test_noisy_rows_are_marked():
     assert row_of(noisy)["noisy"]
     assert not row_of(noisy, "vanilla")["noisy"]
     assert "~" not in render(quiet, "text")
+    made = two_prompts()
+    made[0] = replace(made[0], other_load=1.0)  # vanilla's: it would flatter whoever is compared with it
+    assert row_of(rows(records(*made)))["noisy"]
     text = render(noisy, "text")
     assert "~2.00" in text
     assert "do not quote these speeds" in text

@@ -73,6 +73,36 @@ def test_places_have_means_of_their_own_and_a_task_counts_once():
     assert len(lines) == 6
 
 
+def test_a_task_measured_on_two_sets_of_questions_is_two_tasks():
+    keys = [
+        replace(key, task=task, data_sha256=data)
+        for data in ("few", "many")
+        for task in ("gsm8k", "nq")
+        for key in (VANILLA, FAST)
+    ]
+    text = render(rows(records(*[sample(key, "a", 10, 1.0) for key in keys], keys=keys)), "text")
+    means = [line.split() for line in text[text.index("mean of the tasks") :].split("\n") if line.startswith("greedy")]
+    assert [line[2] for line in means] == ["2"] * 4
+
+
+def test_a_mean_is_of_all_tasks_or_of_none():
+    keys = [replace(key, task=task) for task in ("gsm8k", "nq") for key in (VANILLA, FAST)]
+    made = [sample(key, "a", 10, 1.0, committed=[9], forwards=3) for key in keys[:3]]
+    made.append(sample(keys[3], "a", [], 0.0, error="it broke"))
+    means = render(rows(records(*made, keys=keys)), "text").partition("mean of the tasks")[2]
+    (line,) = [line for line in means.split("\n") if "fast" in line]
+    assert line.split() == ["greedy", "fast", "2", "-", "-"]
+
+
+def test_a_row_of_fewer_prompts_says_how_many():
+    text = render(rows(records(*two_prompts())), "text")
+    assert "2 prompts" in text
+    assert "fast (" not in text
+    made = two_prompts()
+    text = render(rows(records(made[0], made[1], made[3])), "text")
+    assert "fast (1 prompts)" in text
+
+
 @pytest.mark.parametrize("style", ["text", "markdown", "csv", "json"])
 def test_every_style_renders_every_kind_of_row(style):
     cases = [two_prompts(), two_prompts(other_load=1.0), [sample(FAST, "a", [], 0.0, error="x")], []]
@@ -89,11 +119,12 @@ def test_a_table_is_a_pure_function_of_its_lines():
 OTHER = replace(FAST, verification="rejection", temperature=1.0)
 
 
-def law_records(tokens):
+def law_records(tokens, rule="rejection"):
+    other = replace(OTHER, verification=rule)
     return records(
         sample(replace(VANILLA, temperature=1.0), "a", [1, 2, 3], 1.0),
-        sample(OTHER, "a", tokens, 1.0),
-        keys=(replace(VANILLA, temperature=1.0), OTHER),
+        sample(other, "a", tokens, 1.0),
+        keys=(replace(VANILLA, temperature=1.0), other),
     )
 
 
@@ -104,6 +135,15 @@ def test_a_rule_that_keeps_the_law_alone_is_no_divergence_to_explain():
     note = render(found, "text").splitlines()[-1]
     assert "fast: its tokens are not vanilla's but keep its law by rejection" in note
     assert "outputs differ" not in render(found, "text")
+
+
+@pytest.mark.parametrize("rule", ["own", "foreign"])
+def test_nobody_vouches_for_a_rule_that_is_not_ours(rule):
+    found = rows(law_records([3, 2, 1], rule))
+    assert row_of(found)["verdict"] == "unverified"
+    text = render(found, "text")
+    assert "1 outputs differ (unverified); it verifies by a rule of its own, whose law `certify` tests" in text
+    assert "keep its law" not in text
 
 
 def test_rules_of_verification_stand_in_one_table():

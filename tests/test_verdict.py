@@ -3,7 +3,7 @@
 import pytest
 
 from fspad_bench.record import Audit
-from fspad_bench.verdict import ENOUGH_PROMPTS, FLOAT32_BOUND, verdict, worse_than_vanilla
+from fspad_bench.verdict import ENOUGH_PROMPTS, FLOAT32_BOUND, differing_prompts, verdict, worse_than_vanilla
 
 ERROR = 1e-4
 
@@ -44,6 +44,18 @@ def test_one_large_regret_among_many_is_lossy():
 def test_without_rounding_there_is_no_excuse():
     assert judge(audit(1e-12, error=0.0)) == "lossy"
     assert judge(audit(0.0, error=0.0)) == "tie"
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "odd", [audit(NAN), audit(float("inf")), audit(9.0, error=NAN), audit(9.0, error=float("inf"))]
+)
+def test_a_target_that_overflows_explains_nothing(odd):
+    assert judge(odd) == "unverified"
+    assert judge(audit(), odd) == "unverified"
+    assert judge(audit(9.0), pooled=[audit(9.0), odd]) == "lossy"
 
 
 def test_the_margin_error_is_the_largest_of_all_rows_of_the_decoder():
@@ -91,3 +103,8 @@ def test_worse_than_vanilla_weighs_means_not_lengths():
     audits = [Audit("k", str(i), 0, "r", 0, short, long, ERROR) for i in range(20)]
     assert not worse_than_vanilla(audits)
     assert not worse_than_vanilla([])
+
+
+def test_a_prompt_counts_once_whatever_its_turns():
+    turns = [audit(sample=name, turn=turn) for name in "ab" for turn in range(2)]
+    assert differing_prompts([*turns, audit(sample="a", key="another task")]) == 3
