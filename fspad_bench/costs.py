@@ -50,6 +50,11 @@ class Costs:
     level: float
     longer: tuple[float, ...] = (0.0,) * len(SIZES)
 
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> Costs:
+        """From what `asdict` made of them, be it read from a file."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+
     def forward(self, nodes: int, tokens: int = NEAR) -> float:
         """Seconds of a tree of so many nodes, root included, behind so many tokens."""
         return self._verify[nodes] + max(0, tokens - NEAR) * self._longer[nodes]

@@ -86,9 +86,3 @@ def _busy_seconds() -> float:
 def _own_seconds() -> float:
     mine = resource.getrusage(resource.RUSAGE_SELF)
     return mine.ru_utime + mine.ru_stime
-
-
-def peak_memory() -> int:
-    """The most memory this process ever held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -6,8 +6,11 @@ that one run can compare a decoder with itself: `fspad,deep=fspad -D deep.depth=
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -102,6 +105,16 @@ def check_options(labels: Sequence[str], options: dict[str, dict[str, str]]) -> 
             raise BenchError(f"-D {name}...: this run has no decoder '{name}'", near(name, known))
 
 
+def _code(decoder: Any) -> dict[str, str]:
+    """The file that a decoder from outside this package is written in: edited, it is another decoder."""
+    if getattr(decoder, "__module__", "").partition(".")[0] == __package__:
+        return {}
+    try:
+        return {"code": hashlib.sha256(Path(inspect.getsourcefile(decoder)).read_bytes()).hexdigest()}
+    except (TypeError, OSError):  # made up at run time, or compiled
+        return {}
+
+
 def build(label: str, target: Target, options: dict[str, dict[str, str]]) -> Method:
     """A decoder by its label on a target."""
     decoder, chosen = configure(label, options)
@@ -110,5 +123,5 @@ def build(label: str, target: Target, options: dict[str, dict[str, str]]) -> Met
         raise BenchError(f"{label}: its `verify` is no function", "such as one of fspad_bench.verification.RULES")
     if not (hasattr(made, "propose") or hasattr(made, "generate")):
         raise BenchError(f"{label} is no decoder", "a decoder has propose(context, budget) or generate(...)")
-    files = {f"{name}_sha256": digest for name, digest in getattr(made, "files", {}).items()}
+    files = {f"{name}_sha256": digest for name, digest in (_code(decoder) | getattr(made, "files", {})).items()}
     return Method(label, made, chosen | files, device_loop(target, made))

@@ -197,6 +197,7 @@ class Records:
     samples: list[Sample] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     complete: bool = False
 
     @classmethod
@@ -226,6 +227,8 @@ class Records:
             self.audits.append(Audit(**content))
         elif kind == "score":
             self.scores[content["key"]] = content["scores"]
+        elif kind == "costs":
+            self.costs.setdefault(content["decoder"], content["seconds"])
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -2,14 +2,18 @@
 
 A name stands for `"module:attribute"`, resolved only when it is used, so listing names imports nothing heavy. Third
 parties add themselves in the group `fspad_bench.decoders` (and tasks in `fspad_bench.tasks`); a class that is not
-registered anywhere works too, as `package.module:Class`.
+registered anywhere works too, as `package.module:Class` or, in a file of the working directory, `file:Class`.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import sys
+import traceback
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fspad_bench.errors import BenchError, near
@@ -61,11 +65,16 @@ def resolve(group: str, name: str) -> Any:
     if value is None:
         raise BenchError(f"unknown {group.rpartition('.')[2].removesuffix('s')} '{name}'", near(name, known))
     module, _, attribute = value.partition(":")
+    if name not in known and "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a decoder in a file beside the user, as `python -m` would find it
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two for `.x:A` and `:A`
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        within = f" ({where.filename}:{where.lineno})" if Path(where.filename).suffix == ".py" else ""
         raise BenchError(
-            f"cannot load '{name}' from {value}: {error}", "is the package installed, the name right?"
+            f"cannot load '{name}' from {value}: {type(error).__name__}: {error}{within}",
+            "is the package installed, the name right?",
         ) from error
 
 

@@ -35,6 +35,7 @@ from fspad_bench.target import ContextError, TransformersTarget
 VANILLA = "vanilla"
 WARM_UP = ("Describe a walk along a river in autumn.", "List three uses of a paper clip, one a line.")
 WARM_UP_TOKENS = 24
+SOFTWARE = ("version", "packages", "commit")  # of a record's origin: what must not change within a row
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Runner:
         if not self.target.tokenizer.chat_template:
             raise BenchError(f"the tokenizer of {plan.target} has no chat template", "name an instruct model")
         self.methods = [build(label, self.target, plan.options) for label in plan.decoders]
-        self._check_context()
+        self.longest = self._check_context()
         self.auditor = Auditor(self.target)
 
     def run(self) -> Path:
@@ -102,9 +103,7 @@ class Runner:
         units = list(self._units())
         todo = [(u, missing) for u in units if (missing := self._missing(u, known))]
         if todo:
-            for method in self.methods:
-                if found := getattr(method.decoder, "costs", None):
-                    self.record.line({"kind": "costs", "decoder": method.label, "seconds": found})
+            self._settle_costs(known)
             self._warm_up()
         with Progress("generations", len(units), start=len(units) - len(todo)) as progress:
             for unit, labels in todo:
@@ -114,17 +113,28 @@ class Runner:
         self._score()
         self.record.end()
 
+    def _settle_costs(self, known: Records) -> None:
+        """Trees are sized by one set of costs within a record: those of its beginning, or this machine's of now."""
+        for method in self.methods:
+            if before := known.costs.get(method.label):
+                method.decoder.resize(before)
+            elif found := getattr(method.decoder, "costs", None):
+                self.record.line({"kind": "costs", "decoder": method.label, "seconds": found})
+
     def _open(self, cards: list[task.Card]) -> tuple[RecordFile, dict[str, Any]]:
         """The newest unfinished record of an equal plan, or a new one."""
         plan = asdict(self.plan)
+        now = datetime.now(UTC)
+        origin = {"version": __version__, "started": now.isoformat(timespec="seconds"), **machine.provenance()}
         for path in sorted(self.output.glob("*.jsonl"), reverse=True):
             header = _header(path)
             if header.get("plan") == plan and not Records.read(path).complete:
+                if other := [name for name in SOFTWARE if header.get(name) != origin.get(name)]:
+                    print(f"not resuming {path}: another {other[0]} began it", file=sys.stderr)
+                    continue
                 print(f"resuming {path}", file=sys.stderr)
                 return RecordFile.reopen(path), header
-        now = datetime.now(UTC)
-        header = {"plan": plan, "sources": task.resolve_source(self.plan.data, cards), "version": __version__}
-        header |= {"started": now.isoformat(timespec="seconds"), **machine.provenance()}
+        header = {"plan": plan, "sources": task.resolve_source(self.plan.data, cards)} | origin
         name = f"{now:%Y%m%dT%H%M%S}-{self.plan.target.strip('/').split('/')[-1]}-{secrets.token_hex(2)}.jsonl"
         return _Lazy(self.output / name, header), header
 
@@ -169,8 +179,11 @@ class Runner:
         missing = [m for m in self.methods if len(done.get(self._key(m, unit).hash, ())) < turns]
         return [m for m in self.methods if m in missing or m.label == VANILLA] if missing else []
 
-    def _check_context(self) -> None:
-        """Raise BenchError where not one prompt fits the target; those that alone do not are errors of their own."""
+    def _check_context(self) -> int:
+        """How many tokens the longest generation that fits may have, prompt included; that of later turns is unknown.
+
+        Raises BenchError where not one prompt fits the target; those that alone do not are errors of their own.
+        """
         needed = [
             len(self._prompt([{"role": "user", "content": question.turns[0]}])) + self._room(data.card)
             for data in self.data
@@ -182,11 +195,15 @@ class Runner:
                 f"{text}, the context of {self.plan.target} is {self.target.max_length}",
                 "lower --max-new-tokens, or name another task or target",
             )
+        return max(tokens for tokens in needed if tokens <= self.target.max_length)
 
     def _room(self, card: task.Card) -> int:
         return self.plan.max_new_tokens or card.max_new_tokens
 
     def _warm_up(self) -> None:
+        self.target.reserve(
+            self.longest
+        )  # else a longer prompt would have a device's graphs captured anew, on the clock
         for text in WARM_UP:
             prompt = self._prompt([{"role": "user", "content": text}])
             for method in self.methods:
@@ -229,6 +246,8 @@ class Runner:
         about = {"key": key.hash, "sample": unit.question.id, "turn": turn, "round": name}
         about |= {"prompt_tokens": len(prompt), "prompt_sha256": hashlib.sha256(str(prompt).encode()).hexdigest()[:16]}
         limit, load = Limit(key.max_new_tokens, self.target.stop_ids), machine.Load()
+        if self.target.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.target.device)
         try:
             made = method.generate(self.target, sampler, prompt, limit)
         except ContextError as error:
@@ -258,8 +277,10 @@ class Runner:
         limit = Limit(self._room(unit.data.card), self.target.stop_ids)
         try:
             found = self.auditor.audit(sampler, prompt, vanilla.tokens, made.tokens, limit)
-        except torch.OutOfMemoryError:
-            return  # the row will read `unverified`
+        except (RuntimeError, MemoryError) as error:  # no room for the precise copy: the row will read `unverified`
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(f"{made.sample}: this difference could not be audited: {reason}", file=sys.stderr)
+            return
         self.record.add(Audit(made.key, made.sample, made.turn, made.round, *found))
 
     def _score(self) -> None:
@@ -278,9 +299,10 @@ class Runner:
     def _text(self, tokens: list[int]) -> str:
         return self.target.tokenizer.decode(tokens, skip_special_tokens=True)
 
-    def _peak_memory(self) -> int:
+    def _peak_memory(self) -> int | None:
+        """Of this generation, in bytes; on a CPU only that of the whole process is known, which says nothing."""
         on_device = self.target.device.type == "cuda"
-        return torch.cuda.max_memory_allocated(self.target.device) if on_device else machine.peak_memory()
+        return torch.cuda.max_memory_allocated(self.target.device) if on_device else None
 
 
 class _Lazy(RecordFile):

@@ -21,6 +21,7 @@ from fspad_bench.stats import Cost, Interval, agreement, ratio_interval, ratio_o
 from fspad_bench.verdict import ENOUGH_PROMPTS, differing_prompts, verdict
 
 VANILLA = "vanilla"
+FEWEST_PROMPTS = 5  # for an interval
 IDENTITY = (
     "target", "task", "decoder", "options", "temperature", "top_p", "top_k", "seed", "max_new_tokens", "dtype",
     "forward", "device", "threads", "machine", "reset", "data_source", "data_sha256", "target_identity", "version",
@@ -126,7 +127,7 @@ def _speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
     sides = [[_cost([pair[side] for pair in found], prefill) for found in prompts.values()] for side in (0, 1)]
     if not prompts or not all(cost.seconds for side in sides for cost in side):  # a foreign engine's decode time
         return Interval(math.nan, math.nan, math.nan)
-    return speedup(*sides)
+    return _of_enough(speedup(*sides), len(prompts))
 
 
 def _steps(made: Sequence[Sample]) -> Interval:
@@ -136,7 +137,12 @@ def _steps(made: Sequence[Sample]) -> Interval:
         tokens, forwards = prompts.setdefault(sample.sample, [0, 0])
         prompts[sample.sample] = [tokens + sum(sample.committed), forwards + sample.forwards]
     drafted = [(tokens, forwards) for tokens, forwards in prompts.values() if forwards]
-    return ratio_interval(drafted) if drafted else Interval(math.nan, math.nan, math.nan)
+    return _of_enough(ratio_interval(drafted), len(drafted)) if drafted else Interval(math.nan, math.nan, math.nan)
+
+
+def _of_enough(found: Interval, prompts: int) -> Interval:
+    """A bootstrap of fewer prompts has nothing to draw from: its interval would be far too narrow."""
+    return found if prompts >= FEWEST_PROMPTS else Interval(found.value, math.nan, math.nan)
 
 
 def _cost(samples: Sequence[Sample], prefill: bool) -> Cost:

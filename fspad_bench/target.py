@@ -100,13 +100,16 @@ class TransformersTarget:
         if needed > self.max_length:
             text = f"a prompt of {len(prompt)} tokens and {room} new ones exceed the context of {self.max_length}"
             raise ContextError(text, "lower --max-new-tokens, or drop the sample")
-        capacity = needed + LARGEST_TREE
-        if self.cache.capacity < capacity:
-            self.cache = self._new_cache(capacity)
+        self.reserve(needed)
         self.cache.clear()
         self.pending = 0
         features = self._forward(list(prompt), range(len(prompt)), attend_cached(self.cache, None))
         return Scores(self.logits(features[-1:]), features)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for a sequence of so many; what a shorter cache held is lost."""
+        if self.cache.capacity < tokens + LARGEST_TREE:
+            self.cache = self._new_cache(tokens + LARGEST_TREE)
 
     @torch.inference_mode()
     def score(self, tree: Tree) -> Scores:

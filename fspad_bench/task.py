@@ -71,10 +71,14 @@ def card_names() -> dict[str, str]:
 
 
 def load_card(name: str) -> Card:
-    """A built-in card, or one that an entry point names by its path."""
-    built_in = _built_in()
-    if name not in built_in and name in (other := registry.names(registry.TASKS)):
+    """A built-in card, one that an entry point names by its path, or any file `*.yaml`."""
+    built_in, other = _built_in(), registry.names(registry.TASKS)
+    if name in built_in and name in other:
+        raise BenchError(f"the task '{name}' is built in, and {other[name]} claims its name", "give it another")
+    if name in other:
         return read_card(Path(registry.resolve(registry.TASKS, name)))
+    if name not in built_in and (path := Path(name).expanduser()).suffix in (".yaml", ".yml"):
+        return read_card(path)
     if name not in built_in:
         raise BenchError(f"unknown task '{name}'", near(name, [*built_in, *other]))
     return read_card(built_in[name])

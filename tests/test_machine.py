@@ -10,7 +10,6 @@ def test_the_machine_says_what_it_is():
     assert about["machine"] == machine.describe()
     assert "cores" in about["machine"]
     assert {"torch", "transformers", "numpy"} <= about["packages"].keys()
-    assert machine.peak_memory() > 10_000_000
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,21 @@ def test_a_class_works_unregistered(monkeypatch, tmp_path):
     assert resolve(DECODERS, "nobody_knows_me:Mine").__name__ == "Mine"
 
 
+def test_a_file_of_the_working_directory_is_found(monkeypatch, tmp_path):
+    (tmp_path / "beside_me.py").write_text("class Mine:\n    pass\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    assert resolve(DECODERS, "beside_me:Mine").__name__ == "Mine"
+
+
+def test_where_a_users_own_module_fails_is_said(monkeypatch, tmp_path):
+    (tmp_path / "half_done.py").write_text("import math\nfrom math import no_such_thing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    message, _ = hint_of(resolve, DECODERS, "half_done:Mine")
+    assert "no_such_thing" in message
+    assert f"({tmp_path / 'half_done.py'}:2)" in message
+
+
 @pytest.mark.parametrize(
     "name",
     ["no_such_module:A", "fspad_bench.tree:Shrub", "fspad_bench.tree:", ":Tree", ":", ".tree:Tree", "a b:c", "..:x"],

@@ -58,8 +58,8 @@ def test_golden_row():
         "divergences": 0,
         "same_tokens": 1.0,
         "speedup": 2.0,
-        "speedup_low": 2.0,
-        "speedup_high": 2.0,
+        "speedup_low": None,
+        "speedup_high": None,
         "speedup_end_to_end": 3.7 / 1.95,
         "speedup_spec_bench": ((10 / 0.6 + 20 / 1.35) / 2) / ((10 / 1.1 + 20 / 2.6) / 2),
         "tokens_per_step": 28 / 9,
@@ -314,10 +314,10 @@ def test_text_is_what_a_reader_sees():
         """\
 gsm8k@bundled · tiny · float64 · cpu, 1 threads · 2 prompts · 16 tokens · greedy
 
-decoder    verdict      tokens/step  speedup (95%)         tokens/s    first token    accuracy
----------  ---------  -------------  ------------------  ----------  -------------  ----------
-vanilla    exact               1.00  1.00                       8.6         100 ms       50.0%
-fast       exact               3.11  2.00  [2.00, 2.00]        17.1         100 ms       50.0%
+decoder    verdict      tokens/step  speedup (95%)      tokens/s    first token    accuracy
+---------  ---------  -------------  ---------------  ----------  -------------  ----------
+vanilla    exact               1.00  1.00                    8.6         100 ms       50.0%
+fast       exact               3.11  2.00  [±?]             17.1         100 ms       50.0%
 
 1 of 1 rows identical to vanilla, token for token
 speedup: vanilla's decode seconds a token over the decoder's, paired by prompt

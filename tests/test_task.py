@@ -5,13 +5,14 @@ import re
 
 import pytest
 
-from fspad_bench import scoring, task
+from fspad_bench import registry, scoring, task
 from fspad_bench.errors import BenchError
 from fspad_bench.paths import data_folder
 from fspad_bench.task import load, load_card, read_card, read_jsonl
 
 CARDS = sorted(data_folder("tasks").rglob("*.yaml"))
 NAMES = [path.stem for path in CARDS]
+GSM8K = data_folder("tasks") / "gsm8k.yaml"
 ON_HUB = [path.stem for path in CARDS if read_card(path).dataset_path]
 
 
@@ -87,6 +88,20 @@ def test_a_card_that_is_none_is_said(tmp_path, text):
     assert "\n" not in caught.value.message
     with pytest.raises(BenchError, match="No such file"):
         read_card(tmp_path / "none.yaml")
+
+
+def test_a_task_is_any_card_in_a_file(tmp_path):
+    card = tmp_path / "mine.yaml"
+    card.write_text(GSM8K.read_text(encoding="utf-8").replace("task: gsm8k", "task: mine"), encoding="utf-8")
+    assert load_card(str(card)).task == "mine"
+    with pytest.raises(BenchError, match="No such file"):
+        load_card(str(tmp_path / "none.yaml"))
+
+
+def test_no_other_card_takes_a_built_in_name(monkeypatch):
+    monkeypatch.setattr(registry, "names", lambda group: {"gsm8k": "acme:CARD"})
+    with pytest.raises(BenchError, match="'gsm8k' is built in, and acme:CARD claims its name"):
+        load_card("gsm8k")
 
 
 def test_an_unknown_task_gets_the_near_match():

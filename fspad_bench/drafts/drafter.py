@@ -6,7 +6,7 @@ the target's choice will meet) or of `sampled` (drawn, for the rules of verifica
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fspad_bench import costs
+from fspad_bench.costs import Costs
 from fspad_bench.decoding import Context
 from fspad_bench.drafts.calibration import Calibration
 from fspad_bench.drafts.draft import Draft
@@ -105,6 +106,13 @@ class HeadDrafter(Draft):
             known = calibration if greedy or self.drafting == "coupled" else Calibration()  # fitted with the noise
             sizes[greedy] = BestSize(most.nodes, most.depth, self.top_k, measured, known, greedy)
         return sizes
+
+    def resize(self, known: dict[str, dict[str, Any]]) -> None:
+        """Size trees by costs measured before, as `costs` holds them; a captured shape stays as it is."""
+        for greedy, name in ((True, "greedy"), (False, "sampled")):
+            if name in known and isinstance(size := self.sizes[greedy], BestSize):
+                self.costs[name] = known[name]
+                self.sizes[greedy] = replace(size, costs=Costs.of(known[name]))
 
     @torch.inference_mode()
     def propose(self, context: Context, budget: int) -> Tree:

@@ -9,6 +9,7 @@ from scipy import stats
 
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Generation, Limit, generate
+from fspad_bench.errors import BenchError
 from fspad_bench.lossless import distribution
 from fspad_bench.lossless.distribution import draws_needed, g_test
 from fspad_bench.lossless.exact import scripted
@@ -108,3 +109,21 @@ def test_offsets_count_from_the_start_of_a_round(tiny):
     found = distribution.pit(build("fspad", tiny, {"fspad": {"tree": "fixed"}}), tiny, PROMPTS[:3], 32)
     assert len(found) == 96
     assert {x.offset for x in found} == {0, 1, 2}
+
+
+def test_an_engine_that_does_not_sample_has_its_certificate_elsewhere(tiny):
+    """And a decoder of ours that raises has failed."""
+
+    class Greedy:
+        def generate(self, prompt, sampler, limit):
+            raise BenchError("greedy only", "run it with --temperature 0")
+
+    found = distribution.check_pit(Method("stock", Greedy(), {}), tiny, PROMPTS, 48)
+    assert (found.verdict, found.figure) == ("-", "the engine refuses to sample: greedy only")
+
+    class Refuses(Vanilla):
+        def begin(self, context, scores):
+            raise BenchError("no", "no")
+
+    with pytest.raises(BenchError):
+        distribution.check_pit(Method("ours", Refuses(tiny), {}), tiny, PROMPTS, 48)

@@ -1,9 +1,9 @@
 """Foreign engines, which are timed from outside and held to what they said."""
 
 import pytest
+import torch
 from runs import Foreign, foreign, row_of
 
-from fspad_bench import runner
 from fspad_bench.decoding import Limit
 from fspad_bench.lossless.audit import Auditor
 from fspad_bench.method import Method
@@ -45,11 +45,13 @@ def test_a_foreign_engine_ends_where_the_stop_is(tiny):
     assert cut == whole[: whole.index(stop) + 1]
 
 
-def test_what_no_audit_can_judge_is_unverified(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])  # a CPU raises the last two
+def test_what_no_audit_can_judge_is_unverified(data, tmp_path, monkeypatch, capsys, error):
     def fail(*_):
-        raise runner.torch.OutOfMemoryError("no room for a copy")
+        raise error("no room for a copy")
 
     monkeypatch.setattr(Auditor, "audit", fail)
     found, row = foreign(data, tmp_path / "out", "other")
     assert (row["verdict"], row["divergences"], row["max_regret"]) == ("unverified", 5, None)
+    assert "could not be audited: no room for a copy" in capsys.readouterr().err
     assert not found.audits

@@ -6,11 +6,13 @@ from collections import Counter
 import pytest
 from runs import LOOKUP, foreign, interrupt, plan_of, row_of, run, tokens_of, unfinished, write
 
-from fspad_bench import task
+from fspad_bench import costs, machine, runner, task
+from fspad_bench.costs import SIZES, Costs
+from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless.audit import Auditor
-from fspad_bench.record import RecordFile, Records
+from fspad_bench.record import RecordFile, Records, lines
 from fspad_bench.runner import Runner
 from fspad_bench.table import rows
 
@@ -73,6 +75,37 @@ def test_an_interruption_within_the_audit_does_not_lose_it(data, tmp_path, monke
     found, row = foreign(data, tmp_path / "out", "other")
     assert (row["verdict"], row["divergences"]) == ("lossy", 5)
     assert len({(a.sample, a.round) for a in found.audits}) >= 5
+
+
+@pytest.mark.parametrize("change", [{"version": "9"}, {"packages": {"torch": "9"}}, {"commit": "another"}], ids=str)
+def test_other_software_begins_anew(data, tmp_path, monkeypatch, capsys, change):
+    """Else a row would hold the tokens and times of two programs."""
+    unfinished(plan_of(data, LOOKUP), tmp_path / "out", monkeypatch)
+    (first,), origin = (tmp_path / "out").glob("*.jsonl"), machine.provenance()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "__version__", change.get("version", runner.__version__))
+        patch.setattr(machine, "provenance", lambda: origin | change)
+        second, found = run(plan_of(data, LOOKUP), tmp_path / "out")
+    assert second != first
+    assert found.complete
+    assert not Records.read(first).complete
+    assert f"not resuming {first}: another {next(iter(change))} began it" in capsys.readouterr().err
+
+
+def test_trees_are_sized_by_the_costs_that_the_record_began_with(data, tmp_path, monkeypatch):
+    plan = plan_of(data, "fspad", options={"fspad": {"tree": "auto"}})
+    dear = Costs(tuple(50.0 * n for n in SIZES), 9.0, 9.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(costs, "TINY", dear)
+        patch.setattr(Fspad, "begin", after(5, Fspad.begin))
+        run(plan, tmp_path / "out")
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    made = Runner(plan, tmp_path / "out")
+    assert made.methods[1].decoder.sizes[True].costs == costs.TINY
+    assert made.run() == path
+    sizes = made.methods[1].decoder.sizes
+    assert sizes[True].costs == sizes[False].costs == dear
+    assert len([line for line in lines(path) if line["kind"] == "costs"]) == 1
 
 
 def test_a_torn_line_is_no_obstacle(data, tmp_path, monkeypatch):

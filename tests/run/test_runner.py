@@ -4,8 +4,10 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
+import runs
 from runs import LENGTH, LOOKUP, ME, Headed, plan_of, row_of, run, tokens_of, unfinished, write
 
 from fspad_bench import method, task
@@ -15,6 +17,8 @@ from fspad_bench.method import check_options, configure
 from fspad_bench.record import lines
 from fspad_bench.runner import Runner
 from fspad_bench.table import failed, render, rows
+
+CODE = Path(runs.__file__)
 
 
 def test_all_decoders_are_interleaved_per_prompt_in_random_order(data, tmp_path, calls):
@@ -53,7 +57,7 @@ def test_the_record_holds_everything(data, tmp_path):
         assert len(sample.committed) == len(sample.drafted) == sample.forwards
         assert sample.prefill_seconds > 0
         assert sample.decode_seconds > sample.draft_seconds + sample.score_seconds > 0
-        assert sample.peak_memory > 0
+        assert sample.peak_memory is None  # known on a device only
         assert sample.prompt.startswith("u:What is")
         assert sample.text
     rounds = Counter(sample.round for sample in found.samples)
@@ -88,10 +92,10 @@ def test_rows_have_verdict_and_score(data, tmp_path):
     assert not failed(table)
 
 
-def test_a_rule_of_its_own_promises_the_law_when_sampled_and_identity_when_greedy(data, tmp_path):
+def test_a_rule_of_its_own_is_believed_nothing(data, tmp_path):
     _, found = run(plan_of(data, f"{ME}:Own", temperatures=[0.0, 1.0]), tmp_path)
     verdicts = {row["temperature"]: row["verdict"] for row in rows(found) if row["decoder"] != "vanilla"}
-    assert verdicts == {0.0: "lossy", 1.0: "law"}
+    assert verdicts == {0.0: "lossy", 1.0: "unverified"}
 
 
 def test_vanilla_alone_is_a_run(data, tmp_path):
@@ -147,11 +151,14 @@ def test_turn_two_stands_on_vanillas_answer_for_everyone(tmp_path, tiny):
 def test_options_and_the_heads_hash_are_in_the_key(data, tmp_path, monkeypatch):
     plan = plan_of(data, f"{ME}:Headed", options={f"{ME}:Headed": {"head": "a/b"}})
     _, found = run(plan, tmp_path / "a")
-    assert row_of(found, f"{ME}:Headed")["options"] == {"head": "a/b", "depth": 2, "head_sha256": "first"}
+    assert row_of(found, f"{ME}:Headed")["options"] == {
+        "head": "a/b", "depth": 2, "head_sha256": "first", "code_sha256": hashlib.sha256(CODE.read_bytes()).hexdigest()
+    }  # fmt: skip
     monkeypatch.setattr(Headed, "digest", "second")
     _, other = run(plan, tmp_path / "b")
     differing = found.keys.keys() ^ other.keys.keys()
     assert {(found.keys | other.keys)[key].decoder for key in differing} == {f"{ME}:Headed"}
+    assert not any("code_sha256" in key.options for key in found.keys.values() if key.decoder == "vanilla")
 
 
 def test_options_reach_the_decoder_over_the_presets(data, monkeypatch, tmp_path):
