@@ -27,10 +27,11 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 def cache_home() -> Path:
     """Where converted targets live: FSPAD_BENCH_CACHE, or the platform's cache folder."""
+    if override := os.environ.get("FSPAD_BENCH_CACHE"):
+        return Path(override)
     from platformdirs import user_cache_path
 
-    override = os.environ.get("FSPAD_BENCH_CACHE")
-    return Path(override) if override else user_cache_path("fspad-bench")
+    return user_cache_path("fspad-bench")
 
 
 def smollm2(source: Path | None = None) -> Path:

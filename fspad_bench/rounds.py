@@ -7,6 +7,7 @@ replayed, vanilla's as well, so that neither side pays for launches; on the CPU 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -104,15 +105,25 @@ class Replay:
 
     def __call__(self) -> None:
         if self.captures and self.runs == 1:  # kernels are compiled by now; capturing runs nothing
-            torch.cuda.synchronize()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.work()
+            self.graph = self._captured()
         self.runs += 1
         if self.graph:
             self.graph.replay()
         else:
             self.work()
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """No garbage is collected meanwhile: the end of another graph would end this capture."""
+        torch.cuda.synchronize()
+        gc.collect()
+        gc.disable()
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.work()
+        finally:
+            gc.enable()
+        return graph
 
 
 class DeviceLoop:

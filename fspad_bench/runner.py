@@ -35,6 +35,7 @@ from fspad_bench.target import ContextError, TransformersTarget
 VANILLA = "vanilla"
 WARM_UP = ("Describe a walk along a river in autumn.", "List three uses of a paper clip, one a line.")
 WARM_UP_TOKENS = 24
+TURN_TOKENS = 64  # what a chat template may write around a turn
 SOFTWARE = ("version", "packages", "commit")  # of a record's origin: what must not change within a row
 
 
@@ -163,7 +164,7 @@ class Runner:
             forward=self.target.forward_name,
             device=str(self.target.device),
             threads=torch.get_num_threads(),
-            machine=machine.describe(),
+            machine=machine.describe(str(self.target.device)),
             reset="per-prompt",
             version=__version__,
             verification=method.verification,
@@ -180,7 +181,7 @@ class Runner:
         return [m for m in self.methods if m in missing or m.label == VANILLA] if missing else []
 
     def _check_context(self) -> int:
-        """How many tokens the longest generation that fits may have, prompt included; that of later turns is unknown.
+        """How many tokens the longest conversation may come to, answers of full length included.
 
         Raises BenchError where not one prompt fits the target; those that alone do not are errors of their own.
         """
@@ -195,7 +196,13 @@ class Runner:
                 f"{text}, the context of {self.plan.target} is {self.target.max_length}",
                 "lower --max-new-tokens, or name another task or target",
             )
-        return max(tokens for tokens in needed if tokens <= self.target.max_length)
+        whole = [
+            len(self._prompt([{"role": "user", "content": "\n".join(question.turns)}]))
+            + len(question.turns) * (self._room(data.card) + TURN_TOKENS)
+            for data in self.data
+            for question in data.questions
+        ]
+        return min(max(whole), self.target.max_length)
 
     def _room(self, card: task.Card) -> int:
         return self.plan.max_new_tokens or card.max_new_tokens

@@ -21,9 +21,12 @@ part() {  # part NAME COMMAND...: its output to NAME.txt, once
     [ ! -e "$output/$name.txt" ] || return 0
     ((left > 0)) || exit 75
     echo "$name: $*" >&2
-    timeout --signal=INT --kill-after=20 "$left" "$@" > "$output/$name.part" || code=$?
+    timeout --signal=INT --kill-after=20 "$left" "$@" > "$output/$name.part" 2> "$output/$name.err" || code=$?
     ((code != 124 && code != 130)) || exit 75
-    ((code <= 1)) || return "$code"  # 1: a check that does not hold is a finding too
+    if ((code > 1)) || [ ! -s "$output/$name.part" ]; then  # 1 with a report: a check that does not hold is a finding
+        tail -5 "$output/$name.err" >&2
+        return "$((code ? code : 1))"
+    fi
     mv "$output/$name.part" "$output/$name.txt"
 }
 

@@ -56,6 +56,24 @@ def test_what_only_a_gpu_can_show_is_dry_run_in_pieces(script, tmp_path):
     assert len(list(output.glob("*/*.jsonl"))) == 3
 
 
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [("exit 1", 1), ("echo a check does not hold; exit 1", 0), ("echo half a report; exit 3", 3)],
+)
+def test_a_part_that_crashed_is_not_done(script, tmp_path, program, code):
+    """A report and exit code 1 is a finding; without a report it is a crash."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "fspad-bench").write_text(f"#!/usr/bin/env bash\necho why >&2\n{program}\n")
+    (tools / "fspad-bench").chmod(0o755)
+    output, settings = tmp_path / "out", {"SKIP_TESTS": "1", "SHAPES": "tiny", "PATH": f"{tools}:{os.environ['PATH']}"}
+    done = script("results/gpu.sh", output, tmp_path / "questions", **settings)
+    assert done.returncode == code
+    assert (output / "certify.txt").exists() == (code == 0)
+    assert ("why" in done.stderr) == (code != 0)
+    assert (output / "certify.err").read_text() == "why\n"
+
+
 def spec_bench(folder):
     """A question of every task, in Spec-Bench's form."""
     path = folder / "questions.jsonl"

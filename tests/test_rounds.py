@@ -1,5 +1,6 @@
 """The loop on the device says, round for round, what the loop on the host says, and asks the host nothing meanwhile."""
 
+import gc
 from contextlib import contextmanager
 
 import pytest
@@ -222,6 +223,27 @@ def test_a_round_is_run_then_captured_then_replayed(monkeypatch):
     for _ in range(4):
         replay()
     assert graphs.seen == ["work", "wait", "capture", "work", "replay", "replay", "replay"]
+
+
+def test_no_garbage_is_collected_while_a_graph_is_captured(monkeypatch):
+    """The end of another graph, wherever the collector finds it, would end the capture."""
+    graphs, collecting = Graphs(), []
+    monkeypatch.setattr(torch, "cuda", graphs)
+    replay = Replay(lambda: collecting.append(gc.isenabled()), torch.device("cuda"))
+    for _ in range(3):
+        replay()
+    assert collecting == [True, False]
+    assert gc.isenabled()
+
+    def fails():
+        raise RuntimeError("no room")
+
+    failing = Replay(fails, torch.device("cuda"))
+    failing.runs = 1
+    with pytest.raises(RuntimeError, match="no room"):
+        failing()
+    assert gc.isenabled()
+    assert failing.graph is None
 
 
 def test_without_a_gpu_nothing_is_captured():

@@ -319,3 +319,15 @@ class TestLoad:
     def test_a_device_that_is_not_there(self, device):
         with pytest.raises(BenchError, match=f"no CUDA device for --device {device}"):
             TransformersTarget.load("tiny", device=device)
+
+
+def test_room_once_made_is_kept():
+    """So that what a device captured stays valid for every prompt that fits."""
+    target = target_of("llama", torch.float64)
+    target.reserve(200)
+    rows = target.cache.rows
+    for length in (5, 140, 3):
+        target.prefill(random_tokens(random.Random(1), length), 60)
+        assert target.cache.rows is rows
+    target.prefill(random_tokens(random.Random(1), 190), 60)
+    assert target.cache.rows is not rows

@@ -49,8 +49,8 @@ def losses(
         mass = (inside - normaliser).exp().clamp(max=1)
     guess = F.linear(h_logit.to(lm_head.dtype), lm_head).float()
     said = guess.log_softmax(-1)
-    logit = -torch.linalg.vecdot(law, said)
+    logit = -(law * said).sum(-1)  # a product of the two would be rounded to bfloat16 under autocast
     likely = law.topk(top_k, dim=-1)
-    top = -torch.linalg.vecdot(likely.values, said.gather(-1, likely.indices))
+    top = -(likely.values * said.gather(-1, likely.indices)).sum(-1)
     agreement = (guess.argmax(-1) == choice).float().mean()
     return Losses(feature, (mass * logit).mean(), (mass * top).mean(), agreement, mass.mean())

@@ -43,6 +43,15 @@ def test_warm_up_comes_first_on_prompts_that_are_not_measured(data, tmp_path, ca
     assert {(call.label, call.t) for call in warmed} == {(d, t) for d in ("vanilla", LOOKUP) for t in (0.0, 1.0)}
 
 
+def test_room_for_the_longest_conversation_is_made_before_anything_is_timed(data, tmp_path, monkeypatch):
+    made, caches = Runner(plan_of(data), tmp_path / "out"), []
+    prefill = made.target.prefill
+    monkeypatch.setattr(made.target, "prefill", lambda *a: (prefill(*a), caches.append(id(made.target.cache.rows)))[0])
+    made.run()
+    assert len(caches) > 5
+    assert len(set(caches)) == 1
+
+
 def test_the_record_holds_everything(data, tmp_path):
     path, found = run(plan_of(data, LOOKUP, log_samples=True), tmp_path / "new" / "out")
     kinds = Counter(line["kind"] for line in lines(path))
