@@ -82,6 +82,7 @@ def _print_table(paths: list[Path], style: str) -> int:
 def train_draft(arguments: argparse.Namespace) -> int:
     import torch
 
+    from fspad_bench.distill import overlap
     from fspad_bench.distill.writer import distill_free
     from fspad_bench.drafts.job import check_decoder, train_head
     from fspad_bench.drafts.objective import Recipe
@@ -106,6 +107,8 @@ def train_draft(arguments: argparse.Namespace) -> int:
             made = distill_free(
                 target, arguments.output / "data", tokens=arguments.tokens, seed=arguments.seed, shard=shard
             )
+            if accelerator.is_main_process:
+                overlap.report(made, target.tokenizer, overlap.task_prompts(["bundled"]))
         data.append(made)
     head = train_head(
         target,

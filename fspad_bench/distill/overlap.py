@@ -67,4 +67,6 @@ def summary(result: dict[str, Any]) -> Iterable[str]:
     sharing = {name: count for name, count in result["rows_sharing"].items() if count}
     yield from (f"{count} of {result['rows']} rows share {WORDS} words with {name}" for name, count in sharing.items())
     if not sharing:
-        yield f"no row shares {WORDS} words with any of {sum(result['prompts'].values())} evaluation prompts"
+        sources = ", ".join(sorted({name.partition("@")[2] for name in result["prompts"]}))
+        count = sum(result["prompts"].values())
+        yield f"no row shares {WORDS} words with any of {count} evaluation prompts ({sources})"

@@ -23,6 +23,7 @@ from fspad_bench.target import TransformersTarget
 QUESTION_LENGTH, ANSWER_LENGTH = 96, 256
 QUESTION_TEMPERATURE = 0.9
 TEXT_TEMPERATURE, TEXT_LENGTH, TOKENS_A_WORD = 0.8, 512, 2
+SHORTEST_TEXT = 12  # in words, its opening's among them
 TEMPERATURES, WEIGHTS = (0.0, 0.7, 1.0), (0.6, 0.2, 0.2)
 SHORTEST_MATERIAL, WARMEST_MATERIAL = 40, 0.8  # in words; warmer answers are too odd to ask about
 
@@ -70,8 +71,7 @@ class Talks:
         for place, talk in enumerate(talks):
             talk.held_out = place % HELD_OUT_EVERY == chosen
         first = [talk for talk in talks if KINDS[talk.kind].material is None]
-        reading = [talk for talk in talks if KINDS[talk.kind].texts]
-        self.write(reading)
+        reading = self.write([talk for talk in talks if KINDS[talk.kind].texts])
         self.ask([talk for talk in [*first, *reading] if not talk.messages])
         self.answer([*first, *reading])
         texts = [talk for talk in first if talk.done and _is_material(talk)]
@@ -104,8 +104,9 @@ class Talks:
                     talk.waiting = []
         return [talk.row() for talk in talks if talk.done]
 
-    def write(self, talks: Sequence[Talk]) -> None:
-        """The texts that each talk is about, written outside the template, in its opening."""
+    def write(self, talks: Sequence[Talk]) -> list[Talk]:
+        """Put the texts that each talk is about, written outside the template, in its opening. Returns the talks that
+        have all of theirs: a target may have nothing to say unasked."""
         counts = [int(self.rng.integers(*KINDS[talk.kind].material, endpoint=True)) for talk in talks]
         every = [talk for talk, count in zip(talks, counts, strict=True) for _ in range(count)]
         begun = [str(self.rng.choice(np.array(KINDS[talk.kind].texts, dtype=object))) for talk in every]
@@ -116,20 +117,28 @@ class Talks:
         ]
         written = zip(openings, self._continued(requests), strict=True)
         texts = iter([self._decoded([*opening, *said]) for opening, said in written])
+        told = []
         for talk, count in zip(talks, counts, strict=True):
-            words = KINDS[talk.kind].words
-            talk.opening = talk.opening.replace(TEXT, _joined((next(texts) for _ in range(count)), words))
-            if not KINDS[talk.kind].asks:
-                talk.messages.append(user(talk.opening))
+            kind, own = KINDS[talk.kind], [next(texts) for _ in range(count)]
+            talk.opening = talk.opening.replace(TEXT, _joined(own, kind.words))
+            if min(len(text.split()) for text in own) >= SHORTEST_TEXT:
+                told.append(talk)
+                if not kind.asks:
+                    talk.messages.append(user(talk.opening))
+        return told
 
     def ask(self, talks: Sequence[Talk]) -> None:
-        """Each user's next message: the opening and what the target makes of it. One who says nothing stays silent."""
-        openings = [self.chat.tokenizer(talk.opening, add_special_tokens=False)["input_ids"] for talk in talks]
-        requests = [
-            Request([*self.chat.user_prefix(talk.messages), *opening], QUESTION_TEMPERATURE, QUESTION_LENGTH)
-            for talk, opening in zip(talks, openings, strict=True)
-        ]
-        for talk, opening, said in zip(talks, openings, self._continued(requests), strict=True):
+        """Each user's next message: the opening and what the target makes of it. One who says nothing, or for whom the
+        context has no room, stays silent."""
+        asking, openings, requests = [], [], []
+        for talk in talks:
+            opening = self.chat.tokenizer(talk.opening, add_special_tokens=False)["input_ids"]
+            prompt = [*self.chat.user_prefix(talk.messages), *opening]
+            if len(prompt) + QUESTION_LENGTH <= self.target.max_length:
+                asking.append(talk)
+                openings.append(opening)
+                requests.append(Request(prompt, QUESTION_TEMPERATURE, QUESTION_LENGTH))
+        for talk, opening, said in zip(asking, openings, self._continued(requests), strict=True):
             text = self._decoded([*opening, *said])
             if len(text) > len(talk.opening.strip()):
                 talk.messages.append(user(text))

@@ -15,8 +15,8 @@ from typing import Any
 
 from fspad_bench import __version__
 from fspad_bench.chat import Chat, tokenizer_hash
+from fspad_bench.distill import kinds, talk
 from fspad_bench.distill.given import Given, rendered
-from fspad_bench.distill.kinds import KINDS
 from fspad_bench.distill.talk import Talks
 from fspad_bench.errors import BenchError
 from fspad_bench.paths import write_whole
@@ -25,7 +25,7 @@ from fspad_bench.target import TransformersTarget
 
 ROWS, SHARD = 64, 256
 SILENT = 16  # conversations without an answer
-MANIFEST = "manifest.json"
+MANIFEST, RECIPE = "manifest.json", "recipe"
 Row = dict[str, Any]
 
 
@@ -37,8 +37,7 @@ def distill_free(
     def make(number: int, told: Callable[[int], None]) -> list[Row]:
         return Talks(target, seed=(seed, number), rows=rows, told=told).free(shard)
 
-    kinds = hashlib.sha256(repr(KINDS).encode()).hexdigest()[:16]
-    settings = {"of": "self", "seed": seed, "shard": shard, "kinds": kinds}
+    settings = {"of": "self", "seed": seed, "shard": shard, RECIPE: recipe()}
     return _write(target, folder, settings, make, tokens)
 
 
@@ -79,10 +78,10 @@ def _write(
     """Shard after shard until there are enough, of tokens or of shards."""
     who = {"target": target.name, "identity": target.identity, "tokenizer": tokenizer_hash(target.tokenizer)}
     settings = who | settings
-    _claim(folder, settings)
     held = {path.name: answer_tokens(path) for path in shard_files(folder)}
     silent = 0
     total = shards if tokens is None else tokens
+    settings = _claim(folder, settings, whole=bool(held) and _done(held, tokens) >= total)
     began, made = time.monotonic(), 0
     with Progress("shards" if tokens is None else "answer tokens", total, start=_done(held, tokens)) as progress:
 
@@ -117,22 +116,30 @@ def _done(held: dict[str, int], tokens: int | None) -> int:
     return len(held) if tokens is None else sum(held.values())
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder ours, or find that it is. Raises BenchError where it holds a data set made otherwise."""
+def recipe() -> str:
+    """A hash of all that decides what conversations are about and how they are drawn."""
+    code = Path(talk.__file__).read_bytes() + Path(kinds.__file__).read_bytes()
+    return hashlib.sha256(code).hexdigest()[:16]
+
+
+def _claim(folder: Path, settings: dict[str, Any], *, whole: bool) -> dict[str, Any]:
+    """Make the folder ours, or find that it is; returns the settings it was made by. Raises BenchError where it holds a
+    data set made otherwise; one that is whole may be by an older recipe."""
     manifest = folder / MANIFEST
     if manifest.is_file():
         found = json.loads(manifest.read_text(encoding="utf-8"))
-        other = [name for name, value in settings.items() if found.get(name) != value]
+        other = [k for k, value in settings.items() if found.get(k) != value and not (whole and k == RECIPE)]
         if other:
             text = f"{folder} holds a data set with another {other[0]}: {found.get(other[0])}, not {settings[other[0]]}"
             raise BenchError(text, "give another --output, or the settings it was begun with")
-        return
+        return {name: found[name] for name in settings if name in found}
     if folder.exists() and not folder.is_dir():
         raise BenchError(f"{folder} is a file", "--output names a folder")
     if folder.exists() and any(folder.iterdir()):
         raise BenchError(f"{folder} is not empty and holds no data set", "give another --output")
     folder.mkdir(parents=True, exist_ok=True)
     _save(manifest, settings)
+    return settings
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:

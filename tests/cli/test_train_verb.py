@@ -88,6 +88,7 @@ def test_its_own_data_and_live_features(command, tmp_path, monkeypatch, capsys):
     assert cli.main(words[3:]) == 0
     about = json.loads((tmp_path / "self" / "head.json").read_text())
     assert about["recipe"]["unroll"] == 2
+    assert json.loads((tmp_path / "self" / "data" / "overlap.json").read_text())["rows"] > 0
     assert about["conversations"] > 80
     assert about["parameters"] > 0
     assert "tokens_per_step:" in capsys.readouterr().out

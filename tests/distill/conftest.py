@@ -11,6 +11,7 @@ def short(monkeypatch):
     """Short questions and answers, and material that is short too."""
     monkeypatch.setattr(talk, "QUESTION_LENGTH", 12)
     monkeypatch.setattr(talk, "TEXT_LENGTH", 24)
+    monkeypatch.setattr(talk, "SHORTEST_TEXT", 1)
     monkeypatch.setattr(talk, "SHORTEST_MATERIAL", 1)
     kinds = {name: kind._replace(length=20) for name, kind in talk.KINDS.items()}
     monkeypatch.setattr(talk, "KINDS", kinds)

@@ -8,7 +8,7 @@ from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.distill import talk
 from fspad_bench.distill.kinds import KINDS, QUESTION, TEXT
-from fspad_bench.distill.talk import TEMPERATURES, Talks
+from fspad_bench.distill.talk import TEMPERATURES, Talk, Talks
 from fspad_bench.sampling import Sampler
 
 QUOTING = {name for name, kind in KINDS.items() if kind.material and not kind.texts}
@@ -91,6 +91,32 @@ def test_texts_of_its_own_are_what_the_target_writes_unasked(tiny, short, monkey
         kind = KINDS[row["kind"]]
         assert TEXT not in message
         assert any(" ".join(text.split()).replace("—", "?") in message for text in kind.texts)  # not in ASCII
+
+
+def test_who_has_nothing_to_say_unasked_is_asked_about_nothing(tiny, short, monkeypatch):
+    """Its articles would be their openings; all else goes on."""
+    begun = {tuple(tiny.tokenizer(text)["input_ids"]) for name in READING for text in KINDS[name].texts}
+    answer = talk.answer_all
+
+    def silent(target, requests, **how):
+        made = answer(target, requests, **how)
+        return [[96] if tuple(r.prompt) in begun else said for r, said in zip(requests, made, strict=True)]
+
+    monkeypatch.setattr(talk, "answer_all", silent)
+    monkeypatch.setattr(talk, "SHORTEST_TEXT", 12)
+    rows = Talks(tiny, seed=(1, 2), rows=16, told=lambda count: None).free(60)
+    assert {row["kind"] for row in rows} == set(KINDS) - READING
+
+
+def test_a_question_without_room_is_not_asked(tiny, short, monkeypatch):
+    asked = []
+    monkeypatch.setattr(talk, "answer_all", lambda target, wave, **_: asked.extend(wave) or [[] for _ in wave])
+    short_of_it = min(len(Chat(tiny.tokenizer, tiny.stop_ids).user_prefix([])), 40) + talk.QUESTION_LENGTH + 12
+    monkeypatch.setattr(type(tiny), "max_length", property(lambda self: short_of_it))
+    talks = [Talk("chat", 0.0, opening="x" * count) for count in (5, 12, 13, 60)]
+    Talks(tiny, seed=(1,), rows=4, told=lambda count: None).ask(talks)
+    assert len(asked) == 2
+    assert all(len(request.prompt) + request.length <= short_of_it for request in asked)
 
 
 def test_over_a_text_the_user_asks_in_words_of_its_own(tiny, rows):

@@ -70,10 +70,13 @@ def test_other_settings_are_refused(write, tmp_path, changes, said):
         write(tmp_path / "set", **changes)
 
 
-def test_a_set_begun_with_other_kinds_of_conversation_is_refused(write, tmp_path, monkeypatch):
+def test_a_set_by_another_recipe_stays_what_it_is_and_does_not_grow(write, tmp_path, monkeypatch):
     write(tmp_path / "set", tokens=100)
-    monkeypatch.setattr(writer, "KINDS", {"chat": writer.KINDS["chat"]})
-    with pytest.raises(BenchError, match="another kinds"):
+    before = (tmp_path / "set" / "manifest.json").read_text()
+    monkeypatch.setattr(writer, "recipe", lambda: "another")
+    write(tmp_path / "set", tokens=100)
+    assert (tmp_path / "set" / "manifest.json").read_text() == before
+    with pytest.raises(BenchError, match="another recipe"):
         write(tmp_path / "set")
 
 
