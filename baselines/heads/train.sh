@@ -15,6 +15,7 @@ batch_tokens=${BATCH_TOKENS:-32768}
 rows=${ROWS:-1024}
 data=${DATA:-$output/data}
 train=${TRAIN:---live --lr 0.002 --noise 0.05 --logit-weight 0.5 --warmup 100}
+export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # caches grow as answers do
 end=$((SECONDS + ${LIMIT:-864000}))
 
 within() {

@@ -40,6 +40,7 @@ POINTERS = {
 }
 KINDS = {
     "*bf16": (torch.bfloat16, tl.bfloat16),
+    "*fp16": (torch.float16, tl.float16),
     "*fp32": (torch.float32, tl.float32),
     "*fp64": (torch.float64, tl.float64),
 }
@@ -63,17 +64,23 @@ KERNELS = [
     split("*bf16", 64, 128),
     split("*bf16", 16, 64),
     split("*bf16", 32, 96, 1),
+    split("*fp16", 16, 128),
     split("*fp32", 16, 128),
+    split("*fp32", 16, 64, 1),
     split("*fp64", 16, 64),
+    split("*fp64", 16, 16, 1),
     (attention._join, TREE | {"ROWS": 16, "DIM": 96, "DIMS": 128}, "*bf16", {}, 3),
-    (choice._best, {"V": 49152, "BLOCK": choice.BLOCK, "SAMPLED": True}, "*bf16", WORDS, 3),
+    *(
+        (choice._best, {"V": v, "BLOCK": choice.BLOCK, "SAMPLED": sampled}, kind, WORDS, 3)
+        for v, sampled, kind in ((49152, True, "*bf16"), (97, False, "*fp64"))
+    ),
     (cut._tops, ROW, "*bf16", WORDS, 3),
     *((cut._weigh, row | {"NUCLEUS": nucleus}, "*fp32", WORDS, 3) for row, nucleus in BOTH),
     *((cut._top_k, ROW | {"FEW": few}, "*bf16", WORDS, 3) for few in (False, True)),
     *((cut._last, ROW | {"NUCLEUS": nucleus}, "*fp32", WORDS, 3) for nucleus in (False, True)),
     *((cut._best_kept, row | {"NUCLEUS": nucleus}, "*bf16", WORDS, 3) for row, nucleus in BOTH),
     *((choice._gather, {"BLOCKS": blocks, "WIDTH": width}, "", {}, 3) for blocks, width in ((24, 32), (1, 1))),
-    (choice._walk, {"WORDS": 2, "WIDTH": 128}, "", {}, 3),
+    *((choice._walk, {"WORDS": words, "WIDTH": width}, "", {}, 3) for words, width in ((2, 128), (1, 1))),
     (rows._compact, {"DIM": 96, "DIMS": 128}, "*fp16", {}, 3),
 ]
 for kernel, constants, kind, others, stages in KERNELS:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 CUT = ["_tops", *["_weigh"] * 3, *["_top_k"] * 2, *["_last"] * 2, *["_best_kept"] * 3]
-NAMES = [*["_split"] * 5, "_join", "_best", *CUT, *["_gather"] * 2, "_walk", "_compact"]
+NAMES = [*["_split"] * 8, "_join", *["_best"] * 2, *CUT, *["_gather"] * 2, *["_walk"] * 2, "_compact"]
 
 
 @pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.nightly)])
