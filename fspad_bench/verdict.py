@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median_low
 
 from fspad_bench.record import Audit
 from fspad_bench.stats import sign_flip_p
@@ -20,19 +21,22 @@ SIGNIFICANCE = 1e-3
 
 
 def verdict(divergences: int, tokens: int, audits: Sequence[Audit], pooled: Sequence[Audit], dtype: str) -> str:
-    """A row's verdict from its audits; `pooled` are those of every row of the same decoder and dtype."""
+    """A row's verdict from its audits; `pooled` are those of every row of the same decoder and dtype.
+
+    A regret may be twice what rounding did to vanilla's own leads on that prompt, or on the usual one where that was
+    more: of a short answer few leads are known.
+    """
     if not divergences:
         return "exact"
     if len(audits) < divergences:
         return "unverified"
     if not all(map(math.isfinite, (x for a in audits for x in (a.margin_error, *a.decoder_regrets)))):
         return "unverified"  # a target that overflows explains nothing
-    bound = 2 * max(audit.margin_error for audit in pooled if math.isfinite(audit.margin_error))
-    if dtype == "float32":
-        bound = min(bound, FLOAT32_BOUND)
-        if divergences > max(1, tokens // FLOAT32_TIES):
-            return "lossy"
-    if any(max(audit.decoder_regrets) > bound for audit in audits):
+    if dtype == "float32" and divergences > max(1, tokens // FLOAT32_TIES):
+        return "lossy"
+    usual = median_low(audit.margin_error for audit in pooled if math.isfinite(audit.margin_error))
+    most = FLOAT32_BOUND if dtype == "float32" else math.inf
+    if any(max(audit.decoder_regrets) > min(most, 2 * max(usual, audit.margin_error)) for audit in audits):
         return "lossy"
     return "lossy" if worse_than_vanilla(pooled) else "tie"
 

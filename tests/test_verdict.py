@@ -58,10 +58,14 @@ def test_a_target_that_overflows_explains_nothing(odd):
     assert judge(audit(9.0), pooled=[audit(9.0), odd]) == "lossy"
 
 
-def test_the_margin_error_is_the_largest_of_all_rows_of_the_decoder():
-    other = audit(error=1e-2, key="another task")
-    assert judge(audit(1.9e-2)) == "lossy"
-    assert judge(audit(1.9e-2), pooled=[audit(1.9e-2), other]) == "tie"
+def test_rounding_elsewhere_is_no_excuse():
+    """What counts is the error on the very prompt, or the usual one; a single prompt's large error excuses no other."""
+    usual, wild = [audit(sample=str(i)) for i in range(5)], audit(error=1e-2, sample="wild")
+    assert judge(audit(1.9e-2), pooled=[audit(1.9e-2), *usual, wild]) == "lossy"
+    assert judge(audit(1.9e-2, error=1e-2), pooled=usual) == "tie"
+    short = audit(1.9 * ERROR, error=0.0, sample="short")
+    assert judge(short) == "lossy"
+    assert judge(short, pooled=[short, *usual]) == "tie"
 
 
 def test_float32_has_a_bound_of_its_own():
