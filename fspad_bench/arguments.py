@@ -66,7 +66,7 @@ def _run_parser(verbs: Any) -> None:
     what.add_argument(
         "--decoder", required=True, help="names, name@preset or module:Class, comma-separated; vanilla always runs"
     )
-    what.add_argument("--task", required=True, help="names, comma-separated, or all")
+    what.add_argument("--task", required=True, help="names or card files (my_task.yaml), comma-separated, or all")
     what.add_argument("--target", default="smollm2-135m", help="preset, folder or hub id (default: %(default)s)")
     what.add_argument(
         "-D", dest="options", action="append", default=[], metavar="DECODER.OPTION=VALUE", help="an option of a decoder"
