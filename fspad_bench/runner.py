@@ -117,10 +117,11 @@ class Runner:
     def _settle_costs(self, known: Records) -> None:
         """Trees are sized by one set of costs within a record: those of its beginning, or this machine's of now."""
         for method in self.methods:
-            if before := known.costs.get(method.label):
-                method.decoder.resize(before)
-            elif found := getattr(method.decoder, "costs", None):
+            before, found = known.costs.get(method.label), getattr(method.decoder, "costs", None)
+            if found and not before:
                 self.record.line({"kind": "costs", "decoder": method.label, "seconds": found})
+            elif before and hasattr(method.decoder, "resize"):
+                method.decoder.resize(before)
 
     def _open(self, cards: list[task.Card]) -> tuple[RecordFile, dict[str, Any]]:
         """The newest unfinished record of an equal plan, or a new one."""
@@ -208,9 +209,8 @@ class Runner:
         return self.plan.max_new_tokens or card.max_new_tokens
 
     def _warm_up(self) -> None:
-        self.target.reserve(
-            self.longest
-        )  # else a longer prompt would have a device's graphs captured anew, on the clock
+        # a longer prompt later on would have a device's graphs captured anew, on the clock
+        self.target.reserve(self.longest)
         for text in WARM_UP:
             prompt = self._prompt([{"role": "user", "content": text}])
             for method in self.methods:

@@ -43,6 +43,14 @@ class Headed(Vanilla):
         self.files = {"head": self.digest}
 
 
+class Costly(Vanilla):
+    """Says what its rounds cost, and cannot be told otherwise."""
+
+    def __init__(self, target):
+        super().__init__(target)
+        self.costs = {"greedy": {"first": 1.0}}
+
+
 class Foreign:
     """An engine of its own, whose tokens `edit` may spoil; it claims to take no time at all."""
 

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 
 import pytest
-from runs import LOOKUP, foreign, interrupt, plan_of, row_of, run, tokens_of, unfinished, write
+from runs import LOOKUP, ME, Costly, foreign, interrupt, plan_of, row_of, run, tokens_of, unfinished, write
 
 from fspad_bench import costs, machine, runner, task
 from fspad_bench.costs import SIZES, Costs
@@ -105,6 +105,17 @@ def test_trees_are_sized_by_the_costs_that_the_record_began_with(data, tmp_path,
     assert made.run() == path
     sizes = made.methods[1].decoder.sizes
     assert sizes[True].costs == sizes[False].costs == dear
+    assert len([line for line in lines(path) if line["kind"] == "costs"]) == 1
+
+
+def test_costs_of_a_decoder_that_takes_none_are_written_once(data, tmp_path, monkeypatch):
+    plan, output = plan_of(data, f"{ME}:Costly"), tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Costly, "begin", after(5, Costly.begin))
+        run(plan, output)
+    path, found = run(plan, output)
+    assert found.complete
+    assert found.costs == {f"{ME}:Costly": {"greedy": {"first": 1.0}}}
     assert len([line for line in lines(path) if line["kind"] == "costs"]) == 1
 
 
