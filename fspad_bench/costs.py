@@ -109,7 +109,7 @@ def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[
         "target": target.identity,
         "dtype": str(target.dtype),
         "forward": target.forward_name,
-        "device": torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else str(target.device),
+        "device": target.gpu or str(target.device),
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
         "torch": torch.__version__,

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from fspad_bench import linear
-from fspad_bench.linear import Matrix
+from fspad_bench.linear import Matrix, stacked
 
 NAME = "lean"
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -73,7 +73,7 @@ class LeanForward:
             q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads])
             if layer.q_norm is not None:
                 q, k = _norm(q, layer.q_norm, eps), _norm(k, layer.k_norm, eps)
-            seen = attend(number, _rotated(q, cos, sin), _rotated(k, cos, sin), v)
+            seen = attend(number, rotated(q, cos, sin), rotated(k, cos, sin), v)
             x = x + layer.out(seen.transpose(0, 1).reshape(rows, -1))
             n = _norm(x, layer.norm_after, eps)
             gate, up = layer.gate_up(n).chunk(2, dim=-1)
@@ -108,7 +108,7 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of x `[H, N, D]`, halves paired: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
@@ -118,27 +118,10 @@ def _layer(layer: nn.Module) -> Layer:
     norms = [getattr(attention, name).weight if hasattr(attention, name) else None for name in ("q_norm", "k_norm")]
     return Layer(
         layer.input_layernorm.weight,
-        _stacked(attention.q_proj, attention.k_proj, attention.v_proj),
+        stacked(attention.q_proj, attention.k_proj, attention.v_proj),
         *norms,
-        _stacked(attention.o_proj),
+        stacked(attention.o_proj),
         layer.post_attention_layernorm.weight,
-        _stacked(mlp.gate_proj, mlp.up_proj),
-        _stacked(mlp.down_proj),
+        stacked(mlp.gate_proj, mlp.up_proj),
+        stacked(mlp.down_proj),
     )
-
-
-@torch.no_grad()
-def _stacked(*parts: nn.Linear) -> Matrix:
-    """The product of one input with all parts; their weights become views of one tensor."""
-    if len(parts) == 1:
-        return Matrix(parts[0].weight, parts[0].bias)
-    weight = torch.cat([part.weight for part in parts])
-    bias = torch.cat([part.bias for part in parts]) if parts[0].bias is not None else None
-    start = 0
-    for part in parts:
-        end = start + part.out_features
-        part.weight.data = weight[start:end]
-        if bias is not None:
-            part.bias.data = bias[start:end]
-        start = end
-    return Matrix(weight, bias)

@@ -32,21 +32,21 @@ class Matrix:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
-class PackedLinear(nn.Linear):
-    """An `nn.Linear` whose product is a `Matrix`; only `adopt` makes one."""
-
-    matrix: Matrix
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.matrix(x)
-
-
-def adopt(module: nn.Module) -> None:
-    """Give every linear layer of a loaded module the packed product where it suits. Its weights must not change."""
-    for part in module.modules():
-        if type(part) is nn.Linear and suits(part.weight):
-            part.matrix = Matrix(part.weight.detach(), None if part.bias is None else part.bias.detach())
-            part.__class__ = PackedLinear
+@torch.no_grad()
+def stacked(*parts: nn.Linear) -> Matrix:
+    """The product of one input with all parts, side by side; their weights become views of one tensor."""
+    if len(parts) == 1:
+        return Matrix(parts[0].weight, parts[0].bias)
+    weight = torch.cat([part.weight for part in parts])
+    bias = torch.cat([part.bias for part in parts]) if parts[0].bias is not None else None
+    start = 0
+    for part in parts:
+        end = start + part.out_features
+        part.weight.data = weight[start:end]
+        if bias is not None:
+            part.bias.data = bias[start:end]
+        start = end
+    return Matrix(weight, bias)
 
 
 def suits(weight: Tensor) -> bool:

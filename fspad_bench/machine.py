@@ -18,18 +18,14 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 NOISY = 0.05  # cores; where other work takes more, times are not to be relied on
 
 
-def describe(device: str = "cpu") -> str:
-    """The processor and how many of its cores this process may use; the GPU, where that is the device."""
+def describe(gpu: str = "") -> str:
+    """The processor and how many of its cores this process may use, behind the GPU where one is the device."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         named = (line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name"))
         model = next(named, model).strip()
-    if device.startswith("cuda"):
-        import torch
-
-        model = f"{torch.cuda.get_device_name(device)}, {model}"
-    return f"{model}, {cores()} cores"
+    return ", ".join(filter(None, [gpu, model, f"{cores()} cores"]))
 
 
 def cores() -> int:

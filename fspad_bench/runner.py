@@ -165,7 +165,7 @@ class Runner:
             forward=self.target.forward_name,
             device=str(self.target.device),
             threads=torch.get_num_threads(),
-            machine=machine.describe(str(self.target.device)),
+            machine=machine.describe(self.target.gpu),
             reset="per-prompt",
             version=__version__,
             verification=method.verification,

@@ -137,6 +137,11 @@ class TransformersTarget:
         self.cache.keep(self.length, path)
         self.pending = 0
 
+    @property
+    def gpu(self) -> str:
+        """The name of the GPU it stands on, if it does."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+
     def synchronize(self) -> None:
         """Wait for the device; a clock that is read after this has seen all the work."""
         if self.device.type == "cuda":

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fspad_bench import linear
-from fspad_bench.linear import Matrix, PackedLinear
+from fspad_bench.linear import Matrix, stacked
 
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float64: 0}
 
@@ -37,21 +37,19 @@ def test_inputs_need_not_be_contiguous():
         torch.testing.assert_close(Matrix(weight)(x.t()), x.t() @ weight.t())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_module_adopts_it_whole(dtype):
-    model = nn.Sequential(nn.Linear(24, 40), nn.SiLU(), nn.Linear(40, 9, bias=False)).to(dtype).requires_grad_(False)
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_stacked_products_are_those_of_the_parts_over_the_same_memory(bias, dtype):
+    parts = [nn.Linear(24, width, bias=bias).to(dtype).requires_grad_(False) for width in (40, 8, 9)]
     x = torch.randn(3, 24).to(dtype)
-    stock = model(x)
-    linear.adopt(model)
-    assert type(model[0]) is type(model[2]) is PackedLinear
+    expected = torch.cat([part(x) for part in parts], dim=-1)
     with torch.inference_mode():
-        torch.testing.assert_close(model(x), stock, rtol=0, atol=BOUND[dtype])
-
-
-def test_it_is_adopted_only_where_it_pays():
-    model = nn.Sequential(nn.Linear(3, 3)).double()
-    linear.adopt(model)
-    assert type(model[0]) is nn.Linear
+        found = stacked(*parts)
+        torch.testing.assert_close(found(x), expected, rtol=0, atol=BOUND[dtype])
+        torch.testing.assert_close(stacked(parts[1])(x), parts[1](x), rtol=0, atol=BOUND[dtype])
+    assert len({part.weight.untyped_storage().data_ptr() for part in parts}) == 1
+    assert found.weight.shape == (57, 24)
+    assert torch.equal(torch.cat([part(x) for part in parts], dim=-1), expected)
 
 
 @pytest.mark.parametrize("fault", ["missing", "wrong"])

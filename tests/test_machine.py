@@ -1,7 +1,6 @@
 """What a machine says of itself, and of what else it was doing."""
 
 import pytest
-import torch
 
 from fspad_bench import machine
 
@@ -13,10 +12,8 @@ def test_the_machine_says_what_it_is():
     assert {"torch", "transformers", "numpy"} <= about["packages"].keys()
 
 
-def test_a_gpu_is_part_of_the_machine(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"NVIDIA of {device}")
-    assert machine.describe("cuda:0") == f"NVIDIA of cuda:0, {machine.describe()}"
-    assert machine.describe("cpu") == machine.describe()
+def test_a_gpu_is_part_of_the_machine():
+    assert machine.describe("NVIDIA H200") == f"NVIDIA H200, {machine.describe()}"
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fspad_bench import linear
 from fspad_bench.decoding import Context, Scores, Step
 from fspad_bench.drafts.head import Head
+from fspad_bench.drafts.lean import LeanNetwork
 from fspad_bench.drafts.network import DraftOutput
 from fspad_bench.drafts.rows import DraftRows
 from fspad_bench.linear import Matrix
@@ -23,8 +22,7 @@ class Draft:
     """`vocabulary [V_draft]` are the target's ids of the tokens it can say."""
 
     def __init__(self, target: TransformersTarget, head: Head) -> None:
-        self.network, self.vocabulary = head.network, head.vocabulary
-        linear.adopt(self.network)
+        self.network, self.vocabulary, self.lean = head.network, head.vocabulary, LeanNetwork(head.network)
         self.embedding, self.lm_head = target.embedding, Matrix(target.lm_head.weight[head.vocabulary])
         self.target_vocabulary = target.config.vocab_size
         self.rows = DraftRows(target)
@@ -41,27 +39,28 @@ class Draft:
     def absorb(self) -> DraftOutput:
         """Cache the rows of the tokens committed since the last round, and predict from the last of them."""
         e, start = self.embedding(torch.tensor(self.tokens, device=self.features.device)), self.rows.length
-        x = self.network.fuse(e, self.features)
-        rope = self.rows.rope(self.network, start, start + len(x))
-        self.rows.append(*self.network.attention.keys_values(x, rope))
+        x = self.lean.fuse(e, self.features)
+        rope = self.rows.rope(self.lean, start, start + len(x))
+        self.rows.append(*self.lean.keys_values(x, rope))
         self.rows.length += len(x)
-        last, k, v = x[-1:], *self.rows.view()
-        return self.network.output(last + self.network.attention.attend(last, rope[:, -1:], k, v, None))
+        last = x[-1:]
+        return self.lean.output(last + self.lean.attend(self.lean.query(last, rope[:, -1:]), *self.rows.view(), None))
 
     def expand(self, tokens: Tensor, features: Tensor, ancestors: Tensor, level: int) -> DraftOutput:
         """One draft step for a whole level: K tokens, their parents' h_feature, the tree's rows each sees `[K, R]`.
 
         The R rows are those of all levels so far, this one's K last.
         """
-        x = self.network.fuse(self.embedding(tokens), features)
+        x = self.lean.fuse(self.embedding(tokens), features)
         position, seen = self.rows.length + level, ancestors.shape[1]
-        rope = self.rows.rope(self.network, position, position + 1)
-        self.rows.append(*self.network.attention.keys_values(x, rope), behind=seen - len(tokens))
-        k, v = self.rows.view(seen)
-        mask = F.pad(torch.where(ancestors, 0.0, float("-inf")), (self.rows.length, 0))
-        shape = self.network.shape  # a published head may group its heads otherwise than its target
-        mask = mask.repeat(shape.heads // shape.kv_heads, 1).to(x)
-        return self.network.output(x + self.network.attention.attend(x, rope, k, v, mask))
+        rope = self.rows.rope(self.lean, position, position + 1)
+        self.rows.append(*self.lean.keys_values(x, rope), behind=seen - len(tokens))
+        shape = self.lean.shape  # a published head may group its heads otherwise than its target
+        mask = x.new_zeros(shape.heads // shape.kv_heads, len(x), self.rows.length + seen)
+        mask[..., self.rows.length :].masked_fill_(~ancestors, -torch.inf)
+        return self.lean.output(
+            x + self.lean.attend(self.lean.query(x, rope), *self.rows.view(seen), mask.flatten(0, 1))
+        )
 
     def logits(self, out: DraftOutput) -> Tensor:
         """Over the draft vocabulary, `[N, V_draft]` float32."""

@@ -85,7 +85,7 @@ class HeadDrafter(Draft):
         size = self.sizes[True]
         self.nodes, self.depth = size.nodes, size.depth
         if captured and self.depth <= Growth.deepest(self.top_k):
-            self.grower = self._growth(target, head, size)
+            self.grower = self._growth(target, size)
         self.files = {"head": head.sha256}
 
     def _sized(self, target: TransformersTarget, head: Head, most: FixedSize, captured: bool) -> dict[bool, Size]:
@@ -93,7 +93,7 @@ class HeadDrafter(Draft):
         calibration = Calibration.of(head.facts.get("calibration"))
         about = {"head": head.sha256, "top_k": self.top_k, "drafting": self.drafting}
         if captured:
-            measured = costs.of(target, about | {"captured": True}, partial(self._replayed, head, target))
+            measured = costs.of(target, about | {"captured": True}, partial(self._replayed, target))
             self.costs["captured"] = asdict(measured)
             depth = min(most.depth, Growth.deepest(self.top_k))
             best = best_shape(measured, calibration, nodes=most.nodes, depth=depth, top_k=self.top_k)
@@ -126,16 +126,17 @@ class HeadDrafter(Draft):
         size = self.sizes[greedy].behind(len(context.tokens))
         return dynamic_tree(self, context, size=size, budget=budget, top_k=self.top_k, coupled=coupled)
 
-    def _growth(self, target: TransformersTarget, head: Head, size: FixedSize) -> Growth:
+    def _growth(self, target: TransformersTarget, size: FixedSize) -> Growth:
         shape = {"nodes": size.nodes, "depth": size.depth, "top_k": self.top_k}
-        return Growth(target, head, self.lm_head, coupled=self.drafting == "coupled", **shape)
+        coupled = self.drafting == "coupled"
+        return Growth(target, self.lean, self.vocabulary, self.lm_head, coupled=coupled, **shape)
 
-    def _replayed(self, head: Head, target: TransformersTarget) -> tuple[float, float]:
+    def _replayed(self, target: TransformersTarget) -> tuple[float, float]:
         """The same as `_seconds` of drafting that is captured; what verifies there belongs to the forward."""
         prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.NEAR)]
 
         def seconds(levels: int) -> float:
-            loop = DeviceLoop(target, self._growth(target, head, FixedSize(MOST_NODES, levels)))
+            loop = DeviceLoop(target, self._growth(target, FixedSize(MOST_NODES, levels)))
             return costs.best_of(replayed(loop, prompt, Sampler(1.0))[1:], target)[0]
 
         one, three = seconds(1), seconds(3)

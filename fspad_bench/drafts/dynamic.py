@@ -30,7 +30,10 @@ def dynamic_tree(draft: Draft, context: Context, *, size: Size, budget: int, top
     tokens, scores, origins = [], [], []  # of all candidates, level by level; the root's children come from -1
     out, ancestors, expanded, base = draft.absorb(), None, [-1], 0.0
     for level in range(budget):
-        best = (draft.logits(out) + _noise(draft, context, level, coupled)).log_softmax(-1).topk(top_k, dim=-1)
+        logits = draft.logits(out)
+        if coupled:
+            logits += _noise(draft, context, level)
+        best = logits.log_softmax(-1).topk(top_k, dim=-1)
         first = len(tokens)
         tokens += draft.vocabulary[best.indices].flatten().tolist()
         graded = (size.grade(best.values, level) + base).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
@@ -51,10 +54,10 @@ def dynamic_tree(draft: Draft, context: Context, *, size: Size, budget: int, top
     return Tree([context.tokens[-1], *(tokens[node] for node in kept)], [-1, *(place[origins[node]] for node in kept)])
 
 
-def _noise(draft: Draft, context: Context, level: int, coupled: bool) -> Tensor | float:
-    """T * G of the position that children at `level` stand at, over the draft vocabulary; 0 where not coupled."""
+def _noise(draft: Draft, context: Context, level: int) -> Tensor:
+    """T * G of the position that children at `level` stand at, over the draft vocabulary."""
     sampler = context.sampler
-    return sampler.temperature * sampler.noise(context.position + level, draft.vocabulary) if coupled else 0.0
+    return sampler.temperature * sampler.noise(context.position + level, draft.vocabulary)
 
 
 def _leading(scores: Sequence[float], nodes: Iterable[int]) -> list[int]:

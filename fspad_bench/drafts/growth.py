@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fspad_bench.decoding import Context, Scores
-from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import DraftOutput, rotate
+from fspad_bench.drafts.lean import LeanNetwork
+from fspad_bench.drafts.network import DraftOutput
 from fspad_bench.linear import Matrix
 from fspad_bench.rounds import Round
 from fspad_bench.sampling import gumbel, hash32_rows
@@ -27,7 +27,8 @@ class Growth:
     def __init__(
         self,
         target: TransformersTarget,
-        head: Head,
+        network: LeanNetwork,
+        vocabulary: Tensor,
         lm_head: Matrix,
         *,
         nodes: int,
@@ -36,10 +37,10 @@ class Growth:
         coupled: bool,
     ) -> None:
         self.nodes, self.depth, self.top_k, self.coupled = nodes, depth, top_k, coupled
-        self.network, self.vocabulary, self.lm_head = head.network, head.vocabulary, lm_head
+        self.network, self.vocabulary, self.lm_head = network, vocabulary, lm_head
         self.embedding, self.kernels, self.device = target.embedding, target.kernels, target.device
-        shape, drafted = head.network.shape, max(1, (depth - 1) * top_k)
-        self.scale, self.heads, self.head_dim = shape.head_dim**-0.5, shape.heads, shape.head_dim
+        shape, drafted = network.shape, max(1, (depth - 1) * top_k)
+        self.scale, self.head_dim = shape.head_dim**-0.5, shape.head_dim
         self.rows = torch.zeros(2, shape.kv_heads, 0, shape.head_dim, dtype=target.dtype, device=self.device)
         self.ropes = self.rows[:, 0]
         self.own = torch.ones((), dtype=torch.int64) << torch.arange(drafted)
@@ -67,7 +68,7 @@ class Growth:
             self.ropes = self.network.rope(torch.arange(room, device=self.device)).to(self.rows.dtype)
         e = self.embedding(torch.tensor(context.tokens[1:-1], dtype=torch.int64, device=self.device))
         x = self.network.fuse(e, scores.features[:-1])
-        k, v = self.network.attention.keys_values(x, self.ropes[:, : len(x)])
+        k, v = self.network.keys_values(x, self.ropes[:, : len(x)])
         self.rows[0, :, : len(x)], self.rows[1, :, : len(x)] = k, v
 
     def grow(self, round_: Round, sampled: bool) -> None:
@@ -104,8 +105,7 @@ class Growth:
         rope = self.ropes[:, at]
         self._cache(x, rope, at)
         last = (walk.count - 1).long()
-        query = self.network.attention.q(x[last])
-        seen = self._attend(query, rope[:, last], self.one, length - 1)
+        seen = self._attend(self.network.query(x[last], rope[:, last]), self.one, length - 1)
         return self.network.output(x[last] + seen)
 
     def _expand(self, tokens: Tensor, features: Tensor, bits: Tensor, length: Tensor, level: int) -> DraftOutput:
@@ -115,21 +115,20 @@ class Growth:
         rope = self.ropes[:, length + (level - 1)].expand(-1, len(x), -1)
         self._cache(x, rope, length + torch.arange(behind, rows, device=self.device))
         every = F.pad(bits, (behind, 0))[:, None]
-        return self.network.output(x + self._attend(self.network.attention.q(x), rope, every, length))
+        return self.network.output(x + self._attend(self.network.query(x, rope), every, length))
 
     def _cache(self, x: Tensor, rope: Tensor, at: Tensor) -> None:
-        for held, new in zip(self.rows, self.network.attention.keys_values(x, rope), strict=True):
+        for held, new in zip(self.rows, self.network.keys_values(x, rope), strict=True):
             held.index_copy_(1, at.long(), new)
 
-    def _attend(self, query: Tensor, rope: Tensor, bits: Tensor, length: Tensor) -> Tensor:
-        """Queries `[K, H * D]` of the last of R drafted rows `bits [R, 1]` behind `length`; output-projected.
+    def _attend(self, query: Tensor, bits: Tensor, length: Tensor) -> Tensor:
+        """Queries `[H, K, D]` of the last of R drafted rows `bits [R, 1]` behind `length`; output-projected.
 
         The kernel asks for a query a row; the rows before are given none that matters.
         """
-        q = rotate(query.unflatten(-1, (-1, self.head_dim)).transpose(0, 1), rope)
-        padded = F.pad(q, (0, 0, len(bits) - q.shape[1], 0))
-        seen = self.kernels.attend(padded, *self.rows, bits, length, self.scale)[:, -q.shape[1] :]
-        return self.network.attention.o(seen.transpose(0, 1).flatten(-2))
+        padded = F.pad(query, (0, 0, len(bits) - query.shape[1], 0))
+        seen = self.kernels.attend(padded, *self.rows, bits, length, self.scale)[:, -query.shape[1] :]
+        return self.network.project(seen)
 
     def _children(self, out: DraftOutput, round_: Round, level: int, sampled: bool) -> tuple[Tensor, Tensor]:
         """The likeliest tokens after each row and their log-probabilities, `[N, K]` each."""

@@ -117,7 +117,7 @@ class FeatureSampling(Fusion):
 
 
 class Attention(nn.Module):
-    """Llama's attention, cut in two so that a drafter can keep K and V: `project`, then `attend`."""
+    """Llama's attention over whole sequences; step by step it is `lean`'s."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -132,18 +132,10 @@ class Attention(nn.Module):
         """x `[..., N, d]`, rope `[..., N, D]` complex halves -> K and V `[..., H_kv, N, D]`."""
         return rotate(self._split(self.k(x)), rope), self._split(self.v(x))
 
-    def attend(
-        self, x: Tensor, rope: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False
-    ) -> Tensor:
-        """Queries from x `[..., N, d]` over K and V of any length; `mask` `[groups * N, L]` as in our attention."""
+    def attend(self, x: Tensor, rope: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries from x `[..., N, d]` over their own K and V and those of the rows before them."""
         q = rotate(self._split(self.q(x)), rope)
-        if causal:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        else:
-            folded = q.reshape(*k.shape[:-2], -1, k.shape[-1])
-            if q.dim() == 3:  # torch fuses attention on a CPU for a batch only, be it of one; reshape drops it again
-                folded, k, v = folded[None], k[None], v[None]
-            out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o(out.transpose(-2, -3).flatten(-2))
 
     def attend_unrolled(self, x: Tensor, rope: Tensor, ks: list[Tensor], vs: list[Tensor]) -> Tensor:
@@ -207,7 +199,7 @@ class DraftNetwork(nn.Module):
         x = self.fuse(e, f)
         rope = self.rope(torch.arange(e.shape[-2], device=e.device)).to(x.dtype)
         k, v = self.attention.keys_values(x, rope)
-        a = x + self.attention.attend(x, rope, k, v, None, causal=True)
+        a = x + self.attention.attend(x, rope, k, v)
         return self.output(a[rows])
 
     def unrolled(self, e: Tensor, f: Tensor, steps: int) -> list[DraftOutput]:
@@ -229,7 +221,7 @@ class DraftNetwork(nn.Module):
             if step:
                 a = x + self.attention.attend_unrolled(x, rope.to(x.dtype), ks, vs)
             else:
-                a = x + self.attention.attend(x, rope.to(x.dtype), k, v, None, causal=True)
+                a = x + self.attention.attend(x, rope.to(x.dtype), k, v)
             found.append(self.output(a))
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fspad_bench.drafts.lean import LeanNetwork
 from fspad_bench.target import TransformersTarget
 
 
@@ -32,7 +33,7 @@ class DraftRows:
         end = self.length + behind
         return self.keys[:, :end], self.values[:, :end]
 
-    def rope(self, network: torch.nn.Module, start: int, end: int) -> Tensor:
+    def rope(self, network: LeanNetwork, start: int, end: int) -> Tensor:
         """The rotary table of positions `[start, end)`, computed once and extended when it runs out."""
         if end > self.ropes.shape[1]:
             positions = torch.arange(end + self.SPARE, device=self.keys.device)

@@ -117,17 +117,3 @@ def test_later_levels_send_no_gradient_back_through_what_was_drafted():
     e, f = torch.randn(2, 1, 6, D, dtype=torch.float64)
     first, second = net.unrolled(e, f, 2)
     assert torch.autograd.grad(second.h_logit.sum(), first.h_feature, allow_unused=True) == (None,)
-
-
-@pytest.mark.parametrize("rows", [1, 4])
-def test_drafting_on_a_cpu_takes_the_fused_attention(rows):
-    net = network("fspad").float()
-    x, k, v = torch.randn(rows, D), torch.randn(KV_HEADS, 9, DIM), torch.randn(KV_HEADS, 9, DIM)
-    mask = torch.zeros(rows * HEADS // KV_HEADS, 9)
-    mask[:, 7:] = float("-inf")
-    rope = net.rope(torch.arange(rows)).float()
-    batch = (k[None], v[None], mask)
-    with torch.inference_mode(), torch.profiler.profile() as profile:
-        found = net.attention.attend(x, rope, k, v, mask)
-    assert torch.equal(found, net.attention.attend(x[None], rope, *batch)[0])
-    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in {event.key for event in profile.key_averages()}

@@ -1,0 +1,82 @@
+"""A draft network's step, lean: the arithmetic of `network` over its own weights, in as few operations as it takes.
+
+A step is small and its operations are many: two fifths of its time is spent between them. Products of one input are
+one product over stacked weights, halves are rotated by a roll, and nothing is computed of rows that nobody asks about.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fspad_bench.drafts.network import DraftNetwork, DraftOutput
+from fspad_bench.forward import rotated
+from fspad_bench.linear import stacked
+
+
+class LeanNetwork:
+    """Rows e, f, x, a are `[N, d]`; keys and values `[H_kv, N, D]`; a rope is of the rows' positions."""
+
+    def __init__(self, network: DraftNetwork) -> None:
+        fusion, attention, output = network.fuse, network.attention, network.output
+        self.shape, self.network = network.shape, network
+        self.fc, self.q, self.o = stacked(fusion.fc), stacked(attention.q), stacked(attention.o)
+        self.kv = stacked(attention.k, attention.v)
+        self.gate_up, self.down = stacked(output.gate, output.up), stacked(output.down)
+        self.norm = output.norm.weight
+        if self.shape.feature_sampling:
+            self.fusion_norm = fusion.norm.weight
+            self.fusion_gate, self.fusion_up = stacked(fusion.gate), stacked(fusion.up)
+            self.fusion_down = stacked(fusion.down)
+
+    def fuse(self, e: Tensor, f: Tensor) -> Tensor:
+        """The input of the decoder layer, from a token's embedding and the feature before it."""
+        z = self.fc(torch.cat([e, f], dim=-1))
+        if not self.shape.feature_sampling:
+            return z
+        gate = F.silu(self.fusion_gate(e))
+        return z + self.fusion_down(gate.mul_(self.fusion_up(self._norm(z, self.fusion_norm))))
+
+    def query(self, x: Tensor, rope: Tensor) -> Tensor:
+        """`[H, N, D]`."""
+        return rotated(self._split(self.q(x)), *rope)
+
+    def keys_values(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """Of these rows, for the cache."""
+        k, v = self._split(self.kv(x)).split(self.shape.kv_heads)
+        return rotated(k, *rope), v
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """What each query sees of keys and values of any number, projected: `[N, d]`.
+
+        `mask` is `[H / H_kv * N, L]`, added to the scores.
+        """
+        folded = query.reshape(1, self.shape.kv_heads, -1, self.shape.head_dim)  # fused on a CPU for a batch only
+        seen = F.scaled_dot_product_attention(folded, keys[None], values[None], attn_mask=mask)
+        return self.project(seen.reshape(query.shape))
+
+    def project(self, seen: Tensor) -> Tensor:
+        """`[H, N, D]` -> `[N, d]`."""
+        return self.o(seen.transpose(0, 1).flatten(-2))
+
+    def output(self, a: Tensor) -> DraftOutput:
+        """The last half-layer, on the attention's residual stream."""
+        gate, up = self.gate_up(self._norm(a, self.norm)).chunk(2, dim=-1)
+        made = self.down(F.silu(gate) * up)
+        if not self.shape.split_output:
+            h = a + made
+            return DraftOutput(h, h)
+        d = self.shape.d
+        return DraftOutput(a + made[..., :d], a + made[..., d:])
+
+    def rope(self, positions: Tensor) -> Tensor:
+        """positions `[N]` -> cosines, and sines with the sign of their half: `[2, N, D]`."""
+        cos, sin = self.network.rope(positions)
+        return torch.stack([cos.repeat(1, 2), torch.cat([-sin, sin], dim=-1)])
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.shape.eps)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.shape.head_dim)).transpose(0, 1)
