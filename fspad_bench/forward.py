@@ -64,16 +64,18 @@ class LeanForward:
 
     def __call__(self, tokens: Tensor, rope: Tensor, attend: Attend) -> Tensor:
         """`rope` is that of the tokens' positions."""
-        eps, rows = self.eps, len(tokens)
+        eps, rows, heads, kv_heads = self.eps, len(tokens), self.heads, self.kv_heads
         x = F.embedding(tokens, self.embedding)
         cos, sin = rope
         for number, layer in enumerate(self.layers):
             n = _norm(x, layer.norm, eps)
             qkv = layer.qkv(n).reshape(rows, -1, self.head_dim).transpose(0, 1)
-            q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads])
+            qk, v = qkv.split([heads + kv_heads, kv_heads])
             if layer.q_norm is not None:
-                q, k = _norm(q, layer.q_norm, eps), _norm(k, layer.k_norm, eps)
-            seen = attend(number, rotated(q, cos, sin), rotated(k, cos, sin), v)
+                q, k = qk.split([heads, kv_heads])
+                qk = torch.cat([_norm(q, layer.q_norm, eps), _norm(k, layer.k_norm, eps)])
+            q, k = rotated(qk, cos, sin).split([heads, kv_heads])
+            seen = attend(number, q, k, v)
             x = x + layer.out(seen.transpose(0, 1).reshape(rows, -1))
             n = _norm(x, layer.norm_after, eps)
             gate, up = layer.gate_up(n).chunk(2, dim=-1)
