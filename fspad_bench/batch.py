@@ -95,7 +95,8 @@ class Batch:
             )
             return seen.transpose(0, 1).flatten(1, 2)
 
-        features = self.lean(self._ids([t for row in padded for t in row]), rope, attend)
+        ids = self._ids([token for row in padded for token in row])
+        features = self.lean(ids, rope, self.lean.rotating(attend))
         return features.unflatten(0, (count, width))
 
     def step(self, tokens: list[int], positions: list[int]) -> Tensor:
@@ -115,7 +116,8 @@ class Batch:
             seen = scores.softmax(-1).to(values.dtype) @ values  # on a CPU a quarter of the fused kernel's time
             return seen.permute(1, 2, 0, 3).flatten(0, 1)
 
-        return self.target.logits(self.lean(self._ids(tokens), self.lean.rope_at(at, end), attend))
+        rope = self.lean.rope_at(at, end)
+        return self.target.logits(self.lean(self._ids(tokens), rope, self.lean.rotating(attend)))
 
     def move(self, source: int, place: int, length: int) -> None:
         """Row `source` takes the place of another."""

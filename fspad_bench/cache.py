@@ -35,10 +35,15 @@ class Rows(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, self.length = self.length, self.length + key_states.shape[-2]
+        start = self.advance(key_states.shape[-2])
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def advance(self, rows: int) -> int:
+        """Count so many more rows, which the caller writes, and say which is the first of them."""
+        self.length += rows
+        return self.length - rows
 
     def get_seq_length(self) -> int:
         return self.length

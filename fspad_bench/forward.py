@@ -2,9 +2,9 @@
 
 At batch 1 a small model spends a third of a step on bookkeeping: kwargs handed down, masks considered, three products
 where one would do. Here the projections that read the same input are one product over their stacked weights (the
-model's parameters become views of them, so nothing is held twice), rotary tables are computed once, and the cache's
-rows are written where they stay. Every arm runs it, vanilla first of all; it equals the stock forward (float64, 1e-9),
-which loading checks again on the model at hand.
+model's parameters become views of them, so nothing is held twice), rotary tables are computed once, the cache's rows
+are written where they stay, and what lies between the products is compiled where it can be (`native`). Every arm runs
+it, vanilla first of all; it equals the stock forward (float64, 1e-9), which loading checks again on the model at hand.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fspad_bench import linear
+from fspad_bench import linear, native
 from fspad_bench.linear import Matrix, stacked
+from fspad_bench.native import Plain
 
 NAME = "lean"
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
 SPARE = 1024
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[int, Tensor, Tensor], Tensor]
+"""(layer, queries, keys and values not yet rotated `[N, H + 2 H_kv, D]`, rope) -> what each row sees, `[N, H D]`."""
+AttendRotated = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, query `[H, N, D]`, new keys and values `[H_kv, N, D]`) -> what each row sees, `[H, N, D]`."""
 
 
@@ -49,7 +52,9 @@ class LeanForward:
         self.rotary, self.eps = base.rotary_emb, config.rms_norm_eps
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.scaling = base.layers[0].self_attn.head_dim, base.layers[0].self_attn.scaling
-        self.products = linear.NAME if linear.suits(self.embedding) else linear.STOCK
+        self.parts = native.fitting(self.embedding, config.hidden_size, config.intermediate_size) or Plain(_norm)
+        products = linear.NAME if linear.suits(self.embedding) else linear.STOCK
+        self.name = f"{NAME}, {native.NAME if self.parts.compiled else products}"
         self.layers = [_layer(layer) for layer in base.layers]
         self.table = self.embedding.new_empty(2, 0, self.head_dim)
 
@@ -64,23 +69,28 @@ class LeanForward:
 
     def __call__(self, tokens: Tensor, rope: Tensor, attend: Attend) -> Tensor:
         """`rope` is that of the tokens' positions."""
-        eps, rows, heads, kv_heads = self.eps, len(tokens), self.heads, self.kv_heads
-        x = F.embedding(tokens, self.embedding)
-        cos, sin = rope
+        add_norm, gated, eps = self.parts.add_norm, self.parts.gated, self.eps
+        x, made = F.embedding(tokens, self.embedding), None
         for number, layer in enumerate(self.layers):
-            n = _norm(x, layer.norm, eps)
-            qkv = layer.qkv(n).reshape(rows, -1, self.head_dim).transpose(0, 1)
-            qk, v = qkv.split([heads + kv_heads, kv_heads])
+            x, n = add_norm(x, made, layer.norm, eps)
+            rows = layer.qkv(n).unflatten(-1, (-1, self.head_dim))
             if layer.q_norm is not None:
-                q, k = qk.split([heads, kv_heads])
-                qk = torch.cat([_norm(q, layer.q_norm, eps), _norm(k, layer.k_norm, eps)])
-            q, k = rotated(qk, cos, sin).split([heads, kv_heads])
-            seen = attend(number, q, k, v)
-            x = x + layer.out(seen.transpose(0, 1).reshape(rows, -1))
-            n = _norm(x, layer.norm_after, eps)
-            gate, up = layer.gate_up(n).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
-        return _norm(x, self.final_norm, eps)
+                q, k, v = rows.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+                rows = torch.cat([_norm(q, layer.q_norm, eps), _norm(k, layer.k_norm, eps), v], dim=1)
+            x, n = add_norm(x, layer.out(attend(number, rows, rope)), layer.norm_after, eps)
+            made = layer.down(gated(layer.gate_up(n)))
+        return add_norm(x, made, self.final_norm, eps)[1]
+
+    def rotating(self, attend: AttendRotated) -> Attend:
+        """The same for a function that wants its queries and keys rotated."""
+        heads, kv_heads = self.heads, self.kv_heads
+
+        def rotate_and_attend(layer: int, rows: Tensor, rope: Tensor) -> Tensor:
+            qk, v = rows.transpose(0, 1).split([heads + kv_heads, kv_heads])
+            q, k = rotated(qk, *rope).split([heads, kv_heads])
+            return attend(layer, q, k, v).transpose(0, 1).flatten(1)
+
+        return rotate_and_attend
 
     def rope(self, positions: Sequence[int]) -> Tensor:
         """Cosines, and sines with the sign of their half, of these positions: `[2, N, D]`."""

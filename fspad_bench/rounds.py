@@ -198,7 +198,7 @@ class DeviceLoop:
             return kernels.attend(query, keys, values, nodes.bits, length, target.lean.scaling)
 
         rope = target.lean.rope_at(positions, target.cache.capacity)
-        features = target.lean(nodes.tokens.clamp(min=0), rope, attend)
+        features = target.lean(nodes.tokens.clamp(min=0), rope, target.lean.rotating(attend))
         choice = kernels.choose(target.logits(features), nodes.depths, length + 1, law)
         walk = kernels.walk(nodes, choice)
         kernels.compact(rows, length, walk)

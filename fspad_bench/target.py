@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from fspad_bench import attention, forward, kernels, linear
+from fspad_bench import attention, kernels, linear, native
 from fspad_bench.cache import TreeCache
 from fspad_bench.errors import BenchError
-from fspad_bench.forward import Attend, LeanForward
+from fspad_bench.forward import Attend, AttendRotated, LeanForward
 from fspad_bench.kernels import Kernels
 from fspad_bench.linear import Matrix
 from fspad_bench.presets import Checkpoint, resolve
@@ -57,10 +57,11 @@ class TransformersTarget:
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
         self.lean = LeanForward(model) if LeanForward.fits(model) else None
         self.kernels = kernels.chosen(self.device) if self.lean else None
-        self.forward_name = f"{forward.NAME}, {self.lean.products}" if self.lean else linear.STOCK
+        self.forward_name = self.lean.name if self.lean else linear.STOCK
         if self.kernels:
             self.forward_name += f", {self.kernels.name} kernels"
         self.logits = Matrix(self.lm_head.weight, getattr(self.lm_head, "bias", None))
+        self.attends = bool(self.lean) and self.lean.parts.compiled and native.attends(self.lean.head_dim)
         self.groups = self.config.num_attention_heads // self.config.num_key_value_heads
         self.cache = self._new_cache(0)
         self.forwards, self.pending = 0, 0
@@ -105,7 +106,7 @@ class TransformersTarget:
         self.reserve(needed)
         self.cache.clear()
         self.pending = 0
-        features = self._forward(list(prompt), range(len(prompt)), attend_cached(self.cache, None))
+        features = self._forward(list(prompt), range(len(prompt)), self._attend(None))
         return Scores(self.logits(features[-1:]), features)
 
     def reserve(self, tokens: int) -> None:
@@ -123,10 +124,14 @@ class TransformersTarget:
         self._check_tokens(tree.tokens, "the draft was made for another target")
         mask = None
         if self.kernels:
-            attend = attend_by(self.kernels, self.cache, tree.bits.to(self.device), self.lean.scaling)
+            attend = self.lean.rotating(
+                attend_by(self.kernels, self.cache, tree.bits.to(self.device), self.lean.scaling)
+            )
+        elif self.attends:
+            attend = attend_natively(self.lean, self.cache, tree.visible() if len(tree) > 1 else None)
         else:
             mask = attention.mask_of(tree, self.length, self.groups, dtype=self.dtype, device=self.device)
-            attend = attend_cached(self.cache, mask)
+            attend = self._attend(mask)
         self.pending = len(tree)
         features = self._forward(tree.tokens, [self.cache.length + depth for depth in tree.depths], attend, mask)
         return Scores(self.logits(features), features)
@@ -159,8 +164,12 @@ class TransformersTarget:
         shape = (layers, 2, self.lean.kv_heads, capacity, self.lean.head_dim)
         return TreeCache(layers, capacity, torch.zeros(shape, dtype=self.dtype, device=self.device))
 
+    def _attend(self, mask: Tensor | None) -> Attend | None:
+        """Through torch's attention; the stock forward has its own."""
+        return self.lean.rotating(attend_cached(self.cache, mask)) if self.lean else None
+
     def _forward(
-        self, tokens: Sequence[int], positions: Sequence[int], attend: Attend, mask: Tensor | None = None
+        self, tokens: Sequence[int], positions: Sequence[int], attend: Attend | None, mask: Tensor | None = None
     ) -> Tensor:
         """tokens `[N]` behind the committed rows -> features `[N, d]`; the stock forward reads `mask` alone."""
         self.forwards += 1
@@ -188,8 +197,13 @@ class TransformersTarget:
                 "models that scale or cap their logits are not supported",
             )
         if self.lean:
-            cache = TreeCache(self.config.num_hidden_layers, 4)
-            ours = self.lean(ids[0], self.lean.rope(range(4)), attend_cached(cache, None))
+            cache = self._new_cache(4)
+            chain = torch.ones(4, 4, dtype=torch.bool).tril()
+            if self.attends:
+                attend = attend_natively(self.lean, cache, chain)
+            else:
+                attend = self.lean.rotating(attend_cached(cache, None))
+            ours = self.lean(ids[0], self.lean.rope(range(4)), attend)
             gap = (ours.float() - features[0].float()).abs().max() / features.float().abs().max()
             bound = LEAN_GAP[self.dtype] if self.device.type == "cpu" else max(DEVICE_GAP, LEAN_GAP[self.dtype])
             if not gap <= bound:
@@ -198,7 +212,19 @@ class TransformersTarget:
                 )
 
 
-def attend_cached(cache: TreeCache, mask: Tensor | None) -> Attend:
+def attend_natively(lean: LeanForward, cache: TreeCache, visible: Tensor | None) -> Attend:
+    """New rows go behind the cache's and see those before them all, and of each other what `visible [N, N]` says."""
+    sizes = [lean.heads, 2 * lean.kv_heads]
+
+    def attend(layer: int, rows: Tensor, rope: Tensor) -> Tensor:
+        held, (q, kv) = cache.layers[layer], rows.split(sizes, dim=1)
+        start = held.advance(len(rows))
+        return lean.parts.attend(q, kv, rope, held.keys, held.values, start, visible, lean.scaling)
+
+    return attend
+
+
+def attend_cached(cache: TreeCache, mask: Tensor | None) -> AttendRotated:
     """New rows go behind the cache's and see all of it, or as `mask` says."""
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -208,7 +234,7 @@ def attend_cached(cache: TreeCache, mask: Tensor | None) -> Attend:
     return attend
 
 
-def attend_by(found: Kernels, cache: TreeCache, bits: Tensor, scale: float) -> Attend:
+def attend_by(found: Kernels, cache: TreeCache, bits: Tensor, scale: float) -> AttendRotated:
     """The same through a kernel: a node sees what its ancestor bits say."""
     length = torch.tensor([cache.length], dtype=torch.int32, device=bits.device)
 

@@ -25,14 +25,16 @@ def lean(model, prompt, tree=None):
     """Features of the prompt, then of a tree behind it."""
     forward, cache = LeanForward(model), TreeCache(model.config.num_hidden_layers, 256)
     with torch.inference_mode():
-        first = forward(torch.tensor(prompt), forward.rope(range(len(prompt))), attend_cached(cache, None))
+        first = forward(
+            torch.tensor(prompt), forward.rope(range(len(prompt))), forward.rotating(attend_cached(cache, None))
+        )
         if tree is None:
             return first
         groups = model.config.num_attention_heads // model.config.num_key_value_heads
         dtype = model.get_input_embeddings().weight.dtype
         mask = mask_of(tree, len(prompt), groups, dtype=dtype, device=torch.device("cpu"))
         rope = forward.rope([len(prompt) + depth for depth in tree.depths])
-        return forward(torch.tensor(tree.tokens), rope, attend_cached(cache, mask))
+        return forward(torch.tensor(tree.tokens), rope, forward.rotating(attend_cached(cache, mask)))
 
 
 @pytest.mark.parametrize("dtype", BOUND, ids=str)

@@ -28,6 +28,7 @@ LAYERS = {
         "costs",
         "forward",
         "linear",
+        "native",
         "cache",
         "target",
         "tiny",

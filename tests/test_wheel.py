@@ -49,7 +49,8 @@ def test_it_holds_all_data_and_nothing_else(wheel):
         mine = [path.relative_to(CHECKOUT) for path in (CHECKOUT / folder).rglob("*") if path.is_file()]
         assert mine
         assert {f"fspad_bench/data/{path.as_posix()}" for path in mine} <= set(names)
-    sources = (CHECKOUT / "fspad_bench").rglob("*.py")
+    sources = [*(CHECKOUT / "fspad_bench").rglob("*.py"), *(CHECKOUT / "fspad_bench").rglob("*.cpp")]
+    assert any(path.suffix == ".cpp" for path in sources)
     assert {path.relative_to(CHECKOUT).as_posix() for path in sources} <= set(names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"fspad_bench"}
     assert not [name for name in names if "__pycache__" in name or "tests" in name.split("/")]

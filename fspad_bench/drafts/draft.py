@@ -25,7 +25,7 @@ class Draft:
         self.network, self.vocabulary, self.lean = head.network, head.vocabulary, LeanNetwork(head.network)
         self.embedding, self.lm_head = target.embedding, Matrix(target.lm_head.weight[head.vocabulary])
         self.target_vocabulary = target.config.vocab_size
-        self.rows = DraftRows(target)
+        self.rows = DraftRows(target, self.lean)
 
     def begin(self, context: Context, scores: Scores) -> None:
         self.rows.clear()
@@ -41,10 +41,9 @@ class Draft:
         e, start = self.embedding(torch.tensor(self.tokens, device=self.features.device)), self.rows.length
         x = self.lean.fuse(e, self.features)
         rope = self.rows.rope(self.lean, start, start + len(x))
-        self.rows.append(*self.lean.keys_values(x, rope))
+        seen = self._see(x, 1, rope)
         self.rows.length += len(x)
-        last = x[-1:]
-        return self.lean.output(last + self.lean.attend(self.lean.query(last, rope[:, -1:]), *self.rows.view(), None))
+        return self.lean.output(x[-1:], seen)
 
     def expand(self, tokens: Tensor, features: Tensor, ancestors: Tensor, level: int) -> DraftOutput:
         """One draft step for a whole level: K tokens, their parents' h_feature, the tree's rows each sees `[K, R]`.
@@ -54,13 +53,24 @@ class Draft:
         x = self.lean.fuse(self.embedding(tokens), features)
         position, seen = self.rows.length + level, ancestors.shape[1]
         rope = self.rows.rope(self.lean, position, position + 1)
-        self.rows.append(*self.lean.keys_values(x, rope), behind=seen - len(tokens))
-        shape = self.lean.shape  # a published head may group its heads otherwise than its target
-        mask = x.new_zeros(shape.heads // shape.kv_heads, len(x), self.rows.length + seen)
-        mask[..., self.rows.length :].masked_fill_(~ancestors, -torch.inf)
-        return self.lean.output(
-            x + self.lean.attend(self.lean.query(x, rope), *self.rows.view(seen), mask.flatten(0, 1))
-        )
+        return self.lean.output(x, self._see(x, len(x), rope, seen - len(tokens), ancestors))
+
+    def _see(self, x: Tensor, asked: int, rope: Tensor, behind: int = 0, ancestors: Tensor | None = None) -> Tensor:
+        """Cache the rows of x `[M, d]`, `behind` a tree's others; what the last `asked` of them see, projected.
+
+        Of the tree's rows, these included, each sees what `ancestors [asked, R]` says.
+        """
+        if self.lean.attends:
+            return self.lean.see(x, asked, rope, *self.rows.room(behind + len(x)), self.rows.length + behind, ancestors)
+        self.rows.append(*self.lean.keys_values(x, rope), behind=behind)
+        keys, values = self.rows.view(behind + len(x))
+        mask = None
+        if ancestors is not None:
+            shape = self.lean.shape  # a published head may group its heads otherwise than its target
+            mask = x.new_zeros(shape.heads // shape.kv_heads, asked, keys.shape[1])
+            mask[..., self.rows.length :].masked_fill_(~ancestors, -torch.inf)
+            mask = mask.flatten(0, 1)
+        return self.lean.attend(self.lean.query(x[-asked:], rope[:, -asked:]), keys, values, mask)
 
     def logits(self, out: DraftOutput) -> Tensor:
         """Over the draft vocabulary, `[N, V_draft]` float32."""

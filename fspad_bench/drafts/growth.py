@@ -106,7 +106,7 @@ class Growth:
         self._cache(x, rope, at)
         last = (walk.count - 1).long()
         seen = self._attend(self.network.query(x[last], rope[:, last]), self.one, length - 1)
-        return self.network.output(x[last] + seen)
+        return self.network.output(x[last], seen)
 
     def _expand(self, tokens: Tensor, features: Tensor, bits: Tensor, length: Tensor, level: int) -> DraftOutput:
         """One level: K tokens, their parents' h_feature, and the drafted rows that each sees, itself among them."""
@@ -115,7 +115,7 @@ class Growth:
         rope = self.ropes[:, length + (level - 1)].expand(-1, len(x), -1)
         self._cache(x, rope, length + torch.arange(behind, rows, device=self.device))
         every = F.pad(bits, (behind, 0))[:, None]
-        return self.network.output(x + self._attend(self.network.query(x, rope), every, length))
+        return self.network.output(x, self._attend(self.network.query(x, rope), every, length))
 
     def _cache(self, x: Tensor, rope: Tensor, at: Tensor) -> None:
         for held, new in zip(self.rows, self.network.keys_values(x, rope), strict=True):

@@ -1,7 +1,8 @@
 """A draft network's step, lean: the arithmetic of `network` over its own weights, in as few operations as it takes.
 
 A step is small and its operations are many: two fifths of its time is spent between them. Products of one input are
-one product over stacked weights, halves are rotated by a roll, and nothing is computed of rows that nobody asks about.
+one product over stacked weights, what lies between the products is compiled where it can be (`native`), and nothing is
+computed of rows that nobody asks about.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fspad_bench import native
 from fspad_bench.drafts.network import DraftNetwork, DraftOutput
 from fspad_bench.forward import rotated
 from fspad_bench.linear import stacked
+from fspad_bench.native import Plain
 
 
 class LeanNetwork:
@@ -25,6 +28,8 @@ class LeanNetwork:
         self.kv = stacked(attention.k, attention.v)
         self.gate_up, self.down = stacked(output.gate, output.up), stacked(output.down)
         self.norm = output.norm.weight
+        self.parts = native.fitting(self.norm, self.shape.d, self.shape.m) or Plain(_norm)
+        self.attends = self.parts.compiled and native.attends(self.shape.head_dim)
         if self.shape.feature_sampling:
             self.fusion_norm = fusion.norm.weight
             self.fusion_gate, self.fusion_up = stacked(fusion.gate), stacked(fusion.up)
@@ -36,7 +41,8 @@ class LeanNetwork:
         if not self.shape.feature_sampling:
             return z
         gate = F.silu(self.fusion_gate(e))
-        return z + self.fusion_down(gate.mul_(self.fusion_up(self._norm(z, self.fusion_norm))))
+        _, n = self.parts.add_norm(z, None, self.fusion_norm, self.shape.eps)
+        return z.add_(self.fusion_down(gate.mul_(self.fusion_up(n))))
 
     def query(self, x: Tensor, rope: Tensor) -> Tensor:
         """`[H, N, D]`."""
@@ -56,14 +62,22 @@ class LeanNetwork:
         seen = F.scaled_dot_product_attention(folded, keys[None], values[None], attn_mask=mask)
         return self.project(seen.reshape(query.shape))
 
+    def see(
+        self, x: Tensor, asked: int, rope: Tensor, keys: Tensor, values: Tensor, start: int, visible: Tensor | None
+    ) -> Tensor:
+        """All of that at once, where `attends`: rows of x to the cache from `start` on, what the last few see of it."""
+        q, kv = self.heads(self.q(x[-asked:])), self.heads(self.kv(x))
+        scale = self.shape.head_dim**-0.5
+        return self.o(self.parts.attend(q, kv, rope, keys, values, start, visible, scale))
+
     def project(self, seen: Tensor) -> Tensor:
         """`[H, N, D]` -> `[N, d]`."""
         return self.o(seen.transpose(0, 1).flatten(-2))
 
-    def output(self, a: Tensor) -> DraftOutput:
-        """The last half-layer, on the attention's residual stream."""
-        gate, up = self.gate_up(self._norm(a, self.norm)).chunk(2, dim=-1)
-        made = self.down(F.silu(gate) * up)
+    def output(self, x: Tensor, seen: Tensor) -> DraftOutput:
+        """The last half-layer, on the decoder layer's input, which it may overwrite, and what attention made of it."""
+        a, n = self.parts.add_norm(x, seen, self.norm, self.shape.eps)
+        made = self.down(self.parts.gated(self.gate_up(n)))
         if not self.shape.split_output:
             h = a + made
             return DraftOutput(h, h)
@@ -75,8 +89,13 @@ class LeanNetwork:
         cos, sin = self.network.rope(positions)
         return torch.stack([cos.repeat(1, 2), torch.cat([-sin, sin], dim=-1)])
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.shape.eps)
-
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.shape.head_dim)).transpose(0, 1)
+        return self.heads(x).transpose(0, 1)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """`[N, H D]` -> `[N, H, D]`."""
+        return x.unflatten(-1, (-1, self.shape.head_dim))
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, eps)

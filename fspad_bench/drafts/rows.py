@@ -14,9 +14,10 @@ class DraftRows:
 
     SPARE = 1024
 
-    def __init__(self, target: TransformersTarget) -> None:
-        self.length = 0
-        self.keys = self.values = self.ropes = torch.empty(0, 0, 0, device=target.device, dtype=target.dtype)
+    def __init__(self, target: TransformersTarget, network: LeanNetwork) -> None:
+        self.length, shape = 0, network.shape
+        empty = torch.empty(shape.kv_heads, 0, shape.head_dim, device=target.device, dtype=target.dtype)
+        self.keys = self.values = self.ropes = empty
 
     def clear(self) -> None:
         self.length = 0
@@ -25,9 +26,15 @@ class DraftRows:
         """Write K and V `[H_kv, N, D]` from row `length + behind` on, without counting them as committed."""
         start = self.length + behind
         end = start + k.shape[1]
+        keys, values = self.room(behind + k.shape[1])
+        keys[:, start:end], values[:, start:end] = k, v
+
+    def room(self, behind: int) -> tuple[Tensor, Tensor]:
+        """The whole buffers `[H_kv, capacity, D]`, with space for so many rows behind the committed ones."""
+        end = self.length + behind
         if end > self.keys.shape[1]:
-            self.keys, self.values = self._grown(self.keys, k, start, end), self._grown(self.values, v, start, end)
-        self.keys[:, start:end], self.values[:, start:end] = k, v
+            self.keys, self.values = self._grown(self.keys, end), self._grown(self.values, end)
+        return self.keys, self.values
 
     def view(self, behind: int = 0) -> tuple[Tensor, Tensor]:
         end = self.length + behind
@@ -40,11 +47,10 @@ class DraftRows:
             self.ropes = network.rope(positions).to(self.keys.dtype)
         return self.ropes[:, start:end]
 
-    def _grown(self, old: Tensor, new: Tensor, kept: int, rows: int) -> Tensor:
-        """A wider buffer with the first `kept` rows of the old one, a tree's earlier levels among them."""
-        wide = new.new_empty(new.shape[0], rows + self.SPARE, new.shape[2])
-        if kept:
-            wide[:, :kept] = old[:, :kept]
+    def _grown(self, old: Tensor, rows: int) -> Tensor:
+        """A wider buffer with the rows of the old one, a tree's earlier levels among them."""
+        wide = old.new_empty(old.shape[0], rows + self.SPARE, old.shape[2])
+        wide[:, : old.shape[1]] = old
         return wide
 
 
