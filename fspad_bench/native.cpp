@@ -20,8 +20,8 @@ namespace {
 
 constexpr long LANES = 16, PAIR = 2 * LANES;  // floats in a vector, elements that are read at once
 constexpr long TILE = 4;                      // rows, on either side, whose products are summed together
-constexpr long AHEAD = 4096;                  // bytes of a weight that are fetched ahead
-constexpr long BLOCK = 128, WIDEST = 256;     // keys that one task reads, elements of a head
+constexpr long AHEAD = 2;                     // tiles of a weight by which memory is asked before the sums need it
+constexpr long B2K = 128, WIDEST = 256;     // keys that one task reads, elements of a head
 constexpr float HIDDEN = -1e30f;              // a score whose exponential is 0 beside any other
 constexpr long WORTH_THREADS = 1 << 15;       // elements from which on a second thread pays
 
@@ -160,16 +160,15 @@ template <typename T> struct Product {
   long rows, in, outs;
 };
 
-// `many` rows of x from `row` on with the `TILE` rows of the weight from `from` on, interleaved pair by pair.
-template <typename T, int many> void piece(const Product<T>& p, long row, long from) {
+// `many` rows of x from `row` on with the `TILE` rows of the weight from `from` on, interleaved pair by pair. These
+// meet the rows of x in so many turns; each asks memory for its share of what comes later, so that it never idles.
+template <typename T, int many> void piece(const Product<T>& p, long row, long from, long turn, long turns) {
   Floats found[LANES] = {};
   const T *x = p.x + row * p.in, *weight = p.weight + from * p.in;
   for (long i = 0; i < p.in; i += PAIR) {
     typename T::Raw w[TILE];
-    for (long o = 0; o < TILE; o++) {
-      w[o] = T::raw(weight + TILE * i + o * PAIR);
-      __builtin_prefetch((const char*)(weight + TILE * i + o * PAIR) + AHEAD);
-    }
+    for (long o = 0; o < TILE; o++) w[o] = T::raw(weight + TILE * i + o * PAIR);
+    for (long o = turn; o < TILE; o += turns) __builtin_prefetch(weight + TILE * (i + AHEAD * p.in) + o * PAIR, 0, 2);
     for (long r = 0; r < many; r++) {
       const typename T::Raw mine = T::raw(x + r * p.in + i);
       for (long o = 0; o < TILE; o++) found[r * TILE + o] = T::add(found[r * TILE + o], w[o], mine);
@@ -185,14 +184,14 @@ template <typename T, int many> void piece(const Product<T>& p, long row, long f
 template <typename T> void product(const Product<T>& p, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (p.in * p.outs > WORTH_THREADS)
   for (long from = 0; from < p.outs; from += TILE)
-    for (long row = 0, many; row < p.rows; row += many) {
-      const long left = p.rows - row;
+    for (long row = 0, turn = 0, many; row < p.rows; row += many, turn++) {
+      const long left = p.rows - row, turns = (p.rows + TILE - 1) / TILE;
       many = left <= TILE ? left : left < 2 * TILE ? (left + 1) / 2 : TILE;
       switch (many) {
-        case 1: piece<T, 1>(p, row, from); break;
-        case 2: piece<T, 2>(p, row, from); break;
-        case 3: piece<T, 3>(p, row, from); break;
-        default: piece<T, TILE>(p, row, from);
+        case 1: piece<T, 1>(p, row, from, turn, turns); break;
+        case 2: piece<T, 2>(p, row, from, turn, turns); break;
+        case 3: piece<T, 3>(p, row, from, turn, turns); break;
+        default: piece<T, TILE>(p, row, from, turn, turns);
       }
     }
 }
@@ -279,9 +278,9 @@ void blend(const float* weights, long width, const T* values, long count, long d
 template <typename T, int many>
 void part(const Step<T>& s, const T* queries, long head, long first, long from, float* found) {
   const long common = s.visible ? s.length - s.tail : s.length, dim = s.dim, stride = dim + LANES;
-  const bool branched = from + BLOCK > common && s.visible;  // where queries do not see the same keys
-  const long begin = std::min(from, common), count = branched ? s.length - begin : std::min(BLOCK, s.length - begin);
-  const long width = count + BLOCK;
+  const bool branched = from + B2K > common && s.visible;  // where queries do not see the same keys
+  const long begin = std::min(from, common), count = branched ? s.length - begin : std::min(B2K, s.length - begin);
+  const long width = count + B2K;
   const T *keys = s.keys + (head * s.capacity + begin) * dim, *values = s.values + (head * s.capacity + begin) * dim;
   static thread_local std::vector<float> scores;
   static thread_local std::vector<long> places;
@@ -294,13 +293,13 @@ void part(const Step<T>& s, const T* queries, long head, long first, long from, 
     for (int q = 0; q < many; q++) std::memcpy(&scores[q * width + k], each + q * TILE, TILE * sizeof(float));
   }
   for (int q = 0; q < many; q++) {
-    float *row = &scores[q * width], *mine = row, seen[BLOCK];
+    float *row = &scores[q * width], *mine = row, seen[B2K];
     long own = count;
     if (branched) {  // its keys side by side, as if there were no others
       const uint8_t* visible = s.visible + (first + q) % s.rows * s.tail;
       long number = begin;
       places.clear();
-      for (long k = begin; k < s.length && number < from + BLOCK; k++)
+      for (long k = begin; k < s.length && number < from + B2K; k++)
         if (k < common || visible[k - common]) {
           if (number++ >= from) places.push_back(k - begin);
         }
@@ -359,7 +358,7 @@ template <typename T> void whole(const float* found, long blocks, long stride, l
 template <typename T> void attend(const Step<T>& s, int threads) {
   append(s);
   const long groups = s.heads / s.kv_heads, many = s.queries(), dim = s.dim, wide = dim + LANES;
-  const long blocks = (s.length + BLOCK - 1) / BLOCK;
+  const long blocks = (s.length + B2K - 1) / B2K;
   static thread_local std::vector<T> turned;
   static thread_local std::vector<float> parted;
   turned.resize(std::max<size_t>(turned.size(), s.heads * s.rows * dim));
@@ -374,7 +373,7 @@ template <typename T> void attend(const Step<T>& s, int threads) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (s.kv_heads * s.length * many * dim > WORTH_THREADS)
   for (long task = 0; task < s.kv_heads * blocks; task++) {
     const long head = task / blocks;
-    parts(s, queries + head * many * dim, head, task % blocks * BLOCK, found + task * many * wide);
+    parts(s, queries + head * many * dim, head, task % blocks * B2K, found + task * many * wide);
   }
   for (long head = 0; head < s.heads; head++)
     for (long row = 0; row < s.rows; row++) {
