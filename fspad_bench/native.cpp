@@ -286,7 +286,10 @@ void part(const Step<T>& s, const T* queries, long head, long first, long from, 
   static thread_local std::vector<long> places;
   scores.resize(std::max<size_t>(scores.size(), TILE * width));
   for (long k = 0; k < count; k += TILE) {
-    for (long i = 0; i < TILE * dim && !first; i += 64 / sizeof(T)) __builtin_prefetch(values + k * dim + i);
+    for (long i = 0; i < TILE * dim && !first; i += 64 / sizeof(T)) {
+      __builtin_prefetch(keys + (k + 32) * dim + i, 0, 2);
+      __builtin_prefetch(values + (k + 0) * dim + i, 0, 2);
+    }
     const Floats score = products<T, many>(queries, keys + k * dim, std::min(TILE, count - k), dim) * s.scale;
     float each[LANES];
     store(each, score);

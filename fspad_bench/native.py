@@ -152,7 +152,7 @@ def native() -> Native | None:
         return None
     try:
         found = Native(_loaded(_built()))
-        if all(_computes(found, dtype) for dtype in KINDS):
+        if all(_computes(found, dtype) and _repeats(found, dtype) for dtype in KINDS):
             return found
         reason = "its results are wrong here"
     except (OSError, subprocess.SubprocessError) as error:
@@ -188,6 +188,31 @@ def _computes(found: Native, dtype: torch.dtype) -> bool:
         theirs = F.scaled_dot_product_attention(q.transpose(0, 1), all_keys, all_values, attn_mask=mask).transpose(0, 1)
         written = torch.equal(all_keys[0, start:], kv[:, 0]) and torch.equal(all_values[0, start:], kv[:, 1])
     return written and all(map(near, (*ours, seen), (*expected, theirs)))
+
+
+def _repeats(found: Native, dtype: torch.dtype) -> bool:
+    """Whether a row gets the same bits in any company: a compiler may sum otherwise where there are more rows."""
+    stream, start, dim = torch.Generator().manual_seed(2), 126, HEAD
+
+    def some(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=stream).to(dtype)
+
+    rope = torch.stack([torch.ones(6, dim), torch.zeros(6, dim)]).to(dtype)
+    x, packed, qkv, held = some(6, dim), found.pack(some(dim, dim)), some(6, 3, dim), some(2, 1, 140, dim)
+
+    def seen(nodes: list[int], visible: Tensor) -> Tensor:
+        keys, values = held.clone()
+        rows = qkv[nodes]
+        return found.attend(rows[:, :1], rows[:, 1:], rope[:, nodes], keys, values, start, visible, dim**-0.5)
+
+    with torch.inference_mode():
+        whole = found.product(x, packed)
+        products = all(torch.equal(found.product(x[:rows], packed), whole[:rows]) for rows in range(1, 6))
+        tree = torch.eye(6, dtype=torch.bool)
+        tree[1:, 0] = True  # five children of one root
+        together = seen(list(range(6)), tree)
+        paths = (seen([0, child], torch.ones(2, 2).tril().bool())[1] for child in range(1, 6))
+        return products and all(map(torch.equal, together[1:], paths))
 
 
 def _built(*options: str) -> Path:

@@ -197,7 +197,9 @@ def test_it_is_compiled_once(anew, monkeypatch):
     assert native.native()
 
 
-@pytest.mark.parametrize("fault", ["no compiler", "a compiler that fails", "a wrong result", "no place for it"])
+@pytest.mark.parametrize(
+    "fault", ["no compiler", "a compiler that fails", "a wrong result", "other bits in company", "no place for it"]
+)
 def test_where_it_cannot_be_had_torch_does_it_and_a_note_says_so(anew, monkeypatch, capsys, fault):
     if fault == "no compiler":
         monkeypatch.setattr(native.shutil, "which", lambda name: None)
@@ -206,6 +208,11 @@ def test_where_it_cannot_be_had_torch_does_it_and_a_note_says_so(anew, monkeypat
         monkeypatch.setattr(native, "FLAGS", ("-no-such-flag",))
     elif fault == "a wrong result":
         monkeypatch.setattr(native.Native, "gated", lambda self, both: both[:, both.shape[1] // 2 :].clone())
+    elif fault == "other bits in company":
+        real = native.Native.product
+        monkeypatch.setattr(
+            native.Native, "product", lambda self, x, *rest: real(self, x, *rest) * (1 + 1e-2 * (len(x) > 5))
+        )
     else:
         (anew / "native").write_text("a file")
     assert native.native() is None
