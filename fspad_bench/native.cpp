@@ -22,6 +22,7 @@ constexpr long LANES = 16, PAIR = 2 * LANES;  // floats in a vector, elements th
 constexpr long TILE = 4;                      // rows, on either side, whose products are summed together
 constexpr long AHEAD = 2;                     // tiles of a weight by which memory is asked before the sums need it
 constexpr long B2K = 128, WIDEST = 256;     // keys that one task reads, elements of a head
+constexpr long FURTHER = 32;                  // keys by which memory is asked before they are met
 constexpr float HIDDEN = -1e30f;              // a score whose exponential is 0 beside any other
 constexpr long WORTH_THREADS = 1 << 15;       // elements from which on a second thread pays
 
@@ -287,8 +288,8 @@ void part(const Step<T>& s, const T* queries, long head, long first, long from, 
   scores.resize(std::max<size_t>(scores.size(), TILE * width));
   for (long k = 0; k < count; k += TILE) {
     for (long i = 0; i < TILE * dim && !first; i += 64 / sizeof(T)) {
-      __builtin_prefetch(keys + (k + 32) * dim + i, 0, 2);
-      __builtin_prefetch(values + (k + 0) * dim + i, 0, 2);
+      __builtin_prefetch(keys + (k + FURTHER) * dim + i, 0, 2);
+      __builtin_prefetch(values + k * dim + i, 0, 2);
     }
     const Floats score = products<T, many>(queries, keys + k * dim, std::min(TILE, count - k), dim) * s.scale;
     float each[LANES];
@@ -373,7 +374,9 @@ template <typename T> void attend(const Step<T>& s, int threads) {
       const long at = (s.written - s.rows + row) * s.rope_stride;
       rotate(s.q + row * s.q_stride + head * dim, s.cos + at, s.sin + at, queries + (head * s.rows + row) * dim, dim);
     }
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (s.kv_heads * s.length * many * dim > WORTH_THREADS)
+  const long run = std::max(1L, blocks / 4);  // of blocks that lie side by side
+  const bool worth = s.kv_heads * s.length * many * dim > WORTH_THREADS;
+#pragma omp parallel for schedule(dynamic, run) num_threads(threads) if (worth)
   for (long task = 0; task < s.kv_heads * blocks; task++) {
     const long head = task / blocks;
     parts(s, queries + head * many * dim, head, task % blocks * B2K, found + task * many * wide);
