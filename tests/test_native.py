@@ -132,8 +132,8 @@ def target(request):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("prefix", [3, 121, 128, 250])
-@pytest.mark.parametrize("nodes", [2, 9, 64])
+@pytest.mark.parametrize("prefix", [3, 121, 250])
+@pytest.mark.parametrize("nodes", [9, 64])
 def test_a_trees_node_has_the_very_bits_of_its_path(target, nodes, prefix, threads):
     """By induction no tree, whatever it holds, can change what comes after it: in bfloat16 too."""
     dice = random.Random(nodes + prefix)
