@@ -68,22 +68,22 @@ class Native:
 
     compiled = True
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
+    def __init__(self, functions: ctypes.CDLL) -> None:
+        self.functions = functions
 
     def pack(self, weight: Tensor) -> Tensor:
         """A weight `[out, in]` in the order in which `product` reads it."""
         weight = weight.contiguous()
         packed = torch.empty_like(weight)
         outs, width = weight.shape
-        self.library.fspad_pack(KINDS[weight.dtype], weight.data_ptr(), packed.data_ptr(), width, outs)
+        self.functions.fspad_pack(KINDS[weight.dtype], weight.data_ptr(), packed.data_ptr(), width, outs)
         return packed
 
     def product(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         """x `[..., in]` -> x W^T + b `[..., out]`, of few rows."""
         outs, width = packed.shape
         out = x.new_empty(*x.shape[:-1], outs)
-        self.library.fspad_product(
+        self.functions.fspad_product(
             KINDS[x.dtype], x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(),
             out.data_ptr(), x.numel() // width, width, outs, torch.get_num_threads(),
         )  # fmt: skip
@@ -92,7 +92,7 @@ class Native:
     def add_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """x + delta, in the place of x, and its RMS norm; `[N, d]` each."""
         out = torch.empty_like(x)
-        self.library.fspad_add_norm(
+        self.functions.fspad_add_norm(
             KINDS[x.dtype], x.data_ptr(), None if delta is None else delta.data_ptr(), weight.data_ptr(),
             out.data_ptr(), *x.shape, eps, torch.get_num_threads(),
         )  # fmt: skip
@@ -103,7 +103,7 @@ class Native:
         rows, width = both.shape[0], both.shape[1] // 2
         out = both.new_empty(rows, width)
         kind, threads = KINDS[both.dtype], torch.get_num_threads()
-        self.library.fspad_gated(kind, both.data_ptr(), out.data_ptr(), rows, width, threads)
+        self.functions.fspad_gated(kind, both.data_ptr(), out.data_ptr(), rows, width, threads)
         return out
 
     def attend(
@@ -126,7 +126,7 @@ class Native:
             start + written, tail,
         )  # fmt: skip
         cos, out = rope.data_ptr(), q.new_empty(rows, heads * dim)
-        self.library.fspad_attend(
+        self.functions.fspad_attend(
             KINDS[q.dtype], q.data_ptr(), kv.data_ptr(), cos, cos + rope.stride(0) * rope.element_size(),
             keys.data_ptr(), values.data_ptr(), None if visible is None else visible.data_ptr(), out.data_ptr(),
             numbers, scale, torch.get_num_threads(),
