@@ -43,12 +43,13 @@ _measured: dict[Path, list[float]] = {}  # in this process, kept or not
 @dataclass(frozen=True)
 class Costs:
     """Seconds: of a forward of each of `SIZES` nodes behind `NEAR` tokens, of all else in a round with one drafted
-    level, of each further level, and what each further token before them adds to the forwards."""
+    level, of each further level, and what each further token before them adds to the forwards and to these two."""
 
     verify: tuple[float, ...]
     first: float
     level: float
     longer: tuple[float, ...] = (0.0,) * len(SIZES)
+    draft_longer: tuple[float, ...] = (0.0, 0.0)
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> Costs:
@@ -59,9 +60,11 @@ class Costs:
         """Seconds of a tree of so many nodes, root included, behind so many tokens."""
         return self._verify[nodes] + max(0, tokens - NEAR) * self._longer[nodes]
 
-    def beside(self, levels: int) -> float:
-        """Seconds of a round with so many drafted levels, at least one, beside its forward."""
-        return self.first + (levels - 1) * self.level
+    def beside(self, levels: int, tokens: int = NEAR) -> float:
+        """Seconds of a round with so many drafted levels, at least one, beside its forward, behind so many tokens."""
+        further = max(0, tokens - NEAR)
+        first, level = (self.first + further * self.draft_longer[0], self.level + further * self.draft_longer[1])
+        return first + (levels - 1) * level
 
     @cached_property
     def _verify(self) -> list[float]:
@@ -81,22 +84,26 @@ def _interpolated(values: Sequence[float]) -> list[float]:
 TINY = Costs(tuple(1.0 + 0.02 * n for n in SIZES), 0.1, 0.1)  # tests must not depend on what a machine was doing
 
 
-def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callable[[], tuple[float, float]]) -> Costs:
+def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callable[[int], tuple[float, float]]) -> Costs:
     """The costs of a target with a draft that is told apart by `about`; from the cache where they are known.
 
-    `measure_draft` returns `first` and `level`.
+    `measure_draft` returns `first` and `level` behind so many tokens.
     """
     if target.name == "tiny":
         return TINY
     far = max(NEAR, min(FAR, target.max_length - LARGEST_TREE))
-    near, behind = (
-        _known(target, {"nodes": SIZES, "prefix": prefix}, partial(_rising, target, prefix)) for prefix in (NEAR, far)
+    (near, behind), (draft, draft_behind) = (
+        [_known(target, told | {"prefix": prefix}, partial(measure, prefix)) for prefix in (NEAR, far)]
+        for told, measure in (({"nodes": SIZES}, partial(_rising, target)), (about, measure_draft))
     )
-    costs = Costs(tuple(near), *_known(target, about, measure_draft))
+    costs = Costs(tuple(near), *draft)
     if far < 2 * NEAR:  # too little to tell a slope from noise
         return costs
-    longer = (max(0.0, dear - cheap) / (far - NEAR) for cheap, dear in zip(near, behind, strict=True))
-    return replace(costs, longer=tuple(longer))
+
+    def slopes(cheap: Sequence[float], dear: Sequence[float]) -> tuple[float, ...]:
+        return tuple(max(0.0, more - less) / (far - NEAR) for less, more in zip(cheap, dear, strict=True))
+
+    return replace(costs, longer=slopes(near, behind), draft_longer=slopes(draft, draft_behind))
 
 
 def _rising(target: TransformersTarget, prefix: int) -> list[float]:

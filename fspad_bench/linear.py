@@ -28,7 +28,7 @@ class Matrix:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias, self.packed = weight, bias, None
-        self.native = native.fitting(weight, weight.shape[1]) if weight.shape[0] % native.OUTS == 0 else None
+        self.native = native.fitting(weight, weight.shape[1])
         if self.native:
             self.packed = self.native.pack(weight.detach())
         elif suits(weight):
@@ -37,7 +37,7 @@ class Matrix:
     def __call__(self, x: Tensor) -> Tensor:
         few = x.numel() <= native.ROWS * x.shape[-1]
         if self.native and few:
-            return self.native.product(x.contiguous(), self.packed, self.bias)
+            return self.native.product(x.contiguous(), self.packed, len(self.weight), self.bias)
         if self.native or self.packed is None:
             return F.linear(x, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")

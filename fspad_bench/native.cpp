@@ -19,10 +19,14 @@
 namespace {
 
 constexpr long LANES = 16, PAIR = 2 * LANES;  // floats in a vector, elements that are read at once
-constexpr long TILE = 4;                      // rows, on either side, whose products are summed together
-constexpr long AHEAD = 2;                     // tiles of a weight by which memory is asked before the sums need it
+constexpr long TILE = 4;                      // queries and keys whose products are summed together
+constexpr long BLOCK = 2 * LANES;             // outputs of a product that are summed together, one in each lane
+#ifdef __AVX512F__
+constexpr int MOST = 12;                      // rows of a product whose sums with a block stay in registers
+#else
+constexpr int MOST = 3;
+#endif
 constexpr long B2K = 128, WIDEST = 256;     // keys that one task reads, elements of a head
-constexpr long FURTHER = 32;                  // keys by which memory is asked before they are met
 constexpr float HIDDEN = -1e30f;              // a score whose exponential is 0 beside any other
 constexpr long WORTH_THREADS = 1 << 15;       // elements from which on a second thread pays
 
@@ -50,6 +54,11 @@ struct Single {
   using Raw = Two;  // a pair as it lies in memory, and what its products with another add to a sum
   static Raw raw(const Single* from) { return load(from); }
   static Floats add(Floats sum, Raw x, Raw y) { return sum + x.a * y.a + x.b * y.b; }
+
+  static constexpr long DEEP = 1;  // elements of a row that meet those of 16 outputs at once, and either side of it
+  static Floats every(const Single* from) { return all(from->value); }
+  static Floats each(const Single* from) { return ::load(&from->value); }
+  static Floats add(Floats sum, Floats x, Floats y) { return sum + x * y; }
 };
 
 struct Bfloat {
@@ -78,11 +87,20 @@ struct Bfloat {
   using Raw = __m512bh;
   static Raw raw(const Bfloat* from) { return (__m512bh)_mm512_loadu_si512(from); }
   static Floats add(Floats sum, Raw x, Raw y) { return (Floats)_mm512_dpbf16_ps((__m512)sum, x, y); }
+  static Raw every(const Bfloat* from) {
+    int two;
+    std::memcpy(&two, from, sizeof two);
+    return (__m512bh)_mm512_set1_epi32(two);
+  }
 #else
   using Raw = Two;
   static Raw raw(const Bfloat* from) { return load(from); }
   static Floats add(Floats sum, Raw x, Raw y) { return sum + x.a * y.a + x.b * y.b; }
+  static Raw every(const Bfloat* from) { return {all(one(from[0])), all(one(from[1]))}; }
 #endif
+  static constexpr long DEEP = 2;
+  static Raw each(const Bfloat* from) { return raw(from); }
+
 
   static Words rounded(Floats x) { return (Words)x + 0x7fff + ((Words)x >> 16 & 1); }  // to nearest, ties to even
 };
@@ -155,45 +173,68 @@ void add_norm(T* x, const T* delta, const T* weight, T* out, long rows, long wid
   }
 }
 
+// A weight [out, in] in blocks of its outputs, the last one filled with nothing; in a block `DEEP` elements of an output
+// lie beside those of the next.
+template <typename T> void pack(const T* weight, T* packed, long in, long outs) {
+  for (long from = 0; from < outs; from += BLOCK)
+    for (long i = 0; i < in; i += T::DEEP)
+      for (long o = from; o < from + BLOCK; o++, packed += T::DEEP)
+        if (o < outs) std::memcpy(packed, weight + o * in + i, T::DEEP * sizeof(T));
+}
+
 template <typename T> struct Product {
-  const T *x, *weight, *bias;  // [rows, in]; as `fspad_pack` made it; [out] or none
+  const T *x, *weight, *bias;  // [rows, in]; as `pack` made it; [out] or none
   T* out;                      // [rows, out]
   long rows, in, outs;
 };
 
-// `many` rows of x from `row` on with the `TILE` rows of the weight from `from` on, interleaved pair by pair. These
-// meet the rows of x in so many turns; each asks memory for its share of what comes later, so that it never idles.
-template <typename T, int many> void piece(const Product<T>& p, long row, long from, long turn, long turns) {
-  Floats found[LANES] = {};
-  const T *x = p.x + row * p.in, *weight = p.weight + from * p.in;
-  for (long i = 0; i < p.in; i += PAIR) {
-    typename T::Raw w[TILE];
-    for (long o = 0; o < TILE; o++) w[o] = T::raw(weight + TILE * i + o * PAIR);
-    for (long o = turn; o < TILE; o += turns) __builtin_prefetch(weight + TILE * (i + AHEAD * p.in) + o * PAIR, 0, 2);
-    for (long r = 0; r < many; r++) {
-      const typename T::Raw mine = T::raw(x + r * p.in + i);
-      for (long o = 0; o < TILE; o++) found[r * TILE + o] = T::add(found[r * TILE + o], w[o], mine);
+// `many` rows of x from `row` on with the outputs of one block. The rows of x meet a block in so many turns; each asks
+// memory for its share of the next block, so that it never idles.
+template <typename T, int many> void piece(const Product<T>& p, long row, long block, long turn, long turns) {
+  constexpr long SLICE = BLOCK * T::DEEP;
+  Floats found[many][2] = {};
+  const T *x = p.x + row * p.in, *weight = p.weight + block * BLOCK * p.in;
+  const long share = p.in / turns / T::DEEP * T::DEEP;
+  const T* later = weight + (p.in + turn * share) * BLOCK;
+  for (long i = 0; i < p.in; i += T::DEEP, weight += SLICE) {
+    const auto left = T::each(weight), right = T::each(weight + SLICE / 2);
+    if (i < share) {
+      __builtin_prefetch(later + i * BLOCK, 0, 2);
+      __builtin_prefetch(later + i * BLOCK + SLICE / 2, 0, 2);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < many; r++) {
+      const auto mine = T::every(x + r * p.in + i);
+      found[r][0] = T::add(found[r][0], left, mine);
+      found[r][1] = T::add(found[r][1], right, mine);
     }
   }
-  T made[LANES];
-  Floats bias = {};
-  for (long i = 0; p.bias && i < LANES; i++) bias[i] = T::one(p.bias[from + i % TILE]);
-  T::store(made, sums(found) + bias);
-  for (long r = 0; r < many; r++) std::memcpy(p.out + (row + r) * p.outs + from, made + r * TILE, TILE * sizeof(T));
+  const long from = block * BLOCK, count = std::min(BLOCK, p.outs - from);
+  float bias[BLOCK] = {};
+  for (long o = 0; p.bias && o < count; o++) bias[o] = T::one(p.bias[from + o]);
+#pragma GCC unroll 16
+  for (int r = 0; r < many; r++) {
+    T *to = p.out + (row + r) * p.outs + from, last[BLOCK], *made = count == BLOCK ? to : last;
+    T::store(made, found[r][0] + load(bias)), T::store(made + LANES, found[r][1] + load(bias + LANES));
+    if (count < BLOCK) std::memcpy(to, last, count * sizeof(T));
+  }
+}
+
+template <typename T, int many = MOST>
+void pieces(int rows, const Product<T>& p, long row, long block, long turn, long turns) {
+  if (rows == many)
+    piece<T, many>(p, row, block, turn, turns);
+  else if constexpr (many > 1)
+    pieces<T, many - 1>(rows, p, row, block, turn, turns);
 }
 
 template <typename T> void product(const Product<T>& p, int threads) {
+  const long blocks = (p.outs + BLOCK - 1) / BLOCK, turns = (p.rows + MOST - 1) / MOST;
 #pragma omp parallel for schedule(static) num_threads(threads) if (p.in * p.outs > WORTH_THREADS)
-  for (long from = 0; from < p.outs; from += TILE)
-    for (long row = 0, turn = 0, many; row < p.rows; row += many, turn++) {
-      const long left = p.rows - row, turns = (p.rows + TILE - 1) / TILE;
-      many = left <= TILE ? left : left < 2 * TILE ? (left + 1) / 2 : TILE;
-      switch (many) {
-        case 1: piece<T, 1>(p, row, from, turn, turns); break;
-        case 2: piece<T, 2>(p, row, from, turn, turns); break;
-        case 3: piece<T, 3>(p, row, from, turn, turns); break;
-        default: piece<T, TILE>(p, row, from, turn, turns);
-      }
+  for (long block = 0; block < blocks; block++)
+    for (long turn = 0; turn < turns; turn++) {
+      const long row = p.rows * turn / turns, next = p.rows * (turn + 1) / turns;
+      pieces<T>(next - row, p, row, block, turn, turns);
     }
 }
 
@@ -228,6 +269,8 @@ template <typename T> struct Step {
   long rows, written, q_stride, kv_stride, rope_stride, heads, kv_heads, dim, capacity, start, length, tail;
   float scale;
 
+  const long *own, *ends;  // which of the last `tail` keys each row sees, row after row, and where those of a row end
+
   long queries() const { return heads / kv_heads * rows; }  // of one key-value head: [groups, rows]
 };
 
@@ -255,13 +298,15 @@ template <typename T, int many> Floats products(const T* queries, const T* keys,
   return sums(found);
 }
 
-// out[query] = sum of weights[query] over the values of `count` keys
+// out[query] = sum of weights[query] over the values of `count` keys, while memory is asked for what comes `next`
 template <typename T, int many>
-void blend(const float* weights, long width, const T* values, long count, long dim, float* out, long stride) {
+void blend(const float* weights, long width, const T* values, long count, long dim, float* out, long stride,
+           const T* next) {
   for (long i = 0; i < dim; i += PAIR) {
     Two total[many] = {};
     for (long k = 0; k < count; k++) {
       const Two value = T::load(values + k * dim + i);
+      if (next) __builtin_prefetch(next + k * dim + i, 0, 2);
       for (int q = 0; q < many; q++) {
         total[q].a += weights[q * width + k] * value.a;
         total[q].b += weights[q * width + k] * value.b;
@@ -284,13 +329,9 @@ void part(const Step<T>& s, const T* queries, long head, long first, long from, 
   const long width = count + B2K;
   const T *keys = s.keys + (head * s.capacity + begin) * dim, *values = s.values + (head * s.capacity + begin) * dim;
   static thread_local std::vector<float> scores;
-  static thread_local std::vector<long> places;
   scores.resize(std::max<size_t>(scores.size(), TILE * width));
   for (long k = 0; k < count; k += TILE) {
-    for (long i = 0; i < TILE * dim && !first; i += 64 / sizeof(T)) {
-      __builtin_prefetch(keys + (k + FURTHER) * dim + i, 0, 2);
-      __builtin_prefetch(values + k * dim + i, 0, 2);
-    }
+    for (long i = 0; i < TILE * dim && !first; i += 64 / sizeof(T)) __builtin_prefetch(values + k * dim + i, 0, 2);
     const Floats score = products<T, many>(queries, keys + k * dim, std::min(TILE, count - k), dim) * s.scale;
     float each[LANES];
     store(each, score);
@@ -298,17 +339,14 @@ void part(const Step<T>& s, const T* queries, long head, long first, long from, 
   }
   for (int q = 0; q < many; q++) {
     float *row = &scores[q * width], *mine = row, seen[B2K];
+    const long shared = common - begin, *places = nullptr;  // keys that all queries see, and where its others lie
     long own = count;
     if (branched) {  // its keys side by side, as if there were no others
-      const uint8_t* visible = s.visible + (first + q) % s.rows * s.tail;
-      long number = begin;
-      places.clear();
-      for (long k = begin; k < s.length && number < from + B2K; k++)
-        if (k < common || visible[k - common]) {
-          if (number++ >= from) places.push_back(k - begin);
-        }
-      own = places.size(), mine = seen;
-      for (long k = 0; k < own; k++) seen[k] = row[places[k]];
+      const long which = (first + q) % s.rows, start = which ? s.ends[which - 1] : 0, others = s.ends[which] - start;
+      const long met = std::min(others, from - begin), left = std::min(others - met, B2K - shared);
+      places = s.own + start + met, own = shared + left, mine = seen;
+      std::memcpy(seen, row, shared * sizeof(float));
+      for (long k = 0; k < left; k++) seen[shared + k] = row[shared + places[k]];
     }
     const long wide = (own + LANES - 1) / LANES * LANES;
     std::fill(mine + own, mine + wide, HIDDEN);
@@ -324,12 +362,14 @@ void part(const Step<T>& s, const T* queries, long head, long first, long from, 
       total += x;
     }
     if (branched) {
-      std::fill(row, row + count, 0.f);
-      for (long k = 0; k < own; k++) row[places[k]] = seen[k];
+      std::fill(row + shared, row + count, 0.f);
+      std::memcpy(row, seen, shared * sizeof(float));
+      for (long k = shared; k < own; k++) row[shared + places[k - shared]] = seen[k];
     }
     found[q * stride] = most, found[q * stride + 1] = sum(total);
   }
-  blend<T, many>(scores.data(), width, values, count, dim, found + LANES, stride);
+  const T* next = first ? nullptr : keys + B2K * dim;
+  blend<T, many>(scores.data(), width, values, count, dim, found + LANES, stride, next);
 }
 
 template <typename T> void parts(const Step<T>& s, const T* queries, long head, long from, float* found) {
@@ -359,8 +399,16 @@ template <typename T> void whole(const float* found, long blocks, long stride, l
   for (long c = 0; c < dim / LANES; c += 2) T::store(out + c * LANES, {seen[c] / total, seen[c + 1] / total});
 }
 
-template <typename T> void attend(const Step<T>& s, int threads) {
+template <typename T> void attend(Step<T> s, int threads) {
   append(s);
+  static thread_local std::vector<long> own, ends;
+  own.clear(), ends.clear();
+  for (long row = 0; s.visible && row < s.rows; row++) {
+    for (long k = 0; k < s.tail; k++)
+      if (s.visible[row * s.tail + k]) own.push_back(k);
+    ends.push_back(own.size());
+  }
+  s.own = own.data(), s.ends = ends.data();
   const long groups = s.heads / s.kv_heads, many = s.queries(), dim = s.dim, wide = dim + LANES;
   const long blocks = (s.length + B2K - 1) / B2K;
   static thread_local std::vector<T> turned;
@@ -409,11 +457,10 @@ EXPORT void fspad_add_norm(int kind, void* x, const void* delta, const void* wei
 
 // A weight [out, in] in the order in which a product reads it.
 EXPORT void fspad_pack(int kind, const void* weight, void* packed, long in, long outs) {
-  const long size = kind ? sizeof(Bfloat) : sizeof(Single), run = PAIR * size;
-  const char* source = (const char*)weight;
-  for (char* to = (char*)packed; outs > 0; outs -= TILE, source += TILE * in * size)
-    for (long i = 0; i < in * size; i += run)
-      for (long o = 0; o < TILE; o++, to += run) std::memcpy(to, source + o * in * size + i, run);
+  if (kind)
+    pack((const Bfloat*)weight, (Bfloat*)packed, in, outs);
+  else
+    pack((const Single*)weight, (Single*)packed, in, outs);
 }
 
 EXPORT void fspad_product(int kind, const void* x, const void* weight, const void* bias, void* out, long rows, long in,

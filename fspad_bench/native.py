@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fspad_bench.fetch import cache_home
+from fspad_bench.pages import Arena
 
 NAME = "native"
 VARIABLE = "FSPAD_BENCH_NATIVE"
@@ -37,9 +38,11 @@ FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping
 LINKED = ("-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-Wno-psabi")
 FUNCTIONS = ("pack", "product", "add_norm", "gated", "attend")
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
-WIDTH, OUTS, HEAD = 32, 4, 64  # what widths, those of a product's output and those of heads must be multiples of
+WIDTH, HEAD = 32, 64  # what widths, and those of heads, must be multiples of
+BLOCK = 32  # outputs of a weight that lie together
 LARGEST_HEAD = 256
 ROWS = 128  # up to so many a product is ours; a tree is never larger
+PACKED = Arena()
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 
 
@@ -72,16 +75,16 @@ class Native:
         self.functions = functions
 
     def pack(self, weight: Tensor) -> Tensor:
-        """A weight `[out, in]` in the order in which `product` reads it."""
+        """A weight `[out, in]` in the order in which `product` reads it, `[out, padded to blocks, in]`."""
         weight = weight.contiguous()
-        packed = torch.empty_like(weight)
         outs, width = weight.shape
+        packed = PACKED.zeros((-(-outs // BLOCK) * BLOCK, width), weight.dtype)
         self.functions.fspad_pack(KINDS[weight.dtype], weight.data_ptr(), packed.data_ptr(), width, outs)
         return packed
 
-    def product(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    def product(self, x: Tensor, packed: Tensor, outs: int, bias: Tensor | None = None) -> Tensor:
         """x `[..., in]` -> x W^T + b `[..., out]`, of few rows."""
-        outs, width = packed.shape
+        width = packed.shape[1]
         out = x.new_empty(*x.shape[:-1], outs)
         self.functions.fspad_product(
             KINDS[x.dtype], x.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(),
@@ -174,13 +177,13 @@ def _computes(found: Native, dtype: torch.dtype) -> bool:
         return bool((ours.float() - theirs.float()).abs().max() <= bound)
 
     x, delta, weight, both = some(3, WIDTH), some(3, WIDTH), some(WIDTH), some(3, 4 * WIDTH)
-    matrix, bias = some(OUTS, WIDTH), some(OUTS)
+    matrix, bias = some(BLOCK + 5, WIDTH), some(BLOCK + 5)
     q, kv, keys, values = some(3, 2, dim), some(3, 2, dim), some(1, 140, dim), some(1, 140, dim)
     rope = torch.stack([torch.ones(3, dim), torch.zeros(3, dim)]).to(dtype)
     visible = torch.ones(3, 3).tril().bool()
     with torch.inference_mode():
         expected = *plain.add_norm(x, delta, weight, 1e-5), plain.gated(both), F.linear(x, matrix, bias)
-        product = found.product(x, found.pack(matrix), bias)
+        product = found.product(x, found.pack(matrix), len(matrix), bias)
         ours = *found.add_norm(x.clone(), delta, weight, 1e-5), found.gated(both), product
         seen = found.attend(q, kv, rope, keys, values, start, visible, dim**-0.5).reshape(3, 2, dim)
         mask = F.pad(visible, (start, 0), value=True)
@@ -198,7 +201,7 @@ def _repeats(found: Native, dtype: torch.dtype) -> bool:
         return torch.randn(*shape, generator=stream).to(dtype)
 
     rope = torch.stack([torch.ones(6, dim), torch.zeros(6, dim)]).to(dtype)
-    x, packed, qkv, held = some(6, dim), found.pack(some(dim, dim)), some(6, 3, dim), some(2, 1, 140, dim)
+    x, packed, qkv, held = some(27, dim), found.pack(some(dim, dim)), some(6, 3, dim), some(2, 1, 140, dim)
 
     def seen(nodes: list[int], visible: Tensor) -> Tensor:
         keys, values = held.clone()
@@ -206,8 +209,8 @@ def _repeats(found: Native, dtype: torch.dtype) -> bool:
         return found.attend(rows[:, :1], rows[:, 1:], rope[:, nodes], keys, values, start, visible, dim**-0.5)
 
     with torch.inference_mode():
-        whole = found.product(x, packed)
-        products = all(torch.equal(found.product(x[:rows], packed), whole[:rows]) for rows in range(1, 6))
+        whole = found.product(x, packed, dim)
+        products = all(torch.equal(found.product(x[:rows], packed, dim), whole[:rows]) for rows in range(1, 27))
         tree = torch.eye(6, dtype=torch.bool)
         tree[1:, 0] = True  # five children of one root
         together = seen(list(range(6)), tree)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from fspad_bench import attention, kernels, linear, native
+from fspad_bench import attention, kernels, linear, native, pages
 from fspad_bench.cache import TreeCache
 from fspad_bench.errors import BenchError
 from fspad_bench.forward import Attend, AttendRotated, LeanForward
@@ -162,7 +162,7 @@ class TransformersTarget:
         if not self.lean:
             return TreeCache(layers, capacity)
         shape = (layers, 2, self.lean.kv_heads, capacity, self.lean.head_dim)
-        return TreeCache(layers, capacity, torch.zeros(shape, dtype=self.dtype, device=self.device))
+        return TreeCache(layers, capacity, pages.zeros(shape, self.dtype, self.device))
 
     def _attend(self, mask: Tensor | None) -> Attend | None:
         """Through torch's attention; the stock forward has its own."""

@@ -7,7 +7,7 @@ import pytest
 from doubles import random_model
 
 from fspad_bench import costs
-from fspad_bench.costs import SIZES, TINY, Costs
+from fspad_bench.costs import NEAR, SIZES, TINY, Costs
 from fspad_bench.decoding import Context
 from fspad_bench.machine import NOISY, Load, cores
 from fspad_bench.sampling import Sampler
@@ -26,50 +26,53 @@ def target(tmp_path, monkeypatch):
 
 
 def test_costs_are_measured_once_and_again_on_demand(target, tmp_path, monkeypatch):
-    drafts = iter([(0.5, 0.25), (0.75, 0.5)])
-    first = costs.of(target, {"head": "x"}, lambda: next(drafts))
+    far = target.max_length - LARGEST_TREE
+    drafts = {NEAR: (0.5, 0.25), far: (0.5 + (far - NEAR) * 1e-3, 0.2)}
+    first = costs.of(target, {"head": "x"}, drafts.get)
     assert len(first.verify) == len(SIZES)
     assert min(first.verify) > 0
     assert (first.first, first.level) == (0.5, 0.25)
+    assert first.draft_longer == (pytest.approx(1e-3), 0.0)
     files = [json.loads(path.read_text()) for path in (tmp_path / "costs").glob("*.json")]
-    assert [file["key"]["target"] for file in files] == ["abc"] * 3  # two lengths of the forward, and the draft
+    told = [(file["key"]["target"], file["key"]["prefix"], file["key"].get("head")) for file in files]
+    assert sorted(told, key=str) == [("abc", n, head) for n in (NEAR, far) for head in ("x", None)]
     assert costs.of(target, {"head": "x"}, pytest.fail) == first
     costs._measured.clear()  # as another process would begin
     assert costs.of(target, {"head": "x"}, pytest.fail) == first
     costs._measured.clear()
     monkeypatch.setenv("FSPAD_BENCH_COSTS", "new")
-    assert costs.of(target, {"head": "x"}, lambda: next(drafts)).first == 0.75
+    assert costs.of(target, {"head": "x"}, lambda prefix: (0.75, 0.5)).first == 0.75
     assert costs.of(target, {"head": "x"}, pytest.fail).first == 0.75
 
 
 def test_what_was_measured_beside_other_work_is_not_kept(target, monkeypatch, capsys):
     with monkeypatch.context() as busy:
         busy.setattr(Load, "others", lambda self: 1.01 * NOISY * cores())
-        costs.of(target, {}, lambda: (0.5, 0.25))
+        costs.of(target, {}, lambda prefix: (0.5, 0.25))
         assert costs.of(target, {}, pytest.fail).first == 0.5  # but for this process
     costs._measured.clear()
     assert "not kept" in capsys.readouterr().err
-    assert costs.of(target, {}, lambda: (0.25, 0.25)).first == 0.25
+    assert costs.of(target, {}, lambda prefix: (0.25, 0.25)).first == 0.25
     assert "not kept" not in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_costs_the_next_run_time(target, tmp_path, capsys):
     (tmp_path / "costs").write_text("in the way of the folder")
-    assert costs.of(target, {}, lambda: (0.5, 0.25)).first == 0.5
+    assert costs.of(target, {}, lambda prefix: (0.5, 0.25)).first == 0.5
     assert "FSPAD_BENCH_CACHE" in capsys.readouterr().err
 
 
 def test_another_draft_has_costs_of_its_own(target, tmp_path):
-    first = costs.of(target, {"head": "x"}, lambda: (0.5, 0.25))
-    second = costs.of(target, {"head": "y"}, lambda: (0.75, 0.25))
+    first = costs.of(target, {"head": "x"}, lambda prefix: (0.5, 0.25))
+    second = costs.of(target, {"head": "y"}, lambda prefix: (0.75, 0.25))
     assert (first.first, second.first) == (0.5, 0.75)
     assert first.verify == second.verify  # measured once
 
 
 def test_another_release_measures_anew(target, tmp_path, monkeypatch):
-    costs.of(target, {}, lambda: (0.5, 0.25))
+    costs.of(target, {}, lambda prefix: (0.5, 0.25))
     monkeypatch.setattr(costs, "__version__", "later")
-    assert costs.of(target, {}, lambda: (0.25, 0.25)).first == 0.25
+    assert costs.of(target, {}, lambda prefix: (0.25, 0.25)).first == 0.25
 
 
 def test_tests_do_not_depend_on_the_machine(tiny):
@@ -109,7 +112,7 @@ def test_every_forward_that_is_timed_stands_behind_the_same_prefix(target):
 def test_no_forward_costs_more_than_a_larger_one(target, monkeypatch):
     clock = {n: float(n) for n in SIZES} | {4: 40.0, 6: 30.0}
     monkeypatch.setattr(costs, "forward_seconds", lambda target, sizes, prefix: [clock[n] for n in sizes])
-    found = costs.of(target, {}, lambda: (0.5, 0.25)).verify
+    found = costs.of(target, {}, lambda prefix: (0.5, 0.25)).verify
     assert list(found) == sorted(found)
     assert found[SIZES.index(4)] == found[SIZES.index(6)] == 8.0
 
@@ -131,8 +134,8 @@ def test_a_context_too_short_to_tell_a_slope_has_none(monkeypatch, tmp_path):
     monkeypatch.setattr(costs, "_measured", {})
     model = random_model("llama", max_position_embeddings=costs.NEAR + LARGEST_TREE + 1)
     target = TransformersTarget(model, tiny_tokenizer(), "other", "abc")
-    found = costs.of(target, {}, lambda: (0.5, 0.25))
-    assert set(found.longer) == {0.0}
+    found = costs.of(target, {}, lambda prefix: (0.5, 0.25))
+    assert {*found.longer, *found.draft_longer} == {0.0}
 
 
 def test_a_slow_target_is_measured_less_often(tiny, monkeypatch):

@@ -160,7 +160,7 @@ def test_costs_of_captured_and_of_hosted_drafting_are_kept_apart(target, monkeyp
 
 def test_drafting_is_timed_as_it_is_replayed(target):
     decoder = build("fspad", target, {}).decoder
-    first, level = decoder._replayed(target)
+    first, level = decoder._replayed(target, 32)
     assert 0 <= level < 20 * first < 20
 
 

@@ -131,9 +131,9 @@ class HeadDrafter(Draft):
         coupled = self.drafting == "coupled"
         return Growth(target, self.lean, self.vocabulary, self.lm_head, coupled=coupled, **shape)
 
-    def _replayed(self, target: TransformersTarget) -> tuple[float, float]:
+    def _replayed(self, target: TransformersTarget, prefix: int) -> tuple[float, float]:
         """The same as `_seconds` of drafting that is captured; what verifies there belongs to the forward."""
-        prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.NEAR)]
+        prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
 
         def seconds(levels: int) -> float:
             loop = DeviceLoop(target, self._growth(target, FixedSize(MOST_NODES, levels)))
@@ -143,9 +143,10 @@ class HeadDrafter(Draft):
         return one, max(0.0, three - one) / 2
 
     @torch.inference_mode()
-    def _seconds(self, target: TransformersTarget, greedy: bool) -> tuple[float, float]:
-        """What a round with one level costs beside its forward, after two new tokens, and what a further level adds."""
-        prompt = [token % target.config.vocab_size for token in range(7, 7 + costs.NEAR)]
+    def _seconds(self, target: TransformersTarget, greedy: bool, prefix: int) -> tuple[float, float]:
+        """What a round with one level costs beside its forward, after two new tokens behind so many, and what a further
+        level adds."""
+        prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
         context = Context([*prompt, 7], len(prompt), Sampler(0.0 if greedy else 1.0))
         self.begin(context, target.prefill(prompt, LARGEST_TREE))
         self.absorb()

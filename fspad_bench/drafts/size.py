@@ -86,7 +86,7 @@ class BestSize:
 
     def _best(self, chances: Sequence[float], levels: int) -> tuple[float, int]:
         """The highest rate, in tokens a second, over the number of drafted nodes, and that number."""
-        spent, forward = self.costs.beside(levels), self.costs.forward
+        spent, forward = self.costs.beside(levels, self.tokens), self.costs.forward
         made = accumulate(chances[: self.nodes - 1], initial=1.0)
         return max((tokens / (spent + forward(1 + n, self.tokens)), n) for n, tokens in enumerate(made))
 

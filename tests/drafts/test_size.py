@@ -91,6 +91,14 @@ def test_forwards_between_the_measured_sizes_are_interpolated():
     assert [costs.beside(levels) for levels in (1, 2, 3)] == [0.5, 0.75, 1.0]
 
 
+def test_a_longer_prefix_makes_levels_dearer_and_trees_less_deep():
+    costs = Costs(tuple(1 + 0.01 * n for n in SIZES), 0.1, 0.1, draft_longer=(1e-4, 2e-4))
+    assert costs.beside(3, NEAR) == costs.beside(3, 5) == costs.beside(3)
+    assert costs.beside(3, NEAR + 1000) == pytest.approx(0.3 + 0.1 + 2 * 0.2)
+    sure, likely = logs(0.9), logs(0.9, 0.05)
+    assert [best(costs).behind(tokens).grow(likely, sure, 1) for tokens in (NEAR, 20 * NEAR)] == [True, False]
+
+
 def test_a_longer_prefix_makes_forwards_dearer_and_trees_smaller():
     costs = Costs(tuple(1 + 0.1 * n for n in SIZES), 0.1, 0.1, tuple(1e-4 * n for n in SIZES))
     assert costs.forward(8, NEAR) == costs.forward(8, 5) == costs.forward(8)
@@ -228,7 +236,7 @@ def test_every_turn_that_is_timed_begins_alike(tiny, greedy, options):
     drafter, begun = Fspad(tiny, **options), []
     absorb = drafter.absorb
     drafter.absorb = lambda: begun.append((drafter.rows.length, len(drafter.tokens), tiny.length)) or absorb()
-    first, level = drafter._seconds(tiny, greedy)
+    first, level = drafter._seconds(tiny, greedy, NEAR)
     assert 0 <= level < 20 * first < 20
     assert set(begun[1:]) == {(NEAR, 2, NEAR)}
 
