@@ -22,7 +22,7 @@ constexpr long LANES = 16, PAIR = 2 * LANES;  // floats in a vector, elements th
 constexpr long TILE = 4;                      // queries and keys whose products are summed together
 constexpr long BLOCK = 2 * LANES;             // outputs of a product that are summed together, one in each lane
 #ifdef __AVX512F__
-constexpr int MOST = 12;                      // rows of a product whose sums with a block stay in registers
+constexpr int MOST = 14;                      // rows of a product whose sums with a block stay in registers
 #else
 constexpr int MOST = 3;
 #endif
@@ -194,14 +194,12 @@ template <typename T, int many> void piece(const Product<T>& p, long row, long b
   constexpr long SLICE = BLOCK * T::DEEP;
   Floats found[many][2] = {};
   const T *x = p.x + row * p.in, *weight = p.weight + block * BLOCK * p.in;
-  const long share = p.in / turns / T::DEEP * T::DEEP;
-  const T* later = weight + (p.in + turn * share) * BLOCK;
+  const T* later = weight + p.in * BLOCK;
+  long due = turn;
   for (long i = 0; i < p.in; i += T::DEEP, weight += SLICE) {
     const auto left = T::each(weight), right = T::each(weight + SLICE / 2);
-    if (i < share) {
-      __builtin_prefetch(later + i * BLOCK, 0, 2);
-      __builtin_prefetch(later + i * BLOCK + SLICE / 2, 0, 2);
-    }
+    for (long half = 0; half < 2; half++)
+      if (!due--) __builtin_prefetch(later + i * BLOCK + half * SLICE / 2, 0, 2), due = turns - 1;
 #pragma GCC unroll 16
     for (int r = 0; r < many; r++) {
       const auto mine = T::every(x + r * p.in + i);
