@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #ifdef __AVX512BF16__
@@ -26,7 +27,7 @@ constexpr int MOST = 14;                      // rows of a product whose sums wi
 #else
 constexpr int MOST = 3;
 #endif
-constexpr long B2K = 128, WIDEST = 256;     // keys that one task reads, elements of a head
+constexpr long SEEN = 128, WIDEST = 256;      // keys that one task reads, elements of a head
 constexpr float HIDDEN = -1e30f;              // a score whose exponential is 0 beside any other
 constexpr long WORTH_THREADS = 1 << 15;       // elements from which on a second thread pays
 
@@ -149,6 +150,14 @@ inline Floats sums(const Floats* x) {
          PICK(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
+// Calls f with a count that is known only now, from 1 to `most`, as a constant.
+template <int most, typename F> void with(long count, F f) {
+  if (count == most)
+    f(std::integral_constant<int, most>{});
+  else if constexpr (most > 1)
+    with<most - 1>(count, f);
+}
+
 // x <- x + delta, out <- rms_norm(x) weight
 template <typename T>
 void add_norm(T* x, const T* delta, const T* weight, T* out, long rows, long width, float eps, int threads) {
@@ -173,8 +182,8 @@ void add_norm(T* x, const T* delta, const T* weight, T* out, long rows, long wid
   }
 }
 
-// A weight [out, in] in blocks of its outputs, the last one filled with nothing; in a block `DEEP` elements of an output
-// lie beside those of the next.
+// A weight [out, in] in blocks of its outputs, the last one filled with nothing; in a block `DEEP` elements of an
+// output lie beside those of the next.
 template <typename T> void pack(const T* weight, T* packed, long in, long outs) {
   for (long from = 0; from < outs; from += BLOCK)
     for (long i = 0; i < in; i += T::DEEP)
@@ -195,8 +204,7 @@ template <typename T, int many> void piece(const Product<T>& p, long row, long b
   Floats found[many][2] = {};
   const T *x = p.x + row * p.in, *weight = p.weight + block * BLOCK * p.in;
   const T* later = weight + p.in * BLOCK;
-  long due = turn;
-  for (long i = 0; i < p.in; i += T::DEEP, weight += SLICE) {
+  for (long i = 0, due = turn; i < p.in; i += T::DEEP, weight += SLICE) {
     const auto left = T::each(weight), right = T::each(weight + SLICE / 2);
     for (long half = 0; half < 2; half++)
       if (!due--) __builtin_prefetch(later + i * BLOCK + half * SLICE / 2, 0, 2), due = turns - 1;
@@ -218,21 +226,13 @@ template <typename T, int many> void piece(const Product<T>& p, long row, long b
   }
 }
 
-template <typename T, int many = MOST>
-void pieces(int rows, const Product<T>& p, long row, long block, long turn, long turns) {
-  if (rows == many)
-    piece<T, many>(p, row, block, turn, turns);
-  else if constexpr (many > 1)
-    pieces<T, many - 1>(rows, p, row, block, turn, turns);
-}
-
 template <typename T> void product(const Product<T>& p, int threads) {
   const long blocks = (p.outs + BLOCK - 1) / BLOCK, turns = (p.rows + MOST - 1) / MOST;
 #pragma omp parallel for schedule(static) num_threads(threads) if (p.in * p.outs > WORTH_THREADS)
   for (long block = 0; block < blocks; block++)
     for (long turn = 0; turn < turns; turn++) {
       const long row = p.rows * turn / turns, next = p.rows * (turn + 1) / turns;
-      pieces<T>(next - row, p, row, block, turn, turns);
+      with<MOST>(next - row, [&](auto many) { piece<T, many>(p, row, block, turn, turns); });
     }
 }
 
@@ -322,9 +322,9 @@ void blend(const float* weights, long width, const T* values, long count, long d
 template <typename T, int many>
 void part(const Step<T>& s, const T* queries, long head, long first, long from, float* found) {
   const long common = s.visible ? s.length - s.tail : s.length, dim = s.dim, stride = dim + LANES;
-  const bool branched = from + B2K > common && s.visible;  // where queries do not see the same keys
-  const long begin = std::min(from, common), count = branched ? s.length - begin : std::min(B2K, s.length - begin);
-  const long width = count + B2K;
+  const bool branched = from + SEEN > common && s.visible;  // where queries do not see the same keys
+  const long begin = std::min(from, common), count = branched ? s.length - begin : std::min(SEEN, s.length - begin);
+  const long width = count + SEEN;
   const T *keys = s.keys + (head * s.capacity + begin) * dim, *values = s.values + (head * s.capacity + begin) * dim;
   static thread_local std::vector<float> scores;
   scores.resize(std::max<size_t>(scores.size(), TILE * width));
@@ -336,12 +336,12 @@ void part(const Step<T>& s, const T* queries, long head, long first, long from, 
     for (int q = 0; q < many; q++) std::memcpy(&scores[q * width + k], each + q * TILE, TILE * sizeof(float));
   }
   for (int q = 0; q < many; q++) {
-    float *row = &scores[q * width], *mine = row, seen[B2K];
+    float *row = &scores[q * width], *mine = row, seen[SEEN];
     const long shared = common - begin, *places = nullptr;  // keys that all queries see, and where its others lie
     long own = count;
     if (branched) {  // its keys side by side, as if there were no others
       const long which = (first + q) % s.rows, start = which ? s.ends[which - 1] : 0, others = s.ends[which] - start;
-      const long met = std::min(others, from - begin), left = std::min(others - met, B2K - shared);
+      const long met = std::min(others, from - begin), left = std::min(others - met, SEEN - shared);
       places = s.own + start + met, own = shared + left, mine = seen;
       std::memcpy(seen, row, shared * sizeof(float));
       for (long k = 0; k < left; k++) seen[shared + k] = row[shared + places[k]];
@@ -366,22 +366,16 @@ void part(const Step<T>& s, const T* queries, long head, long first, long from, 
     }
     found[q * stride] = most, found[q * stride + 1] = sum(total);
   }
-  const T* next = first ? nullptr : keys + B2K * dim;
+  const T* next = first ? nullptr : keys + SEEN * dim;
   blend<T, many>(scores.data(), width, values, count, dim, found + LANES, stride, next);
 }
 
 template <typename T> void parts(const Step<T>& s, const T* queries, long head, long from, float* found) {
   const long many = s.queries();
-  for (long first = 0; first < many; first += TILE) {
-    const T* mine = queries + first * s.dim;
-    float* to = found + first * (s.dim + LANES);
-    switch (std::min(TILE, many - first)) {
-      case 1: part<T, 1>(s, mine, head, first, from, to); break;
-      case 2: part<T, 2>(s, mine, head, first, from, to); break;
-      case 3: part<T, 3>(s, mine, head, first, from, to); break;
-      default: part<T, TILE>(s, mine, head, first, from, to);
-    }
-  }
+  for (long first = 0; first < many; first += TILE)
+    with<TILE>(std::min(TILE, many - first), [&](auto count) {
+      part<T, count>(s, queries + first * s.dim, head, first, from, found + first * (s.dim + LANES));
+    });
 }
 
 // The parts of one query, `stride` floats apart, as what it sees of all keys.
@@ -408,7 +402,7 @@ template <typename T> void attend(Step<T> s, int threads) {
   }
   s.own = own.data(), s.ends = ends.data();
   const long groups = s.heads / s.kv_heads, many = s.queries(), dim = s.dim, wide = dim + LANES;
-  const long blocks = (s.length + B2K - 1) / B2K;
+  const long blocks = (s.length + SEEN - 1) / SEEN;
   static thread_local std::vector<T> turned;
   static thread_local std::vector<float> parted;
   turned.resize(std::max<size_t>(turned.size(), s.heads * s.rows * dim));
@@ -425,7 +419,7 @@ template <typename T> void attend(Step<T> s, int threads) {
 #pragma omp parallel for schedule(dynamic, run) num_threads(threads) if (worth)
   for (long task = 0; task < s.kv_heads * blocks; task++) {
     const long head = task / blocks;
-    parts(s, queries + head * many * dim, head, task % blocks * B2K, found + task * many * wide);
+    parts(s, queries + head * many * dim, head, task % blocks * SEEN, found + task * many * wide);
   }
   for (long head = 0; head < s.heads; head++)
     for (long row = 0; row < s.rows; row++) {
