@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from fspad_bench import linear, native
 from fspad_bench.linear import Matrix, stacked
-from fspad_bench.native import Plain
+from fspad_bench.native import Between, Native, Plain
 
 NAME = "lean"
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -56,6 +56,8 @@ class LeanForward:
         products = linear.NAME if linear.suits(self.embedding) else linear.STOCK
         self.name = f"{NAME}, {native.NAME if self.parts.compiled else products}"
         self.layers = [_layer(layer) for layer in base.layers]
+        ends = [*((layer.norm, layer.qkv) for layer in self.layers[1:]), (self.final_norm, None)]
+        self.between = [_between(self.parts, *pair, self.eps) for pair in zip(self.layers, ends, strict=True)]
         self.table = self.embedding.new_empty(2, 0, self.head_dim)
 
     @staticmethod
@@ -69,17 +71,16 @@ class LeanForward:
 
     def __call__(self, tokens: Tensor, rope: Tensor, attend: Attend) -> Tensor:
         """`rope` is that of the tokens' positions."""
-        add_norm, gated, eps = self.parts.add_norm, self.parts.gated, self.eps
-        x, made = F.embedding(tokens, self.embedding), None
-        for number, layer in enumerate(self.layers):
-            x, n = add_norm(x, made, layer.norm, eps)
-            rows = layer.qkv(n).unflatten(-1, (-1, self.head_dim))
+        first, eps = self.layers[0], self.eps
+        x, n = self.parts.add_norm(F.embedding(tokens, self.embedding), None, first.norm, eps)
+        made = first.qkv(n)
+        for number, (layer, between) in enumerate(zip(self.layers, self.between, strict=True)):
+            rows = made.unflatten(-1, (-1, self.head_dim))
             if layer.q_norm is not None:
                 q, k, v = rows.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
                 rows = torch.cat([_norm(q, layer.q_norm, eps), _norm(k, layer.k_norm, eps), v], dim=1)
-            x, n = add_norm(x, layer.out(attend(number, rows, rope)), layer.norm_after, eps)
-            made = layer.down(gated(layer.gate_up(n)))
-        return add_norm(x, made, self.final_norm, eps)[1]
+            x, made = between(x, attend(number, rows, rope))
+        return made
 
     def rotating(self, attend: AttendRotated) -> Attend:
         """The same for a function that wants its queries and keys rotated."""
@@ -111,6 +112,28 @@ class LeanForward:
             sin[..., : self.head_dim // 2].neg_()
             self.table = torch.cat([cos, sin])
         return self.table
+
+
+def _between(parts: Plain | Native, layer: Layer, end: tuple[Tensor, Matrix | None], eps: float) -> Between:
+    """(x, what the layer's attention saw) -> (x, the next one's projections), or the features behind the last layer.
+
+    `end` is the norm that follows the layer, and the product that follows it.
+    """
+    norm, following = end
+    matrices = [layer.out, layer.gate_up, layer.down, *filter(None, [following])]
+
+    def run(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        x, n = parts.add_norm(x, layer.out(seen), layer.norm_after, eps)
+        x, n = parts.add_norm(x, layer.down(parts.gated(layer.gate_up(n))), norm, eps)
+        return x, following(n) if following else n
+
+    if not (parts.compiled and all(matrix.native for matrix in matrices)):
+        return run
+    out, gate_up, down, ahead = ((m.packed, m.bias) if m else (None, None) for m in (*matrices[:3], following))
+    weights = *out, layer.norm_after, *gate_up, *down, norm, *ahead
+    widths = layer.out.width, layer.out.outs, layer.down.width, following.outs if following else 0
+    together = parts.between(weights, widths, eps)
+    return lambda x, seen: (together if len(x) <= native.ROWS else run)(x, seen)
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

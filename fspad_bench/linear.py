@@ -28,16 +28,26 @@ class Matrix:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias, self.packed = weight, bias, None
-        self.native = native.fitting(weight, weight.shape[1])
+        self.native = native.fitting(weight, self.width)
         if self.native:
             self.packed = self.native.pack(weight.detach())
         elif suits(weight):
             self.packed = _pack(weight.detach())
 
+    @property
+    def width(self) -> int:
+        """Of what it reads."""
+        return self.weight.shape[1]
+
+    @property
+    def outs(self) -> int:
+        """The width of what it makes."""
+        return self.weight.shape[0]
+
     def __call__(self, x: Tensor) -> Tensor:
         few = x.numel() <= native.ROWS * x.shape[-1]
         if self.native and few:
-            return self.native.product(x.contiguous(), self.packed, len(self.weight), self.bias)
+            return self.native.product(x.contiguous(), self.packed, self.outs, self.bias)
         if self.native or self.packed is None:
             return F.linear(x, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")

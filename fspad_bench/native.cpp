@@ -250,6 +250,32 @@ template <typename T> void gated(const T* both, T* out, long rows, long width, i
   }
 }
 
+// From what one layer's attention saw to the next one's projections, or, where `outs` is 0, to the normed features.
+template <typename T> struct Between {
+  const T *out, *out_bias, *norm_after, *gate_up, *gate_up_bias, *down, *down_bias, *norm, *next, *next_bias;
+  long seen, width, inner, outs;  // elements of a row of each; of the gate, half of its product's
+  float eps;
+
+  void operator()(T* x, const T* rows_seen, T* to, long rows, int threads) const {
+    static thread_local std::vector<T> room;
+    room.resize(std::max<size_t>(room.size(), rows * (2 * width + 3 * inner)));
+    T *made = room.data(), *normed = made + rows * width, *both = normed + rows * width, *open = both + 2 * rows * inner;
+    product<T>({rows_seen, out, out_bias, made, rows, seen, width}, threads);
+    add_norm<T>(x, made, norm_after, normed, rows, width, eps, threads);
+    product<T>({normed, gate_up, gate_up_bias, both, rows, width, 2 * inner}, threads);
+    gated<T>(both, open, rows, inner, threads);
+    product<T>({open, down, down_bias, made, rows, inner, width}, threads);
+    add_norm<T>(x, made, norm, outs ? normed : to, rows, width, eps, threads);
+    if (outs) product<T>({normed, next, next_bias, to, rows, width, outs}, threads);
+  }
+};
+
+template <typename T> Between<T> between(const void* const* w, const long* n, float eps) {
+  const auto weight = [=](int which) { return (const T*)w[which]; };
+  return {weight(0), weight(1), weight(2), weight(3), weight(4), weight(5), weight(6),
+          weight(7), weight(8), weight(9), n[0], n[1], n[2], n[3], eps};
+}
+
 // (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin); the table's sines bear the sign of their half
 template <typename T> void rotate(const T* x, const T* cos, const T* sin, T* out, long dim) {
   const long half = dim / 2;
@@ -468,6 +494,14 @@ EXPORT void fspad_gated(int kind, const void* both, void* out, long rows, long w
     gated((const Bfloat*)both, (Bfloat*)out, rows, width, threads);
   else
     gated((const Single*)both, (Single*)out, rows, width, threads);
+}
+
+EXPORT void fspad_between(int kind, void* x, const void* seen, void* out, const void* const* weights, const long* n,
+                          long rows, float eps, int threads) {
+  if (kind)
+    between<Bfloat>(weights, n, eps)((Bfloat*)x, (const Bfloat*)seen, (Bfloat*)out, rows, threads);
+  else
+    between<Single>(weights, n, eps)((Single*)x, (const Single*)seen, (Single*)out, rows, threads);
 }
 
 EXPORT void fspad_attend(int kind, const void* q, const void* kv, const void* cos, const void* sin, void* keys,

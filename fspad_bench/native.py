@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -36,13 +36,14 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 LINKED = ("-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-Wno-psabi")
-FUNCTIONS = ("pack", "product", "add_norm", "gated", "attend")
+FUNCTIONS = ("pack", "product", "add_norm", "gated", "between", "attend")
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 WIDTH, HEAD = 32, 64  # what widths, and those of heads, must be multiples of
 BLOCK = 32  # outputs of a weight that lie together
 LARGEST_HEAD = 256
 ROWS = 128  # up to so many a product is ours; a tree is never larger
 PACKED = Arena()
+Between = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 
 
@@ -108,6 +109,27 @@ class Native:
         kind, threads = KINDS[both.dtype], torch.get_num_threads()
         self.functions.fspad_gated(kind, both.data_ptr(), out.data_ptr(), rows, width, threads)
         return out
+
+    def between(self, weights: Sequence[Tensor | None], widths: Sequence[int], eps: float) -> Between:
+        """One call for what `between` in `forward` is made of: (x, seen) -> (x, rows of the next product).
+
+        Of the weights, those of products are packed and have their bias behind them: out, norm, gate and up, down,
+        norm, next product. The widths: of what is seen, of x, of the gate, of the next product (0: there is none).
+        """
+        kind, function = KINDS[weights[0].dtype], self.functions.fspad_between
+        pointers = (ctypes.c_void_p * len(weights))(*(None if w is None else w.data_ptr() for w in weights))
+        numbers, outs = (ctypes.c_long * len(widths))(*widths), widths[-1] or widths[1]
+
+        def run(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+            out, seen = x.new_empty(len(x), outs), seen.contiguous()
+            function(
+                kind, x.data_ptr(), seen.data_ptr(), out.data_ptr(), pointers, numbers, len(x), eps,
+                torch.get_num_threads(),
+            )  # fmt: skip
+            return x, out
+
+        run.weights = weights  # alive as long as their places are asked for
+        return run
 
     def attend(
         self, q: Tensor, kv: Tensor, rope: Tensor, keys: Tensor, values: Tensor, start: int, visible: Tensor | None,
@@ -256,6 +278,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
     library.fspad_product.argtypes = [ctypes.c_int, *[pointer] * 4, number, number, number, ctypes.c_int]
     library.fspad_add_norm.argtypes = [ctypes.c_int, *[pointer] * 4, number, number, *last]
     library.fspad_gated.argtypes = [ctypes.c_int, pointer, pointer, number, number, ctypes.c_int]
+    library.fspad_between.argtypes = [ctypes.c_int, *[pointer] * 5, number, *last]
     library.fspad_attend.argtypes = [ctypes.c_int, *[pointer] * 9, *last]
     for name in FUNCTIONS:
         getattr(library, f"fspad_{name}").restype = None

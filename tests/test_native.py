@@ -131,6 +131,20 @@ def target(request):
     return found
 
 
+@pytest.mark.parametrize("rows", [1, 7, native.ROWS, native.ROWS + 1])
+def test_what_is_between_two_attentions_is_made_in_one_call_of_the_same_parts(target, rows):
+    lean, parts = target.lean, target.lean.parts
+    ends = [*((layer.norm, layer.qkv) for layer in lean.layers[1:]), (lean.final_norm, lambda n: n)]
+    for between, layer, (norm, following) in zip(lean.between, lean.layers, ends, strict=True):
+        x, seen = (randomly(rows, width, dtype=target.dtype) for width in (128, layer.out.width))
+        with torch.inference_mode():
+            held, n = parts.add_norm(x.clone(), layer.out(seen), layer.norm_after, lean.eps)
+            held, n = parts.add_norm(held, layer.down(parts.gated(layer.gate_up(n))), norm, lean.eps)
+            found = between(x, seen)
+            assert torch.equal(found[0], held)
+            assert torch.equal(found[1], following(n))
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("prefix", [3, 121, 250])
 @pytest.mark.parametrize("nodes", [9, 64])
