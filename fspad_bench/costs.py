@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -84,31 +84,40 @@ def _interpolated(values: Sequence[float]) -> list[float]:
 TINY = Costs(tuple(1.0 + 0.02 * n for n in SIZES), 0.1, 0.1)  # tests must not depend on what a machine was doing
 
 
-def of(target: TransformersTarget, about: dict[str, Any], measure_draft: Callable[[int], tuple[float, float]]) -> Costs:
+def of(
+    target: TransformersTarget,
+    about: dict[str, Any],
+    measure_draft: Callable[[Sequence[int]], Sequence[tuple[float, float]]],
+    *,
+    everywhere: bool = True,
+) -> Costs:
     """The costs of a target with a draft that is told apart by `about`; from the cache where they are known.
 
-    `measure_draft` returns `first` and `level` behind so many tokens.
+    `measure_draft` returns `first` and `level` behind each of so many tokens: behind `NEAR` and, where `everywhere` is
+    asked about and the target's context is long enough to tell a slope from noise, behind `FAR`.
     """
     if target.name == "tiny":
         return TINY
-    far = max(NEAR, min(FAR, target.max_length - LARGEST_TREE))
-    (near, behind), (draft, draft_behind) = (
-        [_known(target, told | {"prefix": prefix}, partial(measure, prefix)) for prefix in (NEAR, far)]
-        for told, measure in (({"nodes": SIZES}, partial(_rising, target)), (about, measure_draft))
-    )
-    costs = Costs(tuple(near), *draft)
-    if far < 2 * NEAR:  # too little to tell a slope from noise
+    far = min(FAR, target.max_length - LARGEST_TREE)
+    prefixes = (NEAR, far) if everywhere and far >= 2 * NEAR else (NEAR,)
+    told, sizes = {"prefixes": prefixes}, len(SIZES)
+    forwards = _known(target, {"nodes": SIZES} | told, lambda: _rising(target, prefixes))
+    drafts = _known(target, about | told, lambda: [*chain.from_iterable(measure_draft(prefixes))])
+    costs = Costs(tuple(forwards[:sizes]), *drafts[:2])
+    if len(prefixes) == 1:
         return costs
 
-    def slopes(cheap: Sequence[float], dear: Sequence[float]) -> tuple[float, ...]:
-        return tuple(max(0.0, more - less) / (far - NEAR) for less, more in zip(cheap, dear, strict=True))
+    def slopes(near: Sequence[float], behind: Sequence[float]) -> tuple[float, ...]:
+        return tuple(max(0.0, dear - cheap) / (far - NEAR) for cheap, dear in zip(near, behind, strict=True))
 
-    return replace(costs, longer=slopes(near, behind), draft_longer=slopes(draft, draft_behind))
+    return replace(costs, longer=slopes(costs.verify, forwards[sizes:]), draft_longer=slopes(drafts[:2], drafts[2:]))
 
 
-def _rising(target: TransformersTarget, prefix: int) -> list[float]:
-    """Seconds of forwards of `SIZES` nodes; none can cost more than a larger one, whatever a clock says."""
-    return list(accumulate(reversed(forward_seconds(target, SIZES, prefix)), min))[::-1]
+def _rising(target: TransformersTarget, prefixes: Sequence[int]) -> list[float]:
+    """Seconds of forwards of `SIZES` nodes behind each prefix; none can cost more than a larger one, whatever a clock
+    says."""
+    found = iter(forward_seconds(target, [(nodes, prefix) for prefix in prefixes for nodes in SIZES]))
+    return [x for _ in prefixes for x in [*accumulate(reversed([*islice(found, len(SIZES))]), min)][::-1]]
 
 
 def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[[], Sequence[float]]) -> list[float]:
@@ -116,6 +125,7 @@ def _known(target: TransformersTarget, about: dict[str, Any], measure: Callable[
         "target": target.identity,
         "dtype": str(target.dtype),
         "forward": target.forward_name,
+        "compiled": target.lean.parts.signature if target.lean else "",
         "device": target.gpu or str(target.device),
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
@@ -169,15 +179,17 @@ def _quickest(seconds: Callable[[Run], float], runs: Sequence[Run]) -> list[floa
 
 
 def beside_forward(
-    target: TransformersTarget, context: Context, drafts: Sequence[Callable[[], Tree]], verify: Rule
+    target: TransformersTarget, turns: Sequence[tuple[Context, Callable[[], Tree]]], verify: Rule
 ) -> list[float]:
-    """Seconds of the quickest turn of a round behind `context` with each of these trees, the forward left out.
+    """Seconds of the quickest turn of a round with each of these trees behind its context, the forward left out.
 
     It runs all the same: a draft whose weights are still in the processor's caches would look quicker than it is.
     """
     length = target.length
 
-    def seconds(draft: Callable[[], Tree]) -> float:
+    def seconds(turn: tuple[Context, Callable[[], Tree]]) -> float:
+        context, draft = turn
+        target.cache.rewind(len(context.tokens) - 1)  # the last one is the tree's root
         began = perf_counter()
         tree = draft()
         target.synchronize()
@@ -191,20 +203,21 @@ def beside_forward(
         target.cache.rewind(length)
         return drafted - began + done - scored
 
-    return _quickest(seconds, drafts)
+    return _quickest(seconds, turns)
 
 
-def forward_seconds(target: TransformersTarget, sizes: Sequence[int], prefix: int = NEAR) -> list[float]:
-    """Seconds of trees of so many nodes behind a prefix of so many tokens, on a device with their verification."""
-    prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
-    trees = [Tree(prompt[:nodes], range(-1, nodes - 1)) for nodes in sizes]
+def forward_seconds(target: TransformersTarget, cases: Sequence[tuple[int, int]]) -> list[float]:
+    """Seconds of trees of so many nodes behind so many tokens, (nodes, tokens); on a device with their verification."""
+    prompt = [token % target.config.vocab_size for token in range(7, 7 + max(tokens for _, tokens in cases))]
+    trees = [Tree(prompt[:nodes], range(-1, nodes - 1)) for nodes, _ in cases]
     if target.kernels:
-        return [best_of([repeated(target, tree, prompt)], target)[0] for tree in trees]
+        behind = [prompt[:tokens] for _, tokens in cases]
+        return [best_of([repeated(target, *case)], target)[0] for case in zip(trees, behind, strict=True)]
     target.prefill(prompt, LARGEST_TREE)
 
-    def run(tree: Tree) -> None:
+    def run(tree: Tree, tokens: int) -> None:
+        target.cache.rewind(tokens)
         target.score(tree)
         target.commit([0])
-        target.cache.rewind(prefix)
 
-    return best_of([partial(run, tree) for tree in trees], target)
+    return best_of([partial(run, tree, tokens) for tree, (_, tokens) in zip(trees, cases, strict=True)], target)

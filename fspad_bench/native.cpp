@@ -41,7 +41,7 @@ struct Two {
   Floats a, b;
 };
 
-inline Floats all(float x) { return Floats{} + x; }
+inline Floats all(float x) { return x - Floats{}; }  // x + 0 would be computed, for the sake of -0
 inline Floats load(const float* from) { Floats x; std::memcpy(&x, from, sizeof x); return x; }
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 
@@ -330,7 +330,7 @@ void blend(const float* weights, long width, const T* values, long count, long d
     Two total[many] = {};
     for (long k = 0; k < count; k++) {
       const Two value = T::load(values + k * dim + i);
-      if (next) __builtin_prefetch(next + k * dim + i, 0, 2);
+      for (long line = 0; next && line < PAIR; line += 64 / sizeof(T)) __builtin_prefetch(next + k * dim + i + line, 0, 2);
       for (int q = 0; q < many; q++) {
         total[q].a += weights[q * width + k] * value.a;
         total[q].b += weights[q * width + k] * value.b;

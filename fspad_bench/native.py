@@ -50,7 +50,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 class Plain:
     """The same by torch's own operations, for whatever the compiled functions are not for."""
 
-    compiled = False
+    compiled, signature = False, ""
 
     def __init__(self, norm: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         """`norm(x, weight, eps)` is an RMS norm of the last dimension."""
@@ -72,8 +72,9 @@ class Native:
 
     compiled = True
 
-    def __init__(self, functions: ctypes.CDLL) -> None:
-        self.functions = functions
+    def __init__(self, functions: ctypes.CDLL, signature: str = "") -> None:
+        """`signature` tells these functions, as compiled here, from any others."""
+        self.functions, self.signature = functions, signature
 
     def pack(self, weight: Tensor) -> Tensor:
         """A weight `[out, in]` in the order in which `product` reads it, `[out, padded to blocks, in]`."""
@@ -176,7 +177,8 @@ def native() -> Native | None:
     if os.environ.get(VARIABLE, "1") == "0":
         return None
     try:
-        found = Native(_loaded(_built()))
+        path = _built()
+        found = Native(_loaded(path), path.stem)
         if all(_computes(found, dtype) and _repeats(found, dtype) for dtype in KINDS):
             return found
         reason = "its results are wrong here"

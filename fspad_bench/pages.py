@@ -40,8 +40,10 @@ class Arena:
     def zeros(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """As `torch.zeros`."""
         size = prod(shape) * dtype.itemsize
+        if size >= CHUNK:
+            return zeros(shape, dtype)
         if self.used + size > len(self.chunk):
-            self.chunk, self.used = zeros([max(size, CHUNK)], torch.uint8), 0
+            self.chunk, self.used = zeros([CHUNK], torch.uint8), 0
         found = self.chunk[self.used : self.used + size]
         self.used += -(-size // ALIGNED) * ALIGNED
         return found.view(dtype).view(*shape)

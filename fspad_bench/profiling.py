@@ -182,8 +182,8 @@ def forward_costs(target: TransformersTarget) -> Forward:
     """c(n), the cost of a longer prefix as far as the target's context goes, and what to hold them against."""
     lengths = [n for n in LENGTHS if n + LARGEST_TREE <= target.max_length]
     return Forward(
-        curve=dict(zip(NODES, costs.forward_seconds(target, NODES), strict=True)),
-        lengths={n: costs.forward_seconds(target, [1], n)[0] for n in lengths},
+        curve=dict(zip(NODES, costs.forward_seconds(target, [(n, costs.NEAR) for n in NODES]), strict=True)),
+        lengths=dict(zip(lengths, costs.forward_seconds(target, [(1, n) for n in lengths]), strict=True)),
         weight_bytes=_read_bytes(target),
         row_bytes=_row_bytes(target),
         copy_bandwidth=copy_bandwidth(target.device),

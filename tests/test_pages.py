@@ -41,15 +41,30 @@ def test_tensors_of_an_arena_lie_side_by_side_and_apart():
     assert all(torch.equal(x, torch.full_like(x, n)) for n, x in enumerate(found))
     assert len({x.untyped_storage().data_ptr() for x in found}) == 1
     assert all(x.data_ptr() % pages.ALIGNED == found[0].data_ptr() % pages.ALIGNED for x in found)
-    large = arena.zeros([pages.CHUNK + 1], torch.uint8)
-    assert len(large) == pages.CHUNK + 1
 
 
-def test_a_chunk_goes_with_the_last_of_its_tensors():
+def test_what_would_fill_a_chunk_has_memory_of_its_own_and_leaves_the_chunk_to_others():
     arena = pages.Arena()
-    first = arena.zeros([8], torch.float32)
-    chunk = weakref.ref(arena.chunk)
-    arena.zeros([pages.CHUNK], torch.uint8)
+    first, large, second = (arena.zeros([n], torch.uint8) for n in (8, pages.CHUNK, 8))
+    storages = [x.untyped_storage() for x in (first, large, second)]
+    assert storages[0].data_ptr() == storages[2].data_ptr() != storages[1].data_ptr()
+
+
+@pytest.mark.skipif(pages.ASKED is None, reason="memory is torch's here")
+def test_a_chunk_goes_with_the_last_of_its_tensors(monkeypatch):
+    class Block(mmap.mmap):  # one that can be watched
+        pass
+
+    made = []
+    monkeypatch.setattr(pages.mmap, "mmap", lambda *told, **flags: made.append(Block(*told, **flags)) or made[-1])
+    arena = pages.Arena()
+    first, second = arena.zeros([8], torch.float32), arena.zeros([8], torch.float32)
+    block = weakref.ref(made.pop())
+    arena.zeros([pages.CHUNK - 1], torch.uint8)  # another chunk
+    del first
     gc.collect()
-    assert chunk() is None
-    assert first.sum() == 0
+    assert block() is not None
+    assert second.sum() == 0
+    del second
+    gc.collect()
+    assert block() is None

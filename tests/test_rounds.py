@@ -152,7 +152,7 @@ def test_a_tree_sized_by_the_machine_has_one_shape_on_a_device(target, sampler):
 
 def test_costs_of_captured_and_of_hosted_drafting_are_kept_apart(target, monkeypatch):
     asked = []
-    monkeypatch.setattr(costs, "of", lambda target, about, measure: asked.append(about) or costs.TINY)
+    monkeypatch.setattr(costs, "of", lambda target, about, measure, **_: asked.append(about) or costs.TINY)
     for options in ({"tree": "auto"}, {"tree": "auto", "verify": "rejection", "drafting": "ranked"}):
         build("fspad", target, {"fspad": options})
     assert asked[0] != asked[1]
@@ -160,7 +160,7 @@ def test_costs_of_captured_and_of_hosted_drafting_are_kept_apart(target, monkeyp
 
 def test_drafting_is_timed_as_it_is_replayed(target):
     decoder = build("fspad", target, {}).decoder
-    first, level = decoder._replayed(target, 32)
+    ((first, level),) = decoder._replayed(target, [32])
     assert 0 <= level < 20 * first < 20
 
 

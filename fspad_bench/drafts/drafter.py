@@ -6,6 +6,7 @@ the target's choice will meet) or of `sampled` (drawn, for the rules of verifica
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from fspad_bench.verification import rule
 DRAFTING, TREES = ("coupled", "ranked", "sampled"), ("auto", "fixed")
 FIXED_NODES, FIXED_DEPTH = 8, 2
 MOST_NODES, MOST_DEPTH = 64, 8
+DEEP = 3  # levels whose cost is measured beside that of one
 
 
 class HeadDrafter(Draft):
@@ -93,7 +95,7 @@ class HeadDrafter(Draft):
         calibration = Calibration.of(head.facts.get("calibration"))
         about = {"head": head.sha256, "top_k": self.top_k, "drafting": self.drafting}
         if captured:
-            measured = costs.of(target, about | {"captured": True}, partial(self._replayed, target))
+            measured = costs.of(target, about | {"captured": True}, partial(self._replayed, target), everywhere=False)
             self.costs["captured"] = asdict(measured)
             depth = min(most.depth, Growth.deepest(self.top_k))
             best = best_shape(measured, calibration, nodes=most.nodes, depth=depth, top_k=self.top_k)
@@ -131,35 +133,44 @@ class HeadDrafter(Draft):
         coupled = self.drafting == "coupled"
         return Growth(target, self.lean, self.vocabulary, self.lm_head, coupled=coupled, **shape)
 
-    def _replayed(self, target: TransformersTarget, prefix: int) -> tuple[float, float]:
+    def _replayed(self, target: TransformersTarget, prefixes: Sequence[int]) -> list[tuple[float, float]]:
         """The same as `_seconds` of drafting that is captured; what verifies there belongs to the forward."""
-        prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
 
-        def seconds(levels: int) -> float:
+        def seconds(prefix: int, levels: int) -> float:
+            prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
             loop = DeviceLoop(target, self._growth(target, FixedSize(MOST_NODES, levels)))
             return costs.best_of(replayed(loop, prompt, Sampler(1.0))[1:], target)[0]
 
-        one, three = seconds(1), seconds(3)
-        return one, max(0.0, three - one) / 2
+        return [_by_level(seconds(prefix, 1), seconds(prefix, DEEP)) for prefix in prefixes]
 
     @torch.inference_mode()
-    def _seconds(self, target: TransformersTarget, greedy: bool, prefix: int) -> tuple[float, float]:
-        """What a round with one level costs beside its forward, after two new tokens behind so many, and what a further
-        level adds."""
-        prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
-        context = Context([*prompt, 7], len(prompt), Sampler(0.0 if greedy else 1.0))
-        self.begin(context, target.prefill(prompt, LARGEST_TREE))
+    def _seconds(self, target: TransformersTarget, greedy: bool, prefixes: Sequence[int]) -> list[tuple[float, float]]:
+        """What a round with one level costs beside its forward, after two new tokens behind each of so many, and what a
+        further level adds."""
+        longest = max(prefixes)
+        prompt = [token % target.config.vocab_size for token in range(7, 7 + longest)]
+        contexts = [Context([*prompt[:n], 7], n, Sampler(0.0 if greedy else 1.0)) for n in (longest, *prefixes)]
+        self.begin(contexts[0], target.prefill(prompt, LARGEST_TREE))
         self.absorb()
         begun, features, tokens = self.rows.length, self.features[-2:], self.tokens[-2:]
         coupled = self.drafting == "coupled" and not greedy
 
-        def grown(levels: int) -> Tree:
-            self.rows.length, self.features, self.tokens = begun, features, tokens
+        def grown(context: Context, levels: int) -> Tree:
+            self.rows.length, self.features, self.tokens = (
+                begun + len(context.tokens) - len(prompt) - 1,
+                features,
+                tokens,
+            )
             size = FixedSize(FIXED_NODES, levels)
             return dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled)
 
-        one, three = costs.beside_forward(target, context, [partial(grown, 1), partial(grown, 3)], self.verify)
-        return one, max(0.0, three - one) / 2
+        turns = [(context, partial(grown, context, levels)) for context in contexts[1:] for levels in (1, DEEP)]
+        return list(map(_by_level, *[iter(costs.beside_forward(target, turns, self.verify))] * 2))
+
+
+def _by_level(one: float, deep: float) -> tuple[float, float]:
+    """Seconds with one level and with `DEEP` -> with one, and what each further one adds."""
+    return one, max(0.0, deep - one) / (DEEP - 1)
 
 
 def find_head(head: str, decoder: str, target: TransformersTarget) -> Head:

@@ -12,7 +12,7 @@ from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.drafts.calibration import Calibration, Curve, fit
-from fspad_bench.drafts.drafter import FIXED_DEPTH, FIXED_NODES, HeadDrafter, find_head
+from fspad_bench.drafts.drafter import DEEP, FIXED_DEPTH, FIXED_NODES, HeadDrafter, find_head
 from fspad_bench.drafts.size import BestSize, FixedSize, best_shape
 from fspad_bench.sampling import Sampler
 
@@ -236,9 +236,9 @@ def test_every_turn_that_is_timed_begins_alike(tiny, greedy, options):
     drafter, begun = Fspad(tiny, **options), []
     absorb = drafter.absorb
     drafter.absorb = lambda: begun.append((drafter.rows.length, len(drafter.tokens), tiny.length)) or absorb()
-    first, level = drafter._seconds(tiny, greedy, NEAR)
-    assert 0 <= level < 20 * first < 20
-    assert set(begun[1:]) == {(NEAR, 2, NEAR)}
+    found = drafter._seconds(tiny, greedy, [NEAR, 2 * NEAR])
+    assert all(0 <= level < 20 * first < 20 for first, level in found)
+    assert begun[1:] == [(n, 2, n) for n in (NEAR, 2 * NEAR) for _ in (1, DEEP)] * (len(begun[1:]) // 4)
 
 
 def test_paths_score_below_their_parents(tiny):
