@@ -147,24 +147,22 @@ class HeadDrafter(Draft):
     def _seconds(self, target: TransformersTarget, greedy: bool, prefixes: Sequence[int]) -> list[tuple[float, float]]:
         """What a round with one level costs beside its forward, after two new tokens behind each of so many, and what a
         further level adds."""
-        longest = max(prefixes)
-        prompt = [token % target.config.vocab_size for token in range(7, 7 + longest)]
-        contexts = [Context([*prompt[:n], 7], n, Sampler(0.0 if greedy else 1.0)) for n in (longest, *prefixes)]
-        self.begin(contexts[0], target.prefill(prompt, LARGEST_TREE))
+        prompt = [token % target.config.vocab_size for token in range(7, 7 + max(prefixes))]
+        longest, *contexts = (
+            Context([*prompt[:n], 7], n, Sampler(0.0 if greedy else 1.0)) for n in (len(prompt), *prefixes)
+        )
+        self.begin(longest, target.prefill(prompt, LARGEST_TREE))
         self.absorb()
         begun, features, tokens = self.rows.length, self.features[-2:], self.tokens[-2:]
         coupled = self.drafting == "coupled" and not greedy
 
         def grown(context: Context, levels: int) -> Tree:
-            self.rows.length, self.features, self.tokens = (
-                begun + len(context.tokens) - len(prompt) - 1,
-                features,
-                tokens,
-            )
+            self.rows.length = begun - (longest.position - context.position)
+            self.features, self.tokens = features, tokens
             size = FixedSize(FIXED_NODES, levels)
             return dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled)
 
-        turns = [(context, partial(grown, context, levels)) for context in contexts[1:] for levels in (1, DEEP)]
+        turns = [(context, partial(grown, context, levels)) for context in contexts for levels in (1, DEEP)]
         return list(map(_by_level, *[iter(costs.beside_forward(target, turns, self.verify))] * 2))
 
 
