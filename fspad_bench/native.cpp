@@ -28,6 +28,8 @@ constexpr int MOST = 14;                      // rows of a product whose sums wi
 constexpr int MOST = 3;
 #endif
 constexpr long SEEN = 128, WIDEST = 256;      // keys that one task reads, elements of a head
+constexpr long LINE = 64;                      // bytes that memory is asked for at once
+constexpr long ALIASED = 4096;                // bytes by which rows must not lie apart: they would evict one another
 constexpr float HIDDEN = -1e30f;              // a score whose exponential is 0 beside any other
 constexpr long WORTH_THREADS = 1 << 15;       // elements from which on a second thread pays
 
@@ -194,7 +196,7 @@ template <typename T> void pack(const T* weight, T* packed, long in, long outs) 
 template <typename T> struct Product {
   const T *x, *weight, *bias;  // [rows, in]; as `pack` made it; [out] or none
   T* out;                      // [rows, out]
-  long rows, in, outs;
+  long rows, in, outs, stride = 0;  // from one row of x to the next, which `product` knows
 };
 
 // `many` rows of x from `row` on with the outputs of one block. The rows of x meet a block in so many turns; each asks
@@ -202,7 +204,7 @@ template <typename T> struct Product {
 template <typename T, int many> void piece(const Product<T>& p, long row, long block, long turn, long turns) {
   constexpr long SLICE = BLOCK * T::DEEP;
   Floats found[many][2] = {};
-  const T *x = p.x + row * p.in, *weight = p.weight + block * BLOCK * p.in;
+  const T *x = p.x + row * p.stride, *weight = p.weight + block * BLOCK * p.in;
   const T* later = weight + p.in * BLOCK;
   for (long i = 0, due = turn; i < p.in; i += T::DEEP, weight += SLICE) {
     const auto left = T::each(weight), right = T::each(weight + SLICE / 2);
@@ -210,7 +212,7 @@ template <typename T, int many> void piece(const Product<T>& p, long row, long b
       if (!due--) __builtin_prefetch(later + i * BLOCK + half * SLICE / 2, 0, 2), due = turns - 1;
 #pragma GCC unroll 16
     for (int r = 0; r < many; r++) {
-      const auto mine = T::every(x + r * p.in + i);
+      const auto mine = T::every(x + r * p.stride + i);
       found[r][0] = T::add(found[r][0], left, mine);
       found[r][1] = T::add(found[r][1], right, mine);
     }
@@ -226,7 +228,15 @@ template <typename T, int many> void piece(const Product<T>& p, long row, long b
   }
 }
 
-template <typename T> void product(const Product<T>& p, int threads) {
+template <typename T> void product(Product<T> p, int threads) {
+  static thread_local std::vector<T> apart;
+  p.stride = p.in;
+  if (p.rows > 1 && p.in * sizeof(T) % ALIASED == 0) {
+    p.stride += PAIR;
+    apart.resize(std::max<size_t>(apart.size(), p.rows * p.stride));
+    for (long row = 0; row < p.rows; row++) std::memcpy(&apart[row * p.stride], p.x + row * p.in, p.in * sizeof(T));
+    p.x = apart.data();
+  }
   const long blocks = (p.outs + BLOCK - 1) / BLOCK, turns = (p.rows + MOST - 1) / MOST;
 #pragma omp parallel for schedule(static) num_threads(threads) if (p.in * p.outs > WORTH_THREADS)
   for (long block = 0; block < blocks; block++)
@@ -259,7 +269,8 @@ template <typename T> struct Between {
   void operator()(T* x, const T* rows_seen, T* to, long rows, int threads) const {
     static thread_local std::vector<T> room;
     room.resize(std::max<size_t>(room.size(), rows * (2 * width + 3 * inner)));
-    T *made = room.data(), *normed = made + rows * width, *both = normed + rows * width, *open = both + 2 * rows * inner;
+    T *made = room.data(), *normed = made + rows * width, *both = normed + rows * width;
+    T* open = both + 2 * rows * inner;
     product<T>({rows_seen, out, out_bias, made, rows, seen, width}, threads);
     add_norm<T>(x, made, norm_after, normed, rows, width, eps, threads);
     product<T>({normed, gate_up, gate_up_bias, both, rows, width, 2 * inner}, threads);
@@ -330,7 +341,8 @@ void blend(const float* weights, long width, const T* values, long count, long d
     Two total[many] = {};
     for (long k = 0; k < count; k++) {
       const Two value = T::load(values + k * dim + i);
-      for (long line = 0; next && line < PAIR; line += 64 / sizeof(T)) __builtin_prefetch(next + k * dim + i + line, 0, 2);
+      for (long line = i; next && line < i + PAIR; line += LINE / sizeof(T))
+        __builtin_prefetch(next + k * dim + line, 0, 2);
       for (int q = 0; q < many; q++) {
         total[q].a += weights[q * width + k] * value.a;
         total[q].b += weights[q * width + k] * value.b;
@@ -355,7 +367,7 @@ void part(const Step<T>& s, const T* queries, long head, long first, long from, 
   static thread_local std::vector<float> scores;
   scores.resize(std::max<size_t>(scores.size(), TILE * width));
   for (long k = 0; k < count; k += TILE) {
-    for (long i = 0; i < TILE * dim && !first; i += 64 / sizeof(T)) __builtin_prefetch(values + k * dim + i, 0, 2);
+    for (long i = 0; i < TILE * dim && !first; i += LINE / sizeof(T)) __builtin_prefetch(values + k * dim + i, 0, 2);
     const Floats score = products<T, many>(queries, keys + k * dim, std::min(TILE, count - k), dim) * s.scale;
     float each[LANES];
     store(each, score);

@@ -49,7 +49,7 @@ def near(found, expected, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("width", "outs"), [(32, 4), (96, 33), (576, 64)])
+@pytest.mark.parametrize(("width", "outs"), [(32, 4), (96, 33), (576, 64), (2048, 40)])
 def test_a_product_is_the_linear_layers_row_by_row(compiled, width, outs, dtype):
     x, weight, bias = (randomly(*shape, dtype=dtype, seed=outs) for shape in ((29, width), (outs, width), (outs,)))
     packed = compiled.pack(weight)
