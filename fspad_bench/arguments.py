@@ -140,6 +140,12 @@ def _train_parser(verbs: Any) -> None:
     )
     recipe.add_argument("--unroll", type=_positive, default=1, help="draft levels to train on (HASS: 3)")
     recipe.add_argument("--noise", type=_not_negative, default=0.2)
+    recipe.add_argument(
+        "--vocabulary",
+        choices=["prompt", "head"],
+        default="prompt",
+        help="the draft can say the head's tokens and those of the text, or the head's alone (default: %(default)s)",
+    )
     recipe.add_argument("--seed", type=_whole, default=0)
     train.add_argument("--init", dest="initial", type=Path, metavar="HEAD", help="begin with the weights of this head")
     train.add_argument("--live", action="store_true", help="compute features at every step; keep none on disk")

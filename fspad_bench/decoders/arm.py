@@ -27,8 +27,17 @@ class Arm(HeadDrafter):
         top_k: int = 4,
         verify: str = "match",
         drafting: str = "",
+        vocabulary: str = "prompt",
     ) -> None:
         if not head:
             raise BenchError("an arm needs the head that it is", "-D NAME.head=FOLDER")
-        shape = {"tree": tree, "nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
+        shape = {
+            "tree": tree,
+            "nodes": nodes,
+            "depth": depth,
+            "top_k": top_k,
+            "verify": verify,
+            "drafting": drafting,
+            "vocabulary": vocabulary,
+        }
         super().__init__(target, load_head(Path(head).expanduser(), target), **shape)

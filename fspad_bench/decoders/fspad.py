@@ -21,6 +21,15 @@ class Fspad(HeadDrafter):
         top_k: int = 4,
         verify: str = "match",
         drafting: str = "",
+        vocabulary: str = "prompt",
     ) -> None:
-        shape = {"tree": tree, "nodes": nodes, "depth": depth, "top_k": top_k, "verify": verify, "drafting": drafting}
+        shape = {
+            "tree": tree,
+            "nodes": nodes,
+            "depth": depth,
+            "top_k": top_k,
+            "verify": verify,
+            "drafting": drafting,
+            "vocabulary": vocabulary,
+        }
         super().__init__(target, find_head(head, "fspad", target), **shape)

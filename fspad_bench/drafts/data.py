@@ -154,6 +154,7 @@ class Batch(NamedTuple):
 
     ids `[B, L]`, features `[B, L, d]` bfloat16, supervised rows `[B, L]` bool; behind each of those N rows the
     log-sum-exp of the target's logits and its first choice (a full-vocabulary id), `[N]` each.
+    `vocabulary [S]` are the ids that a draft can say of this text, where that is settled.
     """
 
     ids: Tensor
@@ -161,6 +162,7 @@ class Batch(NamedTuple):
     rows: Tensor
     normaliser: Tensor
     choice: Tensor
+    vocabulary: Tensor | None = None
 
 
 def ids_and_rows(conversations: list[Conversation]) -> tuple[Tensor, Tensor]:

@@ -14,22 +14,27 @@ from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.lean import LeanNetwork
 from fspad_bench.drafts.network import DraftOutput
 from fspad_bench.drafts.rows import DraftRows
+from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.linear import Matrix
 from fspad_bench.target import TransformersTarget
 
 
 class Draft:
-    """`vocabulary [V_draft]` are the target's ids of the tokens it can say."""
+    """`vocabulary [V_draft]` are the target's ids of the tokens it can say, with `prompted` those of the prompt too."""
 
-    def __init__(self, target: TransformersTarget, head: Head) -> None:
-        self.network, self.vocabulary, self.lean = head.network, head.vocabulary, LeanNetwork(head.network)
-        self.embedding, self.lm_head = target.embedding, Matrix(target.lm_head.weight[head.vocabulary])
-        self.target_vocabulary = target.config.vocab_size
+    def __init__(self, target: TransformersTarget, head: Head, *, prompted: bool = True) -> None:
+        self.network, self.lean = head.network, LeanNetwork(head.network)
+        self.sayable = Vocabulary(head.vocabulary, target.config.vocab_size, prompted=prompted)
+        self.embedding, self.every_row = target.embedding, target.lm_head.weight
+        self.vocabulary, self.lm_head, self.joined = head.vocabulary, Matrix(self.every_row[head.vocabulary]), None
         self.rows = DraftRows(target, self.lean)
 
     def begin(self, context: Context, scores: Scores) -> None:
         self.rows.clear()
         self.features, self.tokens = scores.features, context.tokens[1:]
+        joining = self.sayable.joining(torch.tensor(context.tokens, device=self.features.device))
+        self.vocabulary = torch.cat([self.sayable.usual, joining])
+        self.joined = Matrix(self.every_row[joining]) if len(joining) else None
 
     def observe(self, step: Step) -> None:
         path = step.accepted.path
@@ -74,4 +79,7 @@ class Draft:
 
     def logits(self, out: DraftOutput) -> Tensor:
         """Over the draft vocabulary, `[N, V_draft]` float32."""
-        return self.lm_head(out.h_logit).float()
+        logits = self.lm_head(out.h_logit)
+        if self.joined:
+            logits = torch.cat([logits, self.joined(out.h_logit)], dim=-1)
+        return logits.float()

@@ -34,6 +34,7 @@ from fspad_bench.verification import rule
 DRAFTING, TREES = ("coupled", "ranked", "sampled"), ("auto", "fixed")
 FIXED_NODES, FIXED_DEPTH = 8, 2
 MOST_NODES, MOST_DEPTH = 64, 8
+VOCABULARIES = ("prompt", "head")
 DEEP = 3  # levels whose cost is measured beside that of one
 
 
@@ -60,6 +61,7 @@ class HeadDrafter(Draft):
         top_k: int = 4,
         verify: str = "match",
         drafting: str = "",
+        vocabulary: str = "prompt",
     ) -> None:
         if tree and tree not in TREES:
             raise BenchError(f"unknown tree '{tree}'", near(tree, TREES))
@@ -78,7 +80,9 @@ class HeadDrafter(Draft):
         if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
             text = f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range"
             raise BenchError(text, f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1")
-        super().__init__(target, head)
+        if vocabulary not in VOCABULARIES:
+            raise BenchError(f"unknown vocabulary '{vocabulary}'", near(vocabulary, VOCABULARIES))
+        super().__init__(target, head, prompted=vocabulary == "prompt")
         self.costs: dict[str, dict[str, Any]] = {}  # what the trees are sized by, for the record
         self.top_k, self.grower = min(top_k, len(self.vocabulary)), None
         captured = bool(target.kernels) and verify == "match" and self.drafting != "sampled"
@@ -131,7 +135,7 @@ class HeadDrafter(Draft):
     def _growth(self, target: TransformersTarget, size: FixedSize) -> Growth:
         shape = {"nodes": size.nodes, "depth": size.depth, "top_k": self.top_k}
         coupled = self.drafting == "coupled"
-        return Growth(target, self.lean, self.vocabulary, self.lm_head, coupled=coupled, **shape)
+        return Growth(target, self.lean, self.sayable.usual, self.lm_head, coupled=coupled, **shape)
 
     def _replayed(self, target: TransformersTarget, prefixes: Sequence[int]) -> list[tuple[float, float]]:
         """The same as `_seconds` of drafting that is captured; what verifies there belongs to the forward."""

@@ -20,6 +20,7 @@ from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.losses import Losses
 from fspad_bench.drafts.objective import Objective, inputs
+from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import TransformersTarget
 
@@ -32,9 +33,8 @@ MOST_TOKENS = 100_000  # a larger data set holds out more than it is worth to lo
 class HeldOut:
     """The conversations of a data set that are never learned; the first of them are measured on."""
 
-    def __init__(self, target: TransformersTarget, features: Features, vocabulary: Tensor) -> None:
-        self.target, self.features, self.vocabulary = target, features, vocabulary.to(target.device)
-        self.index = index_of(self.vocabulary, target.config.vocab_size)
+    def __init__(self, target: TransformersTarget, features: Features, sayable: Vocabulary) -> None:
+        self.target, self.features, self.sayable = target, features, sayable
         self.sequences = [s for s, conversation in enumerate(features.conversations) if conversation.held_out]
         reach = np.cumsum([features.lengths[s] for s in self.sequences])
         self.measured = self.sequences[: max(1, int(np.searchsorted(reach, MOST_TOKENS, side="right")))]
@@ -45,7 +45,7 @@ class HeldOut:
         objective.eval()
         found, weights, inside = [], [], []
         for group in self._groups():
-            e, f, batch = inputs(self.target, self.features, group, self.index)
+            e, f, batch = inputs(self.target, self.features, group, self.sayable)
             with torch.autocast(self.target.device.type, torch.bfloat16):
                 found.append([float(x) for x in objective(e, f, batch)[1]])
             weights.append(supervised(self.features, group))
@@ -63,7 +63,8 @@ class HeldOut:
     def tokens_per_step(self, objective: Objective) -> float | None:
         """Greedy, on the prompts of a few conversations, with a fixed tree; None where none fits the context."""
         network = copy.deepcopy(objective.network).to(self.target.dtype).eval().requires_grad_(False)
-        drafter = HeadDrafter(self.target, Head(network, self.vocabulary, self.target.name, self.target.identity))
+        head = Head(network, self.sayable.usual, self.target.name, self.target.identity)
+        drafter = HeadDrafter(self.target, head, vocabulary=objective.recipe.vocabulary)
         limit, made = Limit(PROBE_TOKENS, self.target.stop_ids), []
         for s in self.measured[:: max(1, len(self.measured) // PROBES)][:PROBES]:
             conversation = self.features.conversations[s]
@@ -81,7 +82,8 @@ class HeldOut:
         rows_seen = 0
         groups = self._groups()
         for number in np.random.default_rng(0).permutation(len(groups)):  # they are ordered by length
-            e, f, batch = inputs(self.target, self.features, groups[number], self.index)
+            e, f, batch = inputs(self.target, self.features, groups[number], self.sayable)
+            index, lm_head = self.sayable.index(batch.vocabulary), objective.lm_head[batch.vocabulary]
             with torch.autocast(self.target.device.type, torch.bfloat16):
                 levels = objective.network.unrolled(e, f, DEPTHS)
             reach = torch.arange(e.shape[1], device=e.device)
@@ -90,12 +92,14 @@ class HeldOut:
                 if not rows.any():
                     continue
                 logits = self.target.lm_head(batch.features[:, 1:][rows].to(self.target.dtype)).float()
-                guess = _logits(objective, out.h_logit[rows])
+                guess = torch.nn.functional.linear(out.h_logit[rows].to(lm_head.dtype), lm_head).float()
                 noise = self._noise(rows_seen, len(logits))
                 for greedy, added in ((True, torch.zeros(())), (False, noise)):
-                    own = added if greedy else added[:, self.vocabulary]
+                    own = added if greedy else added[:, batch.vocabulary]
                     q, children = (guess + own).softmax(-1).topk(min(CHILDREN, guess.shape[-1]), dim=-1)
-                    right = children == self.index[(logits + added).argmax(-1)][:, None]
+                    choice = (logits + added).argmax(-1)
+                    reached = self.sayable.reached(choice, batch.ids, rows)
+                    right = (children == index[choice][:, None]) & reached[:, None]
                     seen.setdefault((level, greedy), []).append((q, right))
             rows_seen += int(batch.rows.sum())
             if rows_seen > CALIBRATION_ROWS:
@@ -115,21 +119,10 @@ class HeldOut:
 
     def _noise(self, first: int, rows: int) -> Tensor:
         """The noise of so many positions over the target's vocabulary, as sampling would meet it: `[N, V]`."""
-        sampler, tokens = Sampler(1.0, stream="calibration"), torch.arange(len(self.index), device=self.index.device)
+        sampler, tokens = Sampler(1.0, stream="calibration"), torch.arange(self.sayable.size, device=self.target.device)
         return torch.stack([sampler.noise(first + row, tokens) for row in range(rows)])
-
-
-def index_of(vocabulary: Tensor, size: int) -> Tensor:
-    """Where each of `size` tokens stands in the draft vocabulary, -1 where it does not: `[V]`."""
-    index = torch.full((size,), -1, device=vocabulary.device)
-    return index.scatter_(0, vocabulary, torch.arange(len(vocabulary), device=vocabulary.device))
 
 
 def supervised(features: Features, group: Sequence[int]) -> int:
     """Rows with something to learn in these sequences."""
     return sum(end - start - 1 for s in group for start, end in features.conversations[s].answers)
-
-
-def _logits(objective: Objective, h_logit: Tensor) -> Tensor:
-    lm_head = objective.lm_head
-    return torch.nn.functional.linear(h_logit.to(lm_head.dtype), lm_head).float()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fspad_bench.drafts.data import Batch, Features
 from fspad_bench.drafts.losses import Losses, losses
 from fspad_bench.drafts.network import DraftNetwork
+from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.target import TransformersTarget
 
 TOP_K = 10
@@ -37,6 +38,7 @@ class Recipe:
     noise: float = 0.2
     clip: float = 0.5
     seed: int = 0
+    vocabulary: str = "prompt"  # the head's tokens and those of the text, or the head's alone
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step: up in a straight line, then down to zero in another."""
@@ -48,19 +50,20 @@ class Objective(nn.Module):
     """What a batch costs: the recipe's losses, the mean over `unroll` draft levels."""
 
     def __init__(self, network: DraftNetwork, lm_head: Tensor, recipe: Recipe) -> None:
+        """`lm_head [V, d]` is the target's, on the network's device."""
         super().__init__()
-        self.network, self.recipe = network, recipe
-        self.register_buffer("lm_head", lm_head, persistent=False)
+        self.network, self.recipe, self.lm_head = network, recipe, lm_head
 
     def forward(self, e: Tensor, f: Tensor, batch: Batch) -> tuple[Tensor, Losses]:
-        """e, f `[B, L - 1, d]`; the batch's choice is an index of the draft vocabulary, -1 outside it."""
+        """e, f `[B, L - 1, d]`; the batch's choice is an index of its vocabulary, -1 outside it."""
         rows, levels = batch.rows[:, :-1], self.recipe.unroll if self.training else 1
+        lm_head = self.lm_head[batch.vocabulary]
         if levels == 1:
-            found = [self._level(*self.network(e, f, rows), batch, rows)]
+            found = [self._level(*self.network(e, f, rows), batch, rows, lm_head)]
         else:
             reach = torch.arange(rows.shape[1], device=rows.device)
             found = [
-                self._level(out.h_logit[deep], out.h_feature[deep], batch, deep)
+                self._level(out.h_logit[deep], out.h_feature[deep], batch, deep, lm_head)
                 for level, out in enumerate(self.network.unrolled(e, f, levels))
                 for deep in [rows & (reach >= level)]
             ]
@@ -69,24 +72,29 @@ class Objective(nn.Module):
         loss = weights.feature_weight * mean.feature + weights.logit_weight * mean.logit + weights.top_weight * mean.top
         return loss, found[0]
 
-    def _level(self, h_logit: Tensor, h_feature: Tensor, batch: Batch, rows: Tensor) -> Losses:
+    def _level(self, h_logit: Tensor, h_feature: Tensor, batch: Batch, rows: Tensor, lm_head: Tensor) -> Losses:
         """The losses of these supervised rows `[B, L - 1]`, a subset of the batch's."""
         kept = rows[batch.rows[:, :-1]]
         behind = batch.features[:, 1:][rows]
-        top_k = min(TOP_K, len(self.lm_head)) if self.recipe.top_weight else 0
-        return losses(h_logit, h_feature, behind, batch.normaliser[kept], batch.choice[kept], self.lm_head, top_k)
+        top_k = min(TOP_K, len(lm_head)) if self.recipe.top_weight else 0
+        return losses(h_logit, h_feature, behind, batch.normaliser[kept], batch.choice[kept], lm_head, top_k)
 
 
 def inputs(
-    target: TransformersTarget, features: Features, group: Sequence[int], index: Tensor
+    target: TransformersTarget, features: Features, group: Sequence[int], sayable: Vocabulary
 ) -> tuple[Tensor, Tensor, Batch]:
     """Embeddings e and features f `[B, L - 1, d]` of these sequences, and their batch on the target's device.
 
-    `index` maps the target's vocabulary to the draft's, -1 outside it; the batch's choice is mapped.
+    The batch has a vocabulary, the usual tokens and its own; its choice is an index of that, -1 where a draft could not
+    say it.
     """
-    batch = Batch(*(part.to(target.device) for part in features.load(list(group))))
-    e = target.embedding(batch.ids[:, 1:]).to(torch.bfloat16).detach()
-    return e, batch.features[:, :-1], batch._replace(choice=index[batch.choice])
+    batch = features.load(list(group))
+    ids, given, rows, normaliser, choice = (part.to(target.device) for part in batch[:5])
+    said = torch.cat([sayable.usual, sayable.joining(ids)])
+    reached = sayable.reached(choice, ids, rows[:, :-1])
+    choice = torch.where(reached, sayable.index(said)[choice], -1)
+    e = target.embedding(ids[:, 1:]).to(torch.bfloat16).detach()
+    return e, given[:, :-1], Batch(ids, given, rows, normaliser, choice, said)
 
 
 def uniform_noise(

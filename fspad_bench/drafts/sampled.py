@@ -47,7 +47,7 @@ def sampled_tree(draft: Draft, context: Context, *, nodes: int, depth: int, top_
         chosen = torch.tensor([tokens[places[path]] for path in inner], device=draft.vocabulary.device)
         ancestors = lineage(ancestors, above)
         out, level = draft.expand(chosen, out.h_feature[above], ancestors, reach - 1), inner
-    q = torch.zeros(len(tokens), draft.target_vocabulary, dtype=torch.float64, device=draft.vocabulary.device)
+    q = torch.zeros(len(tokens), draft.sayable.size, dtype=torch.float64, device=draft.vocabulary.device)
     for node, law in rows:
         q[node, draft.vocabulary] = law
     return Tree(tokens, parents, q)

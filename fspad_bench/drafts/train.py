@@ -36,6 +36,7 @@ from fspad_bench.drafts.heldout import HeldOut, supervised
 from fspad_bench.drafts.losses import Losses
 from fspad_bench.drafts.network import DraftNetwork, Shape
 from fspad_bench.drafts.objective import Objective, Recipe, inputs, uniform_noise
+from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.errors import BenchError
 from fspad_bench.paths import write_whole
 from fspad_bench.plots import learning_curve
@@ -64,13 +65,15 @@ class Trainer:
         self.target, self.features, self.recipe, self.vocabulary = target, features, recipe, vocabulary
         self.accelerator = accelerator or accelerator_for(target.device)
         self.device = target.device
-        self.held_out = HeldOut(target, features, vocabulary)
+        self.sayable = Vocabulary(
+            vocabulary.to(self.device), target.config.vocab_size, prompted=recipe.vocabulary == "prompt"
+        )
+        self.held_out = HeldOut(target, features, self.sayable)
         torch.manual_seed(recipe.seed)
         self.network = DraftNetwork(shape).to(self.device, torch.float32)
         if initial is not None:
             self.network.load_state_dict(initial)
-        lm_head = target.lm_head.weight[vocabulary.to(self.device)].detach().to(torch.bfloat16)
-        objective = Objective(self.network, lm_head, recipe)
+        objective = Objective(self.network, target.lm_head.weight.detach().to(torch.bfloat16), recipe)
         self.objective = self.accelerator.prepare_model(objective, device_placement=False)  # all is on the target's
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=recipe.lr, betas=(0.9, 0.95))
         held_out = set(self.held_out.sequences)
@@ -138,7 +141,7 @@ class Trainer:
         return self.accelerator.reduce(every, "sum").tolist()
 
     def _losses(self, group: list[int], *, noise: float) -> tuple[Tensor, Losses]:
-        e, f, batch = inputs(self.target, self.features, group, self.held_out.index)
+        e, f, batch = inputs(self.target, self.features, group, self.sayable)
         if noise:
             lengths = [self.features.lengths[s] for s in group]
             keys = [(self.recipe.seed, self.step, s) for s in group]
@@ -192,7 +195,7 @@ class Trainer:
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
             # a setting that an older checkpoint does not know was its default
-            recipe = asdict(Recipe()) | state["recipe"] | {"epochs": self.recipe.epochs}
+            recipe = asdict(Recipe(vocabulary="head")) | state["recipe"] | {"epochs": self.recipe.epochs}
             origin = state["origin"]
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise BenchError(f"{path} is no checkpoint that can be read", hint) from error

@@ -1,0 +1,47 @@
+"""What a draft can say: the frequent tokens of its head, and those of the text at hand.
+
+A product with the target's whole vocabulary would cost a small draft more than all else, so a head can say some
+thousands of tokens (as in FR-Spec, Zhao et al. 2025, arXiv 2502.14856). What an answer takes from its prompt, names
+above all, is often none of them. So the prompt's own tokens, some ten to a hundred that the head has not, join them
+while it is answered: their rows of the LM head are the target's, like those of any other token. In training a batch's
+own tokens join.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Vocabulary:
+    """`usual [S]`, ascending ids of the target's `size` tokens, and with `prompted` those of a text."""
+
+    def __init__(self, usual: Tensor, size: int, *, prompted: bool) -> None:
+        self.usual, self.size, self.prompted = usual, size, prompted
+        self.is_usual = torch.zeros(size, dtype=torch.bool, device=usual.device)
+        self.is_usual[usual] = True
+
+    def joining(self, tokens: Tensor) -> Tensor:
+        """Which of these tokens of a text join the usual ones, each once, ascending."""
+        if not self.prompted:
+            return self.usual[:0]
+        found = tokens.unique()
+        return found[~self.is_usual[found]]
+
+    def index(self, said: Tensor) -> Tensor:
+        """Where each of the target's tokens stands in `said`, -1 where it does not: `[size]`."""
+        index = torch.full((self.size,), -1, device=said.device)
+        return index.scatter_(0, said, torch.arange(len(said), device=said.device))
+
+    def reached(self, choice: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+        """Whether a draft can say what follows these rows, `[N]`.
+
+        Row i of a sequence, `rows [B, L - 1]`, is followed by token i + 2, here by `choice [N]`; what comes only later
+        in `ids [B, L]` has not joined yet.
+        """
+        if not self.prompted:
+            return self.is_usual[choice]
+        sequence, last = rows.nonzero(as_tuple=True)
+        places = torch.arange(ids.shape[1], device=ids.device)
+        heard = (ids[sequence] == choice[:, None]) & (places <= last[:, None] + 1)
+        return self.is_usual[choice] | heard.any(-1)
