@@ -115,7 +115,9 @@ def _train_parser(verbs: Any) -> None:
         "--output", required=True, type=Path, help="the head's folder; an unfinished training there goes on"
     )
     train.add_argument(
-        "--draft-vocabulary", type=_positive, default=8192, help="tokens the draft can say (default: %(default)s)"
+        "--draft-vocabulary",
+        type=_positive,
+        help="how many tokens the draft can say (default: 8192, or those of --init)",
     )
     train.add_argument(
         "--tokens", type=_count, default=400_000, metavar="N[k|M]", help="how many, with --data self (default: 400k)"

@@ -38,6 +38,7 @@ from fspad_bench.fetch import cache_home
 from fspad_bench.target import TransformersTarget
 
 STORE = 2  # the form of feature stores; others' are computed anew
+USUAL_TOKENS = 8192
 INHERITED = ("command", "data_sha256", "tokens_seen", "initial")  # what a head says of the one that it began with
 
 
@@ -54,7 +55,7 @@ def train_head(
     output: Path,
     recipe: Recipe,
     *,
-    draft_vocabulary: int = 8192,
+    draft_vocabulary: int | None = None,
     max_length: int = 2048,
     live: bool = False,
     initial: Path | None = None,
@@ -63,9 +64,10 @@ def train_head(
 ) -> Head:
     """Train `decoder`'s network on `data` and write it to `output`, with its curve and facts beside it.
 
-    The target's features are kept on disk, or with `live` computed at every step. Training begins with the weights of
-    the head in the folder `initial` where one is given. Several processes share each batch where an `accelerator` knows
-    of several; the first of them writes.
+    The target's features are kept on disk, or with `live` computed at every step. The draft vocabulary is of so many
+    tokens, the most frequent ones of the answers. Training begins with the weights of the head in the folder `initial`
+    where one is given, and with its vocabulary unless a size is. Several processes share each batch where an
+    `accelerator` knows of several; the first of them writes.
     """
     check_decoder(decoder)
     first = load_head(initial.expanduser(), target, decoder) if initial else None
@@ -74,7 +76,10 @@ def train_head(
     max_length = min(max_length, target.max_length)
     files = read_files(data, target.config.vocab_size, max_length)
     conversations = [conversation for _, part in files for conversation in part]
-    vocabulary = frequent_tokens(conversations, draft_vocabulary, target.config.vocab_size)
+    if first and draft_vocabulary is None:
+        vocabulary = first.vocabulary.cpu()
+    else:
+        vocabulary = frequent_tokens(conversations, draft_vocabulary or USUAL_TOKENS, target.config.vocab_size)
     answer_tokens = sum(c.answer_tokens() for c in conversations)
     if recipe.supervise == "all":
         files = [(path, [conversation.whole() for conversation in part]) for path, part in files]

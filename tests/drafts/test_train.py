@@ -180,13 +180,14 @@ def test_a_longer_plan_begins_like_a_shorter_one(trainer, recipe):
 def test_training_begins_with_the_head_that_it_is_given(tiny, conversations, tmp_path, monkeypatch):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
     first = tmp_path / "first"
-    train_head(tiny, "fspad", [conversations], first, Recipe(epochs=1))
+    train_head(tiny, "fspad", [conversations], first, Recipe(epochs=1), draft_vocabulary=15)
     again = train_head(tiny, "fspad", [conversations], tmp_path / "again", Recipe(epochs=1e-6, seed=1), initial=first)
     begun = load_head(first, tiny)
     assert again.facts["tokens_seen"] == 0
     for name, weight in again.network.state_dict().items():
         torch.testing.assert_close(weight.double(), begun.network.state_dict()[name].double(), rtol=0, atol=0)
     assert again.facts["initial"]["sha256"] == begun.sha256
+    assert torch.equal(again.vocabulary, begun.vocabulary)
     assert again.facts["initial"]["tokens_seen"] == begun.facts["tokens_seen"] > 0
     with pytest.raises(BenchError, match="holds the head of 'fspad', not of 'eagle'"):
         train_head(tiny, "eagle", [conversations], tmp_path / "no", Recipe(), initial=first)
