@@ -97,7 +97,9 @@ class HeadDrafter(Draft):
     def _sized(self, target: TransformersTarget, head: Head, most: FixedSize, captured: bool) -> dict[bool, Size]:
         """The size of a greedy round and of a sampled one, within `most`, that pays on this machine."""
         calibration = Calibration.of(head.facts.get("calibration"))
-        about = {"head": head.sha256, "top_k": self.top_k, "drafting": self.drafting}
+        about = {
+            "head": head.sha256, "top_k": self.top_k, "drafting": self.drafting, "prompted": self.sayable.prompted,
+        }  # fmt: skip
         if captured:
             measured = costs.of(target, about | {"captured": True}, partial(self._replayed, target), everywhere=False)
             self.costs["captured"] = asdict(measured)
