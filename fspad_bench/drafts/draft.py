@@ -6,6 +6,8 @@ and the accepted tokens' rows come next round.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,26 +22,38 @@ from fspad_bench.target import TransformersTarget
 
 
 class Draft:
-    """`vocabulary [V_draft]` are the target's ids of the tokens it can say, with `prompted` those of the prompt too."""
+    """`vocabulary [V_draft]` are the target's ids of what it can say, with `prompted` those of the text so far too."""
 
     def __init__(self, target: TransformersTarget, head: Head, *, prompted: bool = True) -> None:
         self.network, self.lean = head.network, LeanNetwork(head.network)
         self.sayable = Vocabulary(head.vocabulary, target.config.vocab_size, prompted=prompted)
         self.embedding, self.every_row = target.embedding, target.lm_head.weight
-        self.vocabulary, self.lm_head, self.joined = head.vocabulary, Matrix(self.every_row[head.vocabulary]), None
-        self.rows = DraftRows(target, self.lean)
+        self.lm_head, self.rows = Matrix(self.every_row[head.vocabulary]), DraftRows(target, self.lean)
+        self._forget()
 
     def begin(self, context: Context, scores: Scores) -> None:
         self.rows.clear()
         self.features, self.tokens = scores.features, context.tokens[1:]
-        joining = self.sayable.joining(torch.tensor(context.tokens, device=self.features.device))
-        self.vocabulary = torch.cat([self.sayable.usual, joining])
-        self.joined = Matrix(self.every_row[joining]) if len(joining) else None
+        self._forget()
+        self._hear(context.tokens)
 
     def observe(self, step: Step) -> None:
         path = step.accepted.path
         self.features = step.scores.features[path]
         self.tokens = [step.tree.tokens[node] for node in path[1:]] + [step.accepted.bonus]
+        self._hear(self.tokens)
+
+    def _forget(self) -> None:
+        self.heard: set[int] = set()
+        self.vocabulary, self.joined = self.sayable.usual, None
+
+    def _hear(self, tokens: Sequence[int]) -> None:
+        """From now on the draft can say these too."""
+        if new := self.sayable.joining(tokens) - self.heard:
+            self.heard |= new
+            joined = torch.tensor(sorted(self.heard), device=self.sayable.usual.device)
+            self.vocabulary = torch.cat([self.sayable.usual, joined])
+            self.joined = Matrix(self.every_row[joined])
 
     def absorb(self) -> DraftOutput:
         """Cache the rows of the tokens committed since the last round, and predict from the last of them."""

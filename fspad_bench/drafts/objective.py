@@ -90,7 +90,7 @@ def inputs(
     """
     batch = features.load(list(group))
     ids, given, rows, normaliser, choice = (part.to(target.device) for part in batch[:5])
-    said = torch.cat([sayable.usual, sayable.joining(ids)])
+    said = sayable.of(ids)
     reached = sayable.reached(choice, ids, rows[:, :-1])
     choice = torch.where(reached, sayable.index(said)[choice], -1)
     e = target.embedding(ids[:, 1:]).to(torch.bfloat16).detach()

@@ -2,12 +2,14 @@
 
 A product with the target's whole vocabulary would cost a small draft more than all else, so a head can say some
 thousands of tokens (as in FR-Spec, Zhao et al. 2025, arXiv 2502.14856). What an answer takes from its prompt, names
-above all, is often none of them. So the prompt's own tokens, some ten to a hundred that the head has not, join them
-while it is answered: their rows of the LM head are the target's, like those of any other token. In training a batch's
+above all, is often none of them. So the text's own tokens, some ten to a hundred that the head has not, join them while
+a prompt is answered: their rows of the LM head are the target's, like those of any other token. In training a batch's
 own tokens join.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -18,15 +20,20 @@ class Vocabulary:
 
     def __init__(self, usual: Tensor, size: int, *, prompted: bool) -> None:
         self.usual, self.size, self.prompted = usual, size, prompted
+        self.known = frozenset(usual.tolist())
         self.is_usual = torch.zeros(size, dtype=torch.bool, device=usual.device)
         self.is_usual[usual] = True
 
-    def joining(self, tokens: Tensor) -> Tensor:
-        """Which of these tokens of a text join the usual ones, each once, ascending."""
+    def joining(self, tokens: Iterable[int]) -> set[int]:
+        """Which of these tokens of a text join the usual ones."""
+        return set(tokens) - self.known if self.prompted else set()
+
+    def of(self, ids: Tensor) -> Tensor:
+        """All that can be said of texts with these tokens, the usual ones first: `[S]`."""
         if not self.prompted:
-            return self.usual[:0]
-        found = tokens.unique()
-        return found[~self.is_usual[found]]
+            return self.usual
+        found = ids.unique()
+        return torch.cat([self.usual, found[~self.is_usual[found]]])
 
     def index(self, said: Tensor) -> Tensor:
         """Where each of the target's tokens stands in `said`, -1 where it does not: `[size]`."""

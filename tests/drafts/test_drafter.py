@@ -40,15 +40,21 @@ class Witness:
         self.drafter.observe(step)
 
 
+def vocabulary_after(drafter, tokens):
+    """What it could say after these tokens."""
+    usual = drafter.sayable.usual.tolist()
+    return torch.tensor([*usual, *sorted(set(tokens) - set(usual))])
+
+
 def log_q(drafter, target, tokens, features, draft, *, feed_back="h_feature", sampler=GREEDY):
     """log softmax(z), z = logits + T * G, over the draft vocabulary after `draft`, from scratch: no cache, no tree."""
-    tokens = [*tokens[1:], *draft]
-    noise = sampler.temperature * sampler.noise(len(tokens) + 1, drafter.vocabulary)
+    said, tokens = vocabulary_after(drafter, tokens), [*tokens[1:], *draft]
+    noise = sampler.temperature * sampler.noise(len(tokens) + 1, said)
     e = target.embedding(torch.tensor(tokens))
     while True:
         out = drafter.network(e[None, : len(features)], features[None], torch.ones(1, len(features), dtype=torch.bool))
         if len(features) == len(tokens):
-            z = target.lm_head.weight[drafter.vocabulary] @ out.h_logit[-1] + noise
+            z = target.lm_head.weight[said] @ out.h_logit[-1] + noise
             return z.log_softmax(-1)
         features = torch.cat([features, getattr(out, feed_back)[-1:]])
 
@@ -60,7 +66,7 @@ def brute_force(drafter, target, tokens, features, depth, sampler):
         level = []
         for path, score in frontier:
             best = log_q(drafter, target, tokens, features, path, sampler=sampler).topk(k)
-            ids = drafter.vocabulary[best.indices].tolist()
+            ids = vocabulary_after(drafter, tokens)[best.indices].tolist()
             level += [((*path, t), score + q) for t, q in zip(ids, best.values.tolist(), strict=True)]
         pool += level
         frontier = sorted(level, key=lambda found: -found[1])[:k]
@@ -129,7 +135,9 @@ def test_drawn_nodes_carry_the_laws_of_their_own_paths(tiny, heads, monkeypatch,
             for node, path in tracked(tree).items():
                 if tree.offspring[node]:
                     law = (log_q(drafter, tiny, tokens, features, path) / sampler.temperature).softmax(-1)
-                    torch.testing.assert_close(tree.q[node][drafter.vocabulary], law.double(), rtol=0, atol=1e-6)
+                    torch.testing.assert_close(
+                        tree.q[node][vocabulary_after(drafter, tokens)], law.double(), rtol=0, atol=1e-6
+                    )
 
 
 def test_ranked_drafts_know_nothing_of_the_noise(tiny, heads):
