@@ -29,6 +29,7 @@ LAYERS = {
         "forward",
         "linear",
         "native",
+        "pages",
         "cache",
         "target",
         "tiny",

@@ -82,10 +82,10 @@ class HeadDrafter(Draft):
             raise BenchError(text, f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1")
         if vocabulary not in VOCABULARIES:
             raise BenchError(f"unknown vocabulary '{vocabulary}'", near(vocabulary, VOCABULARIES))
-        super().__init__(target, head, prompted=vocabulary == "prompt")
+        captured = bool(target.kernels) and verify == "match" and self.drafting != "sampled"
+        super().__init__(target, head, prompted=vocabulary == "prompt" and not captured)  # a graph has one shape
         self.costs: dict[str, dict[str, Any]] = {}  # what the trees are sized by, for the record
         self.top_k, self.grower = min(top_k, len(self.vocabulary)), None
-        captured = bool(target.kernels) and verify == "match" and self.drafting != "sampled"
         bounds = FixedSize(nodes, depth)
         self.sizes = self._sized(target, head, bounds, captured) if auto else dict.fromkeys((True, False), bounds)
         size = self.sizes[True]

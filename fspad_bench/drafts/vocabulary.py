@@ -46,9 +46,11 @@ class Vocabulary:
         Row i of a sequence, `rows [B, L - 1]`, is followed by token i + 2, here by `choice [N]`; what comes only later
         in `ids [B, L]` has not joined yet.
         """
+        reached = self.is_usual[choice]
         if not self.prompted:
-            return self.is_usual[choice]
-        sequence, last = rows.nonzero(as_tuple=True)
+            return reached
+        unusual = (~reached).nonzero()[:, 0]
+        sequence, last = (part[unusual] for part in rows.nonzero(as_tuple=True))
         places = torch.arange(ids.shape[1], device=ids.device)
-        heard = (ids[sequence] == choice[:, None]) & (places <= last[:, None] + 1)
-        return self.is_usual[choice] | heard.any(-1)
+        heard = (ids[sequence] == choice[unusual, None]) & (places <= last[:, None] + 1)
+        return reached.index_put((unusual,), heard.any(-1))

@@ -42,7 +42,7 @@ def test_features_are_the_targets_own(tiny, store):
 
 def test_normaliser_and_choice_stand_behind_the_supervised_rows(tiny, store):
     group = [3, 7]
-    _, features, rows, normaliser, choice = StoredFeatures([store]).load(group)
+    _, features, rows, normaliser, choice, _ = StoredFeatures([store]).load(group)
     logits = tiny.lm_head(features[:, 1:][rows[:, :-1]].double())
     assert len(normaliser) == len(choice) == len(logits)
     torch.testing.assert_close(normaliser.double(), logits.logsumexp(-1), rtol=0, atol=0.05)  # features are bfloat16
@@ -56,7 +56,7 @@ def test_every_answer_of_a_conversation_is_supervised_behind_its_first_token(tin
     assert conversation.answers == [(4, 8), (13, 18)]
     store = FeatureStore(tmp_path / "store", [conversation], 64)
     store.fill(tiny)
-    ids, features, rows, normaliser, choice = StoredFeatures([store]).load([0])
+    ids, features, rows, normaliser, choice, _ = StoredFeatures([store]).load([0])
     predicted = ids[0, rows[0].nonzero().flatten() + 2].tolist()
     assert predicted == [5, 6, 7, 14, 15, 16, 17]
     assert len(choice) == len(predicted)
@@ -97,7 +97,7 @@ def test_a_whole_conversation_is_supervised_behind_its_first_two_tokens(tiny, tm
     store = FeatureStore(tmp_path / "store", rows, 64)
     store.fill(tiny)
     for features in (StoredFeatures([store]), LiveFeatures(tiny, rows)):
-        ids, behind, rows_of, normaliser, _ = features.load([0, 1])
+        ids, behind, rows_of, normaliser, *_ = features.load([0, 1])
         assert ids[0, rows_of[0].nonzero().flatten() + 2].tolist() == list(range(2, 20))
         assert ids[1, rows_of[1].nonzero().flatten() + 2].tolist() == [5, 6, 7, *range(14, 19)]
         logits = tiny.lm_head(behind[:, 1:][rows_of[:, :-1]].double())
