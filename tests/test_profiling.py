@@ -51,7 +51,7 @@ def test_parts_add_up_to_the_round(tiny):
 
 def test_slow_drafting_is_seen_as_drafting(tiny):
     found = profile(tiny, "slow", Slow(tiny), PROMPTS, Sampler(1.0), 8)
-    assert 0.02 <= found.parts["draft"] / found.rounds < 0.08  # beside other work too
+    assert found.parts["draft"] / found.rounds == pytest.approx(0.02, rel=0.5)
     assert found.parts["draft"] > 0.5 * found.decode
     assert found.measured < 1
 
@@ -77,7 +77,7 @@ def test_a_round_on_a_device_is_timed_as_it_runs(monkeypatch):
     monkeypatch.setattr(drafter.grower, "grow", slow)
     found = profile(target, "fspad", drafter, PROMPTS, Sampler(1.0), 16)
     assert set(found.parts) == {"draft", "forward"}
-    assert 0.02 <= found.parts["draft"] / found.rounds < 0.08  # beside other work too
+    assert found.parts["draft"] / found.rounds == pytest.approx(0.02, rel=0.5)
     assert 0 < found.parts["forward"] / found.rounds < found.decode / found.rounds
     assert found.tokens == 2 * 15
     assert "of a round outside the two networks" in render(found)

@@ -183,11 +183,11 @@ def test_the_draft_cache_holds_rows_of_target_features_only(tiny, heads):
 
 @pytest.mark.parametrize(("nodes", "depth", "top_k"), [(2, 1, 1), (60, 6, 10), (5, 1, 8), (40, 2, 3)])
 def test_any_tree_shape_keeps_its_bounds(tiny, heads, nodes, depth, top_k):
-    drafter, witness = run(tiny, heads, "eagle", nodes=nodes, depth=depth, top_k=top_k)
+    _, witness = run(tiny, heads, "eagle", nodes=nodes, depth=depth, top_k=top_k, vocabulary="head")
     for _, _, tree, budget in witness.trees:
         assert len(tree) <= nodes
         assert max(tree.depths) <= min(depth, budget)
-        assert set(tree.tokens[1:]) <= set(drafter.vocabulary.tolist())
+        assert not any(token % 3 == 0 for token in tree.tokens[1:])
 
 
 WRONG = [
