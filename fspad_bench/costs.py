@@ -60,6 +60,11 @@ class Costs:
         """Seconds of a tree of so many nodes, root included, behind so many tokens."""
         return self._verify[nodes] + max(0, tokens - NEAR) * self._longer[nodes]
 
+    def forwards(self, tokens: int) -> list[float]:
+        """The same of every number of nodes, from 0 to `LARGEST_TREE`."""
+        further = max(0, tokens - NEAR)
+        return [near + further * longer for near, longer in zip(self._verify, self._longer, strict=True)]
+
     def beside(self, levels: int, tokens: int = NEAR) -> float:
         """Seconds of a round with so many drafted levels, at least one, beside its forward, behind so many tokens."""
         further = max(0, tokens - NEAR)

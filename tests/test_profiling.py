@@ -71,13 +71,13 @@ def test_a_round_on_a_device_is_timed_as_it_runs(monkeypatch):
     real = drafter.grower.grow
 
     def slow(*arguments):
-        time.sleep(0.02)
+        time.sleep(0.06)
         real(*arguments)
 
     monkeypatch.setattr(drafter.grower, "grow", slow)
     found = profile(target, "fspad", drafter, PROMPTS, Sampler(1.0), 16)
     assert set(found.parts) == {"draft", "forward"}
-    assert found.parts["draft"] / found.rounds == pytest.approx(0.02, rel=0.5)
+    assert found.parts["draft"] / found.rounds == pytest.approx(0.06, rel=0.5)
     assert 0 < found.parts["forward"] / found.rounds < found.decode / found.rounds
     assert found.tokens == 2 * 15
     assert "of a round outside the two networks" in render(found)

@@ -16,14 +16,14 @@ import torch
 
 from fspad_bench import costs
 from fspad_bench.costs import Costs
-from fspad_bench.decoding import Context
+from fspad_bench.decoding import Context, Scores, Step
 from fspad_bench.drafts.calibration import Calibration
 from fspad_bench.drafts.draft import Draft
 from fspad_bench.drafts.dynamic import dynamic_tree
 from fspad_bench.drafts.growth import Growth
 from fspad_bench.drafts.head import Head, load_head, shipped
 from fspad_bench.drafts.sampled import sampled_tree
-from fspad_bench.drafts.size import BestSize, FixedSize, Size, best_shape
+from fspad_bench.drafts.size import BestSize, FixedSize, Size, Trust, best_shape
 from fspad_bench.errors import BenchError, near
 from fspad_bench.rounds import DeviceLoop, replayed
 from fspad_bench.sampling import Sampler
@@ -122,8 +122,17 @@ class HeadDrafter(Draft):
                 self.costs[name] = known[name]
                 self.sizes[greedy] = replace(size, costs=Costs.of(known[name]))
 
+    def begin(self, context: Context, scores: Scores) -> None:
+        super().begin(context, scores)
+        self.trust, self.promised = Trust(), 0.0
+
+    def observe(self, step: Step) -> None:
+        super().observe(step)
+        self.trust = self.trust.after(self.promised, len(step.accepted.path) - 1)
+
     @torch.inference_mode()
     def propose(self, context: Context, budget: int) -> Tree:
+        self.promised = 0.0
         if budget < 1:
             return Tree.root(context.tokens[-1])
         if self.drafting == "sampled":
@@ -131,8 +140,9 @@ class HeadDrafter(Draft):
             return sampled_tree(self, context, nodes=self.nodes, depth=depth, top_k=self.top_k)
         greedy = not context.sampler.temperature
         coupled = self.drafting == "coupled" and not greedy
-        size = self.sizes[greedy].behind(len(context.tokens))
-        return dynamic_tree(self, context, size=size, budget=budget, top_k=self.top_k, coupled=coupled)
+        size = self.sizes[greedy].behind(len(context.tokens), self.trust.share)
+        tree, self.promised = dynamic_tree(self, context, size=size, budget=budget, top_k=self.top_k, coupled=coupled)
+        return tree
 
     def _growth(self, target: TransformersTarget, size: FixedSize) -> Growth:
         shape = {"nodes": size.nodes, "depth": size.depth, "top_k": self.top_k}
@@ -166,7 +176,7 @@ class HeadDrafter(Draft):
             self.rows.length = begun - (longest.position - context.position)
             self.features, self.tokens = features, tokens
             size = FixedSize(FIXED_NODES, levels)
-            return dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled)
+            return dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled)[0]
 
         turns = [(context, partial(grown, context, levels)) for context in contexts for levels in (1, DEEP)]
         return list(map(_by_level, *[iter(costs.beside_forward(target, turns, self.verify))] * 2))

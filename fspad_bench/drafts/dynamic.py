@@ -11,6 +11,7 @@ this is EAGLE-2's rule.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import exp
 
 import torch
 from torch import Tensor
@@ -22,8 +23,11 @@ from fspad_bench.drafts.size import Size
 from fspad_bench.tree import Tree
 
 
-def dynamic_tree(draft: Draft, context: Context, *, size: Size, budget: int, top_k: int, coupled: bool) -> Tree:
-    """The tree below the last committed token, at most `budget` levels deep.
+def dynamic_tree(
+    draft: Draft, context: Context, *, size: Size, budget: int, top_k: int, coupled: bool
+) -> tuple[Tree, float]:
+    """The tree below the last committed token, at most `budget` levels deep, and how many of its drafted tokens will be
+    chosen if its scores tell the truth.
 
     Networks run on tensors; which candidates to expand and to keep is decided on the host, by lists of a few numbers.
     """
@@ -51,7 +55,8 @@ def dynamic_tree(draft: Draft, context: Context, *, size: Size, budget: int, top
     order = _leading(scores, range(len(scores)))
     kept = sorted(order[: size.keep([scores[node] for node in order], level + 1)])
     place = {node: number for number, node in enumerate([-1, *kept])}
-    return Tree([context.tokens[-1], *(tokens[node] for node in kept)], [-1, *(place[origins[node]] for node in kept)])
+    tree = Tree([context.tokens[-1], *(tokens[node] for node in kept)], [-1, *(place[origins[node]] for node in kept)])
+    return tree, sum(exp(scores[node]) for node in kept)
 
 
 def _noise(draft: Draft, context: Context, level: int) -> Tensor:

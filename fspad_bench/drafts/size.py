@@ -4,13 +4,14 @@ A round yields one token and every drafted one whose whole path is chosen; it co
 of the tree. The sized tree keeps the nodes that raise the ratio, drafts another level only where it would raise it
 further, and drafts nothing at all where no node is worth its cost (cf. Sequoia, Chen et al. 2024, arXiv 2402.12374,
 whose hardware-aware optimiser chooses one shape for all rounds; here each round has its own, unless a device's graph
-holds it to one).
+holds it to one). What nodes are likely to bring is what a calibration says, times what this text has made of it so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from math import exp
 from typing import Protocol
@@ -20,13 +21,35 @@ from torch import Tensor
 from fspad_bench.costs import NEAR, SIZES, Costs
 from fspad_bench.drafts.calibration import Calibration
 
+PRIOR = 8.0  # drafted tokens for which a calibration is believed
+FADING = 0.98  # what a round still counts for one round later
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Which share of the drafted tokens that its calibration promises a text has been choosing.
+
+    A calibration is that of the conversations it was fitted on; a text may be half or twice as easy.
+    """
+
+    promised: float = 0.0
+    chosen: float = 0.0
+
+    @property
+    def share(self) -> float:
+        return (PRIOR + self.chosen) / (PRIOR + self.promised)
+
+    def after(self, promised: float, chosen: int) -> Trust:
+        """With one more round, in which `chosen` of the `promised` tokens came."""
+        return Trust(FADING * self.promised + promised, FADING * self.chosen + chosen)
+
 
 class Size(Protocol):
-    """`behind` is the same for a tree behind so many tokens; `grade` turns children's log-probabilities `[N, K]` into
-    those that count; `grow` says whether a level beyond `levels` is drafted; `keep` how many of all candidates, best
-    first, make the tree. Scores are of whole paths."""
+    """`behind` is the same for a tree behind so many tokens of a text that deserves so much `trust`; `grade` turns
+    children's log-probabilities `[N, K]` into those that count; `grow` says whether a level beyond `levels` is drafted;
+    `keep` how many of all candidates, best first, make the tree. Scores are of whole paths."""
 
-    def behind(self, tokens: int) -> Size: ...
+    def behind(self, tokens: int, trust: float) -> Size: ...
     def grade(self, log_q: Tensor, level: int) -> Tensor: ...
     def grow(self, scores: Sequence[float], frontier: Sequence[float], levels: int) -> bool: ...
     def keep(self, scores: Sequence[float], levels: int) -> int: ...
@@ -39,7 +62,7 @@ class FixedSize:
     nodes: int
     depth: int
 
-    def behind(self, tokens: int) -> FixedSize:
+    def behind(self, tokens: int, trust: float) -> FixedSize:
         return self
 
     def grade(self, log_q: Tensor, level: int) -> Tensor:
@@ -63,9 +86,10 @@ class BestSize:
     calibration: Calibration
     greedy: bool
     tokens: int = NEAR
+    trust: float = 1.0
 
-    def behind(self, tokens: int) -> BestSize:
-        return replace(self, tokens=tokens)
+    def behind(self, tokens: int, trust: float) -> BestSize:
+        return replace(self, tokens=tokens, trust=trust)
 
     def grade(self, log_q: Tensor, level: int) -> Tensor:
         return self.calibration.curve(level, greedy=self.greedy).grade(log_q)
@@ -86,9 +110,17 @@ class BestSize:
 
     def _best(self, chances: Sequence[float], levels: int) -> tuple[float, int]:
         """The highest rate, in tokens a second, over the number of drafted nodes, and that number."""
-        spent, forward = self.costs.beside(levels, self.tokens), self.costs.forward
-        made = accumulate(chances[: self.nodes - 1], initial=1.0)
-        return max((tokens / (spent + forward(1 + n, self.tokens)), n) for n, tokens in enumerate(made))
+        spent, made = self.costs.beside(levels, self.tokens), accumulate(chances[: self.nodes - 1], initial=0.0)
+        rates = [
+            (1 + self.trust * tokens) / (spent + seconds) for tokens, seconds in zip(made, self._forwards, strict=False)
+        ]
+        best = max(rates)
+        return best, rates.index(best)
+
+    @cached_property
+    def _forwards(self) -> list[float]:
+        """Of trees with so many drafted nodes, beginning with none."""
+        return self.costs.forwards(self.tokens)[1:]
 
 
 def best_shape(costs: Costs, calibration: Calibration, *, nodes: int, depth: int, top_k: int) -> FixedSize:

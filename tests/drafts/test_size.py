@@ -13,8 +13,9 @@ from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.drafts.calibration import Calibration, Curve, fit
 from fspad_bench.drafts.drafter import DEEP, FIXED_DEPTH, FIXED_NODES, HeadDrafter, find_head
-from fspad_bench.drafts.size import BestSize, FixedSize, best_shape
+from fspad_bench.drafts.size import FADING, PRIOR, BestSize, FixedSize, Trust, best_shape
 from fspad_bench.sampling import Sampler
+from fspad_bench.target import LARGEST_TREE
 
 CHEAP, DEAR = (Costs(tuple(1 + slope * n for n in SIZES), 0.1, 0.1) for slope in (0.001, 0.3))
 SURE = Calibration((Curve(0.0, 1.0, 0.8, 0.95),), (Curve(0.0, 1.0, 0.8, 0.95),))
@@ -86,6 +87,9 @@ def test_bounds_hold():
 def test_forwards_between_the_measured_sizes_are_interpolated():
     costs = Costs(tuple(float(n) ** 1.5 for n in SIZES), 0.5, 0.25)
     assert [costs.forward(n) for n in SIZES] == list(costs.verify)
+    longer = replace(costs, longer=tuple(1e-3 * n for n in SIZES))
+    for tokens in (5, NEAR, 3 * NEAR):
+        assert longer.forwards(tokens) == [longer.forward(n, tokens) for n in range(LARGEST_TREE + 1)]
     assert costs.verify[4] < costs.forward(7) < costs.verify[5]
     assert all(costs.forward(n) < costs.forward(n + 1) for n in range(1, 127))
     assert [costs.beside(levels) for levels in (1, 2, 3)] == [0.5, 0.75, 1.0]
@@ -96,7 +100,7 @@ def test_a_longer_prefix_makes_levels_dearer_and_trees_less_deep():
     assert costs.beside(3, NEAR) == costs.beside(3, 5) == costs.beside(3)
     assert costs.beside(3, NEAR + 1000) == pytest.approx(0.3 + 0.1 + 2 * 0.2)
     sure, likely = logs(0.9), logs(0.9, 0.05)
-    assert [best(costs).behind(tokens).grow(likely, sure, 1) for tokens in (NEAR, 20 * NEAR)] == [True, False]
+    assert [best(costs).behind(tokens, 1.0).grow(likely, sure, 1) for tokens in (NEAR, 20 * NEAR)] == [True, False]
 
 
 def test_a_longer_prefix_makes_forwards_dearer_and_trees_smaller():
@@ -104,7 +108,7 @@ def test_a_longer_prefix_makes_forwards_dearer_and_trees_smaller():
     assert costs.forward(8, NEAR) == costs.forward(8, 5) == costs.forward(8)
     assert costs.forward(8, NEAR + 500) == pytest.approx(costs.forward(8) + 500 * 8e-4)
     scores = logs(*(0.9**n for n in range(1, 30)))
-    kept = [best(costs).behind(tokens).keep(scores, 1) for tokens in (10, NEAR, NEAR + 500, 8 * NEAR)]
+    kept = [best(costs).behind(tokens, 1.0).keep(scores, 1) for tokens in (10, NEAR, NEAR + 500, 8 * NEAR)]
     assert kept[0] == kept[1] > kept[2] > kept[3] > 0
 
 
@@ -196,10 +200,70 @@ def test_a_context_too_short_to_measure_has_fixed_trees(tiny, monkeypatch):
 
 def test_trees_know_how_many_tokens_they_stand_behind(tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr(BestSize, "behind", lambda self, tokens: asked.append(tokens) or replace(self, tokens=tokens))
+    behind = BestSize.behind
+    monkeypatch.setattr(
+        BestSize, "behind", lambda self, tokens, trust: asked.append(tokens) or behind(self, tokens, trust)
+    )
     generate(tiny, Fspad(tiny, tree="auto"), Sampler(), PROMPT, Limit(24))
     assert asked[0] == len(PROMPT) + 1
     assert asked == sorted(set(asked))
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0, 1.6])
+def test_a_text_earns_the_trust_that_it_repays(share):
+    generator, trust = torch.Generator().manual_seed(3), Trust()
+    assert trust.share == 1.0
+    for promised in (4 * torch.rand(400, generator=generator)).tolist():
+        trust = trust.after(promised, round(share * promised + 0.8 * float(torch.rand((), generator=generator)) - 0.4))
+    assert trust.share == pytest.approx(share, abs=0.12)
+    for _ in range(200):
+        trust = trust.after(1.0, 1)
+    assert trust.share == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_round_that_promised_nothing_teaches_nothing():
+    doubted = Trust().after(10.0, 2)
+    assert Trust().after(0.0, 0).share == 1.0
+    assert doubted.share < doubted.after(0.0, 0).share < 1.0
+
+
+def test_less_trust_makes_smaller_trees_and_fewer_levels():
+    scores, costs = logs(*(0.9**n for n in range(1, 30))), Costs(tuple(1 + 0.1 * n for n in SIZES), 0.1, 0.1)
+    kept = [best(costs).behind(NEAR, trust).keep(scores, 1) for trust in (1.0, 0.5, 0.1, 0.0)]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == len(kept)
+    assert kept[-1] == 0
+    likely = logs(0.9, 0.05)
+    grown = [best(Costs(CHEAP.verify, 0.1, 0.3)).behind(NEAR, trust).grow(likely, likely, 1) for trust in (1.0, 0.2)]
+    assert grown == [True, False]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_each_round_is_grown_by_what_the_rounds_before_it_kept_of_their_promise(tiny, temperature, monkeypatch):
+    """The promise is the sum of the kept paths' calibrated chances, whatever trust they were kept with."""
+    promised, chosen, asked, keep, behind = [], [], [], BestSize.keep, BestSize.behind
+
+    def kept(size, scores, levels):
+        promised.append(sum(torch.tensor(scores).exp()[: keep(size, scores, levels)].tolist()))
+        return keep(size, scores, levels)
+
+    class Seen(Fspad):
+        def observe(self, step):
+            super().observe(step)
+            chosen.append(len(step.accepted.path) - 1)
+
+    monkeypatch.setattr(BestSize, "keep", kept)
+    monkeypatch.setattr(BestSize, "behind", lambda *args: asked.append(args[2]) or behind(*args))
+    drafter = Seen(tiny, tree="auto")
+    for _ in range(2):  # what one generation taught is not the next one's
+        for found in (promised, chosen, asked):
+            found.clear()
+        generate(tiny, drafter, Sampler(temperature, seed=2), PROMPT, Limit(48))
+        assert sum(chosen) > 4
+        due = owed = 0.0
+        for trust, hoped, came in zip(asked, promised, chosen, strict=False):
+            assert trust == pytest.approx((PRIOR + owed) / (PRIOR + due), rel=1e-5)
+            due, owed = FADING * due + hoped, FADING * owed + came
 
 
 def test_ranks_of_sampled_drafts_are_taken_at_their_word(tiny):
