@@ -173,7 +173,7 @@ def _distill_parser(verbs: Any) -> None:
         help="prompts for the overlap report, beside the bundled ones: hub, or spec-bench=FILE",
     )  # fmt: skip
     distill.add_argument("--rows", type=_positive, default=64, help="conversations at once (default: %(default)s)")
-    distill.add_argument("--shard", type=_positive, default=256, help="conversations a file (default: %(default)s)")
+    distill.add_argument("--shard", type=_positive, default=128, help="conversations a file (default: %(default)s)")
     distill.add_argument("--seed", type=_whole, default=0)
     distill.add_argument("--dtype", choices=["float32", "bfloat16", "float64"])
     distill.add_argument("--device", default="auto", help="default: a GPU where there is one")

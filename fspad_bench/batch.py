@@ -1,17 +1,19 @@
 """Continuations of many prompts at once, for making data: a batch whose rows refill as answers finish.
 
-Requests are taken shortest first, so the rows in flight are of one length and none widens the attention for all; new
-prompts are prefilled a handful at a time; a finished row's place goes to the last one, so the rows at work are always
-the first, and no product is made for an idle one. The cache is as wide as its longest row, and a little: then the keys
-and values of a step are one block of memory, which a batched product reads where it is. Nothing is measured here: the
-decoders' own loop is `decoding`.
+Requests come in waves, each asked once the answers to the one before are there; several streams of waves share the
+batch, so that nobody's last answers leave its rows idle. They are taken shortest first, so the rows in flight are of
+one length and none widens the attention for all; new prompts are prefilled a handful at a time; a finished row's place
+goes to the last one, so the rows at work are always the first, and no product is made for an idle one. The cache is as
+wide as its longest row, and a little: then the keys and values of a step are one block of memory, which a batched
+product reads where it is. Nothing is measured here: the decoders' own loop is `decoding`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -34,14 +36,41 @@ class Request(NamedTuple):
     length: int
 
 
+class Wave(NamedTuple):
+    """Requests that are asked at once, and the seed of what is drawn for them."""
+
+    requests: Sequence[Request]
+    seed: Sequence[int]
+
+
+Answers = list[list[int]]
+Made = TypeVar("Made")
+Stream = Generator[Wave, Answers, Made]
+
+
+@dataclass
+class Asked:
+    """A wave at work: how many answers are still awaited, and who awaits them."""
+
+    then: Callable[[Answers], None]
+    awaited: int
+    answers: Answers = field(default_factory=list)
+
+    def hear(self) -> None:
+        """One more answer is whole."""
+        self.awaited -= 1
+        if not self.awaited:
+            self.then(self.answers)
+
+
 @dataclass
 class Row:
-    """A request at work: `place` among the answers, what it said so far, and its own uniform variates."""
+    """A request of a wave: its own uniform variates, and what it said so far."""
 
-    place: int
     request: Request
     variates: np.ndarray
-    said: list[int] = field(default_factory=list)
+    said: list[int]
+    asked: Asked
 
     @property
     def position(self) -> int:
@@ -140,82 +169,136 @@ class Batch:
         return torch.tensor(values, device=self.target.device)
 
 
+class Group:
+    """Requests that one cache suits: those that wait, the shortest last, and the rows at work."""
+
+    def __init__(self, target: TransformersTarget, rows: int) -> None:
+        self.target, self.rows = target, rows
+        self.batch: Batch | None = None  # while there is anything to do
+        self.waiting: list[Row] = []
+        self.working: list[Row] = []
+
+    @property
+    def load(self) -> float:
+        """Which share of the rows would be at work."""
+        return min(1.0, (len(self.waiting) + len(self.working)) / self.rows)
+
+    def wait(self, rows: Sequence[Row]) -> None:
+        self.waiting = sorted([*reversed(rows), *self.waiting], key=lambda row: len(row.request.prompt), reverse=True)
+
+    def turn(self) -> tuple[int, list[Row]]:
+        """Each row's next token, or new rows' first ones; how many tokens that makes, and the rows that are done."""
+        self.batch = self.batch or Batch(self.target, self.rows)
+        if self.waiting and len(self.working) <= self.rows - max(1, self.rows // 4):
+            new = self._next_rows()
+            _say(self.batch.prefill(len(self.working), [row.request.prompt for row in new]), new)
+            self.working += new
+        else:
+            new = self.working
+            _say(self.batch.step([row.said[-1] for row in new], [row.position for row in new]), new)
+        made, done = len(new), []
+        for place in range(len(self.working) - 1, -1, -1):
+            row = self.working[place]
+            if row.said[-1] in self.target.stop_ids or len(row.said) == row.request.length:
+                done.append(row)
+                last = self.working.pop()
+                if last is not row:
+                    self.batch.move(len(self.working), place, last.position + 1)
+                    self.working[place] = last
+        if not (self.waiting or self.working):
+            self.batch = None
+        return made, done
+
+    def _next_rows(self) -> list[Row]:
+        """The shortest that wait, as many as there is room for."""
+        taken: list[Row] = []
+        while self.waiting and len(self.working) + len(taken) < self.rows:
+            if taken and (len(taken) + 1) * len(self.waiting[-1].request.prompt) > PREFILL_TOKENS:
+                break
+            taken.append(self.waiting.pop())
+        return taken
+
+
+class Pool:
+    """Waves of requests at work together. Long requests run apart from short ones and fewer at once: a cache has room
+    for `ROW_TOKENS` tokens times `rows`, or for one row."""
+
+    def __init__(self, target: TransformersTarget, rows: int) -> None:
+        self.target, self.rows = target, rows
+        self.groups: dict[int, Group] = {}
+
+    def ask(self, wave: Wave, then: Callable[[Answers], None]) -> None:
+        """`then` is called with the answers, in the order of the requests, once all are there."""
+        if not wave.requests:
+            then([])
+        asked, parts = Asked(then, len(wave.requests)), defaultdict(list)
+        for place, request in enumerate(wave.requests):
+            asked.answers.append(said := [])
+            variates = np.random.default_rng([*wave.seed, place]).random(request.length)
+            size = ((len(request.prompt) + request.length - 1) // ROW_TOKENS).bit_length()
+            parts[size].append(Row(request, variates, said, asked))
+        for size, rows in parts.items():
+            group = self.groups.setdefault(size, Group(self.target, max(1, self.rows >> size)))
+            group.wait(rows)
+
+    def turn(self) -> int:
+        """Work for the group that leaves the fewest of its rows idle; how many tokens that made."""
+        made, done = max(self.groups.values(), key=lambda group: group.load).turn()
+        for row in done:
+            row.asked.hear()
+        return made
+
+
+@dataclass
+class Flight(Generic[Made]):
+    """A stream that has begun, and what it came to."""
+
+    stream: Stream[Made]
+    pool: Pool
+    landed: bool = False
+    made: Made | None = None
+
+    def go(self, answers: Answers | None) -> None:
+        try:
+            wave = self.stream.send(answers)
+        except StopIteration as end:
+            self.landed, self.made = True, end.value
+        else:
+            self.pool.ask(wave, self.go)
+
+
 @torch.inference_mode()
-def answer_all(
+def answer_streams(
     target: TransformersTarget,
-    requests: Sequence[Request],
+    streams: Iterable[Stream[Made]],
     *,
     rows: int,
-    seed: Sequence[int],
+    ahead: int = 1,
     told: Callable[[int], None] = lambda count: None,
-) -> list[list[int]]:
-    """The answer to each request, its stop id included where it came to one; `told` hears of tokens as they are made.
+) -> Iterator[Made]:
+    """What each stream returns, in their order. A stream yields waves and is sent the answers to each.
 
-    What is drawn follows from (seed, place of the request), not from which rows shared its batch. Long requests run
-    apart from short ones and fewer at once: a cache has room for `ROW_TOKENS` tokens times `rows`, or for one row.
+    An answer has its stop id where it came to one; `told` hears of tokens as they are made. Up to `ahead` streams are
+    begun and not yet handed out: where the last answers of a wave are awaited, rows of others are at work beside them.
+    What is drawn follows from (seed, place of the request) of a wave, not from what shared its batch.
     """
-    answers: list[list[int]] = [[] for _ in requests]
-    for part in _alike(requests):
-        capacity = max(len(requests[i].prompt) + requests[i].length for i in part)
-        together = min(len(part), max(1, min(rows, rows * ROW_TOKENS // capacity)))
-        _answer_part(target, requests, part, answers, together, seed, told)
-    return answers
-
-
-def _alike(requests: Sequence[Request]) -> list[list[int]]:
-    """Places of requests in groups that one cache suits: up to `ROW_TOKENS` tokens, twice as many, and so on."""
-    groups: dict[int, list[int]] = {}
-    for place, request in enumerate(requests):
-        groups.setdefault(((len(request.prompt) + request.length - 1) // ROW_TOKENS).bit_length(), []).append(place)
-    return [groups[size] for size in sorted(groups)]
-
-
-def _answer_part(
-    target: TransformersTarget,
-    requests: Sequence[Request],
-    part: list[int],
-    answers: list[list[int]],
-    rows: int,
-    seed: Sequence[int],
-    told: Callable[[int], None],
-) -> None:
-    order = sorted(part, key=lambda i: (len(requests[i].prompt), i), reverse=True)  # pop: the shortest
-    batch, working = Batch(target, rows), []
-    while order or working:
-        if order and len(working) <= rows - max(1, rows // 4):
-            new = _next_rows(requests, order, rows - len(working), seed)
-            _say(batch.prefill(len(working), [row.request.prompt for row in new]), new)
-            working += new
+    pool, waiting, flights = Pool(target, rows), iter(streams), deque()
+    while True:
+        while len(flights) < ahead and (stream := next(waiting, None)) is not None:
+            flights.append(Flight(stream, pool))
+            flights[-1].go(None)
+        if not flights:
+            return
+        if flights[0].landed:
+            yield flights.popleft().made
         else:
-            _say(batch.step([row.said[-1] for row in working], [row.position for row in working]), working)
-            new = working
-        told(len(new))
-        for place in range(len(working) - 1, -1, -1):
-            row = working[place]
-            if row.said[-1] in target.stop_ids or len(row.said) == row.request.length:
-                answers[row.place] = row.said
-                last = working.pop()
-                if last is not row:
-                    batch.move(len(working), place, last.position + 1)
-                    working[place] = last
+            told(pool.turn())
 
 
 def common_prefix(rows: Sequence[list[int]]) -> int:
     """How many tokens all rows begin with."""
     low, high = min(rows), max(rows)
     return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-
-
-def _next_rows(requests: Sequence[Request], order: list[int], free: int, seed: Sequence[int]) -> list[Row]:
-    """The shortest requests that wait, as many as there is room for."""
-    taken: list[Row] = []
-    while order and len(taken) < free:
-        place = order[-1]
-        if taken and (len(taken) + 1) * len(requests[place].prompt) > PREFILL_TOKENS:
-            break
-        request = requests[order.pop()]
-        taken.append(Row(place, request, np.random.default_rng([*seed, place]).random(request.length)))
-    return taken
 
 
 def _say(logits: Tensor, rows: Sequence[Row]) -> None:

@@ -83,7 +83,7 @@ def train_draft(arguments: argparse.Namespace) -> int:
     import torch
 
     from fspad_bench.distill import overlap
-    from fspad_bench.distill.writer import distill_free
+    from fspad_bench.distill.writer import SHARD, distill_free
     from fspad_bench.drafts.job import check_decoder, train_head
     from fspad_bench.drafts.objective import Recipe
     from fspad_bench.drafts.train import accelerator_for
@@ -102,7 +102,7 @@ def train_draft(arguments: argparse.Namespace) -> int:
     target = _training_target(arguments)
     data = [Path(given).expanduser() for given in arguments.data if given != "self"]
     if "self" in arguments.data:
-        shard = max(16, min(256, arguments.tokens // 1000))
+        shard = max(16, min(SHARD, arguments.tokens // 1000))
         with accelerator.main_process_first():
             made = distill_free(
                 target, arguments.output / "data", tokens=arguments.tokens, seed=arguments.seed, shard=shard

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
+from fspad_bench.batch import Wave, answer_streams
 from fspad_bench.decoding import Context, Step
 from fspad_bench.lossless.scripted import ScriptedTarget
 from fspad_bench.sampling import Sampler
@@ -133,3 +134,24 @@ def random_model(name: str, dtype: torch.dtype = torch.float64, **options: objec
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(kind(**{**COMMON, **own, **options}), attn_implementation="sdpa")
     return model.to(dtype).eval()
+
+
+def answer_all(target, requests, **how):
+    """The answers to one wave; `seed`, `rows` and `told` as in `answer_streams`."""
+    wave = Wave(requests, how.pop("seed"))
+    return next(answer_streams(target, [_once(wave)], **how))
+
+
+def _once(wave):
+    return (yield wave)
+
+
+def driven(stream, reply):
+    """What a stream of waves returns when `reply` answers each."""
+    answers = None
+    while True:
+        try:
+            wave = stream.send(answers)
+        except StopIteration as end:
+            return end.value
+        answers = reply(wave)

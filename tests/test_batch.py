@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from doubles import ARCHITECTURES, random_model
+from doubles import ARCHITECTURES, answer_all, driven, random_model
 
 from fspad_bench import batch
-from fspad_bench.batch import Batch, Request, answer_all, common_prefix
+from fspad_bench.batch import Batch, Request, Wave, answer_streams, common_prefix
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
 from fspad_bench.errors import BenchError
@@ -133,6 +133,69 @@ def test_prompts_are_prefilled_in_bounded_portions(tiny, monkeypatch):
 
 def test_nothing_asked_is_nothing_answered(tiny):
     assert answer_all(tiny, [], rows=4, seed=[0]) == []
+    assert list(answer_streams(tiny, [], rows=4)) == []
+
+
+def talking(number, waves, heat=0.0):
+    """A stream that asks what it was answered, again and again, each time with one prompt fewer."""
+    said = [PROMPTS[(number + i) % len(PROMPTS)] for i in range(waves)]
+    for wave in range(waves):
+        answers = yield Wave([Request(x, heat, 5 + 3 * i) for i, x in enumerate(said[wave:])], [number, wave])
+        said[wave:] = [x + y for x, y in zip(said[wave:], answers, strict=True)]
+    return number, said
+
+
+@pytest.mark.parametrize("heat", [0.0, 1.0])
+@pytest.mark.parametrize(("rows", "ahead"), [(1, 1), (3, 2), (50, 5), (4, 50)])
+def test_streams_come_to_what_each_comes_to_alone_and_in_their_order(tiny, rows, ahead, heat):
+    lengths = [2, 0, 5, 1, 3, 0, 2, 4]
+
+    def reply(wave):
+        return answer_all(tiny, wave.requests, rows=9, seed=wave.seed)
+
+    wanted = [driven(talking(n, waves, heat), reply) for n, waves in enumerate(lengths)]
+    streams = (talking(n, waves, heat) for n, waves in enumerate(lengths))
+    assert list(answer_streams(tiny, streams, rows=rows, ahead=ahead)) == wanted
+
+
+def test_no_more_streams_are_begun_than_may_be_ahead(tiny):
+    begun, out = [], []
+
+    def noted(number):
+        begun.append(number)
+        assert len(begun) - len(out) <= 3
+        return (yield from talking(number, 1 + number % 3))
+
+    for number, _ in answer_streams(tiny, map(noted, range(9)), rows=4, ahead=3):
+        out.append(number)
+    assert out == begun == list(range(9))
+
+
+def test_where_one_waits_for_its_last_answers_the_rows_of_others_are_at_work(tiny, monkeypatch):
+    monkeypatch.setattr(TransformersTarget, "stop_ids", frozenset())
+    steps, real = [], Batch.step
+    monkeypatch.setattr(Batch, "step", lambda self, tokens, at: steps.append(len(tokens)) or real(self, tokens, at))
+
+    def uneven(number):
+        for wave in range(3):
+            yield Wave([Request([number, wave, i], 0.0, 24 if i == 0 else 4) for i in range(4)], [number])
+
+    count = {}
+    for ahead in (1, 4):
+        steps.clear()
+        assert len(list(answer_streams(tiny, map(uneven, range(8)), rows=4, ahead=ahead))) == 8
+        count[ahead] = len(steps), sum(steps)
+    assert count[1][1] == count[4][1]
+    assert count[4][0] < 0.6 * count[1][0]
+
+
+def test_what_goes_wrong_in_a_stream_is_heard_of(tiny):
+    def broken():
+        yield Wave([Request([1], 0.0, 2)], [0])
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        list(answer_streams(tiny, [talking(0, 3), broken()], rows=2, ahead=2))
 
 
 @pytest.mark.parametrize(("rows", "length"), [([[1, 2], [1, 2, 3]], 2), ([[1], [2]], 0), ([[4, 4]], 2), ([[1], []], 0)])

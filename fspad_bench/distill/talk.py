@@ -8,13 +8,13 @@ other alone, and nobody else quotes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fspad_bench.batch import Request, answer_all
+from fspad_bench.batch import Request, Stream, Wave
 from fspad_bench.chat import Chat, Message, Rendered, assistant, user
 from fspad_bench.distill.kinds import FOLLOW_UPS, KINDS, MATERIAL, QUESTION, TEXT
 from fspad_bench.drafts.data import HELD_OUT_EVERY
@@ -52,17 +52,15 @@ class Talk:
 
 
 class Talks:
-    """Waves of a target's own conversations. `seed` decides everything that is drawn; `rows` only how fast."""
+    """A target's own conversations, as streams of waves for `answer_streams`; `seed` decides all that is drawn."""
 
-    def __init__(
-        self, target: TransformersTarget, *, seed: Sequence[int], rows: int, told: Callable[[int], None]
-    ) -> None:
-        self.target, self.rows, self.told = target, rows, told
+    def __init__(self, target: TransformersTarget, *, seed: Sequence[int]) -> None:
+        self.target = target
         self.chat = Chat(target.tokenizer, target.stop_ids)
         self.seed, self.waves = tuple(seed), 0
         self.rng = np.random.default_rng(self.seed)
 
-    def free(self, count: int) -> list[dict[str, Any]]:
+    def free(self, count: int) -> Stream[list[dict[str, Any]]]:
         """About `count` conversations of all kinds; those in which somebody said nothing are left out."""
         shares = np.array([kind.share for kind in KINDS.values()])
         drawn = self.rng.choice(list(KINDS), size=count, p=shares / shares.sum())
@@ -71,23 +69,23 @@ class Talks:
         for place, talk in enumerate(talks):
             talk.held_out = place % HELD_OUT_EVERY == chosen
         first = [talk for talk in talks if KINDS[talk.kind].material is None]
-        reading = self.write([talk for talk in talks if KINDS[talk.kind].texts])
-        self.ask([talk for talk in [*first, *reading] if not talk.messages])
-        self.answer([*first, *reading])
+        reading = yield from self.write([talk for talk in talks if KINDS[talk.kind].texts])
+        yield from self.ask([talk for talk in [*first, *reading] if not talk.messages])
+        yield from self.answer([*first, *reading])
         texts = [talk for talk in first if talk.done and _is_material(talk)]
         later = [talk for talk in talks if KINDS[talk.kind].material and not KINDS[talk.kind].texts]
         for talk in later:
             if own := [text for text in texts if text.held_out == talk.held_out]:
                 talk.messages.append(user(self._about(talk, own)))
-        self.answer(later)
+        yield from self.answer(later)
         again = [talk for talk in first if talk.done and self.rng.random() < FOLLOW_UPS]
         for talk in again:
             talk.opening = ""
-        self.ask(again)
-        self.answer([talk for talk in again if talk.messages[-1]["role"] == "user"])
+        yield from self.ask(again)
+        yield from self.answer([talk for talk in again if talk.messages[-1]["role"] == "user"])
         return [talk.row() for talk in talks if talk.done]
 
-    def again(self, scripts: Iterable[list[Message]]) -> list[dict[str, Any]]:
+    def again(self, scripts: Iterable[list[Message]]) -> Stream[list[dict[str, Any]]]:
         """The users' messages of given conversations, answered anew by the target turn by turn."""
         talks = []
         for script in scripts:
@@ -98,13 +96,13 @@ class Talks:
         while open_talks := [talk for talk in talks if talk.waiting]:
             for talk in open_talks:
                 talk.messages.append(user(talk.waiting.pop(0)))
-            self.answer(open_talks)
+            yield from self.answer(open_talks)
             for talk in open_talks:
                 if talk.messages[-1]["role"] == "user":  # it had no answer
                     talk.waiting = []
         return [talk.row() for talk in talks if talk.done]
 
-    def write(self, talks: Sequence[Talk]) -> list[Talk]:
+    def write(self, talks: Sequence[Talk]) -> Stream[list[Talk]]:
         """Put the texts that each talk is about, written outside the template, in its opening. Returns the talks that
         have all of theirs: a target may have nothing to say unasked."""
         counts = [int(self.rng.integers(*KINDS[talk.kind].material, endpoint=True)) for talk in talks]
@@ -115,7 +113,7 @@ class Talks:
             Request(opening, TEXT_TEMPERATURE, min(TEXT_LENGTH, TOKENS_A_WORD * KINDS[talk.kind].words))
             for talk, opening in zip(every, openings, strict=True)
         ]
-        written = zip(openings, self._continued(requests), strict=True)
+        written = zip(openings, (yield self._wave(requests)), strict=True)
         texts = iter([self._decoded([*opening, *said]) for opening, said in written])
         told = []
         for talk, count in zip(talks, counts, strict=True):
@@ -127,7 +125,7 @@ class Talks:
                     talk.messages.append(user(talk.opening))
         return told
 
-    def ask(self, talks: Sequence[Talk]) -> None:
+    def ask(self, talks: Sequence[Talk]) -> Stream[None]:
         """Each user's next message: the opening and what the target makes of it. One who says nothing, or for whom the
         context has no room, stays silent."""
         asking, openings, requests = [], [], []
@@ -138,12 +136,12 @@ class Talks:
                 asking.append(talk)
                 openings.append(opening)
                 requests.append(Request(prompt, QUESTION_TEMPERATURE, QUESTION_LENGTH))
-        for talk, opening, said in zip(asking, openings, self._continued(requests), strict=True):
+        for talk, opening, said in zip(asking, openings, (yield self._wave(requests)), strict=True):
             text = self._decoded([*opening, *said])
             if len(text) > len(talk.opening.strip()):
                 talk.messages.append(user(text))
 
-    def answer(self, talks: Sequence[Talk]) -> None:
+    def answer(self, talks: Sequence[Talk]) -> Stream[None]:
         """The assistant's next message. What leaves no room in the context, or is empty, ends the conversation."""
         asked = [talk for talk in talks if talk.messages and talk.messages[-1]["role"] == "user"]
         prompts = [self.chat.prompt(talk.messages) for talk in asked]
@@ -153,7 +151,7 @@ class Talks:
             if len(prompt.tokens) + talk.length <= self.target.max_length
         ]
         requests = [Request(prompt.tokens, talk.temperature, talk.length) for talk, prompt in fitting]
-        for (talk, prompt), said in zip(fitting, self._continued(requests), strict=True):
+        for (talk, prompt), said in zip(fitting, (yield self._wave(requests)), strict=True):
             text = self._decoded(said)
             if len(said) >= 2 and text:
                 start = len(prompt.tokens)
@@ -177,9 +175,9 @@ class Talks:
         question = chosen[int(self.rng.integers(count))].messages[-2]["content"]
         return talk.opening.replace(TEXT, material).replace(QUESTION, question)
 
-    def _continued(self, requests: list[Request]) -> list[list[int]]:
+    def _wave(self, requests: list[Request]) -> Wave:
         self.waves += 1
-        return answer_all(self.target, requests, rows=self.rows, seed=[*self.seed, self.waves], told=self.told)
+        return Wave(requests, [*self.seed, self.waves])
 
     def _decoded(self, tokens: list[int]) -> str:
         return self.chat.tokenizer.decode(tokens, skip_special_tokens=True).strip()

@@ -1,7 +1,8 @@
 """A data set as a folder: `shard-00000.jsonl`, ..., `manifest.json` and `overlap.json`.
 
 A shard is written whole or not at all, and what it holds follows from the seed and its number; so an interrupted
-`distill` goes on with the first shard that is missing.
+`distill` goes on with the first shard that is missing. Several are at work at once and are written in their order, so
+what there is of a data set never depends on when it was interrupted.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from fspad_bench import __version__
+from fspad_bench.batch import Stream, answer_streams
 from fspad_bench.chat import Chat, tokenizer_hash
 from fspad_bench.distill import kinds, talk
 from fspad_bench.distill.given import Given, rendered
@@ -23,7 +27,9 @@ from fspad_bench.paths import write_whole
 from fspad_bench.progress import Progress
 from fspad_bench.target import TransformersTarget
 
-ROWS, SHARD = 64, 256
+ROWS, SHARD = 64, 128
+AHEAD = 3  # shards at work at once
+USUAL = 100  # answer tokens of a conversation, until there are some
 SILENT = 16  # conversations without an answer
 MANIFEST, RECIPE = "manifest.json", "recipe"
 Row = dict[str, Any]
@@ -34,11 +40,11 @@ def distill_free(
 ) -> Path:
     """The target's own conversations, until there are `tokens` answer tokens."""
 
-    def make(number: int, told: Callable[[int], None]) -> list[Row]:
-        return Talks(target, seed=(seed, number), rows=rows, told=told).free(shard)
+    def make(number: int) -> Stream[list[Row]]:
+        return Talks(target, seed=(seed, number)).free(shard)
 
     settings = {"of": "self", "seed": seed, "shard": shard, RECIPE: recipe()}
-    return _write(target, folder, settings, make, tokens)
+    return _write(target, folder, settings, make, rows, tokens)
 
 
 def distill_given(
@@ -55,23 +61,24 @@ def distill_given(
     parts = [given.scripts[start : start + shard] for start in range(0, len(given.scripts), shard)]
     chat = Chat(target.tokenizer, target.stop_ids)
 
-    def make(number: int, told: Callable[[int], None]) -> list[Row]:
+    def make(number: int) -> Stream[list[Row]]:
         if regenerate:
-            made = Talks(target, seed=(seed, number), rows=rows, told=told).again(parts[number])
+            made = yield from Talks(target, seed=(seed, number)).again(parts[number])
             if len(made) < len(parts[number]):
                 given.left_out.append(f"{len(parts[number]) - len(made)} of shard {number} had no room or no answer")
             return made
         return list(rendered(chat, parts[number], given.left_out))
 
     settings = {"of": given.digest, "regenerate": regenerate, "seed": seed, "shard": shard}
-    return _write(target, folder, settings, make, None, shards=len(parts))
+    return _write(target, folder, settings, make, rows, None, shards=len(parts))
 
 
 def _write(
     target: TransformersTarget,
     folder: Path,
     settings: dict[str, Any],
-    make: Callable[[int, Callable[[int], None]], list[Row]],
+    make: Callable[[int], Stream[list[Row]]],
+    rows: int,
     tokens: int | None,
     shards: int | None = None,
 ) -> Path:
@@ -79,29 +86,47 @@ def _write(
     who = {"target": target.name, "identity": target.identity, "tokenizer": tokenizer_hash(target.tokenizer)}
     settings = who | settings
     held = {path.name: answer_tokens(path) for path in shard_files(folder)}
-    silent = 0
-    total = shards if tokens is None else tokens
+    silent, total = 0, shards if tokens is None else tokens
     settings = _claim(folder, settings, whole=bool(held) and _done(held, tokens) >= total)
-    began, made = time.monotonic(), 0
+    began, made, begun = time.monotonic(), 0, deque()
+
+    def promised() -> float:
+        """What there will be when all that has begun is written."""
+        if tokens is None:
+            return len(held) + len(begun)
+        usual = sum(held.values()) / len(held) if held else USUAL * settings["shard"]
+        return sum(held.values()) + len(begun) * usual
+
+    def streams() -> Iterator[Stream[list[Row]]]:
+        for number in count():
+            if _name(number) not in held:
+                if begun and promised() >= total:
+                    return
+                begun.append(number)
+                yield make(number)
+
     with Progress("shards" if tokens is None else "answer tokens", total, start=_done(held, tokens)) as progress:
 
-        def told(count: int) -> None:
+        def told(new: int) -> None:
             nonlocal made
-            made += count
+            made += new
             progress.advance(0, f"{made / (time.monotonic() - began):.0f} tokens/s")
 
         while _done(held, tokens) < total:
-            number = next(n for n in range(len(held) + 1) if _name(n) not in held)
-            rows = make(number, told)
-            before, path = _done(held, tokens), folder / _name(number)
-            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-            held[path.name] = answer_tokens(path)
-            silent = 0 if held[path.name] else silent + settings["shard"]
-            if tokens is not None and silent >= SILENT:
-                raise BenchError(
-                    f"{target.name} says nothing: shard {number} holds no answer", "is it an instruct model?"
-                )
-            progress.advance(_done(held, tokens) - before, f"{made / (time.monotonic() - began):.0f} tokens/s")
+            for found in answer_streams(target, streams(), rows=rows, ahead=AHEAD, told=told):
+                number, before = begun.popleft(), _done(held, tokens)
+                path = folder / _name(number)
+                write_whole(path, "".join(json.dumps(row) + "\n" for row in found))
+                held[path.name] = answer_tokens(path)
+                silent = 0 if held[path.name] else silent + settings["shard"]
+                if tokens is not None and silent >= SILENT:
+                    raise BenchError(
+                        f"{target.name} says nothing: shard {number} holds no answer", "is it an instruct model?"
+                    )
+                progress.advance(_done(held, tokens) - before, f"{made / (time.monotonic() - began):.0f} tokens/s")
+                if _done(held, tokens) >= total:
+                    break
+            begun.clear()
     facts = {"version": __version__, "shards": len(held), "answer_tokens": sum(held.values())}
     if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) != settings | facts:
         _save(folder / MANIFEST, settings | facts)

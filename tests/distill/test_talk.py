@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from doubles import answer_all, driven
 
+from fspad_bench.batch import answer_streams
 from fspad_bench.chat import Chat, user
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoding import Limit, generate
@@ -15,9 +17,13 @@ QUOTING = {name for name, kind in KINDS.items() if kind.material and not kind.te
 READING = {name for name, kind in KINDS.items() if kind.texts}
 
 
+def outcome(target, stream, rows=16):
+    return next(answer_streams(target, [stream], rows=rows))
+
+
 @pytest.fixture
 def rows(tiny, short):
-    return Talks(tiny, seed=(1, 2), rows=16, told=lambda count: None).free(60)
+    return outcome(tiny, Talks(tiny, seed=(1, 2)).free(60))
 
 
 def test_all_kinds_and_temperatures_come_up(rows):
@@ -76,11 +82,13 @@ def test_material_is_text_of_other_conversations(tiny, rows):
 
 def test_texts_of_its_own_are_what_the_target_writes_unasked(tiny, short, monkeypatch):
     """They begin as their kind says, stand in no template, and no two conversations share one."""
-    asked, write = [], talk.answer_all
-    monkeypatch.setattr(
-        talk, "answer_all", lambda target, wave, **how: asked.append(wave) or write(target, wave, **how)
-    )
-    rows = Talks(tiny, seed=(1, 2), rows=16, told=lambda count: None).free(60)
+    asked = []
+
+    def reply(wave):
+        asked.append(wave.requests)
+        return answer_all(tiny, wave.requests, rows=16, seed=wave.seed)
+
+    rows = driven(Talks(tiny, seed=(1, 2)).free(60), reply)
     reading = [row for row in rows if row["kind"] in READING]
     assert {row["kind"] for row in reading} == READING
     begun = {tuple(tiny.tokenizer(text)["input_ids"]) for name in READING for text in KINDS[name].texts}
@@ -96,25 +104,22 @@ def test_texts_of_its_own_are_what_the_target_writes_unasked(tiny, short, monkey
 def test_who_has_nothing_to_say_unasked_is_asked_about_nothing(tiny, short, monkeypatch):
     """Its articles would be their openings; all else goes on."""
     begun = {tuple(tiny.tokenizer(text)["input_ids"]) for name in READING for text in KINDS[name].texts}
-    answer = talk.answer_all
 
-    def silent(target, requests, **how):
-        made = answer(target, requests, **how)
-        return [[96] if tuple(r.prompt) in begun else said for r, said in zip(requests, made, strict=True)]
+    def silent(wave):
+        made = answer_all(tiny, wave.requests, rows=16, seed=wave.seed)
+        return [[96] if tuple(r.prompt) in begun else said for r, said in zip(wave.requests, made, strict=True)]
 
-    monkeypatch.setattr(talk, "answer_all", silent)
     monkeypatch.setattr(talk, "SHORTEST_TEXT", 12)
-    rows = Talks(tiny, seed=(1, 2), rows=16, told=lambda count: None).free(60)
+    rows = driven(Talks(tiny, seed=(1, 2)).free(60), silent)
     assert {row["kind"] for row in rows} == set(KINDS) - READING
 
 
 def test_a_question_without_room_is_not_asked(tiny, short, monkeypatch):
     asked = []
-    monkeypatch.setattr(talk, "answer_all", lambda target, wave, **_: asked.extend(wave) or [[] for _ in wave])
     short_of_it = min(len(Chat(tiny.tokenizer, tiny.stop_ids).user_prefix([])), 40) + talk.QUESTION_LENGTH + 12
     monkeypatch.setattr(type(tiny), "max_length", property(lambda self: short_of_it))
     talks = [Talk("chat", 0.0, opening="x" * count) for count in (5, 12, 13, 60)]
-    Talks(tiny, seed=(1,), rows=4, told=lambda count: None).ask(talks)
+    driven(Talks(tiny, seed=(1,)).ask(talks), lambda wave: asked.extend(wave.requests) or [[] for _ in wave.requests])
     assert len(asked) == 2
     assert all(len(request.prompt) + request.length <= short_of_it for request in asked)
 
@@ -129,7 +134,7 @@ def test_over_a_text_the_user_asks_in_words_of_its_own(tiny, rows):
 
 def test_nobody_who_learns_quotes_a_conversation_that_is_held_out(tiny, short, monkeypatch):
     monkeypatch.setattr(talk, "HELD_OUT_EVERY", 4)
-    rows = Talks(tiny, seed=(1, 2), rows=16, told=lambda count: None).free(60)
+    rows = outcome(tiny, Talks(tiny, seed=(1, 2)).free(60))
     quotes, sides = 0, {True: [], False: []}
     for row in rows:
         if row["kind"] in talk.MATERIAL:
@@ -146,7 +151,7 @@ def test_nobody_who_learns_quotes_a_conversation_that_is_held_out(tiny, short, m
 
 def test_the_seed_decides_and_the_rows_do_not(tiny, short):
     def made(seed, rows):
-        return Talks(tiny, seed=seed, rows=rows, told=lambda count: None).free(12)
+        return outcome(tiny, Talks(tiny, seed=seed).free(12), rows=rows)
 
     assert made((1, 0), 3) == made((1, 0), 40)
     assert made((1, 0), 3) != made((1, 1), 3)
@@ -157,7 +162,7 @@ def test_given_questions_are_answered_anew_turn_by_turn(tiny, short):
         [{"role": "system", "content": "be brief"}, user("Hi"), {"role": "assistant", "content": "No."}, user("Why")],
         [user("One")],
     ]
-    rows = Talks(tiny, seed=(1,), rows=4, told=lambda count: None).again(scripts)
+    rows = outcome(tiny, Talks(tiny, seed=(1,)).again(scripts), rows=4)
     texts = [tiny.tokenizer.decode(row["tokens"]) for row in rows]
     assert [len(row["answers"]) for row in rows] == [2, 1]
     assert texts[0].startswith("s:be brief<|end|>u:Hi<|end|>a:")
@@ -168,18 +173,20 @@ def test_given_questions_are_answered_anew_turn_by_turn(tiny, short):
 
 def test_what_does_not_fit_the_context_is_left_out(tiny, short, monkeypatch):
     monkeypatch.setattr(type(tiny), "max_length", property(lambda self: 300))
-    rows = Talks(tiny, seed=(1,), rows=4, told=lambda count: None).again([[user("x" * 60)], [user("x")]])
+    rows = outcome(tiny, Talks(tiny, seed=(1,)).again([[user("x" * 60)], [user("x")]]), rows=4)
     assert len(rows) == 1
 
 
-def test_an_empty_answer_ends_a_conversation(tiny, short, monkeypatch):
-    monkeypatch.setattr(talk, "answer_all", lambda target, requests, **_: [[96] for _ in requests])
-    assert Talks(tiny, seed=(1,), rows=4, told=lambda count: None).free(10) == []
-    assert Talks(tiny, seed=(1,), rows=4, told=lambda count: None).again([[user("a"), user("b")]]) == []
+def test_an_empty_answer_ends_a_conversation(tiny, short):
+    def silent(wave):
+        return [[96] for _ in wave.requests]
+
+    assert driven(Talks(tiny, seed=(1,)).free(10), silent) == []
+    assert driven(Talks(tiny, seed=(1,)).again([[user("a"), user("b")]]), silent) == []
 
 
 def test_openings_are_what_the_user_begins_with(tiny, short):
-    rows = Talks(tiny, seed=(5,), rows=16, told=lambda count: None).free(40)
+    rows = outcome(tiny, Talks(tiny, seed=(5,)).free(40))
     prefix = Chat(tiny.tokenizer, tiny.stop_ids).user_prefix([])
     for row in rows:
         if not KINDS[row["kind"]].material:

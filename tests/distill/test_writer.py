@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fspad_bench.batch import Wave
 from fspad_bench.distill import writer
 from fspad_bench.distill.given import read_given
 from fspad_bench.distill.writer import answer_tokens, distill_given, shard_files
@@ -25,20 +26,39 @@ def test_a_data_set_has_as_many_answer_tokens_as_were_asked_for(write, tmp_path)
 
 
 def test_interrupted_it_goes_on_to_the_same_end(write, tmp_path, monkeypatch):
-    whole = content(write(tmp_path / "whole"))
+    whole = content(write(tmp_path / "whole", tokens=3000))
     real, calls = writer.Talks.free, []
 
-    def second_time_lucky(self, count):
+    def third_one_torn(self, count):
         calls.append(1)
-        if len(calls) == 2:
+        torn = len(calls) == 3
+        made = yield from real(self, count)
+        if torn:
             raise KeyboardInterrupt
-        return real(self, count)
+        return made
 
-    monkeypatch.setattr(writer.Talks, "free", second_time_lucky)
+    monkeypatch.setattr(writer.Talks, "free", third_one_torn)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "torn")
-    assert content(tmp_path / "torn") == whole[:1]
-    assert content(write(tmp_path / "torn")) == whole
+        write(tmp_path / "torn", tokens=3000)
+    held = content(tmp_path / "torn")
+    assert held == whole[: len(held)]
+    assert len(held) < len(whole)
+    assert content(write(tmp_path / "torn", tokens=3000)) == whole
+
+
+def test_shards_are_the_same_however_many_are_at_work(write, tmp_path, monkeypatch):
+    whole = content(write(tmp_path / "whole"))
+    monkeypatch.setattr(writer, "AHEAD", 1)
+    assert content(write(tmp_path / "alone")) == whole
+
+
+def test_no_shard_is_begun_that_is_not_wanted(write, tmp_path, monkeypatch):
+    real, begun = writer.Talks.free, []
+    monkeypatch.setattr(writer.Talks, "free", lambda self, count: begun.append(1) or real(self, count))
+    folder = write(tmp_path / "set", tokens=200)
+    assert len(begun) == len(shard_files(folder)) == 1
+    more = write(tmp_path / "set", tokens=4 * answer_tokens(shard_files(folder)[0]))
+    assert len(shard_files(more)) <= len(begun) <= len(shard_files(more)) + 1
 
 
 def test_a_shard_that_is_gone_is_made_again(write, tmp_path):
@@ -87,7 +107,11 @@ def test_a_folder_of_something_else_is_refused(write, tmp_path):
 
 
 def test_a_target_that_says_nothing_is_refused(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer.Talks, "free", lambda self, count: [])
+    def silent(self, count):
+        yield Wave([], [])
+        return []
+
+    monkeypatch.setattr(writer.Talks, "free", silent)
     with pytest.raises(BenchError, match="says nothing"):
         write(tmp_path / "set")
 
