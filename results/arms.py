@@ -1,4 +1,4 @@
-"""Tokens a step of draft heads, by task, and how much more than EAGLE's: python results/arms.py results/float32-heads.
+"""Tokens a step of draft heads, by task, and how much more than EAGLE's: python results/arms.py results/bfloat16-all.
 Seeds, NAME-0 and NAME-1, are pooled. Tasks weigh equally; the interval is a paired bootstrap over each task's prompts.
 The last column is what drafting costs beside the target's forwards."""
 

@@ -29,7 +29,7 @@ from fspad_bench.target import TransformersTarget
 
 ROWS, SHARD = 64, 128
 AHEAD = 3  # shards at work at once
-USUAL = 100  # answer tokens of a conversation, until there are some
+USUAL = 230  # answer tokens of a conversation, until there are some to count
 SILENT = 16  # conversations without an answer
 MANIFEST, RECIPE = "manifest.json", "recipe"
 Row = dict[str, Any]
