@@ -58,12 +58,11 @@ class Costs:
 
     def forward(self, nodes: int, tokens: int = NEAR) -> float:
         """Seconds of a tree of so many nodes, root included, behind so many tokens."""
-        return self._verify[nodes] + max(0, tokens - NEAR) * self._longer[nodes]
+        return float(self.forwards(tokens)[nodes])
 
-    def forwards(self, tokens: int) -> list[float]:
+    def forwards(self, tokens: int) -> np.ndarray:
         """The same of every number of nodes, from 0 to `LARGEST_TREE`."""
-        further = max(0, tokens - NEAR)
-        return [near + further * longer for near, longer in zip(self._verify, self._longer, strict=True)]
+        return self._verify + max(0, tokens - NEAR) * self._longer
 
     def beside(self, levels: int, tokens: int = NEAR) -> float:
         """Seconds of a round with so many drafted levels, at least one, beside its forward, behind so many tokens."""
@@ -72,21 +71,26 @@ class Costs:
         return first + (levels - 1) * level
 
     @cached_property
-    def _verify(self) -> list[float]:
+    def _verify(self) -> np.ndarray:
         return _interpolated(self.verify)
 
     @cached_property
-    def _longer(self) -> list[float]:
+    def _longer(self) -> np.ndarray:
         return _interpolated(self.longer)
 
 
-def _interpolated(values: Sequence[float]) -> list[float]:
+def _interpolated(values: Sequence[float]) -> np.ndarray:
     """From values at `SIZES`, one for every number of nodes; beyond the largest size they grow in proportion."""
     every = np.arange(LARGEST_TREE + 1)
-    return np.where(every <= SIZES[-1], np.interp(every, SIZES, values), values[-1] * every / SIZES[-1]).tolist()
+    return np.where(every <= SIZES[-1], np.interp(every, SIZES, values), values[-1] * every / SIZES[-1])
 
 
-TINY = Costs(tuple(1.0 + 0.02 * n for n in SIZES), 0.1, 0.1)  # tests must not depend on what a machine was doing
+TINY = Costs(tuple(1.0 + 0.02 * n for n in SIZES), 0.1, 0.1)
+
+
+def given(target: TransformersTarget) -> bool:
+    """Whether its costs are `TINY`, not measured: tests must not depend on what a machine was doing."""
+    return target.name == "tiny"
 
 
 def of(
@@ -101,7 +105,7 @@ def of(
     `measure_draft` returns `first` and `level` behind each of so many tokens: behind `NEAR` and, where `everywhere` is
     asked about and the target's context is long enough to tell a slope from noise, behind `FAR`.
     """
-    if target.name == "tiny":
+    if given(target):
         return TINY
     far = min(FAR, target.max_length - LARGEST_TREE)
     prefixes = (NEAR, far) if everywhere and far >= 2 * NEAR else (NEAR,)

@@ -59,12 +59,13 @@ class Context:
 
 
 class Step(NamedTuple):
-    """All that a drafter may learn from a round; `tokens` are those committed."""
+    """All that a drafter may learn from a round, which is part of `context` by now; `seconds` are its forward's."""
 
     context: Context
     tree: Tree
     scores: Scores
     accepted: Accepted
+    seconds: float = 0.0
 
 
 class Drafter(Protocol):
@@ -153,7 +154,7 @@ def generate(target: Target, drafter: Drafter, sampler: Chooser, prompt: Sequenc
         new = [tree.tokens[node] for node in accepted.path[1:]] + [accepted.bonus]
         kept = limit.cut(context, new)
         context.tokens += kept
-        drafter.observe(Step(context, tree, scores, accepted))
+        drafter.observe(Step(context, tree, scores, accepted, scored - proposed))
         committed.append(len(kept))
         drafted.append(len(tree) - 1)
         proposing, scoring = proposing + proposed - began, scoring + scored - proposed

@@ -115,7 +115,8 @@ class Runner:
         self.record.end()
 
     def _settle_costs(self, known: Records) -> None:
-        """Trees are sized by one set of costs within a record: those of its beginning, or this machine's of now."""
+        """Within a record trees are sized by one set of costs, those of its beginning or this machine's of now, however
+        far the machine goes from them."""
         for method in self.methods:
             before, found = known.costs.get(method.label), getattr(method.decoder, "costs", None)
             if found and not before:

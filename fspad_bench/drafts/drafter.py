@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from fspad_bench.costs import Costs
 from fspad_bench.decoding import Context, Scores, Step
 from fspad_bench.drafts.calibration import Calibration
 from fspad_bench.drafts.draft import Draft
-from fspad_bench.drafts.dynamic import dynamic_tree
+from fspad_bench.drafts.dynamic import Grown, dynamic_tree
 from fspad_bench.drafts.growth import Growth
 from fspad_bench.drafts.head import Head, load_head, shipped
+from fspad_bench.drafts.pace import Paced
 from fspad_bench.drafts.sampled import sampled_tree
 from fspad_bench.drafts.size import BestSize, FixedSize, Size, Trust, best_shape
 from fspad_bench.errors import BenchError, near
@@ -29,7 +31,7 @@ from fspad_bench.rounds import DeviceLoop, replayed
 from fspad_bench.sampling import Sampler
 from fspad_bench.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.tree import Tree
-from fspad_bench.verification import rule
+from fspad_bench.verification import match, rule
 
 DRAFTING, TREES = ("coupled", "ranked", "sampled"), ("auto", "fixed")
 FIXED_NODES, FIXED_DEPTH = 8, 2
@@ -39,7 +41,10 @@ DEEP = 3  # levels whose cost is measured beside that of one
 
 
 class HeadDrafter(Draft):
-    """`tree` is `fixed`, `nodes` with the root and `depth` levels deep, or `auto`, grown to what pays on this machine
+    """`head` is a trained one, or its folder; empty, the one that is shipped for `arm`. A decoder whose `arm` is empty
+    takes heads of any.
+
+    `tree` is `fixed`, `nodes` with the root and `depth` levels deep, or `auto`, grown to what pays on this machine
     within those bounds where they are given: each round anew, or where rounds are captured on a device to the one shape
     that pays best. Empty, it is `auto` for coupled drafts of a head that is calibrated, unless a size is given. Where
     children are drawn it is always `fixed`.
@@ -50,10 +55,12 @@ class HeadDrafter(Draft):
     sampled for the rules that need a law.
     """
 
+    arm = ""
+
     def __init__(
         self,
         target: TransformersTarget,
-        head: Head,
+        head: str | Head = "",
         *,
         tree: str = "",
         nodes: int = 0,
@@ -73,6 +80,7 @@ class HeadDrafter(Draft):
                 f"verify={verify} makes no use of coupled drafts: its choices do not follow the target's noise",
                 "use drafting=sampled or drafting=ranked",
             )
+        head = head if isinstance(head, Head) else find_head(head, self.arm, target)
         measurable = target.max_length >= costs.NEAR + LARGEST_TREE
         sizable = self.drafting == "coupled" and "calibration" in head.facts and measurable and not (nodes or depth)
         auto = self.drafting != "sampled" and (tree or ("auto" if sizable else "fixed")) == "auto"
@@ -85,6 +93,8 @@ class HeadDrafter(Draft):
         captured = bool(target.kernels) and verify == "match" and self.drafting != "sampled"
         super().__init__(target, head, prompted=vocabulary == "prompt" and not captured)  # a graph has one shape
         self.costs: dict[str, dict[str, Any]] = {}  # what the trees are sized by, for the record
+        # not where a device works on while the host's clock is read, nor where outputs would depend on clocks
+        self.follows = target.device.type == "cpu" and self.verify is match and not costs.given(target)
         self.top_k, self.grower = min(top_k, len(self.vocabulary)), None
         bounds = FixedSize(nodes, depth)
         self.sizes = self._sized(target, head, bounds, captured) if auto else dict.fromkeys((True, False), bounds)
@@ -112,37 +122,48 @@ class HeadDrafter(Draft):
             measured = costs.of(target, about | {"greedy": greedy}, partial(self._seconds, target, greedy))
             self.costs["greedy" if greedy else "sampled"] = asdict(measured)
             known = calibration if greedy or self.drafting == "coupled" else Calibration()  # fitted with the noise
-            sizes[greedy] = BestSize(most.nodes, most.depth, self.top_k, measured, known, greedy)
+            sizes[greedy] = BestSize(most.nodes, most.depth, self.top_k, self._paced(measured), known, greedy)
         return sizes
+
+    def _paced(self, measured: Costs) -> Costs | Paced:
+        return Paced(measured) if self.follows else measured
 
     def resize(self, known: dict[str, dict[str, Any]]) -> None:
         """Size trees by costs measured before, as `costs` holds them; a captured shape stays as it is."""
         for greedy, name in ((True, "greedy"), (False, "sampled")):
             if name in known and isinstance(size := self.sizes[greedy], BestSize):
                 self.costs[name] = known[name]
-                self.sizes[greedy] = replace(size, costs=Costs.of(known[name]))
+                self.sizes[greedy] = replace(size, costs=self._paced(Costs.of(known[name])))
 
     def begin(self, context: Context, scores: Scores) -> None:
         super().begin(context, scores)
-        self.trust, self.promised = Trust(), 0.0
+        self.trust = Trust()
 
     def observe(self, step: Step) -> None:
         super().observe(step)
-        self.trust = self.trust.after(self.promised, len(step.accepted.path) - 1)
+        tree, levels, promised = self.grown
+        self.trust = self.trust.after(promised, len(step.accepted.path) - 1)
+        size = self.sizes[not step.context.sampler.temperature]
+        if levels and isinstance(size, BestSize) and isinstance(size.costs, Paced):
+            tokens = len(step.context.tokens) - len(step.accepted.path)
+            beside = perf_counter() - self.began - step.seconds
+            size.costs.saw(len(tree), levels, tokens, step.seconds, beside)
 
     @torch.inference_mode()
     def propose(self, context: Context, budget: int) -> Tree:
-        self.promised = 0.0
+        self.began, self.grown = perf_counter(), self._grown(context, budget)
+        return self.grown.tree
+
+    def _grown(self, context: Context, budget: int) -> Grown:
         if budget < 1:
-            return Tree.root(context.tokens[-1])
+            return Grown(Tree.root(context.tokens[-1]))
         if self.drafting == "sampled":
             depth = min(self.depth, budget)
-            return sampled_tree(self, context, nodes=self.nodes, depth=depth, top_k=self.top_k)
+            return Grown(sampled_tree(self, context, nodes=self.nodes, depth=depth, top_k=self.top_k))
         greedy = not context.sampler.temperature
         coupled = self.drafting == "coupled" and not greedy
         size = self.sizes[greedy].behind(len(context.tokens), self.trust.share)
-        tree, self.promised = dynamic_tree(self, context, size=size, budget=budget, top_k=self.top_k, coupled=coupled)
-        return tree
+        return dynamic_tree(self, context, size=size, budget=budget, top_k=self.top_k, coupled=coupled)
 
     def _growth(self, target: TransformersTarget, size: FixedSize) -> Growth:
         shape = {"nodes": size.nodes, "depth": size.depth, "top_k": self.top_k}
@@ -176,7 +197,7 @@ class HeadDrafter(Draft):
             self.rows.length = begun - (longest.position - context.position)
             self.features, self.tokens = features, tokens
             size = FixedSize(FIXED_NODES, levels)
-            return dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled)[0]
+            return dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled).tree
 
         turns = [(context, partial(grown, context, levels)) for context in contexts for levels in (1, DEEP)]
         return list(map(_by_level, *[iter(costs.beside_forward(target, turns, self.verify))] * 2))
@@ -187,14 +208,15 @@ def _by_level(one: float, deep: float) -> tuple[float, float]:
     return one, max(0.0, deep - one) / (DEEP - 1)
 
 
-def find_head(head: str, decoder: str, target: TransformersTarget) -> Head:
-    """The head a user named, or the one shipped for this target. Raises BenchError where there is none."""
-    if head:
-        return load_head(Path(head).expanduser(), target, decoder)
-    folder = shipped(decoder, target.name)
-    if not folder.is_dir():
+def find_head(folder: str, arm: str, target: TransformersTarget) -> Head:
+    """The head a user named, or the one shipped for this arm and target. Raises BenchError where there is none."""
+    if folder:
+        return load_head(Path(folder).expanduser(), target, arm or None)
+    if not arm:
+        raise BenchError("an arm needs the head that it is", "-D NAME.head=FOLDER")
+    if not (found := shipped(arm, target.name)).is_dir():
         raise BenchError(
-            f"no {decoder} head is shipped for target '{target.name}'",
-            f"`fspad-bench train --decoder {decoder} --target {target.name}` makes one for -D {decoder}.head=FOLDER",
+            f"no {arm} head is shipped for target '{target.name}'",
+            f"`fspad-bench train --decoder {arm} --target {target.name}` makes one for -D {arm}.head=FOLDER",
         )
-    return load_head(folder, target, decoder)
+    return load_head(found, target, arm)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import exp
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,11 +24,17 @@ from fspad_bench.drafts.size import Size
 from fspad_bench.tree import Tree
 
 
-def dynamic_tree(
-    draft: Draft, context: Context, *, size: Size, budget: int, top_k: int, coupled: bool
-) -> tuple[Tree, float]:
-    """The tree below the last committed token, at most `budget` levels deep, and how many of its drafted tokens will be
-    chosen if its scores tell the truth.
+class Grown(NamedTuple):
+    """A tree, how many levels were drafted for it, and how many of its drafted tokens will be chosen if its scores tell
+    the truth."""
+
+    tree: Tree
+    levels: int = 0
+    promised: float = 0.0
+
+
+def dynamic_tree(draft: Draft, context: Context, *, size: Size, budget: int, top_k: int, coupled: bool) -> Grown:
+    """What grows below the last committed token, at most `budget` levels deep.
 
     Networks run on tensors; which candidates to expand and to keep is decided on the host, by lists of a few numbers.
     """
@@ -56,7 +63,7 @@ def dynamic_tree(
     kept = sorted(order[: size.keep([scores[node] for node in order], level + 1)])
     place = {node: number for number, node in enumerate([-1, *kept])}
     tree = Tree([context.tokens[-1], *(tokens[node] for node in kept)], [-1, *(place[origins[node]] for node in kept)])
-    return tree, sum(exp(scores[node]) for node in kept)
+    return Grown(tree, level + 1, sum(exp(scores[node]) for node in kept))
 
 
 def _noise(draft: Draft, context: Context, level: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fspad_bench.costs import NEAR, SIZES, Costs
 from fspad_bench.drafts.calibration import Calibration
+from fspad_bench.drafts.pace import Paced
 
 PRIOR = 8.0  # drafted tokens for which a calibration is believed
 FADING = 0.98  # what a round still counts for one round later
@@ -82,7 +83,7 @@ class BestSize:
     nodes: int
     depth: int
     top_k: int
-    costs: Costs
+    costs: Costs | Paced
     calibration: Calibration
     greedy: bool
     tokens: int = NEAR
@@ -120,7 +121,7 @@ class BestSize:
     @cached_property
     def _forwards(self) -> list[float]:
         """Of trees with so many drafted nodes, beginning with none."""
-        return self.costs.forwards(self.tokens)[1:]
+        return self.costs.forwards(self.tokens)[1 : 1 + self.nodes].tolist()
 
 
 def best_shape(costs: Costs, calibration: Calibration, *, nodes: int, depth: int, top_k: int) -> FixedSize:

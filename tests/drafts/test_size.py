@@ -89,7 +89,7 @@ def test_forwards_between_the_measured_sizes_are_interpolated():
     assert [costs.forward(n) for n in SIZES] == list(costs.verify)
     longer = replace(costs, longer=tuple(1e-3 * n for n in SIZES))
     for tokens in (5, NEAR, 3 * NEAR):
-        assert longer.forwards(tokens) == [longer.forward(n, tokens) for n in range(LARGEST_TREE + 1)]
+        assert longer.forwards(tokens).tolist() == [longer.forward(n, tokens) for n in range(LARGEST_TREE + 1)]
     assert costs.verify[4] < costs.forward(7) < costs.verify[5]
     assert all(costs.forward(n) < costs.forward(n + 1) for n in range(1, 127))
     assert [costs.beside(levels) for levels in (1, 2, 3)] == [0.5, 0.75, 1.0]
