@@ -231,6 +231,7 @@ class Pool:
         """`then` is called with the answers, in the order of the requests, once all are there."""
         if not wave.requests:
             then([])
+            return
         asked, parts = Asked(then, len(wave.requests)), defaultdict(list)
         for place, request in enumerate(wave.requests):
             asked.answers.append(said := [])

@@ -84,61 +84,81 @@ def _write(
 ) -> Path:
     """Shard after shard until there are enough, of tokens or of shards."""
     who = {"target": target.name, "identity": target.identity, "tokenizer": tokenizer_hash(target.tokenizer)}
-    settings = who | settings
-    held = {path.name: answer_tokens(path) for path in shard_files(folder)}
-    silent, total = 0, shards if tokens is None else tokens
-    settings = _claim(folder, settings, whole=bool(held) and _done(held, tokens) >= total)
-    began, made, begun = time.monotonic(), 0, deque()
+    shelf = Shelf(folder, settings["shard"], tokens, shards)
+    settings = _claim(folder, who | settings, whole=bool(shelf.held) and shelf.whole)
+    began, made = time.monotonic(), 0
 
-    def promised() -> float:
-        """What there will be when all that has begun is written."""
-        if tokens is None:
-            return len(held) + len(begun)
-        usual = sum(held.values()) / len(held) if held else USUAL * settings["shard"]
-        return sum(held.values()) + len(begun) * usual
-
-    def streams() -> Iterator[Stream[list[Row]]]:
-        for number in count():
-            if _name(number) not in held:
-                if begun and promised() >= total:
-                    return
-                begun.append(number)
-                yield make(number)
-
-    with Progress("shards" if tokens is None else "answer tokens", total, start=_done(held, tokens)) as progress:
+    with Progress("shards" if tokens is None else "answer tokens", shelf.total, start=shelf.done) as progress:
 
         def told(new: int) -> None:
             nonlocal made
             made += new
             progress.advance(0, f"{made / (time.monotonic() - began):.0f} tokens/s")
 
-        while _done(held, tokens) < total:
-            for found in answer_streams(target, streams(), rows=rows, ahead=AHEAD, told=told):
-                number, before = begun.popleft(), _done(held, tokens)
-                path = folder / _name(number)
-                write_whole(path, "".join(json.dumps(row) + "\n" for row in found))
-                held[path.name] = answer_tokens(path)
-                silent = 0 if held[path.name] else silent + settings["shard"]
-                if tokens is not None and silent >= SILENT:
-                    raise BenchError(
-                        f"{target.name} says nothing: shard {number} holds no answer", "is it an instruct model?"
-                    )
-                progress.advance(_done(held, tokens) - before, f"{made / (time.monotonic() - began):.0f} tokens/s")
-                if _done(held, tokens) >= total:
+        while not shelf.whole:
+            for found in answer_streams(target, shelf.begin(make), rows=rows, ahead=AHEAD, told=told):
+                before = shelf.done
+                shelf.add(found)
+                if tokens is not None and shelf.silent >= SILENT:
+                    text = f"{target.name} says nothing: its last {shelf.silent} conversations hold no answer"
+                    raise BenchError(text, "is it an instruct model?")
+                progress.advance(shelf.done - before, f"{made / (time.monotonic() - began):.0f} tokens/s")
+                if shelf.whole:
                     break
-            begun.clear()
-    facts = {"version": __version__, "shards": len(held), "answer_tokens": sum(held.values())}
+    facts = {"version": __version__, "shards": len(shelf.held), "answer_tokens": sum(shelf.held.values())}
     if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) != settings | facts:
         _save(folder / MANIFEST, settings | facts)
     return folder
 
 
-def _name(number: int) -> str:
-    return f"shard-{number:05}.jsonl"
+class Shelf:
+    """The shards of a folder, each with its answer tokens: those written, and those at work, in their order.
 
+    It is `whole` with `tokens` answer tokens, or, where these are None, with so many `shards` of `size` conversations.
+    """
 
-def _done(held: dict[str, int], tokens: int | None) -> int:
-    return len(held) if tokens is None else sum(held.values())
+    def __init__(self, folder: Path, size: int, tokens: int | None, shards: int | None) -> None:
+        self.folder, self.size, self.counts_tokens = folder, size, tokens is not None
+        self.total = shards if tokens is None else tokens
+        self.held = {path.name: answer_tokens(path) for path in shard_files(folder)}
+        self.silent = 0  # conversations since the last answer
+        self._begun: deque[str] = deque()
+
+    @property
+    def done(self) -> int:
+        """Of `total`."""
+        return sum(self.held.values()) if self.counts_tokens else len(self.held)
+
+    @property
+    def whole(self) -> bool:
+        return self.done >= self.total
+
+    @property
+    def _promised(self) -> float:
+        """What there will be when all that has begun is written."""
+        if not self.counts_tokens:
+            return self.done + len(self._begun)
+        usual = self.done / len(self.held) if self.held else USUAL * self.size
+        return self.done + len(self._begun) * usual
+
+    def begin(self, make: Callable[[int], Stream[list[Row]]]) -> Iterator[Stream[list[Row]]]:
+        """The next shards that are missing, until those begun promise enough; at least one."""
+        self._begun.clear()
+        for number in count():
+            name = f"shard-{number:05}.jsonl"
+            if name in self.held:
+                continue
+            if self._begun and self._promised >= self.total:
+                return
+            self._begun.append(name)
+            yield make(number)
+
+    def add(self, found: list[Row]) -> None:
+        """Write what the first of those begun came to."""
+        path = self.folder / self._begun.popleft()
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in found))
+        self.held[path.name] = answer_tokens(path)
+        self.silent = 0 if self.held[path.name] else self.silent + self.size
 
 
 def recipe() -> str:
