@@ -58,11 +58,11 @@ class Costs:
 
     def forward(self, nodes: int, tokens: int = NEAR) -> float:
         """Seconds of a tree of so many nodes, root included, behind so many tokens."""
-        return float(self.forwards(tokens)[nodes])
+        return float(self._verify[nodes] + max(0, tokens - NEAR) * self._longer[nodes])
 
-    def forwards(self, tokens: int) -> np.ndarray:
+    def forwards(self, tokens: int) -> list[float]:
         """The same of every number of nodes, from 0 to `LARGEST_TREE`."""
-        return self._verify + max(0, tokens - NEAR) * self._longer
+        return (self._verify + max(0, tokens - NEAR) * self._longer).tolist()
 
     def beside(self, levels: int, tokens: int = NEAR) -> float:
         """Seconds of a round with so many drafted levels, at least one, beside its forward, behind so many tokens."""

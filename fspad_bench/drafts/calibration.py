@@ -7,15 +7,15 @@ of the draft's logits plus the target's noise). It decides how large a tree is w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import exp, log, log1p, tanh
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 STEPS, RIDGE, EDGE = 30, 1e-3, 1e-6
+LEAST, MOST = log(EDGE), log(1 - EDGE)
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,13 @@ class Curve:
     first: float = 0.5
     any: float = 0.75
 
-    def grade(self, log_q: Tensor) -> Tensor:
-        """The logarithms of the calibrated probabilities of children whose log-probabilities are `log_q`."""
-        q = log_q.exp().clamp(EDGE, 1 - EDGE)
-        return logsigmoid(self.shift + self.slope * torch.logit(q))
+    def grade(self, log_q: Sequence[float]) -> list[float]:
+        """The calibrated probabilities of children whose log-probabilities are `log_q`: a few numbers, on the host."""
+        shift, slope = self.shift, self.slope
+        return [
+            0.5 + 0.5 * tanh((shift + slope * (value - log1p(-exp(value)))) / 2)
+            for value in [LEAST if value < LEAST else MOST if value > MOST else value for value in log_q]
+        ]
 
     def shares(self, top_k: int) -> list[float]:
         """The mean chances of `top_k` children, the likeliest first; the others share what it leaves."""

@@ -1,17 +1,15 @@
 """EAGLE-2's dynamic tree (Li et al. 2024, arXiv 2406.16858), with the target's own noise where there is any.
 
-Level by level the `top_k` most probable paths are expanded by their `top_k` next tokens; of all candidates those with
-the highest cumulative log-probability make the tree, as many as its `size` says. Under sampling the target will choose
-the argmax of its logits + T * G, with noise G that is known beforehand (Daliri et al. 2024, arXiv 2408.07978). So a
-child's probability is that of softmax(z), z = draft logits + T * G at its position: how surely the draft's own
-choice is the target's. Softmax of the logits alone would prune the very children that the noise favours. At T = 0
-this is EAGLE-2's rule.
+Level by level the `top_k` most probable paths are expanded by their `top_k` next tokens; of all candidates the most
+probable make the tree, as many as its `size` says. Under sampling the target will choose the argmax of its logits +
+T * G, with noise G that is known beforehand (Daliri et al. 2024, arXiv 2408.07978). So a child's probability is that of
+softmax(z), z = draft logits + T * G at its position: how surely the draft's own choice is the target's. Softmax of the
+logits alone would prune the very children that the noise favours. At T = 0 this is EAGLE-2's rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import exp
 from typing import NamedTuple
 
 import torch
@@ -25,8 +23,8 @@ from fspad_bench.tree import Tree
 
 
 class Grown(NamedTuple):
-    """A tree, how many levels were drafted for it, and how many of its drafted tokens will be chosen if its scores tell
-    the truth."""
+    """A tree, how many levels were drafted for it, and how many of its drafted tokens will be chosen if their chances
+    tell the truth."""
 
     tree: Tree
     levels: int = 0
@@ -38,8 +36,8 @@ def dynamic_tree(draft: Draft, context: Context, *, size: Size, budget: int, top
 
     Networks run on tensors; which candidates to expand and to keep is decided on the host, by lists of a few numbers.
     """
-    tokens, scores, origins = [], [], []  # of all candidates, level by level; the root's children come from -1
-    out, ancestors, expanded, base = draft.absorb(), None, [-1], 0.0
+    tokens, chances, origins = [], [], []  # of all candidates, level by level; the root's children come from -1
+    out, ancestors, expanded, frontier = draft.absorb(), None, [-1], [1.0]
     for level in range(budget):
         logits = draft.logits(out)
         if coupled:
@@ -47,23 +45,24 @@ def dynamic_tree(draft: Draft, context: Context, *, size: Size, budget: int, top
         best = logits.log_softmax(-1).topk(top_k, dim=-1)
         first = len(tokens)
         tokens += draft.vocabulary[best.indices].flatten().tolist()
-        graded = (size.grade(best.values, level) + base).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-        scores += graded.flatten().tolist()
+        graded = size.grade(best.values.flatten().tolist(), level)
+        paths = [frontier[number // top_k] * chance for number, chance in enumerate(graded)]
+        chances += [chance if chance >= 0 else 0.0 for chance in paths]  # a draft may say NaN
         origins += [origin for origin in expanded for _ in range(top_k)]
-        expanded = _leading(scores, range(first, len(scores)))[:top_k]
-        frontier = [scores[node] for node in expanded]
-        if level + 1 == budget or not size.grow(scores, frontier, level + 1):
+        expanded = _leading(chances, range(first, len(chances)))[:top_k]
+        frontier = [chances[node] for node in expanded]
+        if level + 1 == budget or not size.grow(sorted(chances, reverse=True), frontier, level + 1):
             break
         device, rows = out.h_feature.device, [(node - first) // top_k for node in expanded]
-        parents, base = torch.tensor(rows, device=device), torch.tensor(frontier, device=device)[:, None]
+        parents = torch.tensor(rows, device=device)
         ancestors = lineage(ancestors, parents)
         chosen = torch.tensor([tokens[node] for node in expanded], device=device)
         out = draft.expand(chosen, out.h_feature[parents], ancestors, level)
-    order = _leading(scores, range(len(scores)))
-    kept = sorted(order[: size.keep([scores[node] for node in order], level + 1)])
+    order = _leading(chances, range(len(chances)))
+    kept = sorted(order[: size.keep([chances[node] for node in order], level + 1)])
     place = {node: number for number, node in enumerate([-1, *kept])}
     tree = Tree([context.tokens[-1], *(tokens[node] for node in kept)], [-1, *(place[origins[node]] for node in kept)])
-    return Grown(tree, level + 1, sum(exp(scores[node]) for node in kept))
+    return Grown(tree, level + 1, sum(chances[node] for node in kept))
 
 
 def _noise(draft: Draft, context: Context, level: int) -> Tensor:
@@ -72,6 +71,6 @@ def _noise(draft: Draft, context: Context, level: int) -> Tensor:
     return sampler.temperature * sampler.noise(context.position + level, draft.vocabulary)
 
 
-def _leading(scores: Sequence[float], nodes: Iterable[int]) -> list[int]:
-    """These candidates, best first. Equal scores keep their order, so no node outlives its parent."""
-    return sorted(nodes, key=scores.__getitem__, reverse=True)
+def _leading(chances: Sequence[float], nodes: Iterable[int]) -> list[int]:
+    """These candidates, best first. Equal chances keep their order, so no node outlives its parent."""
+    return sorted(nodes, key=chances.__getitem__, reverse=True)

@@ -17,7 +17,7 @@ COMMON, OWN, REACH = 0.2, 0.1, 0.5  # deviations of what all share and of what i
 NOISE, DRAFT_NOISE = 0.1, 0.2  # deviations of one round's forward, and of all else in it
 OUTLIER = 3.0  # deviations beyond which a round counts as if it lay there
 KEPT = 0.998  # what is left of a round one round later
-EVERY = 8  # rounds heard together: caches full of weights make even a filter's small products dear
+EVERY = 16  # rounds heard together: caches full of weights make even a filter's small products dear
 
 _OCTAVES = np.log2(SIZES)
 _OWN = np.exp(-0.5 * ((_OCTAVES[:, None] - _OCTAVES) / REACH) ** 2)
@@ -35,11 +35,14 @@ class Paced:
         self.costs = costs
         self._mean, self._spread = np.zeros(len(BEFORE)), BEFORE.copy()
         self._factors = np.ones(len(PLACES))
+        self._forwards: dict[int, list[float]] = {}  # as they were last asked for
         self._seen: list[tuple[int, int, int, float, float]] = []  # what `saw` was told since it last followed
 
-    def forwards(self, tokens: int) -> np.ndarray:
+    def forwards(self, tokens: int) -> list[float]:
         """Seconds of a forward of every number of nodes behind so many tokens, as `Costs.forwards`."""
-        return self._factors[:-1] * self.costs.forwards(tokens)
+        if tokens not in self._forwards:
+            self._forwards = {tokens: (self._factors[:-1] * self.costs.forwards(tokens)).tolist()}
+        return self._forwards[tokens]
 
     def beside(self, levels: int, tokens: int = NEAR) -> float:
         """Seconds of a round with so many drafted levels beside its forward, as `Costs.beside`."""
@@ -69,3 +72,4 @@ class Paced:
         self._mean += gain @ surprise
         self._spread -= gain @ shared.T
         self._factors = np.exp(PLACES @ self._mean)
+        self._forwards.clear()

@@ -12,11 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
 from math import exp
 from typing import Protocol
-
-from torch import Tensor
 
 from fspad_bench.costs import NEAR, SIZES, Costs
 from fspad_bench.drafts.calibration import Calibration
@@ -24,6 +21,8 @@ from fspad_bench.drafts.pace import Paced
 
 PRIOR = 8.0  # drafted tokens for which a calibration is believed
 FADING = 0.98  # what a round still counts for one round later
+GRAIN = 32  # tokens by which a prefix grows before its costs are looked up anew
+FAINT = 0.005  # a chance below which no node is worth its share of a forward, however cheap
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,13 @@ class Trust:
 
 class Size(Protocol):
     """`behind` is the same for a tree behind so many tokens of a text that deserves so much `trust`; `grade` turns
-    children's log-probabilities `[N, K]` into those that count; `grow` says whether a level beyond `levels` is drafted;
-    `keep` how many of all candidates, best first, make the tree. Scores are of whole paths."""
+    children's log-probabilities into the chances that count; `grow` says whether a level beyond `levels` is drafted;
+    `keep` how many of all candidates make the tree. What these two are given are chances of whole paths, best first."""
 
     def behind(self, tokens: int, trust: float) -> Size: ...
-    def grade(self, log_q: Tensor, level: int) -> Tensor: ...
-    def grow(self, scores: Sequence[float], frontier: Sequence[float], levels: int) -> bool: ...
-    def keep(self, scores: Sequence[float], levels: int) -> int: ...
+    def grade(self, log_q: Sequence[float], level: int) -> list[float]: ...
+    def grow(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool: ...
+    def keep(self, chances: Sequence[float], levels: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,14 @@ class FixedSize:
     def behind(self, tokens: int, trust: float) -> FixedSize:
         return self
 
-    def grade(self, log_q: Tensor, level: int) -> Tensor:
-        return log_q
+    def grade(self, log_q: Sequence[float], level: int) -> list[float]:
+        return [exp(value) for value in log_q]
 
-    def grow(self, scores: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
+    def grow(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
         return levels < self.depth
 
-    def keep(self, scores: Sequence[float], levels: int) -> int:
-        return min(self.nodes - 1, len(scores))
+    def keep(self, chances: Sequence[float], levels: int) -> int:
+        return min(self.nodes - 1, len(chances))
 
 
 @dataclass(frozen=True)
@@ -90,38 +89,42 @@ class BestSize:
     trust: float = 1.0
 
     def behind(self, tokens: int, trust: float) -> BestSize:
-        return replace(self, tokens=tokens, trust=trust)
+        return replace(self, tokens=tokens - tokens % GRAIN, trust=trust)
 
-    def grade(self, log_q: Tensor, level: int) -> Tensor:
+    def grade(self, log_q: Sequence[float], level: int) -> list[float]:
         return self.calibration.curve(level, greedy=self.greedy).grade(log_q)
 
-    def grow(self, scores: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
+    def grow(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
         """Whether the level that the frontier would have, as children usually turn out, raises the rate."""
         if levels >= self.depth:
             return False
         shares = self.calibration.curve(levels, greedy=self.greedy).shares(self.top_k)
-        chances = [exp(score) for score in scores]
-        hoped = [exp(score) * share for score in frontier for share in shares]
-        now, _ = self._best(sorted(chances, reverse=True), levels)
-        then, _ = self._best(sorted(chances + hoped, reverse=True), levels + 1)
+        hoped = [chance * share for chance in frontier for share in shares]
+        now, _ = self._best(chances, levels)
+        then, _ = self._best(sorted([*chances, *hoped], reverse=True), levels + 1)
         return then > now
 
-    def keep(self, scores: Sequence[float], levels: int) -> int:
-        return self._best([exp(score) for score in scores], levels)[1]
+    def keep(self, chances: Sequence[float], levels: int) -> int:
+        return self._best(chances, levels)[1]
 
     def _best(self, chances: Sequence[float], levels: int) -> tuple[float, int]:
         """The highest rate, in tokens a second, over the number of drafted nodes, and that number."""
-        spent, made = self.costs.beside(levels, self.tokens), accumulate(chances[: self.nodes - 1], initial=0.0)
-        rates = [
-            (1 + self.trust * tokens) / (spent + seconds) for tokens, seconds in zip(made, self._forwards, strict=False)
-        ]
-        best = max(rates)
-        return best, rates.index(best)
+        spent, trust, tokens = self.costs.beside(levels, self.tokens), self.trust, 1.0
+        forwards = self._forwards
+        best, nodes = tokens / (spent + forwards[0]), 0
+        for number, chance in enumerate(chances[: self.nodes - 1], 1):
+            if chance < FAINT:
+                break
+            tokens += trust * chance
+            rate = tokens / (spent + forwards[number])
+            if rate > best:
+                best, nodes = rate, number
+        return best, nodes
 
     @cached_property
     def _forwards(self) -> list[float]:
         """Of trees with so many drafted nodes, beginning with none."""
-        return self.costs.forwards(self.tokens)[1 : 1 + self.nodes].tolist()
+        return self.costs.forwards(self.tokens)[1:]
 
 
 def best_shape(costs: Costs, calibration: Calibration, *, nodes: int, depth: int, top_k: int) -> FixedSize:

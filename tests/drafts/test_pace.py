@@ -1,7 +1,6 @@
 """Costs that follow the machine."""
 
 from dataclasses import asdict, replace
-from math import log
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ def test_until_it_was_told_enough_it_says_what_was_measured():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_learns_that_memory_and_sums_go_each_their_way(seed):
     paced = followed(lambda nodes: 1.3 if nodes == 0 else 0.85 if nodes <= 8 else 1.15, seed=seed)
-    found = paced.forwards(700) / COSTS.forwards(700)
+    found = np.divide(paced.forwards(700), COSTS.forwards(700))
     assert found[[2, 4, 8]] == pytest.approx(0.85, rel=0.06)
     assert found[[12, 14, 16]] == pytest.approx(1.15, rel=0.06)
     assert [paced.beside(n) / COSTS.beside(n) for n in (1, 2, 5)] == pytest.approx([1.3] * 3, rel=0.08)
@@ -56,7 +55,7 @@ def test_a_slower_machine_is_slower_at_sizes_never_seen():
     paced = Paced(COSTS)
     for _ in range(400):
         paced.saw(4, 1, NEAR, 1.3 * COSTS.forward(4), 1.3 * COSTS.beside(1))
-    slower = paced.forwards(NEAR) / COSTS.forwards(NEAR)
+    slower = np.divide(paced.forwards(NEAR), COSTS.forwards(NEAR))
     assert slower[4] == pytest.approx(1.3, rel=0.03)
     assert 1.15 < slower[32] < slower[6] < slower[4]
 
@@ -118,13 +117,13 @@ def test_a_drafter_tells_it_every_round_it_drafted_for(tiny, measured, monkeypat
 
 def test_trees_follow_the_machine():
     """Where sums have become slow, as many nodes are kept as memory serves; drafting that has, fewer levels."""
-    scores, likely = [log(0.88**n) for n in range(1, 30)], [log(0.5), log(0.05)]
+    chances, likely = [0.88**n for n in range(1, 30)], [0.5, 0.05]
 
     def size(machine):
         return BestSize(16, 8, 4, followed(machine), Calibration(), greedy=True)
 
     usual, sums, drafts = map(size, [lambda n: 1.0, lambda n: 1.5 if n > 8 else 1.0, lambda n: 1.0 if n else 5.0])
-    assert usual.keep(scores, 1) == 15 > 8 >= sums.keep(scores, 1) > 4
+    assert usual.keep(chances, 1) == 15 > 8 >= sums.keep(chances, 1) > 4
     assert usual.grow(likely, likely, 1)
     assert not drafts.grow(likely, likely, 1)
 
