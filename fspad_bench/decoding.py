@@ -59,7 +59,8 @@ class Context:
 
 
 class Step(NamedTuple):
-    """All that a drafter may learn from a round, which is part of `context` by now; `seconds` are its forward's."""
+    """All that a drafter may learn from a round, which is part of `context` by now; `seconds` are its forward's, 0 where
+    nobody took them."""
 
     context: Context
     tree: Tree

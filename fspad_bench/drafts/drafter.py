@@ -144,7 +144,7 @@ class HeadDrafter(Draft):
         tree, levels, promised = self.grown
         self.trust = self.trust.after(promised, len(step.accepted.path) - 1)
         size = self.sizes[not step.context.sampler.temperature]
-        if levels and isinstance(size, BestSize) and isinstance(size.costs, Paced):
+        if levels and step.seconds and isinstance(size, BestSize) and isinstance(size.costs, Paced):
             tokens = len(step.context.tokens) - len(step.accepted.path)
             beside = perf_counter() - self.began - step.seconds
             size.costs.saw(len(tree), levels, tokens, step.seconds, beside)
