@@ -59,7 +59,7 @@ class Context:
 
 
 class Step(NamedTuple):
-    """All that a drafter may learn from a round, which is part of `context` by now; `seconds` are its forward's, 0 where
+    """All that a drafter may learn from a round, which is part of `context` by now; `seconds` are its forward's, 0 if
     nobody took them."""
 
     context: Context
