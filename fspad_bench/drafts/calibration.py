@@ -29,10 +29,13 @@ class Curve:
     any: float = 0.75
 
     def grade(self, log_q: Sequence[float]) -> list[float]:
-        """The calibrated probabilities of children whose log-probabilities are `log_q`: a few numbers, on the host."""
+        """The calibrated probabilities of children whose log-probabilities are `log_q`: a few numbers, on the host.
+
+        None is 0 or 1, so that every path is less likely than its parent's.
+        """
         shift, slope = self.shift, self.slope
         return [
-            0.5 + 0.5 * tanh((shift + slope * (value - log1p(-exp(value)))) / 2)
+            EDGE + (0.5 - EDGE) * (1 + tanh((shift + slope * (value - log1p(-exp(value)))) / 2))
             for value in [LEAST if value < LEAST else MOST if value > MOST else value for value in log_q]
         ]
 
