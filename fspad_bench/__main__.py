@@ -2,6 +2,6 @@
 
 import sys
 
-from fspad_bench.cli import main
+from fspad_bench.cli.main import main
 
 sys.exit(main())

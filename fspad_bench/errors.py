@@ -15,7 +15,8 @@ class BenchError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
-        self.message, self.hint = message, hint
+        self.message = message
+        self.hint = hint
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ for shape in $shapes; do
 done
 part identity fspad-bench run --decoder fspad,eagle,prompt_lookup --task all "${measured[@]}" --limit 4 \
     --dtype float32 --temperature 0,1 --output "$output/float32-identity"
-part speed fspad-bench run --decoder fspad,eagle,prompt_lookup,fspad_bench.integrations.generate:StockGenerate \
+part speed fspad-bench run --decoder fspad,eagle,prompt_lookup,fspad_bench.integrations.transformers_generate:StockGenerate \
     --task all "${measured[@]}" --limit 10 --dtype bfloat16 --output "$output/bfloat16-greedy"
 part speed-sampled fspad-bench run --decoder fspad,eagle,prompt_lookup --task all "${measured[@]}" --limit 10 \
     --dtype bfloat16 --temperature 1 --output "$output/bfloat16-sampled"

@@ -9,20 +9,29 @@ import random
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
 
-from fspad_bench.batch import Wave, answer_streams
-from fspad_bench.decoding import Context, Step
+from fspad_bench.core.loop import Context, Step
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.tree import Tree
+from fspad_bench.core.verification import Accepted
+from fspad_bench.engine.batch import Wave, answer_streams
+from fspad_bench.engine.target import Scores
 from fspad_bench.lossless.scripted import ScriptedTarget
-from fspad_bench.sampling import Sampler
-from fspad_bench.target import Scores
-from fspad_bench.tree import Tree
-from fspad_bench.verification import Accepted
 
 Shape = Callable[[int, list[int], int], Tree]
 
 
-def continuation(target: ScriptedTarget, sampler: Sampler, prompt: Sequence[int], count: int) -> list[int]:
+def continuation(
+    target: ScriptedTarget, sampler: Sampler, prompt: Sequence[int], count: int
+) -> list[int]:
     """What autoregressive decoding says, without the loop and without a cache."""
     tokens = list(prompt)
     for _ in range(count):
@@ -43,7 +52,9 @@ class Clairvoyant:
         return self.shape(context.tokens[-1], self.truth[len(context.tokens) :], len(self.steps))
 
     def observe(self, step: Step) -> None:
-        self.steps.append(step._replace(context=Context(list(step.context.tokens), step.context.prompt_length)))
+        self.steps.append(
+            step._replace(context=Context(list(step.context.tokens), step.context.prompt_length))
+        )
 
     @property
     def accepted(self) -> list[Accepted]:
@@ -55,7 +66,9 @@ def always_right(length: int) -> Shape:
 
 
 def never_right(vocabulary: int) -> Shape:
-    return lambda root, coming, _: Tree.chain(root, [(token + 1) % vocabulary for token in coming[:4]])
+    return lambda root, coming, _: Tree.chain(
+        root, [(token + 1) % vocabulary for token in coming[:4]]
+    )
 
 
 def on_schedule(rights: Sequence[int], vocabulary: int) -> Shape:
@@ -82,7 +95,9 @@ def wide(depth: int, vocabulary: int, width: int = 6) -> Shape:
     return shape
 
 
-def random_tree(rng: random.Random, nodes: int, vocabulary: int, *, root: int | None = None, reach: int = 128) -> Tree:
+def random_tree(
+    rng: random.Random, nodes: int, vocabulary: int, *, root: int | None = None, reach: int = 128
+) -> Tree:
     """`nodes` random nodes; a parent is at most `reach` nodes back, so a small reach makes a deep tree."""
     tokens, parents, taken = [rng.randrange(vocabulary) if root is None else root], [-1], set()
     while len(tokens) < nodes:
@@ -127,12 +142,16 @@ ARCHITECTURES = {
 }
 
 
-def random_model(name: str, dtype: torch.dtype = torch.float64, **options: object) -> PreTrainedModel:
+def random_model(
+    name: str, dtype: torch.dtype = torch.float64, **options: object
+) -> PreTrainedModel:
     """A fresh stock model of two layers; equal weights for equal arguments."""
     kind, own = ARCHITECTURES[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(kind(**{**COMMON, **own, **options}), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(
+            kind(**{**COMMON, **own, **options}), attn_implementation="sdpa"
+        )
     return model.to(dtype).eval()
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fspad_bench.arguments import EPILOG
-from fspad_bench.cli import parser
+from fspad_bench.cli.arguments import EPILOG
+from fspad_bench.cli.main import parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +32,10 @@ def test_there_are_exactly_two_commands_to_set_up_everything():
 def test_the_file_tree_names_every_module_and_no_other():
     tree = re.search(r"```\nfspad_bench/\n(.*?)```", README, re.S)[1]
     named = set(re.findall(r"\b([a-z_]+\.py)\b", tree))
-    present = {path.name for path in (ROOT / "fspad_bench").glob("*.py")} - {"__init__.py", "__main__.py"}
+    present = {path.name for path in (ROOT / "fspad_bench").glob("*.py")} - {
+        "__init__.py",
+        "__main__.py",
+    }
     assert named == present
     for folder in re.findall(r"\b([a-z_]+)/  ", tree):
         assert (ROOT / folder).is_dir() or (ROOT / "fspad_bench" / folder).is_dir(), folder

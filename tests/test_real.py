@@ -4,26 +4,29 @@ import numpy as np
 import pytest
 import torch
 
-from fspad_bench import registry
+from fspad_bench.core.loop import Limit, generate
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.tree import Tree
+from fspad_bench.decoders import registry
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.decoding import Limit, generate
-from fspad_bench.integrations.generate import StockGenerate
-from fspad_bench.sampling import Sampler
-from fspad_bench.target import TransformersTarget
-from fspad_bench.tree import Tree
+from fspad_bench.integrations.transformers_generate import StockGenerate
+from fspad_bench.models.load import load_target
 
 pytestmark = pytest.mark.real
-QUESTIONS = ("Name three rivers of Europe and say where each of them ends.", "Explain how a bicycle stays upright.")
+QUESTIONS = (
+    "Name three rivers of Europe and say where each of them ends.",
+    "Explain how a bicycle stays upright.",
+)
 
 
 @pytest.fixture(scope="module")
 def smollm2():
-    return TransformersTarget.load("smollm2-135m")
+    return load_target("smollm2-135m")
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def either(request):
-    found = TransformersTarget.load("smollm2-135m", dtype=request.param)
+    found = load_target("smollm2-135m", dtype=request.param)
     if request.param == "bfloat16" and not found.attends:
         pytest.skip("without a C++ compiler a tree rounds otherwise than its paths")
     return found
@@ -32,7 +35,9 @@ def either(request):
 def prompt(target, text):
     messages = [{"role": "user", "content": text}]
     return list(
-        target.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        target.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True
+        )["input_ids"]
     )
 
 
@@ -82,12 +87,16 @@ def test_vanilla_passes_the_probability_integral_transform(smollm2):
         ids, sampler = prompt(smollm2, QUESTIONS[number % 2]), Sampler(0.8, seed=number)
         tokens = generate(smollm2, Vanilla(smollm2), sampler, ids, Limit(96)).tokens
         with torch.inference_mode():
-            hidden = smollm2.model.base_model(torch.tensor([ids + tokens[:-1]]), use_cache=False).last_hidden_state[0]
+            hidden = smollm2.model.base_model(
+                torch.tensor([ids + tokens[:-1]]), use_cache=False
+            ).last_hidden_state[0]
             laws = (smollm2.lm_head(hidden[len(ids) - 1 :]).double() / 0.8).softmax(-1).numpy()
         for law, token in zip(laws, tokens, strict=True):
             above = law[law > law[token]].sum()
             shares.append(above + uniform.random() * law[token])
     shares = np.array(shares)
     counts, expected = np.histogram(shares, 20, (0, 1))[0], len(shares) / 20
-    assert ((counts - expected) ** 2 / expected).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 1e-3
+    assert (
+        (counts - expected) ** 2 / expected
+    ).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 1e-3
     assert (shares > 1 - 1e-3).sum() <= 6  # 0.8 expected

@@ -20,8 +20,16 @@ CATEGORIES = ("qa", "rag", "translation", "summarization", "math_reasoning", "wr
 @pytest.fixture
 def script(tmp_path):
     def script(path, *words, **changes):
-        env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-        env |= {"FSPAD_BENCH_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", **SMALL, **changes}
+        env = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        }
+        env |= {
+            "FSPAD_BENCH_CACHE": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": "1",
+            **SMALL,
+            **changes,
+        }
         words = [str(CHECKOUT / path), *map(str, words)]
         return subprocess.run(words, env=env, capture_output=True, text=True, cwd=tmp_path)
 
@@ -47,7 +55,15 @@ def test_what_only_a_gpu_can_show_is_dry_run_in_pieces(script, tmp_path):
     done = script("results/gpu.sh", output, questions, **small)
     assert done.returncode == 0, done.stderr
     reports = {path.name: path.read_text() for path in output.glob("*.txt")}
-    parts = ["certify", "identity", "kernels-tiny-1", "speed", "speed-sampled", "steps-tiny-1", "tests"]
+    parts = [
+        "certify",
+        "identity",
+        "kernels-tiny-1",
+        "speed",
+        "speed-sampled",
+        "steps-tiny-1",
+        "tests",
+    ]
     assert set(reports) == {f"{part}.txt" for part in parts}
     assert reports["tests.txt"] == "done before\n"
     assert "a matrix product does" in reports["kernels-tiny-1.txt"]
@@ -66,7 +82,10 @@ def test_a_part_that_crashed_is_not_done(script, tmp_path, program, code):
     tools.mkdir()
     (tools / "fspad-bench").write_text(f"#!/usr/bin/env bash\necho why >&2\n{program}\n")
     (tools / "fspad-bench").chmod(0o755)
-    output, settings = tmp_path / "out", {"SKIP_TESTS": "1", "SHAPES": "tiny", "PATH": f"{tools}:{os.environ['PATH']}"}
+    output, settings = (
+        tmp_path / "out",
+        {"SKIP_TESTS": "1", "SHAPES": "tiny", "PATH": f"{tools}:{os.environ['PATH']}"},
+    )
     done = script("results/gpu.sh", output, tmp_path / "questions", **settings)
     assert done.returncode == code
     assert (output / "certify.txt").exists() == (code == 0)
@@ -77,7 +96,9 @@ def test_a_part_that_crashed_is_not_done(script, tmp_path, program, code):
 def spec_bench(folder):
     """A question of every task, in Spec-Bench's form."""
     path = folder / "questions.jsonl"
-    rows = [QUESTION | {"question_id": i, "category": category} for i, category in enumerate(CATEGORIES)]
+    rows = [
+        QUESTION | {"question_id": i, "category": category} for i, category in enumerate(CATEGORIES)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -99,7 +120,15 @@ def test_heads_are_trained_in_pieces_and_then_compared(script, tmp_path):
     assert script("baselines/heads/train.sh", heads).returncode == 0
     assert (heads / "wide-tiny-0" / "head.json").stat().st_mtime_ns == before
     run = script(
-        "results/arms.sh", heads, spec_bench(tmp_path), "--max-new-tokens", "4", "--format", "json", "--output", "out"
+        "results/arms.sh",
+        heads,
+        spec_bench(tmp_path),
+        "--max-new-tokens",
+        "4",
+        "--format",
+        "json",
+        "--output",
+        "out",
     )
     assert run.returncode == 0, run.stderr
     table = json.loads(run.stdout)["rows"]

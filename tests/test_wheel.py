@@ -16,7 +16,16 @@ def wheel(tmp_path_factory):
     pytest.importorskip("build")
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, CHECKOUT]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        folder,
+        CHECKOUT,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = folder.glob("*.whl")
@@ -37,8 +46,14 @@ def away(installed, tmp_path):
     """`away(*words)`: this Python, with the unpacked wheel before all else, in a folder that is not the checkout."""
 
     def away(*words):
-        env = os.environ | {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=env)
+        env = os.environ | {
+            "PYTHONPATH": str(installed),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=env
+        )
 
     return away
 
@@ -46,10 +61,15 @@ def away(installed, tmp_path):
 def test_it_holds_all_data_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for folder in ("tasks", "baselines"):
-        mine = [path.relative_to(CHECKOUT) for path in (CHECKOUT / folder).rglob("*") if path.is_file()]
+        mine = [
+            path.relative_to(CHECKOUT) for path in (CHECKOUT / folder).rglob("*") if path.is_file()
+        ]
         assert mine
         assert {f"fspad_bench/data/{path.as_posix()}" for path in mine} <= set(names)
-    sources = [*(CHECKOUT / "fspad_bench").rglob("*.py"), *(CHECKOUT / "fspad_bench").rglob("*.cpp")]
+    sources = [
+        *(CHECKOUT / "fspad_bench").rglob("*.py"),
+        *(CHECKOUT / "fspad_bench").rglob("*.cpp"),
+    ]
     assert any(path.suffix == ".cpp" for path in sources)
     assert {path.relative_to(CHECKOUT).as_posix() for path in sources} <= set(names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"fspad_bench"}
@@ -66,8 +86,14 @@ def test_it_lists_names_from_another_folder(away, installed):
     assert done.returncode == 0, done.stderr
     for name in ("vanilla", "prompt_lookup", "fspad", "gsm8k", "mt_bench", "smollm2-135m"):
         assert f"  {name} " in done.stdout
-    where = away("-c", "from fspad_bench import paths; print(paths.__file__, paths.data_folder('tasks'))")
-    assert where.stdout.split() == [f"{installed}/fspad_bench/paths.py", f"{installed}/fspad_bench/data/tasks"]
+    where = away(
+        "-c",
+        "from fspad_bench.util import paths; print(paths.__file__, paths.data_folder('tasks'))",
+    )
+    assert where.stdout.split() == [
+        f"{installed}/fspad_bench/paths.py",
+        f"{installed}/fspad_bench/data/tasks",
+    ]
 
 
 def test_it_runs_from_another_folder(away, tmp_path):

@@ -6,22 +6,27 @@ what followed reaches the end of the text the copy goes on into itself, so a loo
 
 from __future__ import annotations
 
-from fspad_bench.decoding import Context, Scores, Step, Target
+from fspad_bench.core.loop import Context, Scores, Step, Target
+from fspad_bench.core.tree import Tree
 from fspad_bench.errors import BenchError
-from fspad_bench.tree import Tree
 
 
 class PromptLookup:
     """`length` tokens after the latest match of the last `ngram`, or fewer, down to `shortest`."""
 
-    def __init__(self, target: Target, *, ngram: int = 3, shortest: int = 2, length: int = 8) -> None:
+    def __init__(
+        self, target: Target, *, ngram: int = 3, shortest: int = 2, length: int = 8
+    ) -> None:
         if not 1 <= shortest <= ngram or length < 1:
             text = f"prompt_lookup takes 1 <= shortest <= ngram and length >= 1, not {shortest}, {ngram}, {length}"
             raise BenchError(text, "the defaults are shortest=2, ngram=3, length=8")
-        self.sizes, self.length = range(ngram, shortest - 1, -1), length
+        self.sizes = range(ngram, shortest - 1, -1)
+        self.length = length
 
     def begin(self, context: Context, scores: Scores) -> None:
-        self.ends: dict[tuple[int, ...], int] = {}  # n-gram -> where its latest known occurrence ended
+        self.ends: dict[
+            tuple[int, ...], int
+        ] = {}  # n-gram -> where its latest known occurrence ended
         self.indexed = 0
         self._index(context.tokens)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fspad_bench.decoding import Context, Scores, Step, Target
-from fspad_bench.rounds import Alone
-from fspad_bench.tree import Tree
+from fspad_bench.core.loop import Context, Scores, Step, Target
+from fspad_bench.core.tree import Tree
+from fspad_bench.engine.device_loop import Alone
 
 
 class Vanilla:

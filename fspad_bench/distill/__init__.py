@@ -1,1 +1,1 @@
-"""Data sets of a target's own conversations, for training drafts."""
+"""Training data: a target's own conversations, or given ones in its format."""

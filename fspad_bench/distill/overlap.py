@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from fspad_bench import task
+from fspad_bench.benchmark import tasks as task
 from fspad_bench.distill.writer import rows_of, shard_files
 
 WORDS = 10
@@ -34,14 +34,19 @@ def task_prompts(sources: Sequence[str]) -> dict[str, list[str]]:
             if source.startswith(task.SPEC_BENCH) and not card.spec_bench:
                 continue
             questions = task.load(card, source, None).questions
-            prompts[f"{name}@{source}"] = [turn for question in questions for turn in question.turns]
+            prompts[f"{name}@{source}"] = [
+                turn for question in questions for turn in question.turns
+            ]
     return prompts
 
 
-def report(folder: Path, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, list[str]]) -> dict[str, Any]:
+def report(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, list[str]]
+) -> dict[str, Any]:
     """Compare every row with every prompt, and write what was found beside the shards."""
     known = {name: set().union(*map(ngrams, texts)) for name, texts in prompts.items()}
-    counts, shared = dict.fromkeys(prompts, 0), []
+    counts = dict.fromkeys(prompts, 0)
+    shared = []
     total = 0
     for path in shard_files(folder):
         for number, row in enumerate(rows_of(path), start=1):
@@ -50,7 +55,13 @@ def report(folder: Path, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, 
             for name, those in known.items():
                 if common := found & those:
                     counts[name] += 1
-                    shared.append({"row": f"{path.name}:{number}", "task": name, "words": " ".join(min(common))})
+                    shared.append(
+                        {
+                            "row": f"{path.name}:{number}",
+                            "task": name,
+                            "words": " ".join(min(common)),
+                        }
+                    )
     result = {
         "words": WORDS,
         "rows": total,
@@ -58,14 +69,19 @@ def report(folder: Path, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, 
         "rows_sharing": counts,
         "examples": shared[:SHOWN],
     }
-    (folder / REPORT).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / REPORT).write_text(
+        json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return result
 
 
 def summary(result: dict[str, Any]) -> Iterable[str]:
     """A line a task that shares anything, or one that says that none does."""
     sharing = {name: count for name, count in result["rows_sharing"].items() if count}
-    yield from (f"{count} of {result['rows']} rows share {WORDS} words with {name}" for name, count in sharing.items())
+    yield from (
+        f"{count} of {result['rows']} rows share {WORDS} words with {name}"
+        for name, count in sharing.items()
+    )
     if not sharing:
         sources = ", ".join(sorted({name.partition("@")[2] for name in result["prompts"]}))
         count = sum(result["prompts"].values())

@@ -17,26 +17,35 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench import __version__
-from fspad_bench.batch import Stream, answer_streams
-from fspad_bench.chat import Chat, tokenizer_hash
-from fspad_bench.distill import kinds, talk
-from fspad_bench.distill.given import Given, rendered
-from fspad_bench.distill.talk import Talks
+from fspad_bench.distill import conversations as talk
+from fspad_bench.distill import topics as kinds
+from fspad_bench.distill.conversations import Talks
+from fspad_bench.distill.imported import Given, rendered
+from fspad_bench.engine.batch import Stream, answer_streams
+from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
-from fspad_bench.paths import write_whole
-from fspad_bench.progress import Progress
-from fspad_bench.target import TransformersTarget
+from fspad_bench.models.chat import Chat, tokenizer_hash
+from fspad_bench.util.paths import write_whole
+from fspad_bench.util.progress import Progress
 
-ROWS, SHARD = 64, 128
+ROWS = 64
+SHARD = 128
 AHEAD = 3  # shards at work at once
 USUAL = 230  # answer tokens of a conversation, until there are some to count
 SILENT = 16  # conversations without an answer
-MANIFEST, RECIPE = "manifest.json", "recipe"
+MANIFEST = "manifest.json"
+RECIPE = "recipe"
 Row = dict[str, Any]
 
 
 def distill_free(
-    target: TransformersTarget, folder: Path, *, tokens: int, seed: int, rows: int = ROWS, shard: int = SHARD
+    target: TransformersTarget,
+    folder: Path,
+    *,
+    tokens: int,
+    seed: int,
+    rows: int = ROWS,
+    shard: int = SHARD,
 ) -> Path:
     """The target's own conversations, until there are `tokens` answer tokens."""
 
@@ -65,7 +74,9 @@ def distill_given(
         if regenerate:
             made = yield from Talks(target, seed=(seed, number)).again(parts[number])
             if len(made) < len(parts[number]):
-                given.left_out.append(f"{len(parts[number]) - len(made)} of shard {number} had no room or no answer")
+                given.left_out.append(
+                    f"{len(parts[number]) - len(made)} of shard {number} had no room or no answer"
+                )
             return made
         return list(rendered(chat, parts[number], given.left_out))
 
@@ -83,12 +94,19 @@ def _write(
     shards: int | None = None,
 ) -> Path:
     """Shard after shard until there are enough, of tokens or of shards."""
-    who = {"target": target.name, "identity": target.identity, "tokenizer": tokenizer_hash(target.tokenizer)}
+    who = {
+        "target": target.name,
+        "identity": target.identity,
+        "tokenizer": tokenizer_hash(target.tokenizer),
+    }
     shelf = Shelf(folder, settings["shard"], tokens, shards)
     settings = _claim(folder, who | settings, whole=bool(shelf.held) and shelf.whole)
-    began, made = time.monotonic(), 0
+    began = time.monotonic()
+    made = 0
 
-    with Progress("shards" if tokens is None else "answer tokens", shelf.total, start=shelf.done) as progress:
+    with Progress(
+        "shards" if tokens is None else "answer tokens", shelf.total, start=shelf.done
+    ) as progress:
 
         def told(new: int) -> None:
             nonlocal made
@@ -96,16 +114,24 @@ def _write(
             progress.advance(0, f"{made / (time.monotonic() - began):.0f} tokens/s")
 
         while not shelf.whole:
-            for found in answer_streams(target, shelf.begin(make), rows=rows, ahead=AHEAD, told=told):
+            for found in answer_streams(
+                target, shelf.begin(make), rows=rows, ahead=AHEAD, told=told
+            ):
                 before = shelf.done
                 shelf.add(found)
                 if tokens is not None and shelf.silent >= SILENT:
                     text = f"{target.name} says nothing: its last {shelf.silent} conversations hold no answer"
                     raise BenchError(text, "is it an instruct model?")
-                progress.advance(shelf.done - before, f"{made / (time.monotonic() - began):.0f} tokens/s")
+                progress.advance(
+                    shelf.done - before, f"{made / (time.monotonic() - began):.0f} tokens/s"
+                )
                 if shelf.whole:
                     break
-    facts = {"version": __version__, "shards": len(shelf.held), "answer_tokens": sum(shelf.held.values())}
+    facts = {
+        "version": __version__,
+        "shards": len(shelf.held),
+        "answer_tokens": sum(shelf.held.values()),
+    }
     if json.loads((folder / MANIFEST).read_text(encoding="utf-8")) != settings | facts:
         _save(folder / MANIFEST, settings | facts)
     return folder
@@ -118,7 +144,9 @@ class Shelf:
     """
 
     def __init__(self, folder: Path, size: int, tokens: int | None, shards: int | None) -> None:
-        self.folder, self.size, self.counts_tokens = folder, size, tokens is not None
+        self.folder = folder
+        self.size = size
+        self.counts_tokens = tokens is not None
         self.total = shards if tokens is None else tokens
         self.held = {path.name: answer_tokens(path) for path in shard_files(folder)}
         self.silent = 0  # conversations since the last answer
@@ -173,7 +201,11 @@ def _claim(folder: Path, settings: dict[str, Any], *, whole: bool) -> dict[str, 
     manifest = folder / MANIFEST
     if manifest.is_file():
         found = json.loads(manifest.read_text(encoding="utf-8"))
-        other = [k for k, value in settings.items() if found.get(k) != value and not (whole and k == RECIPE)]
+        other = [
+            k
+            for k, value in settings.items()
+            if found.get(k) != value and not (whole and k == RECIPE)
+        ]
         if other:
             text = f"{folder} holds a data set with another {other[0]}: {found.get(other[0])}, not {settings[other[0]]}"
             raise BenchError(text, "give another --output, or the settings it was begun with")

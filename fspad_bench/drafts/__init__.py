@@ -1,1 +1,1 @@
-"""Draft networks of the EAGLE family: their architecture, their training, and the trees grown from them."""
+"""What decoders with a draft network share: the network's parts, its cache, its trees, its files."""

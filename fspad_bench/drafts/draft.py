@@ -11,29 +11,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fspad_bench.decoding import Context, Scores, Step
+from fspad_bench.core.loop import Context, Scores, Step
+from fspad_bench.drafts.cache import DraftRows
+from fspad_bench.drafts.fused import LeanNetwork
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.lean import LeanNetwork
 from fspad_bench.drafts.network import DraftOutput
-from fspad_bench.drafts.rows import DraftRows
 from fspad_bench.drafts.vocabulary import Vocabulary
-from fspad_bench.linear import Matrix
-from fspad_bench.target import TransformersTarget
+from fspad_bench.engine.cpu.linear import Matrix
+from fspad_bench.engine.target import TransformersTarget
 
 
 class Draft:
     """`vocabulary [V_draft]` are the target's ids of what it can say, with `prompted` those of the text so far too."""
 
     def __init__(self, target: TransformersTarget, head: Head, *, prompted: bool = True) -> None:
-        self.network, self.lean = head.network, LeanNetwork(head.network)
+        self.network = head.network
+        self.lean = LeanNetwork(head.network)
         self.sayable = Vocabulary(head.vocabulary, target.config.vocab_size, prompted=prompted)
-        self.embedding, self.every_row = target.embedding, target.lm_head.weight
-        self.lm_head, self.rows = Matrix(self.every_row[head.vocabulary]), DraftRows(target, self.lean)
+        self.embedding = target.embedding
+        self.every_row = target.lm_head.weight
+        self.lm_head, self.rows = (
+            Matrix(self.every_row[head.vocabulary]),
+            DraftRows(target, self.lean),
+        )
         self._forget()
 
     def begin(self, context: Context, scores: Scores) -> None:
         self.rows.clear()
-        self.features, self.tokens = scores.features, context.tokens[1:]
+        self.features = scores.features
+        self.tokens = context.tokens[1:]
         self._forget()
         self._hear(context.tokens)
 
@@ -45,7 +51,8 @@ class Draft:
 
     def _forget(self) -> None:
         self.heard: set[int] = set()
-        self.vocabulary, self.joined = self.sayable.usual, None
+        self.vocabulary = self.sayable.usual
+        self.joined = None
 
     def _hear(self, tokens: Sequence[int]) -> None:
         """From now on the draft can say these too."""
@@ -57,35 +64,50 @@ class Draft:
 
     def absorb(self) -> DraftOutput:
         """Cache the rows of the tokens committed since the last round, and predict from the last of them."""
-        e, start = self.embedding(torch.tensor(self.tokens, device=self.features.device)), self.rows.length
+        e = self.embedding(torch.tensor(self.tokens, device=self.features.device))
+        start = self.rows.length
         x = self.lean.fuse(e, self.features)
         rope = self.rows.rope(self.lean, start, start + len(x))
         seen = self._see(x, 1, rope)
         self.rows.length += len(x)
         return self.lean.output(x[-1:], seen)
 
-    def expand(self, tokens: Tensor, features: Tensor, ancestors: Tensor, level: int) -> DraftOutput:
+    def expand(
+        self, tokens: Tensor, features: Tensor, ancestors: Tensor, level: int
+    ) -> DraftOutput:
         """One draft step for a whole level: K tokens, their parents' h_feature, the tree's rows each sees `[K, R]`.
 
         The R rows are those of all levels so far, this one's K last.
         """
         x = self.lean.fuse(self.embedding(tokens), features)
-        position, seen = self.rows.length + level, ancestors.shape[1]
+        position = self.rows.length + level
+        seen = ancestors.shape[1]
         rope = self.rows.rope(self.lean, position, position + 1)
         return self.lean.output(x, self._see(x, len(x), rope, seen - len(tokens), ancestors))
 
-    def _see(self, x: Tensor, asked: int, rope: Tensor, behind: int = 0, ancestors: Tensor | None = None) -> Tensor:
+    def _see(
+        self, x: Tensor, asked: int, rope: Tensor, behind: int = 0, ancestors: Tensor | None = None
+    ) -> Tensor:
         """Cache the rows of x `[M, d]`, `behind` a tree's others; what the last `asked` of them see, projected.
 
         Of the tree's rows, these included, each sees what `ancestors [asked, R]` says.
         """
         if self.lean.attends:
-            return self.lean.see(x, asked, rope, *self.rows.room(behind + len(x)), self.rows.length + behind, ancestors)
+            return self.lean.see(
+                x,
+                asked,
+                rope,
+                *self.rows.room(behind + len(x)),
+                self.rows.length + behind,
+                ancestors,
+            )
         self.rows.append(*self.lean.keys_values(x, rope), behind=behind)
         keys, values = self.rows.view(behind + len(x))
         mask = None
         if ancestors is not None:
-            shape = self.lean.shape  # a published head may group its heads otherwise than its target
+            shape = (
+                self.lean.shape
+            )  # a published head may group its heads otherwise than its target
             mask = x.new_zeros(shape.heads // shape.kv_heads, asked, keys.shape[1])
             mask[..., self.rows.length :].masked_fill_(~ancestors, -torch.inf)
             mask = mask.flatten(0, 1)

@@ -15,27 +15,30 @@ from typing import Any
 
 import torch
 
-from fspad_bench import costs
-from fspad_bench.costs import Costs
-from fspad_bench.decoding import Context, Scores, Step
-from fspad_bench.drafts.calibration import Calibration
+from fspad_bench.core.loop import Context, Scores, Step
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.tree import Tree
+from fspad_bench.core.verification import match, rule
 from fspad_bench.drafts.draft import Draft
-from fspad_bench.drafts.dynamic import Grown, dynamic_tree
-from fspad_bench.drafts.growth import Growth
 from fspad_bench.drafts.head import Head, load_head, shipped
-from fspad_bench.drafts.pace import Paced
-from fspad_bench.drafts.sampled import sampled_tree
-from fspad_bench.drafts.size import BestSize, FixedSize, Size, Trust, best_shape
+from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing.calibration import Calibration
+from fspad_bench.drafts.sizing.costs import Costs
+from fspad_bench.drafts.sizing.machine_speed import Paced
+from fspad_bench.drafts.sizing.policy import BestSize, FixedSize, Size, Trust, best_shape
+from fspad_bench.drafts.trees.dynamic import Grown, dynamic_tree
+from fspad_bench.drafts.trees.on_device import Growth
+from fspad_bench.drafts.trees.sampled import sampled_tree
+from fspad_bench.engine.device_loop import DeviceLoop, replayed
+from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.errors import BenchError, near
-from fspad_bench.rounds import DeviceLoop, replayed
-from fspad_bench.sampling import Sampler
-from fspad_bench.target import LARGEST_TREE, TransformersTarget
-from fspad_bench.tree import Tree
-from fspad_bench.verification import match, rule
 
-DRAFTING, TREES = ("coupled", "ranked", "sampled"), ("auto", "fixed")
-FIXED_NODES, FIXED_DEPTH = 8, 2
-MOST_NODES, MOST_DEPTH = 64, 8
+DRAFTING = ("coupled", "ranked", "sampled")
+TREES = ("auto", "fixed")
+FIXED_NODES = 8
+FIXED_DEPTH = 2
+MOST_NODES = 64
+MOST_DEPTH = 8
 VOCABULARIES = ("prompt", "head")
 DEEP = 3  # levels whose cost is measured beside that of one
 
@@ -72,7 +75,8 @@ class HeadDrafter(Draft):
     ) -> None:
         if tree and tree not in TREES:
             raise BenchError(f"unknown tree '{tree}'", near(tree, TREES))
-        self.verify, self.drafting = rule(verify), drafting or ("coupled" if verify == "match" else "sampled")
+        self.verify = rule(verify)
+        self.drafting = drafting or ("coupled" if verify == "match" else "sampled")
         if self.drafting not in DRAFTING:
             raise BenchError(f"unknown drafting '{drafting}'", near(drafting, DRAFTING))
         if self.drafting == "coupled" and verify != "match":
@@ -82,47 +86,78 @@ class HeadDrafter(Draft):
             )
         head = head if isinstance(head, Head) else find_head(head, self.arm, target)
         measurable = target.max_length >= costs.NEAR + LARGEST_TREE
-        sizable = self.drafting == "coupled" and "calibration" in head.facts and measurable and not (nodes or depth)
+        sizable = (
+            self.drafting == "coupled"
+            and "calibration" in head.facts
+            and measurable
+            and not (nodes or depth)
+        )
         auto = self.drafting != "sampled" and (tree or ("auto" if sizable else "fixed")) == "auto"
-        nodes, depth = nodes or (MOST_NODES if auto else FIXED_NODES), depth or (MOST_DEPTH if auto else FIXED_DEPTH)
+        nodes = nodes or (MOST_NODES if auto else FIXED_NODES)
+        depth = depth or (MOST_DEPTH if auto else FIXED_DEPTH)
         if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
             text = f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range"
             raise BenchError(text, f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1")
         if vocabulary not in VOCABULARIES:
             raise BenchError(f"unknown vocabulary '{vocabulary}'", near(vocabulary, VOCABULARIES))
         captured = bool(target.kernels) and verify == "match" and self.drafting != "sampled"
-        super().__init__(target, head, prompted=vocabulary == "prompt" and not captured)  # a graph has one shape
+        super().__init__(
+            target, head, prompted=vocabulary == "prompt" and not captured
+        )  # a graph has one shape
         self.costs: dict[str, dict[str, Any]] = {}  # what the trees are sized by, for the record
         # not where a device works on while the host's clock is read, nor where outputs would depend on clocks
-        self.follows = target.device.type == "cpu" and self.verify is match and not costs.given(target)
-        self.top_k, self.grower = min(top_k, len(self.vocabulary)), None
+        self.follows = (
+            target.device.type == "cpu" and self.verify is match and not costs.given(target)
+        )
+        self.top_k = min(top_k, len(self.vocabulary))
+        self.grower = None
         bounds = FixedSize(nodes, depth)
-        self.sizes = self._sized(target, head, bounds, captured) if auto else dict.fromkeys((True, False), bounds)
+        self.sizes = (
+            self._sized(target, head, bounds, captured)
+            if auto
+            else dict.fromkeys((True, False), bounds)
+        )
         size = self.sizes[True]
-        self.nodes, self.depth = size.nodes, size.depth
+        self.nodes = size.nodes
+        self.depth = size.depth
         if captured and self.depth <= Growth.deepest(self.top_k):
             self.grower = self._growth(target, size)
         self.files = {"head": head.sha256}
 
-    def _sized(self, target: TransformersTarget, head: Head, most: FixedSize, captured: bool) -> dict[bool, Size]:
+    def _sized(
+        self, target: TransformersTarget, head: Head, most: FixedSize, captured: bool
+    ) -> dict[bool, Size]:
         """The size of a greedy round and of a sampled one, within `most`, that pays on this machine."""
         calibration = Calibration.of(head.facts.get("calibration"))
         about = {
             "head": head.sha256, "top_k": self.top_k, "drafting": self.drafting, "prompted": self.sayable.prompted,
         }  # fmt: skip
         if captured:
-            measured = costs.of(target, about | {"captured": True}, partial(self._replayed, target), everywhere=False)
+            measured = costs.of(
+                target,
+                about | {"captured": True},
+                partial(self._replayed, target),
+                everywhere=False,
+            )
             self.costs["captured"] = asdict(measured)
             depth = min(most.depth, Growth.deepest(self.top_k))
-            best = best_shape(measured, calibration, nodes=most.nodes, depth=depth, top_k=self.top_k)
+            best = best_shape(
+                measured, calibration, nodes=most.nodes, depth=depth, top_k=self.top_k
+            )
             return dict.fromkeys((True, False), best)
         about |= {"verify": self.verify.__name__}
         sizes = {}
         for greedy in (True, False):
-            measured = costs.of(target, about | {"greedy": greedy}, partial(self._seconds, target, greedy))
+            measured = costs.of(
+                target, about | {"greedy": greedy}, partial(self._seconds, target, greedy)
+            )
             self.costs["greedy" if greedy else "sampled"] = asdict(measured)
-            known = calibration if greedy or self.drafting == "coupled" else Calibration()  # fitted with the noise
-            sizes[greedy] = BestSize(most.nodes, most.depth, self.top_k, self._paced(measured), known, greedy)
+            known = (
+                calibration if greedy or self.drafting == "coupled" else Calibration()
+            )  # fitted with the noise
+            sizes[greedy] = BestSize(
+                most.nodes, most.depth, self.top_k, self._paced(measured), known, greedy
+            )
         return sizes
 
     def _paced(self, measured: Costs) -> Costs | Paced:
@@ -159,18 +194,24 @@ class HeadDrafter(Draft):
             return Grown(Tree.root(context.tokens[-1]))
         if self.drafting == "sampled":
             depth = min(self.depth, budget)
-            return Grown(sampled_tree(self, context, nodes=self.nodes, depth=depth, top_k=self.top_k))
+            return Grown(
+                sampled_tree(self, context, nodes=self.nodes, depth=depth, top_k=self.top_k)
+            )
         greedy = not context.sampler.temperature
         coupled = self.drafting == "coupled" and not greedy
         size = self.sizes[greedy].behind(len(context.tokens), self.trust.share)
-        return dynamic_tree(self, context, size=size, budget=budget, top_k=self.top_k, coupled=coupled)
+        return dynamic_tree(
+            self, context, size=size, budget=budget, top_k=self.top_k, coupled=coupled
+        )
 
     def _growth(self, target: TransformersTarget, size: FixedSize) -> Growth:
         shape = {"nodes": size.nodes, "depth": size.depth, "top_k": self.top_k}
         coupled = self.drafting == "coupled"
         return Growth(target, self.lean, self.sayable.usual, self.lm_head, coupled=coupled, **shape)
 
-    def _replayed(self, target: TransformersTarget, prefixes: Sequence[int]) -> list[tuple[float, float]]:
+    def _replayed(
+        self, target: TransformersTarget, prefixes: Sequence[int]
+    ) -> list[tuple[float, float]]:
         """The same as `_seconds` of drafting that is captured; what verifies there belongs to the forward."""
 
         def seconds(prefix: int, levels: int) -> float:
@@ -181,25 +222,37 @@ class HeadDrafter(Draft):
         return [_by_level(seconds(prefix, 1), seconds(prefix, DEEP)) for prefix in prefixes]
 
     @torch.inference_mode()
-    def _seconds(self, target: TransformersTarget, greedy: bool, prefixes: Sequence[int]) -> list[tuple[float, float]]:
+    def _seconds(
+        self, target: TransformersTarget, greedy: bool, prefixes: Sequence[int]
+    ) -> list[tuple[float, float]]:
         """What a round with one level costs beside its forward, after two new tokens behind each of so many, and what a
         further level adds."""
         prompt = [token % target.config.vocab_size for token in range(7, 7 + max(prefixes))]
         longest, *contexts = (
-            Context([*prompt[:n], 7], n, Sampler(0.0 if greedy else 1.0)) for n in (len(prompt), *prefixes)
+            Context([*prompt[:n], 7], n, Sampler(0.0 if greedy else 1.0))
+            for n in (len(prompt), *prefixes)
         )
         self.begin(longest, target.prefill(prompt, LARGEST_TREE))
         self.absorb()
-        begun, features, tokens = self.rows.length, self.features[-2:], self.tokens[-2:]
+        begun = self.rows.length
+        features = self.features[-2:]
+        tokens = self.tokens[-2:]
         coupled = self.drafting == "coupled" and not greedy
 
         def grown(context: Context, levels: int) -> Tree:
             self.rows.length = begun - (longest.position - context.position)
-            self.features, self.tokens = features, tokens
+            self.features = features
+            self.tokens = tokens
             size = FixedSize(FIXED_NODES, levels)
-            return dynamic_tree(self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled).tree
+            return dynamic_tree(
+                self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled
+            ).tree
 
-        turns = [(context, partial(grown, context, levels)) for context in contexts for levels in (1, DEEP)]
+        turns = [
+            (context, partial(grown, context, levels))
+            for context in contexts
+            for levels in (1, DEEP)
+        ]
         return list(map(_by_level, *[iter(costs.beside_forward(target, turns, self.verify))] * 2))
 
 

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from fspad_bench.drafts.network import DraftNetwork, Shape
 from fspad_bench.drafts.published import is_published, read_published, weights_file
+from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
-from fspad_bench.paths import data_folder, write_whole
-from fspad_bench.target import TransformersTarget
+from fspad_bench.util.paths import data_folder, write_whole
 
 FORMAT = 1
-ABOUT, WEIGHTS = "head.json", "head.safetensors"
+ABOUT = "head.json"
+WEIGHTS = "head.safetensors"
 VOCABULARY = "draft_vocabulary"
 
 
@@ -46,7 +47,9 @@ class Head:
         """Write the folder; the weights in bfloat16. What is half written is no head: its description comes last."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ABOUT).unlink(missing_ok=True)
-        weights = {k: v.to(torch.bfloat16).contiguous() for k, v in self.network.state_dict().items()}
+        weights = {
+            k: v.to(torch.bfloat16).contiguous() for k, v in self.network.state_dict().items()
+        }
         save_file(weights | {VOCABULARY: self.vocabulary.to(torch.int32)}, folder / WEIGHTS)
         about = {"format": FORMAT, "target": self.target, "identity": self.identity, **self.facts}
         about["shape"] = asdict(self.network.shape)
@@ -68,25 +71,38 @@ def load_head(folder: Path, target: TransformersTarget, arm: str | None = None) 
         return _published(folder, target, arm)
     try:
         about = json.loads((folder / ABOUT).read_text())
-        shape, weights = Shape(**about["shape"]), load_file(folder / WEIGHTS)
+        shape = Shape(**about["shape"])
+        weights = load_file(folder / WEIGHTS)
         vocabulary = weights.pop(VOCABULARY).to(torch.int64)
         with torch.device("meta"):
             network = DraftNetwork(shape)
         network.load_state_dict(weights, assign=True)
-        about["target"], about["identity"] = str(about["target"]), str(about["identity"])
+        about["target"] = str(about["target"])
+        about["identity"] = str(about["identity"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BenchError(
-            f"no draft head at {folder}", "train one with `fspad-bench train`, or name a folder with head="
+            f"no draft head at {folder}",
+            "train one with `fspad-bench train`, or name a folder with head=",
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError, ValueError) as error:
+    except (
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+        ValueError,
+    ) as error:
         reason = str(error).splitlines()[0]
         raise BenchError(
-            f"{folder} is not a usable draft head: {reason}", "the file may be damaged; fetch or train it again"
+            f"{folder} is not a usable draft head: {reason}",
+            "the file may be damaged; fetch or train it again",
         ) from error
     _check(folder, about, shape, vocabulary, target, arm)
     network = network.to(target.device, target.dtype).eval().requires_grad_(False)
     vocabulary = vocabulary.to(target.device)
-    return Head(network, vocabulary, about["target"], about["identity"], about, content_hash(folder))
+    return Head(
+        network, vocabulary, about["target"], about["identity"], about, content_hash(folder)
+    )
 
 
 def _published(folder: Path, target: TransformersTarget, arm: str | None) -> Head:
@@ -95,14 +111,23 @@ def _published(folder: Path, target: TransformersTarget, arm: str | None) -> Hea
     about = {"target": target.name, "identity": target.identity, "layout": "published"}
     _check(folder, about, network.shape, vocabulary, target, arm)
     network = network.to(target.device, target.dtype).eval().requires_grad_(False)
-    return Head(network, vocabulary, target.name, target.identity, about, _hash_of(weights_file(folder)))
+    return Head(
+        network, vocabulary, target.name, target.identity, about, _hash_of(weights_file(folder))
+    )
 
 
 def _check(
-    folder: Path, about: dict, shape: Shape, vocabulary: Tensor, target: TransformersTarget, arm: str | None
+    folder: Path,
+    about: dict,
+    shape: Shape,
+    vocabulary: Tensor,
+    target: TransformersTarget,
+    arm: str | None,
 ) -> None:
     if arm is not None and shape.arm != arm:
-        raise BenchError(f"{folder} holds the head of '{shape.arm}', not of '{arm}'", "name the matching decoder")
+        raise BenchError(
+            f"{folder} holds the head of '{shape.arm}', not of '{arm}'", "name the matching decoder"
+        )
     if shape.d != target.config.hidden_size or int(vocabulary.max()) >= target.config.vocab_size:
         raise BenchError(
             f"{folder} does not fit {target.name}: hidden size {shape.d} against {target.config.hidden_size}",

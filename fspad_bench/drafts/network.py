@@ -30,7 +30,9 @@ ARMS = {
     "fspad": Arm(feature_sampling=True, split_output=True),
     "feature-sampling": Arm(feature_sampling=True),
     "partial-alignment": Arm(split_output=True),
-    "wide": Arm(wide=True),  # EAGLE with as many parameters as FSPAD: the control that the paper does without
+    "wide": Arm(
+        wide=True
+    ),  # EAGLE with as many parameters as FSPAD: the control that the paper does without
 }
 
 
@@ -70,7 +72,9 @@ class Shape:
             heads=heads,
             kv_heads=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            rope_theta=float((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)),
+            rope_theta=float(
+                (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
+            ),
             eps=config.rms_norm_eps,
             **ARMS[arm]._asdict(),
         )
@@ -122,7 +126,8 @@ class Attention(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        width, kv_width = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        width = shape.heads * shape.head_dim
+        kv_width = shape.kv_heads * shape.head_dim
         self.q = nn.Linear(shape.d, width, bias=False)
         self.k = nn.Linear(shape.d, kv_width, bias=False)
         self.v = nn.Linear(shape.d, kv_width, bias=False)
@@ -138,23 +143,31 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o(out.transpose(-2, -3).flatten(-2))
 
-    def attend_unrolled(self, x: Tensor, rope: Tensor, ks: list[Tensor], vs: list[Tensor]) -> Tensor:
+    def attend_unrolled(
+        self, x: Tensor, rope: Tensor, ks: list[Tensor], vs: list[Tensor]
+    ) -> Tensor:
         """Queries of the last of j + 1 forwards, x `[B, L, d]`, over the K and V `[B, H_kv, L, D]` of each.
 
         A draft's j-th token sees what the target computed, up to j rows back, and the j rows that were drafted since:
         row i sees rows p <= i - j of the first forward, and row i - j + n of the n-th for n = 1..j. What it does not
         see has weight 0, where published code multiplies scores by a mask and leaves it in the denominator.
         """
-        j, length = len(ks) - 1, x.shape[-2]
+        j = len(ks) - 1
+        length = x.shape[-2]
         q = rotate(self._split(self.q(x)), rope)
-        ks, vs = ([t.repeat_interleave(q.shape[-3] // t.shape[-3], dim=-3) for t in each] for each in (ks, vs))
+        ks, vs = (
+            [t.repeat_interleave(q.shape[-3] // t.shape[-3], dim=-3) for t in each]
+            for each in (ks, vs)
+        )
         back = torch.ones(length, length, dtype=torch.bool, device=x.device).tril(-j)
         scores = [(q @ ks[0].transpose(-1, -2)).masked_fill(~back, float("-inf"))]
         drafted = [(keys.roll(j - n, dims=-2), values.roll(j - n, dims=-2))
                    for n, (keys, values) in enumerate(zip(ks[1:], vs[1:], strict=True), start=1)]  # fmt: skip
         scores += [(q * keys).sum(-1, keepdim=True) for keys, _ in drafted]
         wide = torch.promote_types(q.dtype, torch.float32)
-        weights = (torch.cat(scores, dim=-1).to(wide) * self.shape.head_dim**-0.5).softmax(-1).to(q.dtype)
+        weights = (
+            (torch.cat(scores, dim=-1).to(wide) * self.shape.head_dim**-0.5).softmax(-1).to(q.dtype)
+        )
         out = weights[..., :length] @ vs[0]
         for n, (_, values) in enumerate(drafted):
             out = out + weights[..., length + n, None] * values
@@ -210,7 +223,9 @@ class DraftNetwork(nn.Module):
         with fewer than that many before it says nothing of worth).
         """
         rope = self.rope(torch.arange(e.shape[-2], device=e.device)).to(e.dtype)
-        found, ks, vs = [], [], []
+        found = []
+        ks = []
+        vs = []
         for step in range(steps):
             if step:
                 f = F.pad(found[-1].h_feature.detach()[..., :-1, :], (0, 0, 1, 0)).to(f.dtype)

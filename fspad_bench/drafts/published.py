@@ -20,10 +20,14 @@ from torch import Tensor
 from fspad_bench.drafts.network import DraftNetwork, Shape
 from fspad_bench.errors import BenchError
 
-CONFIG, WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LAYER = {
     **{f"attention.{name}.weight": f"layers.0.self_attn.{name}_proj.weight" for name in "qkvo"},
-    **{f"output.{name}.weight": f"layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")},
+    **{
+        f"output.{name}.weight": f"layers.0.mlp.{name}_proj.weight"
+        for name in ("gate", "up", "down")
+    },
     "output.norm.weight": "layers.0.post_attention_layernorm.weight",
 }
 PLAIN = {"fuse.fc.weight": "fc.weight", "fuse.fc.bias": "fc.bias"}
@@ -46,7 +50,8 @@ def weights_file(folder: Path) -> Path:
 
 def read_published(folder: Path) -> DraftNetwork:
     """The draft network of such a folder. Raises BenchError saying which weight is missing or of another shape."""
-    config, found = _config(folder / CONFIG), _weights(weights_file(folder))
+    config = _config(folder / CONFIG)
+    found = _weights(weights_file(folder))
     sampling = SAMPLING["fuse.fc.weight"] in found
     names = LAYER | (SAMPLING if sampling else PLAIN)
     down = found.get(LAYER["output.down.weight"])
@@ -59,11 +64,18 @@ def read_published(folder: Path) -> DraftNetwork:
     for ours, parameter in network.state_dict().items():
         theirs = names[ours]
         if theirs not in found:
-            raise BenchError(f"{folder} is no EAGLE or FSPAD head: it lacks {theirs}", "is it another architecture's?")
+            raise BenchError(
+                f"{folder} is no EAGLE or FSPAD head: it lacks {theirs}",
+                "is it another architecture's?",
+            )
         if found[theirs].shape != parameter.shape:
             sizes = f"{tuple(found[theirs].shape)}, not {tuple(parameter.shape)}"
-            raise BenchError(f"{folder}: {theirs} is of shape {sizes}", f"does {CONFIG} belong to these weights?")
-    network.load_state_dict({ours: found[names[ours]] for ours in network.state_dict()}, assign=True)
+            raise BenchError(
+                f"{folder}: {theirs} is of shape {sizes}", f"does {CONFIG} belong to these weights?"
+            )
+    network.load_state_dict(
+        {ours: found[names[ours]] for ours in network.state_dict()}, assign=True
+    )
     return network
 
 
@@ -71,7 +83,10 @@ def write_published(network: DraftNetwork, embedding: Tensor, folder: Path) -> N
     """Write a head over the full vocabulary in their layout, with the target's embedding `[V, d]` as they have it."""
     shape = network.shape
     names = LAYER | (SAMPLING if shape.feature_sampling else PLAIN)
-    weights = {names[ours]: weight.detach().cpu().contiguous() for ours, weight in network.state_dict().items()}
+    weights = {
+        names[ours]: weight.detach().cpu().contiguous()
+        for ours, weight in network.state_dict().items()
+    }
     weights["embed_tokens.weight"] = embedding.detach().cpu().to(next(iter(weights.values())).dtype)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -96,7 +111,10 @@ def write_published(network: DraftNetwork, embedding: Tensor, folder: Path) -> N
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {name: config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")} | config
+        return {
+            name: config[name]
+            for name in ("hidden_size", "intermediate_size", "num_attention_heads")
+        } | config
     except (ValueError, KeyError, TypeError) as error:
         raise BenchError(
             f"{path} is no config of a draft head: {error}", "it needs the sizes of a Llama layer"
@@ -104,12 +122,15 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _shape(folder: Path, config: dict[str, Any], **switches: bool) -> Shape:
-    heads, d = config["num_attention_heads"], config["hidden_size"]
+    heads = config["num_attention_heads"]
+    d = config["hidden_size"]
     rope = config.get("rope_parameters") or {}
     if config.get("hidden_act", "silu") != "silu" or config.get("num_hidden_layers", 1) != 1:
         raise BenchError(f"{folder} is no EAGLE or FSPAD head", "those are one layer with SiLU")
     if config.get("rope_scaling"):
-        raise BenchError(f"{folder} scales its rotary embedding", "published heads for Vicuna and LLaMA-3 do not")
+        raise BenchError(
+            f"{folder} scales its rotary embedding", "published heads for Vicuna and LLaMA-3 do not"
+        )
     return Shape(
         d=d,
         m=config["intermediate_size"],
@@ -132,8 +153,11 @@ def _weights(path: Path) -> dict[str, Tensor]:
         raise BenchError(
             f"cannot read {path}: {reason}", "the file may be damaged, or hold more than weights"
         ) from error
-    if not (isinstance(found, dict) and all(isinstance(weight, Tensor) for weight in found.values())):
+    if not (
+        isinstance(found, dict) and all(isinstance(weight, Tensor) for weight in found.values())
+    ):
         raise BenchError(
-            f"{path} holds no weights by name", "a state dict, as torch.save(model.state_dict()) writes it"
+            f"{path} holds no weights by name",
+            "a state dict, as torch.save(model.state_dict()) writes it",
         )
     return found

@@ -19,7 +19,9 @@ class Vocabulary:
     """`usual [S]`, ascending ids of the target's `size` tokens, and with `prompted` those of a text."""
 
     def __init__(self, usual: Tensor, size: int, *, prompted: bool) -> None:
-        self.usual, self.size, self.prompted = usual, size, prompted
+        self.usual = usual
+        self.size = size
+        self.prompted = prompted
         self.known = frozenset(usual.tolist())
         self.is_usual = torch.zeros(size, dtype=torch.bool, device=usual.device)
         self.is_usual[usual] = True

@@ -16,12 +16,20 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fspad-bench", "certify speculative decoders")
-    group.addoption("--fspad-decoder", action="append", default=[], metavar="NAME", help="a name, or module:Class")
+    group.addoption(
+        "--fspad-decoder",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name, or module:Class",
+    )
     group.addoption("--fspad-option", action="append", default=[], metavar="DECODER.OPTION=VALUE")
     group.addoption("--fspad-effort", choices=["quick", "standard", "thorough"], default="quick")
 
 
-def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Add the checks of the decoders that were named."""
     if labels := config.getoption("--fspad-decoder"):
         items += [Certification.from_parent(session, name=f"fspad-bench::{step.subject}::{step.name}", step=step)
@@ -29,13 +37,14 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 
 def _steps(config: pytest.Config, labels: list[str]) -> list[Any]:
-    from fspad_bench.cli import decoder_labels, read_options
+    from fspad_bench.cli.main import decoder_labels, read_options
     from fspad_bench.errors import BenchError
     from fspad_bench.lossless import certify
-    from fspad_bench.target import TransformersTarget
+    from fspad_bench.models.load import load_target
 
     try:
-        options, target = read_options(config.getoption("--fspad-option")), TransformersTarget.load("tiny")
+        options = read_options(config.getoption("--fspad-option"))
+        target = load_target("tiny")
         effort = getattr(certify, config.getoption("--fspad-effort").upper())
         every = [label for given in labels for label in decoder_labels(given)]
         return list(certify.decoder_steps(every, options, target, target, effort))
@@ -57,10 +66,16 @@ class Certification(pytest.Item):
     def runtest(self) -> None:
         bad = [check for check in self.step.run() if not check.holds]
         if bad:
-            raise NotCertified("\n".join(f"{c.name}: {c.verdict}: {c.figure} (bound: {c.bound})" for c in bad))
+            raise NotCertified(
+                "\n".join(f"{c.name}: {c.verdict}: {c.figure} (bound: {c.bound})" for c in bad)
+            )
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo, style: str | None = None) -> Any:
-        return str(excinfo.value) if excinfo.errisinstance(NotCertified) else super().repr_failure(excinfo)
+        return (
+            str(excinfo.value)
+            if excinfo.errisinstance(NotCertified)
+            else super().repr_failure(excinfo)
+        )
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
         return self.path, None, self.name

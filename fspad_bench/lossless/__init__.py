@@ -1,1 +1,1 @@
-"""Whether outputs are the target's: the re-scoring of those that differ from vanilla's."""
+"""Proofs that a decoder is lossless, and proofs that these proofs can fail."""

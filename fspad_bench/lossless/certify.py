@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+from fspad_bench.core.verification import RULES
+from fspad_bench.decoders.build import build, check_options
+from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import distribution, exact, identity, proofs, trials
+from fspad_bench.lossless.mutations import WRONG_RULES
 from fspad_bench.lossless.report import DECODERS, FAIL, WRONG, Check, Part
-from fspad_bench.lossless.wrong import WRONG_RULES
-from fspad_bench.method import build, check_options
-from fspad_bench.progress import Progress
-from fspad_bench.target import TransformersTarget
-from fspad_bench.verification import RULES
+from fspad_bench.util.progress import Progress
 
 GREEDY_TOKENS = 48
 
@@ -40,7 +40,9 @@ class Effort:
     skipped: tuple[str, ...] = ()
 
 
-QUICK = Effort(10**6, False, ("ranked", "drawn, own vocabulary"), (0,), 0.1, 2, 32, ("G-test", "PIT"))
+QUICK = Effort(
+    10**6, False, ("ranked", "drawn, own vocabulary"), (0,), 0.1, 2, 32, ("G-test", "PIT")
+)
 STANDARD = Effort(10**7, False, ("ranked", "drawn", "drawn, own vocabulary"), (0,), 0.05, 6, 64)
 THOROUGH = Effort(10**8, True, tuple(exact.WAYS), exact.SALTS, 0.02, 24, 64)
 
@@ -68,7 +70,10 @@ def certify(
         WRONG: list(_wrong(tiny, effort)),
     }
     with Progress("checks", sum(map(len, plan.values()))) as progress:
-        return [Part(title, [c for step in steps for c in _run(step, progress)]) for title, steps in plan.items()]
+        return [
+            Part(title, [c for step in steps for c in _run(step, progress)])
+            for title, steps in plan.items()
+        ]
 
 
 def _run(step: Step, progress: Progress) -> list[Check]:
@@ -95,7 +100,11 @@ def _prompts(target: TransformersTarget, repeats: int) -> list[list[int]]:
 def _foundations(target: TransformersTarget, effort: Effort) -> Iterator[Step]:
     yield Step("law of the noise", "sampler", partial(proofs.check_sampler, effort.draws))
     prompts = _prompts(target, 2)
-    yield Step("greedy is generate", "vanilla", lambda: [proofs.check_greedy(target, prompts, GREEDY_TOKENS)])
+    yield Step(
+        "greedy is generate",
+        "vanilla",
+        lambda: [proofs.check_greedy(target, prompts, GREEDY_TOKENS)],
+    )
 
 
 def _rules(effort: Effort) -> Iterator[Step]:
@@ -103,7 +112,11 @@ def _rules(effort: Effort) -> Iterator[Step]:
     for rule in RULES:
         way = "ranked" if rule == "match" else "drawn"
         make = exact.scripted(rule, way)
-        yield Step("G-test", rule, partial(_listed, distribution.check_law, f"{rule}, {way}", make, effort.distance))
+        yield Step(
+            "G-test",
+            rule,
+            partial(_listed, distribution.check_law, f"{rule}, {way}", make, effort.distance),
+        )
 
 
 def decoder_steps(
@@ -116,7 +129,9 @@ def decoder_steps(
     """What is asked of each decoder. Raises BenchError, at once, where one cannot be built on the target."""
     check_options(labels, options)
     for label in labels:
-        with suppress(ImportError, AttributeError, TypeError, ValueError, RuntimeError):  # its checks will say so
+        with suppress(
+            ImportError, AttributeError, TypeError, ValueError, RuntimeError
+        ):  # its checks will say so
             build(label, target, options)
     grid = identity.cells(target, thorough=effort.thorough_grid)
     vanilla = identity.reference(target, grid)
@@ -126,8 +141,16 @@ def decoder_steps(
         scripted = lambda stand, label=label: build(label, stand, options).decoder  # noqa: E731
         yield Step("identity", label, partial(identity.check, make, target, grid, vanilla))
         yield Step("exact law", label, partial(_listed, exact.check_decoder, label, scripted, tiny))
-        yield Step("G-test", label, partial(_listed, distribution.check_law, label, scripted, effort.distance))
-        yield Step("PIT", label, lambda make=make: [distribution.check_pit(make(), target, prompts, effort.tokens)])
+        yield Step(
+            "G-test",
+            label,
+            partial(_listed, distribution.check_law, label, scripted, effort.distance),
+        )
+        yield Step(
+            "PIT",
+            label,
+            lambda make=make: [distribution.check_pit(make(), target, prompts, effort.tokens)],
+        )
 
 
 def _wrong(tiny: TransformersTarget, effort: Effort) -> Iterator[Step]:

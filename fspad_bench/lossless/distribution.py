@@ -17,29 +17,33 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fspad_bench.decoding import Drafter, Limit, generate
+from fspad_bench.core.loop import Drafter, Limit, generate
+from fspad_bench.core.sampling import Dice, Sampler
+from fspad_bench.decoders.build import Method
+from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless.exact import PROMPT, product_law
 from fspad_bench.lossless.oracle import Law
 from fspad_bench.lossless.report import ELSEWHERE, VACUOUS, Check
 from fspad_bench.lossless.scripted import ScriptedTarget
 from fspad_bench.lossless.uniform import ALPHA, POWER, shift_seen, transform
-from fspad_bench.method import Method
-from fspad_bench.sampling import Dice, Sampler
-from fspad_bench.target import TransformersTarget
 
 SAMPLER = Sampler(0.7, top_p=0.9)
-VOCABULARY, LENGTH = 4, 3
+VOCABULARY = 4
+LENGTH = 3
 FEWEST = 100  # draws of a stratum
 
 
 def draws_needed(cells: int, distance: float, alpha: float = ALPHA, power: float = POWER) -> int:
     """How many draws show any law at this total variation: the noncentrality is at least 4 N TV^2."""
     critical = stats.chi2.ppf(1 - alpha, cells - 1)
-    low, high = 0.0, 1e4
+    low = 0.0
+    high = 1e4
     while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (low, middle) if stats.ncx2.sf(critical, cells - 1, middle) >= power else (middle, high)
+        low, high = (
+            (low, middle) if stats.ncx2.sf(critical, cells - 1, middle) >= power else (middle, high)
+        )
     return math.ceil(high / (4 * distance**2))
 
 
@@ -52,7 +56,8 @@ def g_test(law: Law, counts: Counter[tuple[int, ...]]) -> float:
     observed = [counts[output] for output in kept]
     expected = [law[output] * total for output in kept]
     if total - sum(expected) > 1e-6 * total:
-        observed, expected = [*observed, total - sum(observed)], [*expected, total - sum(expected)]
+        observed = [*observed, total - sum(observed)]
+        expected = [*expected, total - sum(expected)]
     g = 2 * sum(o * math.log(o / e) for o, e in zip(observed, expected, strict=True) if o)
     return float(stats.chi2.sf(g, len(observed) - 1))
 
@@ -65,18 +70,29 @@ def check_law(label: str, make: Callable[[ScriptedTarget], Drafter], distance: f
         if not hasattr(drafter, "propose"):
             raise TypeError("not one of our loop's drafters")
     except Exception:
-        return Check("G-test", label, ELSEWHERE, "cannot stand on a script: exact law on tiny, and PIT")
+        return Check(
+            "G-test", label, ELSEWHERE, "cannot stand on a script: exact law on tiny, and PIT"
+        )
     p, draws = law_p(target, drafter, distance)
-    return Check.of("G-test", label, p >= ALPHA, f"p {p:.2g}, {draws} draws: TV {distance:g} seen", f"p {ALPHA:.0e}")
+    return Check.of(
+        "G-test",
+        label,
+        p >= ALPHA,
+        f"p {p:.2g}, {draws} draws: TV {distance:g} seen",
+        f"p {ALPHA:.0e}",
+    )
 
 
 def law_p(target: ScriptedTarget, drafter: Drafter, distance: float) -> tuple[float, int]:
     """The p-value of the production loop's outputs, and the number of draws behind it."""
     law = product_law(target, SAMPLER, LENGTH)
     draws = draws_needed(len(law), distance)
-    limit, counts = Limit(LENGTH), Counter()
+    limit = Limit(LENGTH)
+    counts = Counter()
     for i in range(draws):
-        counts[tuple(generate(target, drafter, SAMPLER.streamed(f"draw {i}"), PROMPT, limit).tokens)] += 1
+        counts[
+            tuple(generate(target, drafter, SAMPLER.streamed(f"draw {i}"), PROMPT, limit).tokens)
+        ] += 1
     return g_test(law, counts), draws
 
 
@@ -87,18 +103,24 @@ class Transformed(NamedTuple):
     offset: int
 
 
-def check_pit(method: Method, target: TransformersTarget, prompts: Sequence[list[int]], tokens: int) -> Check:
+def check_pit(
+    method: Method, target: TransformersTarget, prompts: Sequence[list[int]], tokens: int
+) -> Check:
     """PIT of one decoder at T = 0.7, top-p 0.9: Kolmogorov-Smirnov a stratum, and the far tail of all."""
     try:
         found = pit(method, target, prompts, tokens)
     except BenchError as error:
         if method.verification != "foreign":
             raise
-        return Check("PIT", method.label, ELSEWHERE, f"the engine refuses to sample: {error.message}")
+        return Check(
+            "PIT", method.label, ELSEWHERE, f"the engine refuses to sample: {error.message}"
+        )
     strata = stratified(found)
     tested = {offset: us for offset, us in strata.items() if len(us) >= FEWEST}
     if not tested:
-        return Check("PIT", method.label, VACUOUS, f"{len(found)} tokens are too few for any offset")
+        return Check(
+            "PIT", method.label, VACUOUS, f"{len(found)} tokens are too few for any offset"
+        )
     least = {offset: float(stats.kstest(us, "uniform").pvalue) for offset, us in tested.items()}
     tail = sum(x.u > 1 - 1e-3 for x in found)
     least["tail"] = float(stats.binomtest(tail, len(found), 1e-3).pvalue)
@@ -116,11 +138,14 @@ def stratified(found: Sequence[Transformed]) -> dict[int, list[float]]:
     for offset in sorted({x.offset for x in found}, reverse=True):
         pending += [x.u for x in found if x.offset == offset]
         if len(pending) >= FEWEST or offset == 0:
-            strata[offset], pending = pending, []
+            strata[offset] = pending
+            pending = []
     return dict(sorted(strata.items()))
 
 
-def pit(method: Method, target: TransformersTarget, prompts: Sequence[list[int]], tokens: int) -> list[Transformed]:
+def pit(
+    method: Method, target: TransformersTarget, prompts: Sequence[list[int]], tokens: int
+) -> list[Transformed]:
     """Every decoded token of every prompt, transformed by the target's own teacher-forced laws."""
     found = []
     for i, prompt in enumerate(prompts):
@@ -129,15 +154,21 @@ def pit(method: Method, target: TransformersTarget, prompts: Sequence[list[int]]
         laws = teacher_forced(target, prompt, made.tokens, sampler)
         dice = Dice(sampler.streamed(f"pit uniforms {i}").key, 0)
         offsets = [0, *(offset for committed in made.committed for offset in range(committed))]
-        offsets += [0] * (len(made.tokens) - len(offsets))  # a foreign engine does not say its rounds
+        offsets += [0] * (
+            len(made.tokens) - len(offsets)
+        )  # a foreign engine does not say its rounds
         for law, token, offset in zip(laws, made.tokens, offsets, strict=True):
             found.append(Transformed(transform(law, token, dice), offset))
     return found
 
 
 @torch.inference_mode()
-def teacher_forced(target: TransformersTarget, prompt: list[int], output: list[int], sampler: Sampler) -> list[Tensor]:
+def teacher_forced(
+    target: TransformersTarget, prompt: list[int], output: list[int], sampler: Sampler
+) -> list[Tensor]:
     """The processed law before each token of `output`, from one stock forward without a cache."""
     ids = torch.tensor([[*prompt, *output[:-1]]], device=target.device)
-    hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 :]
+    hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[
+        0, len(prompt) - 1 :
+    ]
     return [sampler.law(row) for row in target.lm_head(hidden)]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fspad_bench.sampling import Sampler
+from fspad_bench.core.sampling import Sampler
 
 Law = dict[tuple[int, ...], float]
 MOST = 200_000
@@ -31,8 +31,10 @@ class Oracle:
     """A sampler's law without its noise; its own dice too. `forced` are the first decisions."""
 
     def __init__(self, sampler: Sampler, forced: Iterable[int] = ()) -> None:
-        self.sampler, self.temperature = sampler, sampler.temperature
-        self.forced, self.decisions = list(forced), []
+        self.sampler = sampler
+        self.temperature = sampler.temperature
+        self.forced = list(forced)
+        self.decisions = []
 
     def next(self, logits: Tensor, position: int) -> int:
         return self.draw(self.sampler.law(logits))
@@ -53,8 +55,12 @@ class Oracle:
         at = len(self.decisions)
         chosen = self.forced[at] if at < len(self.forced) else possible[0]
         if chosen not in possible:
-            raise RuntimeError("the same decisions led elsewhere: draw with context.sampler.dice, keep no state")
-        self.decisions.append(Decision(chosen, weights[chosen], [i for i in possible if i != chosen]))
+            raise RuntimeError(
+                "the same decisions led elsewhere: draw with context.sampler.dice, keep no state"
+            )
+        self.decisions.append(
+            Decision(chosen, weights[chosen], [i for i in possible if i != chosen])
+        )
         return chosen
 
     def accept(self, probability: float) -> bool:
@@ -68,14 +74,17 @@ class TooMany(Exception):
 
 def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Law:
     """output -> probability, over every way in which `play` can go. Raises TooMany beyond `MOST` of them."""
-    law, played = {}, 0
+    law = {}
+    played = 0
     waiting: list[list[int]] = [[]]
     while waiting:
-        forced, played = waiting.pop(), played + 1
+        forced = waiting.pop()
+        played = played + 1
         if played > MOST:
             raise TooMany(f"more than {MOST:,} ways to go")
         oracle = Oracle(sampler, forced)
-        output, weight = play(oracle), 1.0
+        output = play(oracle)
+        weight = 1.0
         for decision in oracle.decisions:
             weight *= decision.probability
         law[output] = law.get(output, 0.0) + weight

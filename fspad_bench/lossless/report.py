@@ -8,8 +8,12 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-DECODERS, WRONG = "decoders", "wrong rules"
-PASS, FAIL, VACUOUS, ELSEWHERE = "PASS", "FAIL", "VACUOUS", "-"
+DECODERS = "decoders"
+WRONG = "wrong rules"
+PASS = "PASS"
+FAIL = "FAIL"
+VACUOUS = "VACUOUS"
+ELSEWHERE = "-"
 
 
 class Check(NamedTuple):
@@ -49,11 +53,17 @@ def passed(parts: Sequence[Part]) -> bool:
 def render(parts: Sequence[Part], style: str) -> str:
     """`text` or `json`; in text the decoders come first, as a table of checks by decoders."""
     if style == "json":
-        listing = [{"part": part.title, **check._asdict()} for part in parts for check in part.checks]
-        return json.dumps({"certified": passed(parts), "checks": listing}, indent=2, ensure_ascii=False)
+        listing = [
+            {"part": part.title, **check._asdict()} for part in parts for check in part.checks
+        ]
+        return json.dumps(
+            {"certified": passed(parts), "checks": listing}, indent=2, ensure_ascii=False
+        )
     every = [check for part in parts for check in part.checks]
     bad = sum(not check.holds for check in every)
-    verdict = f"{bad} of {len(every)} checks do not hold" if bad else f"{len(every)} checks, all hold"
+    verdict = (
+        f"{bad} of {len(every)} checks do not hold" if bad else f"{len(every)} checks, all hold"
+    )
     overview = [_matrix(part) for part in parts if part.title == DECODERS]
     return "\n\n".join([*overview, *(_detail(part) for part in parts), verdict])
 
@@ -68,5 +78,8 @@ def _matrix(part: Part) -> str:
 
 def _detail(part: Part) -> str:
     """Every check of a part with its figure and its bound; the subject where it says more than the title."""
-    grid = [[check.name, check.subject, check.verdict, check.figure, check.bound] for check in part.checks]
+    grid = [
+        [check.name, check.subject, check.verdict, check.figure, check.bound]
+        for check in part.checks
+    ]
     return tabulate(grid, [part.title, "", "verdict", "figure", "bound"], disable_numparse=True)

@@ -15,18 +15,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fspad_bench.decoding import Context, Scores, Step
-from fspad_bench.target import Scores as Rows
-from fspad_bench.tree import Tree
-from fspad_bench.verification import RULES, without
+from fspad_bench.core.loop import Context, Scores, Step
+from fspad_bench.core.tree import Tree
+from fspad_bench.core.verification import RULES, without
+from fspad_bench.engine.target import Scores as Rows
 
 
 class ScriptedTarget:
     """Logits over `vocabulary` tokens, uniform on [-3, 3), from a hash of the whole prefix."""
 
     def __init__(self, vocabulary: int = 7, salt: int = 0) -> None:
-        self.vocabulary, self.salt = vocabulary, salt
-        self.forwards, self.rows, self.tree = 0, [], None
+        self.vocabulary = vocabulary
+        self.salt = salt
+        self.forwards = 0
+        self.rows = []
+        self.tree = None
         self.paths: list[list[int]] = []
 
     def logits(self, prefix: Sequence[int]) -> Tensor:
@@ -34,19 +37,30 @@ class ScriptedTarget:
 
     def prefill(self, prompt: Sequence[int], room: int) -> Rows:
         self.forwards += 1
-        self.rows, self.tree, self.paths, self.room = list(prompt), None, [], len(prompt) + room
-        return Rows(self.logits(prompt)[None], fingerprints([prompt[: i + 1] for i in range(len(prompt))]))
+        self.rows = list(prompt)
+        self.tree = None
+        self.paths = []
+        self.room = len(prompt) + room
+        return Rows(
+            self.logits(prompt)[None], fingerprints([prompt[: i + 1] for i in range(len(prompt))])
+        )
 
     def score(self, tree: Tree) -> Rows:
         assert self.tree is None, "the last tree was not committed"
         self.forwards += 1
         self.tree = tree
-        prefixes = [self.rows + [tree.tokens[i] for i in line_of(tree, node)] for node in range(len(tree))]
-        return Rows(torch.stack([self.logits(prefix) for prefix in prefixes]), fingerprints(prefixes))
+        prefixes = [
+            self.rows + [tree.tokens[i] for i in line_of(tree, node)] for node in range(len(tree))
+        ]
+        return Rows(
+            torch.stack([self.logits(prefix) for prefix in prefixes]), fingerprints(prefixes)
+        )
 
     def commit(self, path: Sequence[int]) -> None:
         assert self.tree is not None, "nothing to commit"
-        assert list(path) == line_of(self.tree, path[-1]), "a path leads from the root, parent by parent"
+        assert list(path) == line_of(self.tree, path[-1]), (
+            "a path leads from the root, parent by parent"
+        )
         self.rows += [self.tree.tokens[node] for node in path]
         self.paths.append(list(path))
         self.tree = None
@@ -60,7 +74,10 @@ class ScriptedTarget:
 def scripted_logits(vocabulary: int, salt: int, prefix: bytes) -> Tensor:
     digest = hashlib.shake_128(prefix, usedforsecurity=False)
     digest.update(b"%d" % salt)
-    words = [int.from_bytes(word) for word in zip(*[iter(digest.digest(4 * vocabulary))] * 4, strict=True)]
+    words = [
+        int.from_bytes(word)
+        for word in zip(*[iter(digest.digest(4 * vocabulary))] * 4, strict=True)
+    ]
     return torch.tensor(words, dtype=torch.float64) * (6 / 2**32) - 3
 
 
@@ -74,7 +91,9 @@ def line_of(tree: Tree, node: int) -> list[int]:
 
 def fingerprints(prefixes: Sequence[Sequence[int]]) -> Tensor:
     """Features `[N, 1]` that say which prefix they belong to."""
-    return torch.tensor([[float(zlib.crc32(bytes(prefix)))] for prefix in prefixes], dtype=torch.float64)
+    return torch.tensor(
+        [[float(zlib.crc32(bytes(prefix)))] for prefix in prefixes], dtype=torch.float64
+    )
 
 
 class ScriptedDrafter:
@@ -92,8 +111,11 @@ class ScriptedDrafter:
         widths: Sequence[int] = (2, 1),
         vocabulary: Sequence[int] | None = None,
     ) -> None:
-        self.target, self.own = target, ScriptedTarget(target.vocabulary, target.salt + 1)
-        self.verify, self.drawn, self.widths = RULES[verify], drawn, widths
+        self.target = target
+        self.own = ScriptedTarget(target.vocabulary, target.salt + 1)
+        self.verify = RULES[verify]
+        self.drawn = drawn
+        self.widths = widths
         self.vocabulary = torch.tensor(vocabulary or range(target.vocabulary))
 
     def begin(self, context: Context, scores: Scores) -> None:
@@ -102,7 +124,9 @@ class ScriptedDrafter:
     def propose(self, context: Context, budget: int) -> Tree:
         if budget < 1:
             return Tree.root(context.tokens[-1])
-        tokens, parents, level = [context.tokens[-1]], [-1], [(0, list(context.tokens))]
+        tokens = [context.tokens[-1]]
+        parents = [-1]
+        level = [(0, list(context.tokens))]
         dice = context.sampler.dice(context.position, "draft") if self.drawn else None
         laws: list[Tensor] = []
         for width in self.widths[:budget]:
@@ -116,7 +140,9 @@ class ScriptedDrafter:
                     tokens.append(token)
                     parents.append(node)
             level = grown
-        return Tree(tokens, parents, self._over_the_target(laws, len(tokens)) if self.drawn else None)
+        return Tree(
+            tokens, parents, self._over_the_target(laws, len(tokens)) if self.drawn else None
+        )
 
     def observe(self, step: Step) -> None:
         pass
@@ -131,7 +157,8 @@ class ScriptedDrafter:
         width = min(width, int((law > 0).sum()))
         if dice is None:
             return law.sort(descending=True, stable=True).indices[:width].tolist()
-        found, q = [], law
+        found = []
+        q = law
         for _ in range(width):
             found.append(dice.draw(q))
             q = without(q, found[-1])

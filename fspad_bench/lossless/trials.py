@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import cached_property
 
-from fspad_bench.decoding import Limit
+from fspad_bench.core.loop import Limit
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.decoders.build import Method, build
+from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import exact
 from fspad_bench.lossless.distribution import ALPHA, VOCABULARY, check_pit, law_p
 from fspad_bench.lossless.identity import CACHE_BOUND, PROMPTS, Cell, outputs, reference
+from fspad_bench.lossless.mutations import WrongRule
 from fspad_bench.lossless.proofs import noise_is_finite
 from fspad_bench.lossless.report import PASS, Check
 from fspad_bench.lossless.scripted import ScriptedTarget
 from fspad_bench.lossless.witness import Sights
-from fspad_bench.lossless.wrong import WrongRule
-from fspad_bench.method import Method, build
-from fspad_bench.sampling import Sampler
-from fspad_bench.target import TransformersTarget
 
 DECODER = "fspad"
-TOKENS, PIT_TOKENS = 24, 64
+TOKENS = 24
+PIT_TOKENS = 64
 TEMPERATURES = {"greedy": 0.0, "T=0.5": 0.5, "T=1": 1.0}
 TEST_DISTANCE = 0.05
 
@@ -49,7 +50,10 @@ class Ground:
 
     def _cells(self, sampler: Sampler, stops: frozenset[int]) -> list[Cell]:
         limit = Limit(TOKENS, stops)
-        return [Cell(f"{i}", p, sampler.streamed(f"trial {i}"), limit) for i, p in enumerate(self.prompts)]
+        return [
+            Cell(f"{i}", p, sampler.streamed(f"trial {i}"), limit)
+            for i, p in enumerate(self.prompts)
+        ]
 
     def method(self) -> Method:
         return build(DECODER, self.target, {})
@@ -110,7 +114,9 @@ def judge(wrong: WrongRule, ground: Ground, *, without: Collection[str] = ()) ->
     """All checks listed refuse it, all that are listed as blind pass it; `without` the checks that take long."""
     listed = [check for check in wrong.caught if check not in without] or list(wrong.caught)
     missed = [check for check in listed if holds(check, wrong, ground)]
-    seen = [check for check in wrong.blind if check not in without and not holds(check, wrong, ground)]
+    seen = [
+        check for check in wrong.blind if check not in without and not holds(check, wrong, ground)
+    ]
     figure = f"refused by {', '.join(listed)}"
     figure = f"not refused by {', '.join(missed)}" if missed else figure
     figure += f"; refused by {', '.join(seen)}, which theory calls blind" if seen else ""

@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor
 
-from fspad_bench.sampling import Dice
+from fspad_bench.core.sampling import Dice
 
 ALPHA = 1e-6  # of one test; a certification has at most a hundred
 POWER = 0.99

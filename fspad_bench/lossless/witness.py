@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from fspad_bench.decoding import Context, Drafter, Scores, Step, rule_of
+from fspad_bench.core.loop import Context, Drafter, Scores, Step, rule_of
+from fspad_bench.core.sampling import Dice
+from fspad_bench.core.tree import Tree
+from fspad_bench.core.verification import drawn
 from fspad_bench.lossless.uniform import transform
-from fspad_bench.sampling import Dice
-from fspad_bench.tree import Tree
-from fspad_bench.verification import drawn
 
 DRAWS = (0x0D1CE, 0x5EED)
 
@@ -42,7 +42,8 @@ class Sights:
             return ["nothing was ever drafted"]
         found = {
             "no draft was ever refused at once": self.accepted[0],
-            "no draft was accepted to the full depth of its tree": self.whole >= min(2, self.deepest),
+            "no draft was accepted to the full depth of its tree": self.whole
+            >= min(2, self.deepest),
             "no draft was accepted in part": self.deepest == 1 or self.in_part,
             "no accepted row had to move": self.moved or not self.branching,
             "no stop fell inside an accepted run": self.stopped_inside or not self.new,
@@ -55,7 +56,9 @@ class Witness:
     """Passes everything through to a drafter and notes it in `sights`, which may be shared by many generations."""
 
     def __init__(self, drafter: Drafter, sights: Sights) -> None:
-        self.drafter, self.sights, self.verify = drafter, sights, rule_of(drafter)
+        self.drafter = drafter
+        self.sights = sights
+        self.verify = rule_of(drafter)
 
     def begin(self, context: Context, scores: Scores) -> None:
         self.drafter.begin(context, scores)
@@ -65,7 +68,8 @@ class Witness:
         self.sights.budgets[budget] += 1
         self.sights.deepest = max(self.sights.deepest, *tree.depths)
         self.sights.branching |= any(len(children) > 1 for children in tree.offspring)
-        self.before, self.room = len(context.tokens), budget
+        self.before = len(context.tokens)
+        self.room = budget
         if tree.q is not None:
             self._note_draws(tree)
         return tree
@@ -77,15 +81,20 @@ class Witness:
                 self.sights.draws.append(transform(q, tree.tokens[child], dice))
 
     def observe(self, step: Step) -> None:
-        path, tokens = step.accepted.path, step.context.tokens
-        accepted, depth = len(path) - 1, max(step.tree.depths)
+        path = step.accepted.path
+        tokens = step.context.tokens
+        accepted = len(path) - 1
+        depth = max(step.tree.depths)
         if depth:
             self.sights.accepted[accepted] += 1
-        if accepted == depth and (depth < self.room or depth == self.sights.deepest):  # of a tree not cut short
+        if accepted == depth and (
+            depth < self.room or depth == self.sights.deepest
+        ):  # of a tree not cut short
             self.sights.whole = max(self.sights.whole, depth)
         self.sights.in_part |= 0 < accepted < depth
         self.sights.moved |= path[-1] != len(path) - 1
-        kept, said = len(tokens) - self.before, tokens[step.context.prompt_length : self.before]
+        kept = len(tokens) - self.before
+        said = tokens[step.context.prompt_length : self.before]
         for token in (step.tree.tokens[node] for node in path[1:]):
             if token not in said:
                 self.sights.new.setdefault(self.sights.now, token)

@@ -2,8 +2,8 @@
 
 import signal
 
+from fspad_bench.core.loop import Generation
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.decoding import Generation
 
 ME = "commands"
 

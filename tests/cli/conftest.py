@@ -4,15 +4,22 @@ import os
 
 import pytest
 
-from fspad_bench import cli, machine
-from fspad_bench.target import TransformersTarget
+from fspad_bench.benchmark import runner
+from fspad_bench.cli import main as cli
+from fspad_bench.models import load
+from fspad_bench.util import machine
 
 
 @pytest.fixture(autouse=True)
 def quick(request, monkeypatch, tiny):
     """One tiny target for all runs, no git, no waiting for the disk; a test that names another target loads it."""
-    real = TransformersTarget.load
-    monkeypatch.setattr(TransformersTarget, "load", lambda n, **kw: tiny if n == "tiny" else real(n, **kw))
+    real = load.load_target
+
+    def one_tiny(name, **options):
+        return tiny if name == "tiny" else real(name, **options)
+
+    monkeypatch.setattr(load, "load_target", one_tiny)
+    monkeypatch.setattr(runner, "load_target", one_tiny)
     monkeypatch.setattr(machine, "_commit", dict)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
@@ -20,7 +27,11 @@ def quick(request, monkeypatch, tiny):
 @pytest.fixture
 def data(tmp_path):
     path = tmp_path / "questions.jsonl"
-    path.write_text("".join(f'{{"id": "q{i}", "question": "{i} and 1?", "answer": "{i + 1}"}}\n' for i in range(4)))
+    path.write_text(
+        "".join(
+            f'{{"id": "q{i}", "question": "{i} and 1?", "answer": "{i + 1}"}}\n' for i in range(4)
+        )
+    )
     return path
 
 

@@ -6,10 +6,10 @@ import os
 
 import pytest
 from commands import ME, Interrupted
-from test_table import CONTRACT
+from test_rows import CONTRACT
 
-from fspad_bench import cli
-from fspad_bench.record import Records
+from fspad_bench.benchmark.record import Records
+from fspad_bench.cli import main as cli
 
 
 def test_a_run_prints_its_table_on_stdout_and_the_rest_on_stderr(arguments, capsys, tmp_path):
@@ -23,14 +23,25 @@ def test_a_run_prints_its_table_on_stdout_and_the_rest_on_stderr(arguments, caps
 
 
 def test_json_is_one_document_with_the_names_of_the_contract(arguments, capsys):
-    assert cli.main(arguments("--format", "json", "--limit", "2", "-D", "prompt_lookup.length=3")) == 0
+    assert (
+        cli.main(arguments("--format", "json", "--limit", "2", "-D", "prompt_lookup.length=3")) == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["rows"]
     vanilla, lookup = found["rows"]
     assert set(CONTRACT) <= vanilla.keys() == lookup.keys()
-    assert (vanilla["decoder"], lookup["decoder"], lookup["verdict"]) == ("vanilla", "prompt_lookup", "exact")
+    assert (vanilla["decoder"], lookup["decoder"], lookup["verdict"]) == (
+        "vanilla",
+        "prompt_lookup",
+        "exact",
+    )
     assert lookup["options"] == {"ngram": 3, "shortest": 2, "length": 3}
-    assert (lookup["samples"], lookup["max_new_tokens"], lookup["top_p"], lookup["top_k"]) == (2, 5, 1.0, 0)
+    assert (lookup["samples"], lookup["max_new_tokens"], lookup["top_p"], lookup["top_k"]) == (
+        2,
+        5,
+        1.0,
+        0,
+    )
     assert (lookup["task"], lookup["target"], lookup["dtype"]) == ("gsm8k", "tiny", "float64")
 
 
@@ -73,8 +84,14 @@ def test_a_prompt_too_long_is_exit_code_1_and_2_where_none_fits(arguments, capsy
 
 
 def test_vanilla_may_be_named_and_names_repeated(arguments, capsys):
-    assert cli.main(arguments("--decoder", "prompt_lookup, vanilla,prompt_lookup", "--format", "json")) == 0
-    assert [row["decoder"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["vanilla", "prompt_lookup"]
+    assert (
+        cli.main(arguments("--decoder", "prompt_lookup, vanilla,prompt_lookup", "--format", "json"))
+        == 0
+    )
+    assert [row["decoder"] for row in json.loads(capsys.readouterr().out)["rows"]] == [
+        "vanilla",
+        "prompt_lookup",
+    ]
 
 
 def test_a_temperature_named_twice_is_one(arguments, capsys):
@@ -97,7 +114,10 @@ def test_ctrl_c_is_130_and_the_same_command_goes_on(arguments, capsys, tmp_path,
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "interrupted; the same `run`, `train` or `distill` goes on where it stopped"
+    assert (
+        err.splitlines()[-1]
+        == "interrupted; the same `run`, `train` or `distill` goes on where it stopped"
+    )
     (path,) = (tmp_path / "out").glob("*.jsonl")
     assert len(Records.read(path).samples) == 4
     assert cli.main(argv) == 0
@@ -106,7 +126,9 @@ def test_ctrl_c_is_130_and_the_same_command_goes_on(arguments, capsys, tmp_path,
     assert len(Records.read(path).samples) == 8
 
 
-def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(arguments, capsys, monkeypatch, tmp_path):
+def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(
+    arguments, capsys, monkeypatch, tmp_path
+):
     left = [4]
 
     def full(fd):
@@ -144,7 +166,11 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(arguments, 
         ("--task ,", "',' names nothing", "fspad-bench ls"),
         ("--target tinny", "unknown target 'tinny'", "did you mean 'tiny'?"),
         ("--target ./gone", "unknown target './gone'", "folder"),
-        ("-D prompt_lookup.lenght=3", "prompt_lookup has no option 'lenght'", "did you mean 'length'?"),
+        (
+            "-D prompt_lookup.lenght=3",
+            "prompt_lookup has no option 'lenght'",
+            "did you mean 'length'?",
+        ),
         ("-D prompt_lookup.length=many", "prompt_lookup.length=many is not an integer", "number"),
         ("-D prompt_lookup.length=0", "length >= 1", "defaults"),
         ("-D prompt_lokup.length=3", "no decoder 'prompt_lokup'", "did you mean 'prompt_lookup'?"),
@@ -186,7 +212,10 @@ def test_bad_input_is_one_clear_error(arguments, refused, given, error, hint):
     [
         ("", "is empty"),
         ("no json\n", ":1: not JSON"),
-        ('{"question": "q", "answer": "1"}\n{"question": "q"}\n', ":2: the field of the answer (answer) is missing"),
+        (
+            '{"question": "q", "answer": "1"}\n{"question": "q"}\n',
+            ":2: the field of the answer (answer) is missing",
+        ),
         ('{"answer": "1"}\n', ":1: 'question' is undefined"),
         ("[1]\n", ":1: not a JSON object"),
         ('{"question": "q", "answer": "nobody knows"}\n', "nobody knows"),
@@ -198,7 +227,9 @@ def test_a_bad_data_file_is_one_clear_error(arguments, refused, data, content, e
     assert error in refused(arguments())
 
 
-@pytest.mark.parametrize("words", [[], ["rnu"], ["run"], ["ls", "dogs"], ["table"], ["fetch", "gpt-4"], ["train"]])
+@pytest.mark.parametrize(
+    "words", [[], ["rnu"], ["run"], ["ls", "dogs"], ["table"], ["fetch", "gpt-4"], ["train"]]
+)
 def test_a_bad_command_is_one_clear_error(refused, words):
     assert "--help` shows what there is" in refused(words)
 

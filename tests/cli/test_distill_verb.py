@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from fspad_bench import cli
-from fspad_bench.arguments import parser
-from fspad_bench.drafts.data import read_conversations
+from fspad_bench.cli import main as cli
+from fspad_bench.cli.arguments import parser
+from fspad_bench.training.features import read_conversations
 
 TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
@@ -43,10 +43,23 @@ def test_given_conversations_and_what_was_left_out(tmp_path, capsys):
     ],
 )
 def test_bad_input_of_distill_is_one_clear_error(refused, tmp_path, words, said):
-    argv = ["distill", "--target", "tiny", "--output", tmp_path / "set", "--tokens", "10", "--shard", "4", *words]
+    argv = [
+        "distill",
+        "--target",
+        "tiny",
+        "--output",
+        tmp_path / "set",
+        "--tokens",
+        "10",
+        "--shard",
+        "4",
+        *words,
+    ]
     assert said in refused(argv)
 
 
-@pytest.mark.parametrize(("text", "count"), [("7", 7), ("2k", 2000), ("1.5M", 1_500_000), ("1e3", 1000)])
+@pytest.mark.parametrize(
+    ("text", "count"), [("7", 7), ("2k", 2000), ("1.5M", 1_500_000), ("1e3", 1000)]
+)
 def test_counts_may_be_written_short(text, count):
     assert parser().parse_args(["distill", "--output", "x", "--tokens", text]).tokens == count

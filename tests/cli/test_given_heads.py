@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fspad_bench import cli
+from fspad_bench.cli import main as cli
 from fspad_bench.drafts import drafter
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import DraftNetwork, Shape
@@ -20,7 +20,9 @@ def head(tiny, tmp_path):
         made = Shape.of_target(tiny.config, decoder)
         network = DraftNetwork(made.__class__(**{**made.__dict__, **shape}))
         folder = tmp_path / "head"
-        Head(network, torch.tensor(vocabulary), tiny.name, identity or tiny.identity, {}).save(folder)
+        Head(network, torch.tensor(vocabulary), tiny.name, identity or tiny.identity, {}).save(
+            folder
+        )
         return folder
 
     return head
@@ -28,7 +30,10 @@ def head(tiny, tmp_path):
 
 def test_a_head_that_fits_runs(arguments, capsys, head):
     folder = head()
-    assert cli.main(arguments("--decoder", "fspad", "-D", f"fspad.head={folder}", "--format", "json")) == 0
+    assert (
+        cli.main(arguments("--decoder", "fspad", "-D", f"fspad.head={folder}", "--format", "json"))
+        == 0
+    )
     row = json.loads(capsys.readouterr().out)["rows"][1]
     assert row["verdict"] == "exact"
     assert row["options"]["head"] == str(folder)
@@ -48,11 +53,15 @@ def test_a_missing_head_is_said(arguments, refused, tmp_path, monkeypatch):
 
 
 def test_a_head_made_for_another_target_is_said(arguments, refused, head):
-    assert "was trained for tiny, another-mode" in refused(arguments(*with_head(head(identity="another-model"))))
+    assert "was trained for tiny, another-mode" in refused(
+        arguments(*with_head(head(identity="another-model")))
+    )
 
 
 def test_a_head_of_another_method_is_said(arguments, refused, head):
-    assert "holds the head of 'eagle', not of 'fspad'" in refused(arguments(*with_head(head("eagle"))))
+    assert "holds the head of 'eagle', not of 'fspad'" in refused(
+        arguments(*with_head(head("eagle")))
+    )
 
 
 def test_a_head_of_other_shapes_is_said(arguments, refused, head, tiny):
@@ -67,7 +76,9 @@ def test_a_head_of_other_shapes_is_said(arguments, refused, head, tiny):
 
 
 @pytest.mark.parametrize("name", ["head.safetensors", "head.json"])
-@pytest.mark.parametrize("content", [b"", b"\x00\xff" * 40, b"{}", None], ids=["empty", "noise", "braces", "half"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00\xff" * 40, b"{}", None], ids=["empty", "noise", "braces", "half"]
+)
 def test_a_corrupt_head_is_said(arguments, refused, head, name, content):
     path = head() / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
@@ -89,7 +100,10 @@ def test_a_tree_out_of_range_is_said(arguments, refused, head, option):
 
 def test_an_exported_head_is_one_that_eagle_and_fspad_publish(arguments, capsys, head, tmp_path):
     folder = head("eagle", vocabulary=range(97))
-    assert cli.main(["export", str(folder), "--target", "tiny", "--output", str(tmp_path / "theirs")]) == 0
+    assert (
+        cli.main(["export", str(folder), "--target", "tiny", "--output", str(tmp_path / "theirs")])
+        == 0
+    )
     assert not (tmp_path / "theirs" / "head.json").exists()
     assert cli.main(arguments(*with_head(tmp_path / "theirs", "eagle"), "--format", "json")) == 0
     theirs = json.loads(capsys.readouterr().out)["rows"][1]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fspad_bench import cli
+from fspad_bench.cli import main as cli
 
 SETTINGS = "--decoder fspad --target tiny --dtype float64 --draft-vocabulary 40 --batch-tokens 200 --lr 0.003".split()
 
@@ -20,7 +20,10 @@ SETTINGS = "--decoder fspad --target tiny --dtype float64 --draft-vocabulary 40 
 def data(tmp_path):
     generator = torch.Generator().manual_seed(5)
     rows = [
-        {"prompt": [1, 2, 3 + i % 7], "response": torch.randint(0, 20, (9 + i % 30,), generator=generator).tolist()}
+        {
+            "prompt": [1, 2, 3 + i % 7],
+            "response": torch.randint(0, 20, (9 + i % 30,), generator=generator).tolist(),
+        }
         for i in range(80)
     ]
     path = tmp_path / "conversations.jsonl"
@@ -31,8 +34,23 @@ def data(tmp_path):
 @pytest.fixture
 def command(data, tmp_path):
     def command(output, *more, launcher=("-m", "fspad_bench")):
-        words = [*launcher, "train", *SETTINGS, "--data", data, "--output", tmp_path / output, "--device", "cpu", *more]
-        env = os.environ | {"FSPAD_BENCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        words = [
+            *launcher,
+            "train",
+            *SETTINGS,
+            "--data",
+            data,
+            "--output",
+            tmp_path / output,
+            "--device",
+            "cpu",
+            *more,
+        ]
+        env = os.environ | {
+            "FSPAD_BENCH_CACHE": str(tmp_path / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
         return [sys.executable, *map(str, words)], env
 
     return command
@@ -68,7 +86,15 @@ def test_sigkill_costs_nothing_but_the_last_checkpoint(command, tmp_path):
 
 def test_two_processes_learn_what_one_does(command, tmp_path):
     """Under torchrun; `accelerate launch` sets the same variables for several GPUs, and on a CPU starts one process."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "fspad_bench")
+    launcher = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "fspad_bench",
+    )
     run(command("one", "--epochs", "2"))
     done = run(command("two", "--epochs", "2", launcher=launcher))
     about = [json.loads((tmp_path / name / "head.json").read_text()) for name in ("one", "two")]
@@ -84,7 +110,9 @@ def test_two_processes_learn_what_one_does(command, tmp_path):
 
 def test_its_own_data_and_live_features(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
-    words, _ = command("self", "--data", "self", "--tokens", "300", "--epochs", "1", "--live", "--unroll", "2")
+    words, _ = command(
+        "self", "--data", "self", "--tokens", "300", "--epochs", "1", "--live", "--unroll", "2"
+    )
     assert cli.main(words[3:]) == 0
     about = json.loads((tmp_path / "self" / "head.json").read_text())
     assert about["recipe"]["unroll"] == 2

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from fspad_bench import cli, fetch
+from fspad_bench.cli import main as cli
+from fspad_bench.models import smollm2 as fetch
 
 
 def test_table_of_what_is_no_record_is_said(refused, data, tmp_path):
@@ -28,7 +29,9 @@ def test_table_of_a_damaged_record_names_the_line(arguments, refused, tmp_path, 
     content = path.read_bytes().split(b"\n")
     moved = shutil.copy(path, tmp_path / "damaged.jsonl")
     shutil.rmtree(tmp_path / "out")
-    (tmp_path / "damaged.jsonl").write_bytes(b"\n".join([*content[:3], content[3][:20], *content[4:]]))
+    (tmp_path / "damaged.jsonl").write_bytes(
+        b"\n".join([*content[:3], content[3][:20], *content[4:]])
+    )
     assert f"{moved}:4: not a record line" in refused(["table", moved])
 
 
@@ -78,7 +81,9 @@ def test_fetch_says_what_is_wrong_with_a_file(refused, tmp_path, monkeypatch):
 def test_fetch_without_a_network_says_what_to_run(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(fetch, "_installed", lambda: None)
-    monkeypatch.setattr(fetch.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1))
+    monkeypatch.setattr(
+        fetch.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1)
+    )
     assert cli.main(["fetch"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -90,7 +95,11 @@ def test_fetch_without_a_network_says_what_to_run(capsys, tmp_path, monkeypatch)
 def test_ls_lists(capsys, what):
     assert cli.main(["ls", what] if what else ["ls"]) == 0
     out = capsys.readouterr().out
-    for title, name in (("decoders", "prompt_lookup"), ("tasks", "gsm8k"), ("targets", "smollm2-135m")):
+    for title, name in (
+        ("decoders", "prompt_lookup"),
+        ("tasks", "gsm8k"),
+        ("targets", "smollm2-135m"),
+    ):
         assert (f"{title}\n" in out) == (f"  {name} " in out) == (what in (None, title))
 
 
@@ -120,10 +129,23 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}}), file=sys.stde
 
 @pytest.mark.parametrize("words", [["ls"], ["--help"], ["run", "--help"], ["--version"]])
 def test_listing_and_help_import_nothing_heavy(words):
-    done = subprocess.run([sys.executable, "-c", HEAVY.format(words=words)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HEAVY.format(words=words)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     loaded = set(done.stderr.split())
     assert "fspad_bench" in loaded
-    assert not loaded & {"torch", "transformers", "datasets", "numpy", "huggingface_hub", "jinja2", "sacrebleu"}
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "datasets",
+        "numpy",
+        "huggingface_hub",
+        "jinja2",
+        "sacrebleu",
+    }
 
 
 @pytest.mark.parametrize("words", [["ls"], ["--help"]])
@@ -132,7 +154,9 @@ def test_listing_and_help_answer_at_once(words):
 
     def seconds():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "fspad_bench", *words], capture_output=True, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "fspad_bench", *words], capture_output=True, check=True
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

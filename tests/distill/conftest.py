@@ -2,7 +2,7 @@
 
 import pytest
 
-from fspad_bench.distill import talk
+from fspad_bench.distill import conversations as talk
 from fspad_bench.distill.writer import distill_free
 
 
@@ -20,6 +20,8 @@ def short(monkeypatch):
 @pytest.fixture
 def write(tiny, short):
     def write(folder, tokens=1500, **changes):
-        return distill_free(tiny, folder, **{"tokens": tokens, "seed": 3, "rows": 8, "shard": 24} | changes)
+        return distill_free(
+            tiny, folder, **{"tokens": tokens, "seed": 3, "rows": 8, "shard": 24} | changes
+        )
 
     return write

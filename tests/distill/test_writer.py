@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from fspad_bench.batch import Wave
 from fspad_bench.distill import writer
-from fspad_bench.distill.given import read_given
+from fspad_bench.distill.imported import read_given
 from fspad_bench.distill.writer import answer_tokens, distill_given, shard_files
-from fspad_bench.drafts.data import read_conversations
+from fspad_bench.engine.batch import Wave
 from fspad_bench.errors import BenchError
+from fspad_bench.training.features import read_conversations
 
 
 def content(folder):
@@ -54,7 +54,9 @@ def test_shards_are_the_same_however_many_are_at_work(write, tmp_path, monkeypat
 
 def test_no_shard_is_begun_that_is_not_wanted(write, tmp_path, monkeypatch):
     real, begun = writer.Talks.free, []
-    monkeypatch.setattr(writer.Talks, "free", lambda self, count: begun.append(1) or real(self, count))
+    monkeypatch.setattr(
+        writer.Talks, "free", lambda self, count: begun.append(1) or real(self, count)
+    )
     folder = write(tmp_path / "set", tokens=200)
     assert len(begun) == len(shard_files(folder)) == 1
     more = write(tmp_path / "set", tokens=4 * answer_tokens(shard_files(folder)[0]))
@@ -120,9 +122,17 @@ def test_a_target_that_says_nothing_is_refused(write, tmp_path, monkeypatch):
 def test_given_conversations_become_a_data_set(tiny, short, tmp_path, regenerate):
     source = tmp_path / "given.jsonl"
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
-    source.write_text(json.dumps({"messages": talk}) + "\n" + json.dumps({"messages": talk * 2}) + "\n")
+    source.write_text(
+        json.dumps({"messages": talk}) + "\n" + json.dumps({"messages": talk * 2}) + "\n"
+    )
     folder = distill_given(
-        tiny, tmp_path / "set", read_given(str(source)), regenerate=regenerate, seed=0, rows=2, shard=1
+        tiny,
+        tmp_path / "set",
+        read_given(str(source)),
+        regenerate=regenerate,
+        seed=0,
+        rows=2,
+        shard=1,
     )
     assert len(shard_files(folder)) == 2
     first, second = read_conversations([folder], 97, 8192)

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fspad_bench.core.loop import Limit, generate
+from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.eagle import Eagle
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.decoding import Limit, generate
+from fspad_bench.drafts.cache import DraftRows
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import DraftNetwork, Shape
-from fspad_bench.drafts.rows import DraftRows
 from fspad_bench.errors import BenchError
-from fspad_bench.sampling import Sampler
 
 DECODERS = {"eagle": Eagle, "fspad": Fspad}
 GREEDY = Sampler()
@@ -52,7 +52,9 @@ def log_q(drafter, target, tokens, features, draft, *, feed_back="h_feature", sa
     noise = sampler.temperature * sampler.noise(len(tokens) + 1, said)
     e = target.embedding(torch.tensor(tokens))
     while True:
-        out = drafter.network(e[None, : len(features)], features[None], torch.ones(1, len(features), dtype=torch.bool))
+        out = drafter.network(
+            e[None, : len(features)], features[None], torch.ones(1, len(features), dtype=torch.bool)
+        )
         if len(features) == len(tokens):
             z = target.lm_head.weight[said] @ out.h_logit[-1] + noise
             return z.log_softmax(-1)
@@ -67,7 +69,9 @@ def brute_force(drafter, target, tokens, features, depth, sampler):
         for path, score in frontier:
             best = log_q(drafter, target, tokens, features, path, sampler=sampler).topk(k)
             ids = vocabulary_after(drafter, tokens)[best.indices].tolist()
-            level += [((*path, t), score + q) for t, q in zip(ids, best.values.tolist(), strict=True)]
+            level += [
+                ((*path, t), score + q) for t, q in zip(ids, best.values.tolist(), strict=True)
+            ]
         pool += level
         frontier = sorted(level, key=lambda found: -found[1])[:k]
     return {path for path, _ in sorted(pool, key=lambda found: -found[1])[: drafter.nodes - 1]}
@@ -105,7 +109,9 @@ def trees_equal_brute_force(tiny, heads, name, temperature):
     assert len(witness.trees) > 3
     with torch.inference_mode():
         for tokens, features, tree, budget in witness.trees:
-            assert paths(tree) == brute_force(drafter, tiny, tokens, features, min(4, budget), sampler), len(tokens)
+            assert paths(tree) == brute_force(
+                drafter, tiny, tokens, features, min(4, budget), sampler
+            ), len(tokens)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
@@ -122,29 +128,42 @@ def test_trees_survive_a_cache_that_grows_in_their_midst(tiny, heads, monkeypatc
     drafter, witness = run(tiny, heads, "fspad", nodes=12, depth=4, top_k=3)
     with torch.inference_mode():
         for tokens, features, tree, budget in witness.trees:
-            assert paths(tree) == brute_force(drafter, tiny, tokens, features, min(4, budget), GREEDY), len(tokens)
+            assert paths(tree) == brute_force(
+                drafter, tiny, tokens, features, min(4, budget), GREEDY
+            ), len(tokens)
 
 
 @pytest.mark.parametrize("spare", [1, 1024])
 def test_drawn_nodes_carry_the_laws_of_their_own_paths(tiny, heads, monkeypatch, spare):
     monkeypatch.setattr(DraftRows, "SPARE", spare)
     sampler = Sampler(0.9)
-    drafter, witness = run(tiny, heads, "fspad", sampler, nodes=12, depth=3, top_k=3, drafting="sampled")
+    drafter, witness = run(
+        tiny, heads, "fspad", sampler, nodes=12, depth=3, top_k=3, drafting="sampled"
+    )
     with torch.inference_mode():
         for tokens, features, tree, _ in witness.trees:
             for node, path in tracked(tree).items():
                 if tree.offspring[node]:
-                    law = (log_q(drafter, tiny, tokens, features, path) / sampler.temperature).softmax(-1)
+                    law = (
+                        log_q(drafter, tiny, tokens, features, path) / sampler.temperature
+                    ).softmax(-1)
                     torch.testing.assert_close(
-                        tree.q[node][vocabulary_after(drafter, tokens)], law.double(), rtol=0, atol=1e-6
+                        tree.q[node][vocabulary_after(drafter, tokens)],
+                        law.double(),
+                        rtol=0,
+                        atol=1e-6,
                     )
 
 
 def test_ranked_drafts_know_nothing_of_the_noise(tiny, heads):
-    drafter, witness = run(tiny, heads, "fspad", Sampler(1.0), nodes=12, depth=4, top_k=3, drafting="ranked")
+    drafter, witness = run(
+        tiny, heads, "fspad", Sampler(1.0), nodes=12, depth=4, top_k=3, drafting="ranked"
+    )
     with torch.inference_mode():
         for tokens, features, tree, budget in witness.trees:
-            assert paths(tree) == brute_force(drafter, tiny, tokens, features, min(4, budget), GREEDY), len(tokens)
+            assert paths(tree) == brute_force(
+                drafter, tiny, tokens, features, min(4, budget), GREEDY
+            ), len(tokens)
 
 
 def test_coupled_drafts_are_accepted_more_often(tiny):
@@ -153,7 +172,10 @@ def test_coupled_drafts_are_accepted_more_often(tiny):
     vanilla = [generate(tiny, Vanilla(tiny), sampler, PROMPT, limit).tokens for sampler in samplers]
     forwards = {}
     for drafting in ("coupled", "ranked"):
-        made = [generate(tiny, Fspad(tiny, drafting=drafting), sampler, PROMPT, limit) for sampler in samplers]
+        made = [
+            generate(tiny, Fspad(tiny, drafting=drafting), sampler, PROMPT, limit)
+            for sampler in samplers
+        ]
         assert [found.tokens for found in made] == vanilla
         forwards[drafting] = sum(found.forwards for found in made)
     assert forwards["coupled"] < 0.97 * forwards["ranked"]
@@ -171,17 +193,23 @@ def test_feeding_back_h_logit_would_draft_otherwise(tiny, heads):
 
 def test_the_draft_cache_holds_rows_of_target_features_only(tiny, heads):
     drafter, witness = run(tiny, heads, "fspad", nodes=12, depth=3, top_k=3)
-    tokens, features, _, _ = next(found for found in reversed(witness.trees) if found[3])  # the last that was drafted
+    tokens, features, _, _ = next(
+        found for found in reversed(witness.trees) if found[3]
+    )  # the last that was drafted
     assert drafter.rows.length == len(tokens) - 1
     e = tiny.embedding(torch.tensor(tokens[1:]))
     with torch.inference_mode():
         x = drafter.network.fuse(e, features)
         rope = drafter.network.rope(torch.arange(len(x))).to(x.dtype)
-        for held, fresh in zip(drafter.rows.view(), drafter.network.attention.keys_values(x, rope), strict=True):
+        for held, fresh in zip(
+            drafter.rows.view(), drafter.network.attention.keys_values(x, rope), strict=True
+        ):
             torch.testing.assert_close(held, fresh, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("nodes", "depth", "top_k"), [(2, 1, 1), (60, 6, 10), (5, 1, 8), (40, 2, 3)])
+@pytest.mark.parametrize(
+    ("nodes", "depth", "top_k"), [(2, 1, 1), (60, 6, 10), (5, 1, 8), (40, 2, 3)]
+)
 def test_any_tree_shape_keeps_its_bounds(tiny, heads, nodes, depth, top_k):
     _, witness = run(tiny, heads, "eagle", nodes=nodes, depth=depth, top_k=top_k, vocabulary="head")
     for _, _, tree, budget in witness.trees:

@@ -14,7 +14,9 @@ def changed(folder, tmp_path, **facts):
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "head.safetensors").write_bytes((folder / "head.safetensors").read_bytes())
-    (copy / "head.json").write_text(json.dumps(json.loads((folder / "head.json").read_text()) | facts))
+    (copy / "head.json").write_text(
+        json.dumps(json.loads((folder / "head.json").read_text()) | facts)
+    )
     return copy
 
 
@@ -30,7 +32,10 @@ def test_round_trip(tiny, heads, tmp_path):
 
 @pytest.mark.parametrize(
     ("facts", "says"),
-    [({"identity": "other", "target": "vicuna"}, "was trained for vicuna"), ({"shape": {}}, "not a usable draft head")],
+    [
+        ({"identity": "other", "target": "vicuna"}, "was trained for vicuna"),
+        ({"shape": {}}, "not a usable draft head"),
+    ],
 )
 def test_a_foreign_head_is_refused(tiny, heads, tmp_path, facts, says):
     with pytest.raises(BenchError, match=says):

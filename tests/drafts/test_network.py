@@ -41,7 +41,9 @@ def transcription(w, e, f, arm):
     z = torch.cat([e, f], -1) @ w["fuse.fc.weight"].T + w["fuse.fc.bias"]
     x = z
     if arm.feature_sampling:
-        gated = silu(e @ w["fuse.gate.weight"].T) * (rms(z, w["fuse.norm.weight"]) @ w["fuse.up.weight"].T)
+        gated = silu(e @ w["fuse.gate.weight"].T) * (
+            rms(z, w["fuse.norm.weight"]) @ w["fuse.up.weight"].T
+        )
         x = z + gated @ w["fuse.down.weight"].T
     q, k, v = (x @ w[f"attention.{name}.weight"].T for name in "qkv")
     attended = torch.zeros(len(x), HEADS * DIM, dtype=torch.float64)
@@ -49,7 +51,9 @@ def transcription(w, e, f, arm):
         own, shared = slice(head * DIM, head * DIM + DIM), head // (HEADS // KV_HEADS)
         theirs = slice(shared * DIM, shared * DIM + DIM)
         for i in range(len(x)):
-            scores = [turned(q[i, own], i) @ turned(k[j, theirs], j) / DIM**0.5 for j in range(i + 1)]
+            scores = [
+                turned(q[i, own], i) @ turned(k[j, theirs], j) / DIM**0.5 for j in range(i + 1)
+            ]
             weights = torch.stack(scores).softmax(0)
             attended[i, own] = weights @ v[: i + 1, theirs]
     a = x + attended @ w["attention.o.weight"].T
@@ -73,7 +77,9 @@ def test_each_loss_reaches_its_own_half_of_the_split_output_only():
     net = network("fspad")
     e, f = torch.randn(2, 1, 5, D, dtype=torch.float64)
     out = net(e, f, torch.ones(1, 5, dtype=torch.bool))
-    logit, feature = (torch.autograd.grad(h.sum(), net.output.down.weight, retain_graph=True)[0] for h in out)
+    logit, feature = (
+        torch.autograd.grad(h.sum(), net.output.down.weight, retain_graph=True)[0] for h in out
+    )
     assert logit[:D].abs().min() > 0
     assert logit[D:].abs().max() == 0
     assert feature[:D].abs().max() == 0
@@ -107,7 +113,9 @@ def test_unrolled_rows_are_what_a_draft_of_that_depth_says(arm):
         for i in range(j, 9):
             known = f[: i - j + 1]
             for row in range(i - j, i + 1):
-                drafted = net(e[None, : row + 1], known[None], torch.ones(1, row + 1, dtype=torch.bool))
+                drafted = net(
+                    e[None, : row + 1], known[None], torch.ones(1, row + 1, dtype=torch.bool)
+                )
                 known = torch.cat([known, drafted.h_feature[-1:]])
             torch.testing.assert_close(out.h_logit[0, i], drafted.h_logit[-1], rtol=0, atol=1e-9)
 

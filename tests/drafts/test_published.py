@@ -6,15 +6,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fspad_bench.core.loop import Limit, generate
+from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.eagle import Eagle
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.decoding import Limit, generate
 from fspad_bench.drafts.head import load_head
 from fspad_bench.drafts.network import DraftNetwork, Shape
 from fspad_bench.drafts.published import write_published
 from fspad_bench.errors import BenchError
-from fspad_bench.sampling import Sampler
 
 D, M, HEADS, KV_HEADS, VOCABULARY = 64, 80, 4, 2, 97
 VICUNA = {
@@ -43,7 +43,9 @@ def release(kind, *, bias=True):
         "layers.0.self_attn.o_proj.weight": draw(D, D),
         "layers.0.mlp.gate_proj.weight": draw(M, D),
         "layers.0.mlp.up_proj.weight": draw(M, D),
-        "layers.0.mlp.down_proj.weight": draw(2 * D if kind in ("fspad", "partial-alignment") else D, M),
+        "layers.0.mlp.down_proj.weight": draw(
+            2 * D if kind in ("fspad", "partial-alignment") else D, M
+        ),
         "layers.0.post_attention_layernorm.weight": draw(D),
     }
     before = "fc.fc" if kind in ("fspad", "feature-sampling") else "fc"
@@ -81,7 +83,9 @@ def test_every_weight_finds_its_place(tiny, publish, kind, name):
     assert head.network.shape.rope_theta == 10000.0
     assert len(head.vocabulary) == VOCABULARY
     ours = [weight for weight in head.network.state_dict().values() if weight.dim() == 2]
-    theirs = [weight for name, weight in weights.items() if weight.dim() == 2 and "embed" not in name]
+    theirs = [
+        weight for name, weight in weights.items() if weight.dim() == 2 and "embed" not in name
+    ]
     assert sorted(float(w.double().sum()) for w in ours) == pytest.approx(
         sorted(float(w.double().sum()) for w in theirs)
     )
@@ -98,7 +102,9 @@ def test_the_network_computes_what_the_names_mean(tiny, publish):
     z = torch.cat([e, f], -1) @ weights["fc.fc.weight"].T + weights["fc.fc.bias"]
     gate = torch.nn.functional.silu(e @ weights["fc.mlp.gate_proj.weight"].T)
     up = norm(z, "fc.post_attention_layernorm.weight") @ weights["fc.mlp.up_proj.weight"].T
-    torch.testing.assert_close(net.fuse(e, f), z + (gate * up) @ weights["fc.mlp.down_proj.weight"].T)
+    torch.testing.assert_close(
+        net.fuse(e, f), z + (gate * up) @ weights["fc.mlp.down_proj.weight"].T
+    )
     n = norm(z, "layers.0.post_attention_layernorm.weight")
     u = torch.nn.functional.silu(n @ weights["layers.0.mlp.gate_proj.weight"].T)
     u = u * (n @ weights["layers.0.mlp.up_proj.weight"].T)
@@ -131,13 +137,18 @@ def test_what_is_written_is_read_back(tiny, tmp_path, arm):
         assert torch.equal(weight, again.state_dict()[name]), name
     theirs = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     assert set(theirs) == set(release(arm))
-    assert {name: weight.shape for name, weight in theirs.items()} == {n: w.shape for n, w in release(arm).items()}
+    assert {name: weight.shape for name, weight in theirs.items()} == {
+        n: w.shape for n, w in release(arm).items()
+    }
 
 
 def test_other_kinds_and_sizes_are_refused(tiny, publish):
     with pytest.raises(BenchError, match="holds the head of 'eagle', not of 'fspad'"):
         load_head(publish(release("eagle")), tiny, "fspad")
-    with pytest.raises(BenchError, match=r"layers\.0\.mlp\.gate_proj\.weight is of shape \(80, 64\), not \(81, 64\)"):
+    with pytest.raises(
+        BenchError,
+        match=r"layers\.0\.mlp\.gate_proj\.weight is of shape \(80, 64\), not \(81, 64\)",
+    ):
         load_head(publish(release("eagle"), VICUNA | {"intermediate_size": 81}), tiny)
     missing = release("eagle")
     del missing["layers.0.self_attn.o_proj.weight"]

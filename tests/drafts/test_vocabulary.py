@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from fspad_bench.core.loop import Context, Limit, generate
+from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.eagle import Eagle
-from fspad_bench.decoding import Context, Limit, generate
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.errors import BenchError
-from fspad_bench.sampling import Sampler
 
 USUAL, SIZE = torch.tensor([1, 4, 5]), 9
 
@@ -30,7 +30,9 @@ def test_an_index_is_the_inverse_of_a_vocabulary():
 def test_what_comes_only_later_is_not_reached(prompted):
     ids = torch.tensor([[2, 3, 8, 1], [7, 1, 1, 6]])
     rows = torch.tensor([[True, True, False], [True, True, False]])
-    choice = torch.tensor([4, 6, 7, 6])  # usual; another row's; the first token; what the last row is followed by
+    choice = torch.tensor(
+        [4, 6, 7, 6]
+    )  # usual; another row's; the first token; what the last row is followed by
     found = Vocabulary(USUAL, SIZE, prompted=prompted).reached(choice, ids, rows)
     assert found.tolist() == [True, False, prompted, False]
 

@@ -27,15 +27,27 @@ def theirs(tmp_path):
 
     def theirs(*words):
         env = os.environ | {"PYTHONPATH": f"{PLUGIN}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", "-v", "-p", "fspad_bench.integrations.pytest_plugin", *words]
-        env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the entry point would load it a second time where it is installed
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-v",
+            "-p",
+            "fspad_bench.integrations.pytest_plugin",
+            *words,
+        ]
+        env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = (
+            "1"  # the entry point would load it a second time where it is installed
+        )
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
 
     return theirs
 
 
 def test_a_lossless_decoder_passes_every_check(theirs):
-    done = theirs("--fspad-decoder", "acme_decoder:Echo", "--fspad-option", "acme_decoder:Echo.times=3")
+    done = theirs(
+        "--fspad-decoder", "acme_decoder:Echo", "--fspad-option", "acme_decoder:Echo.times=3"
+    )
     assert done.returncode == 0, done.stdout
     for check in ("identity", "exact law", "G-test", "PIT"):
         assert f"fspad-bench::acme_decoder:Echo::{check} PASSED" in done.stdout
@@ -62,7 +74,10 @@ def test_it_stands_beside_the_packages_own_tests(theirs, tmp_path):
     [
         (["--fspad-decoder", "acme_decoder:Ecco"], "cannot load 'acme_decoder:Ecco'"),
         (["--fspad-decoder", "prompt_lokup"], "did you mean 'prompt_lookup'"),
-        (["--fspad-decoder", "acme_decoder:Echo", "--fspad-option", "x"], "is not DECODER.OPTION=VALUE"),
+        (
+            ["--fspad-decoder", "acme_decoder:Echo", "--fspad-option", "x"],
+            "is not DECODER.OPTION=VALUE",
+        ),
     ],
 )
 def test_bad_input_is_a_usage_error(words, said, theirs):

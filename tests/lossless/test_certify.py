@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from fspad_bench import cli
+from fspad_bench.cli import main as cli
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.verification import Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.lossless import certify, proofs, report
 from fspad_bench.lossless.report import Check, Part
-from fspad_bench.sampling import Sampler
-from fspad_bench.verification import Accepted, match
 
 ME = __name__
 
@@ -39,7 +39,9 @@ class Broken:
 @pytest.fixture
 def quick(monkeypatch):
     """The foundations and the wrong rules have tests of their own."""
-    monkeypatch.setattr(certify, "QUICK", replace(certify.QUICK, draws=10_000, ways=("ranked",), distance=0.3))
+    monkeypatch.setattr(
+        certify, "QUICK", replace(certify.QUICK, draws=10_000, ways=("ranked",), distance=0.3)
+    )
     monkeypatch.setattr(certify, "WRONG_RULES", certify.WRONG_RULES[-1:])
 
 
@@ -64,7 +66,9 @@ def test_a_lossy_decoder_is_not(quick, capsys):
     failed = {check["name"] for check in found["checks"] if check["verdict"] == "FAIL"}
     assert (code, found["certified"]) == (1, False)
     assert failed == {"exact law"}  # a rule of its own: identity is asked of its greedy texts only
-    assert {check["subject"] for check in found["checks"] if check["verdict"] == "FAIL"} == {f"{ME}:Hasty"}
+    assert {check["subject"] for check in found["checks"] if check["verdict"] == "FAIL"} == {
+        f"{ME}:Hasty"
+    }
 
 
 def test_a_decoder_that_raises_fails_and_the_others_go_on(quick, capsys):
@@ -72,14 +76,21 @@ def test_a_decoder_that_raises_fails_and_the_others_go_on(quick, capsys):
     checks = json.loads(out)["checks"]
     broken = {c["name"]: c for c in checks if c["subject"] == f"{ME}:Broken"}
     assert code == 1
-    assert (broken["identity"]["verdict"], broken["identity"]["figure"]) == ("FAIL", "ZeroDivisionError: no such thing")
+    assert (broken["identity"]["verdict"], broken["identity"]["figure"]) == (
+        "FAIL",
+        "ZeroDivisionError: no such thing",
+    )
     assert {c["verdict"] for c in checks if c["subject"] == "prompt_lookup"} == {"PASS"}
 
 
 def test_options_reach_the_decoder(quick, capsys):
-    code, out, _ = run(capsys, "--decoder", "fspad", "-D", "fspad.verify=rejection", "--format", "json")
+    code, out, _ = run(
+        capsys, "--decoder", "fspad", "-D", "fspad.verify=rejection", "--format", "json"
+    )
     assert code == 0
-    identity = next(c for c in json.loads(out)["checks"] if (c["name"], c["subject"]) == ("identity", "fspad"))
+    identity = next(
+        c for c in json.loads(out)["checks"] if (c["name"], c["subject"]) == ("identity", "fspad")
+    )
     assert "greedy ones: the rest by law" in identity["figure"]
 
 
@@ -88,7 +99,10 @@ def test_options_reach_the_decoder(quick, capsys):
     [
         (["--decoder", "fspda"], "unknown decoder 'fspda'"),
         (["--decoder", "fspad", "-D", "fspad.verify=rejekt"], "unknown verification 'rejekt'"),
-        (["--decoder", "fspad@rejection", "-D", "fspad.drafting=coupled"], "makes no use of coupled"),
+        (
+            ["--decoder", "fspad@rejection", "-D", "fspad.drafting=coupled"],
+            "makes no use of coupled",
+        ),
         (["--decoder", "fspad", "-D", "fspad.drafting=random"], "unknown drafting 'random'"),
         (["--decoder", "fspad", "-D", "eagle.depth=3"], "no decoder 'eagle'"),
         (["--decoder", "vanilla", "--target", "smollm3"], "smollm3"),
@@ -103,7 +117,10 @@ def test_bad_input_is_one_clear_error(arguments, said, capsys):
 
 
 def test_proofs_hold(tiny):
-    checks = [*proofs.check_sampler(200_000), proofs.check_greedy(tiny, [[1, 2, 3], [40, 41, 42, 43]], 24)]
+    checks = [
+        *proofs.check_sampler(200_000),
+        proofs.check_greedy(tiny, [[1, 2, 3], [40, 41, 42, 43]], 24),
+    ]
     assert {check.verdict for check in checks} == {"PASS"}
 
 
@@ -123,9 +140,14 @@ def test_greedy_must_be_generates(tiny, monkeypatch):
     assert proofs.check_greedy(tiny, [[1, 2, 3]], 8).verdict == "FAIL"
 
 
-@pytest.mark.parametrize(("verdict", "certified"), [("PASS", True), ("-", True), ("FAIL", False), ("VACUOUS", False)])
+@pytest.mark.parametrize(
+    ("verdict", "certified"), [("PASS", True), ("-", True), ("FAIL", False), ("VACUOUS", False)]
+)
 def test_one_bad_check_spoils_the_whole(verdict, certified):
-    parts = [Part("rules", [Check("a", "x", "PASS", "0")]), Part(report.DECODERS, [Check("b", "y", verdict, "1", "2")])]
+    parts = [
+        Part("rules", [Check("a", "x", "PASS", "0")]),
+        Part(report.DECODERS, [Check("b", "y", verdict, "1", "2")]),
+    ]
     assert report.passed(parts) == certified
     assert json.loads(report.render(parts, "json"))["certified"] == certified
     assert ("all hold" in report.render(parts, "text")) == certified

@@ -7,25 +7,28 @@ import pytest
 import torch
 from scipy import stats
 
+from fspad_bench.core.loop import Generation, Limit, generate
+from fspad_bench.core.sampling import Dice, Sampler
+from fspad_bench.decoders.build import Method, build
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.decoding import Generation, Limit, generate
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless import distribution
 from fspad_bench.lossless.distribution import draws_needed, g_test
 from fspad_bench.lossless.exact import scripted
 from fspad_bench.lossless.scripted import ScriptedTarget
 from fspad_bench.lossless.uniform import ALPHA, transform
-from fspad_bench.method import Method, build
-from fspad_bench.sampling import Dice, Sampler
 
 PROMPTS = [[i, i + 3, i * 2 % 90, 40] for i in range(20)]
 
 
 @pytest.mark.parametrize(
-    ("cells", "alpha", "noncentrality"), [(4, 1e-3, 37.9), (16, 1e-4, 64.3), (64, 1e-6, 121.8), (256, 1e-6, 202.8)]
+    ("cells", "alpha", "noncentrality"),
+    [(4, 1e-3, 37.9), (16, 1e-4, 64.3), (64, 1e-6, 121.8), (256, 1e-6, 202.8)],
 )
 def test_the_number_of_draws_is_that_of_the_noncentral_law(cells, alpha, noncentrality):
-    assert draws_needed(cells, 0.05, alpha) == pytest.approx(noncentrality / (4 * 0.05**2), rel=2e-3)
+    assert draws_needed(cells, 0.05, alpha) == pytest.approx(
+        noncentrality / (4 * 0.05**2), rel=2e-3
+    )
 
 
 def counts_of(weights, draws, seed):
@@ -69,7 +72,9 @@ def test_a_wrong_law_is_refused():
     counts, warm = Counter(), Warm(distribution.VOCABULARY, 5)
     for i in range(1500):
         sampler = distribution.SAMPLER.streamed(f"{i}")
-        counts[tuple(generate(warm, Vanilla(warm), sampler, distribution.PROMPT, Limit(3)).tokens)] += 1
+        counts[
+            tuple(generate(warm, Vanilla(warm), sampler, distribution.PROMPT, Limit(3)).tokens)
+        ] += 1
     assert g_test(law, counts) < ALPHA
 
 
@@ -82,13 +87,24 @@ def test_the_transform_of_draws_is_uniform():
 def test_the_transform_orders_by_probability():
     law = torch.tensor([0.1, 0.6, 0.3]).double()
     dice = Dice((1, 1), 0)
-    assert 0 < transform(law, 1, dice) < 0.6 < transform(law, 2, dice) < 0.9 < transform(law, 0, dice) < 1
+    assert (
+        0
+        < transform(law, 1, dice)
+        < 0.6
+        < transform(law, 2, dice)
+        < 0.9
+        < transform(law, 0, dice)
+        < 1
+    )
     assert transform(torch.tensor([1.0, 0.0]).double(), 1, dice) == 1.0
 
 
 @pytest.mark.parametrize("options", [{}, {"verify": "rejection"}, {"verify": "traversal"}])
 def test_pit_of_every_rule(options, tiny):
-    assert distribution.check_pit(build("fspad", tiny, {"fspad": options}), tiny, PROMPTS, 48).verdict == "PASS"
+    assert (
+        distribution.check_pit(build("fspad", tiny, {"fspad": options}), tiny, PROMPTS, 48).verdict
+        == "PASS"
+    )
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.6])
@@ -102,11 +118,16 @@ def test_pit_refuses_another_temperature(factor, tiny):
 
 
 def test_too_few_tokens_are_vacuous(tiny):
-    assert distribution.check_pit(build("vanilla", tiny, {}), tiny, PROMPTS[:1], 8).verdict == "VACUOUS"
+    assert (
+        distribution.check_pit(build("vanilla", tiny, {}), tiny, PROMPTS[:1], 8).verdict
+        == "VACUOUS"
+    )
 
 
 def test_offsets_count_from_the_start_of_a_round(tiny):
-    found = distribution.pit(build("fspad", tiny, {"fspad": {"tree": "fixed"}}), tiny, PROMPTS[:3], 32)
+    found = distribution.pit(
+        build("fspad", tiny, {"fspad": {"tree": "fixed"}}), tiny, PROMPTS[:3], 32
+    )
     assert len(found) == 96
     assert {x.offset for x in found} == {0, 1, 2}
 

@@ -2,6 +2,8 @@
 
 import pytest
 
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
@@ -10,8 +12,6 @@ from fspad_bench.lossless import exact
 from fspad_bench.lossless.oracle import distance
 from fspad_bench.lossless.report import ELSEWHERE
 from fspad_bench.lossless.scripted import ScriptedTarget
-from fspad_bench.sampling import Sampler
-from fspad_bench.verification import RULES, Accepted, match
 
 
 def test_the_reference_is_a_law():
@@ -23,7 +23,9 @@ def test_the_reference_is_a_law():
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("way", ["ranked", "drawn, own vocabulary"])
 def test_every_rule_keeps_the_law(rule, way):
-    checks = [check for check in exact.check_rules([way], (0,)) if check.subject == f"{rule}, {way}"]
+    checks = [
+        check for check in exact.check_rules([way], (0,)) if check.subject == f"{rule}, {way}"
+    ]
     assert [check.verdict for check in checks] == ["PASS"]
 
 
@@ -39,7 +41,9 @@ def test_a_drafter_that_is_verified_at_another_temperature_is_far_off():
             return super().logits(prefix) * 0.8
 
     law = exact.loop_law(Warm(3), Vanilla(None), exact.LAWS["T=1"])
-    assert distance(law, exact.product_law(ScriptedTarget(3), exact.LAWS["T=1"], exact.LENGTH)) > 0.05
+    assert (
+        distance(law, exact.product_law(ScriptedTarget(3), exact.LAWS["T=1"], exact.LENGTH)) > 0.05
+    )
 
 
 def test_decoders_that_can_stand_on_a_script_do(tiny):
@@ -50,7 +54,11 @@ def test_decoders_that_can_stand_on_a_script_do(tiny):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"verify": "rejection"}, pytest.param({"verify": "traversal", "depth": 3}, marks=pytest.mark.nightly)],
+    [
+        {},
+        {"verify": "rejection"},
+        pytest.param({"verify": "traversal", "depth": 3}, marks=pytest.mark.nightly),
+    ],
 )
 def test_those_that_cannot_stand_on_tiny(options, tiny):
     found = exact.check_decoder("fspad", lambda target: Fspad(target, **options), tiny)
@@ -73,7 +81,9 @@ def test_a_rule_of_its_own_that_is_lossy_is_seen_wherever_it_stands(tiny):
             path, bonus = match(tree, logits, sampler, position)
             for child in tree.offspring[path[-1]]:
                 if sampler.law(logits[path[-1]])[tree.tokens[child]] > 0.2:
-                    return Accepted([*path, child], sampler.next(logits[child], position + len(path)))
+                    return Accepted(
+                        [*path, child], sampler.next(logits[child], position + len(path))
+                    )
             return Accepted(path, bonus)
 
         def __setattr__(self, name, value):

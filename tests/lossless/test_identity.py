@@ -4,17 +4,17 @@ from itertools import combinations, product
 
 import pytest
 
-from fspad_bench.cache import TreeCache
+from fspad_bench.core.loop import Generation, Limit, generate
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.tree import Tree
+from fspad_bench.core.verification import RULES, Accepted, match
+from fspad_bench.decoders.build import Method, build
 from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.decoders.registry import DECODERS, names
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.decoding import Generation, Limit, generate
+from fspad_bench.engine.cache import TreeCache
 from fspad_bench.lossless import identity
 from fspad_bench.lossless.witness import Sights
-from fspad_bench.method import Method, build
-from fspad_bench.registry import DECODERS, names
-from fspad_bench.sampling import Sampler
-from fspad_bench.tree import Tree
-from fspad_bench.verification import RULES, Accepted, match
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +38,39 @@ def test_every_registered_decoder_is_lossless(name, tiny, grid, vanilla):
 
 
 @pytest.mark.parametrize(
-    "options", [{"verify": rule, "drafting": how} for rule, how in product(RULES, ["ranked", "sampled"])]
+    "options",
+    [{"verify": rule, "drafting": how} for rule, how in product(RULES, ["ranked", "sampled"])],
 )
 def test_every_rule_and_drafting_is_greedy_at_0(options, tiny, grid, vanilla):
     found = identity.check(lambda: build("fspad", tiny, {"fspad": options}), tiny, grid, vanilla)
     assert set(verdicts(found).values()) == {"PASS"}, found
 
 
-@pytest.mark.parametrize("options", [{"depth": "4", "nodes": "24"}, {"depth": "1", "top_k": "1", "nodes": "2"}])
+@pytest.mark.parametrize(
+    "options", [{"depth": "4", "nodes": "24"}, {"depth": "1", "top_k": "1", "nodes": "2"}]
+)
 def test_other_trees_are_lossless_too(options, tiny, grid, vanilla):
     assert (
-        verdicts(identity.check(lambda: build("eagle", tiny, {"eagle": options}), tiny, grid, vanilla))["identity"]
+        verdicts(
+            identity.check(lambda: build("eagle", tiny, {"eagle": options}), tiny, grid, vanilla)
+        )["identity"]
         == "PASS"
     )
 
 
 def test_every_pair_of_levels_meets():
     for a, b in combinations(range(6), 2):
-        assert {(place[a], place[b]) for place in identity.PAIRWISE} == set(product(range(5), repeat=2))
+        assert {(place[a], place[b]) for place in identity.PAIRWISE} == set(
+            product(range(5), repeat=2)
+        )
 
 
 def test_the_thorough_grid_has_every_pair_of_levels(tiny):
     assert len({cell.name for cell in identity.cells(tiny, thorough=True)}) == 625
     for a, b in combinations(range(6), 2):
-        assert {(place[a], place[b]) for place in identity.THOROUGH} == set(product(range(5), repeat=2))
+        assert {(place[a], place[b]) for place in identity.THOROUGH} == set(
+            product(range(5), repeat=2)
+        )
 
 
 class Off(PromptLookup):
@@ -79,7 +88,9 @@ def test_a_single_other_token_is_seen(tiny, grid, vanilla):
 
 def test_a_row_that_stayed_behind_is_seen(tiny, grid, vanilla, monkeypatch):
     real = TreeCache.keep
-    monkeypatch.setattr(TreeCache, "keep", lambda self, start, path: real(self, start, range(len(path))))
+    monkeypatch.setattr(
+        TreeCache, "keep", lambda self, start, path: real(self, start, range(len(path)))
+    )
     found = identity.check(lambda: build("fspad", tiny, {}), tiny, grid, vanilla)
     assert verdicts(found)["cache"] == verdicts(found)["identity"] == "FAIL"
 
@@ -101,10 +112,16 @@ class Wrong:
 
 
 def test_what_never_happened_is_named(tiny, grid, vanilla):
-    mute = Method("mute", type("Silent", (Wrong,), {"propose": lambda self, c, b: Tree.root(c.tokens[-1])})(tiny), {})
+    mute = Method(
+        "mute",
+        type("Silent", (Wrong,), {"propose": lambda self, c, b: Tree.root(c.tokens[-1])})(tiny),
+        {},
+    )
     found = identity.check(lambda: mute, tiny, grid, vanilla)
     assert (verdicts(found)["identity"], verdicts(found)["non-vacuity"]) == ("PASS", "VACUOUS")
-    assert "nothing was ever drafted" in next(check.figure for check in found if check.name == "non-vacuity")
+    assert "nothing was ever drafted" in next(
+        check.figure for check in found if check.name == "non-vacuity"
+    )
     found = identity.check(lambda: Method("wrong", Wrong(tiny), {}), tiny, grid, vanilla)
     assert verdicts(found)["non-vacuity"] == "VACUOUS"
 
@@ -154,7 +171,9 @@ def test_children_come_from_the_law_they_claim(name, tiny, grid, vanilla):
     assert verdicts(found)["draws"] == "PASS"
 
 
-@pytest.mark.parametrize("spoil", [lambda q: (q + 0.01) / (q + 0.01).sum(1, keepdim=True), lambda q: q.sqrt()])
+@pytest.mark.parametrize(
+    "spoil", [lambda q: (q + 0.01) / (q + 0.01).sum(1, keepdim=True), lambda q: q.sqrt()]
+)
 def test_children_from_another_law_are_seen(spoil, tiny, grid, vanilla):
     made = build("fspad", tiny, {"fspad": {"verify": "rejection"}}).decoder
     real = made.propose

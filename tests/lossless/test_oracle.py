@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fspad_bench.core.sampling import Sampler
 from fspad_bench.lossless.oracle import Oracle, distance, explore
-from fspad_bench.sampling import Sampler
 
 P = torch.tensor([0.5, 0.25, 0.0, 0.25], dtype=torch.float64)
 
@@ -19,20 +19,28 @@ def test_what_is_asked_may_depend_on_what_was_answered():
         first = oracle.draw(P)
         return (first, oracle.accept(0.1)) if first == 1 else (first,)
 
-    assert explore(Sampler(1.0), play) == pytest.approx({(0,): 0.5, (3,): 0.25, (1, True): 0.025, (1, False): 0.225})
+    assert explore(Sampler(1.0), play) == pytest.approx(
+        {(0,): 0.5, (3,): 0.25, (1, True): 0.025, (1, False): 0.225}
+    )
 
 
 def test_next_has_the_samplers_law():
-    sampler, logits = Sampler(0.7, top_p=0.8), torch.randn(6, generator=torch.Generator().manual_seed(1)).double()
+    sampler, logits = (
+        Sampler(0.7, top_p=0.8),
+        torch.randn(6, generator=torch.Generator().manual_seed(1)).double(),
+    )
     law = explore(sampler, lambda oracle: (oracle.next(logits, 9),))
     assert law == pytest.approx({(i,): float(x) for i, x in enumerate(sampler.law(logits)) if x})
 
 
 @pytest.mark.parametrize(
-    ("probability", "answers"), [(0.0, {False}), (1.0, {True}), (7.0, {True}), (float("nan"), {False})]
+    ("probability", "answers"),
+    [(0.0, {False}), (1.0, {True}), (7.0, {True}), (float("nan"), {False})],
 )
 def test_a_certain_answer_is_no_decision(probability, answers):
-    assert set(explore(Sampler(1.0), lambda oracle: (oracle.accept(probability),))) == {(a,) for a in answers}
+    assert set(explore(Sampler(1.0), lambda oracle: (oracle.accept(probability),))) == {
+        (a,) for a in answers
+    }
 
 
 def test_forced_decisions_are_replayed():

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from fspad_bench.decoding import Context, Step
+from fspad_bench.core.loop import Context, Step
+from fspad_bench.core.tree import Tree
+from fspad_bench.core.verification import Accepted
 from fspad_bench.lossless.witness import Sights, Witness
-from fspad_bench.tree import Tree
-from fspad_bench.verification import Accepted
 
 CHAIN = Tree.chain(5, [6, 7, 8])
 SHORT = Tree.chain(5, [6])
@@ -19,7 +19,9 @@ def saw(*rounds):
     """The sights of rounds (tree, path, budget), the bonus token 9 behind each path."""
     sights, tokens = Sights(now="x"), [5]
     for tree, path, budget in rounds:
-        witness = Witness(SimpleNamespace(propose=lambda *_, tree=tree: tree, observe=lambda _: None), sights)
+        witness = Witness(
+            SimpleNamespace(propose=lambda *_, tree=tree: tree, observe=lambda _: None), sights
+        )
         context = Context(list(tokens), 1)
         witness.propose(context, budget)
         context.tokens += [tree.tokens[node] for node in path[1:]] + [9]
@@ -48,13 +50,21 @@ def test_all_of_it_is_enough():
         ([(Tree.root(5), [0], 9)], {}, "nothing was ever drafted"),
         (EVERYTHING[1:], {}, "no draft was ever refused at once"),
         ([(Tree.root(5), [0], 9), *EVERYTHING[1:]], {}, "no draft was ever refused at once"),
-        ([*EVERYTHING[:2], EVERYTHING[3]], {}, "no draft was accepted to the full depth of its tree"),
+        (
+            [*EVERYTHING[:2], EVERYTHING[3]],
+            {},
+            "no draft was accepted to the full depth of its tree",
+        ),
         (
             [*EVERYTHING[:2], (SHORT, [0, 1], 9), EVERYTHING[3]],
             {},
             "no draft was accepted to the full depth of its tree",
         ),
-        ([EVERYTHING[0], EVERYTHING[2], EVERYTHING[3]], {"in_part": False}, "no draft was accepted in part"),
+        (
+            [EVERYTHING[0], EVERYTHING[2], EVERYTHING[3]],
+            {"in_part": False},
+            "no draft was accepted in part",
+        ),
         ([*EVERYTHING[:3], (BUSH, [0], 1)], {}, "no accepted row had to move"),
         (EVERYTHING, {"stopped_inside": False}, "no stop fell inside an accepted run"),
         ([*EVERYTHING[:3], (BUSH, [0, 3], 9)], {}, "no last tree was cut short"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fspad_bench.tree import Tree
+from fspad_bench.core.tree import Tree
 
 SHOUT = Path(__file__).with_name("acme_shout.yaml")
 

@@ -1,0 +1,1 @@
+"""Measure decoders on tasks: data, runs, records, statistics, verdicts and tables."""

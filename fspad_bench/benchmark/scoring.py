@@ -1,0 +1,151 @@
+"""How good the answers are: one corpus-level figure a task, in percent.
+
+A lossless decoder cannot change these figures. They stand in a table to show that the target does
+the task at all, and what a decoder that is not lossless costs. Each metric follows the tool its
+field reports with: GSM8K's exact number, sacrebleu, rouge_score, SQuAD's normalisation. The
+libraries are imported where they are used, since listing the metrics must not pay for them.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from statistics import fmean
+
+from fspad_bench.errors import BenchError, near
+
+Outputs = Sequence[str]
+References = Sequence[Sequence[str]]
+
+
+def score(metric: str, outputs: Outputs, references: References) -> dict[str, float]:
+    """The figures of one task, 0 to 100, the metric's headline figure first.
+
+    `references[i]` lists the accepted answers to sample i; the best one counts. Raises BenchError
+    for an unknown metric, ValueError for no samples, lists of unequal length, a sample without an
+    answer, or a bare string where a list of answers belongs.
+    """
+    if metric not in METRICS:
+        raise BenchError(f"unknown metric '{metric}'", hint=near(metric, METRICS))
+    _check(outputs, references)
+    return METRICS[metric](outputs, references)
+
+
+def last_number(outputs: Outputs, references: References) -> dict[str, float]:
+    """GSM8K (Cobbe et al. 2021): the output's last number has the reference's value (4.0 is 4).
+
+    Raises ValueError for a reference without a number; an output without one is wrong.
+    """
+    return {"accuracy": _percent(map(_same_number, outputs, references))}
+
+
+def bleu(outputs: Outputs, references: References) -> dict[str, float]:
+    """Corpus BLEU (13a tokens) and chrF2, as sacrebleu reports them (Post 2018)."""
+    import sacrebleu
+
+    streams = _streams(references)
+    return {
+        "bleu": sacrebleu.corpus_bleu(outputs, streams).score,
+        "chrf": sacrebleu.corpus_chrf(outputs, streams).score,
+    }
+
+
+def rouge_l(outputs: Outputs, references: References) -> dict[str, float]:
+    """Summary-level ROUGE-L F-measure (Lin 2004) on stems, mean over samples.
+
+    A newline ends a sentence, in outputs and references alike.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeLsum"], use_stemmer=True)
+    best = [
+        scorer.score_multi(answers, output)["rougeLsum"].fmeasure
+        for output, answers in zip(outputs, references, strict=True)
+    ]
+    return {"rouge_l": _percent(best)}
+
+
+def exact_match(outputs: Outputs, references: References) -> dict[str, float]:
+    """SQuAD's exact match and token F1 (Rajpurkar et al. 2016), means over samples."""
+    em = []
+    f1 = []
+    for output, answers in zip(outputs, references, strict=True):
+        said = _words(output)
+        accepted = [_words(answer) for answer in answers]
+        em.append(said in accepted)
+        f1.append(max(_f1(said, words) for words in accepted))
+    return {"em": _percent(em), "f1": _percent(f1)}
+
+
+METRICS: dict[str, Callable[[Outputs, References], dict[str, float]]] = {
+    "last_number": last_number,
+    "bleu": bleu,
+    "rouge_l": rouge_l,
+    "exact_match": exact_match,
+}
+
+
+def _check(outputs: Outputs, references: References) -> None:
+    if not outputs:
+        raise ValueError("nothing to score: no outputs")
+    if len(outputs) != len(references):
+        raise ValueError(f"{len(outputs)} outputs but {len(references)} lists of references")
+    for i, answers in enumerate(references):
+        if isinstance(answers, str) or not answers:
+            raise ValueError(f"references[{i}] must be a non-empty list, not {answers!r}")
+
+
+def _percent(values: Iterable[float]) -> float:
+    return 100.0 * fmean(values)
+
+
+# A minus is a sign only where nothing before it makes it a hyphen or a subtraction; it may stand on
+# either side of a currency sign. A comma belongs to the number only between groups of three digits.
+_NUMBER = re.compile(
+    r"(?P<minus>(?<![\w)\]%.-])[-\u2212])?[$£€]?"
+    r"(?P<size>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+)"
+)
+
+
+def _last_number(text: str) -> Decimal | None:
+    found = list(_NUMBER.finditer(text))
+    if not found:
+        return None
+    sign = "-" if found[-1]["minus"] else ""
+    return Decimal(sign + found[-1]["size"].replace(",", ""))
+
+
+def _same_number(output: str, answers: Sequence[str]) -> bool:
+    wanted = [_last_number(answer) for answer in answers]
+    if None in wanted:
+        raise ValueError(f"no number in the reference {answers[wanted.index(None)]!r}")
+    return _last_number(output) in wanted
+
+
+def _streams(references: References) -> list[list[str]]:
+    """The k-th reference of every sample together, as sacrebleu wants them.
+
+    A sample with fewer repeats its last one: both scores take the best or the clipped maximum over
+    references, which a repetition does not change.
+    """
+    width = max(map(len, references))
+    return [[answers[min(k, len(answers) - 1)] for answers in references] for k in range(width)]
+
+
+_ARTICLES = frozenset({"a", "an", "the"})
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _words(text: str) -> list[str]:
+    """Lower case, then no punctuation, then no articles: SQuAD's order, so that "the," is one."""
+    return [w for w in text.lower().translate(_NO_PUNCTUATION).split() if w not in _ARTICLES]
+
+
+def _f1(said: list[str], words: list[str]) -> float:
+    if not (said and words):  # SQuAD 2.0: nothing is matched by nothing alone
+        return float(said == words)
+    shared = (Counter(said) & Counter(words)).total()
+    return 2 * shared / (len(said) + len(words))

@@ -1,0 +1,156 @@
+"""What may be concluded from a run: intervals, one p-value, and how far two outputs agree.
+
+The prompt is the unit of resampling everywhere. Tokens of one output share its difficulty, and the
+two decoders of a pair share the prompt and the machine's mood, so only whole pairs are drawn. Every
+function is deterministic in its seed. numpy alone: tables are made where torch is not installed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+EXACT_UP_TO = 14  # differences: 2^14 sign patterns cost less than the Monte Carlo draws
+
+
+class Cost(NamedTuple):
+    """What one generation took."""
+
+    seconds: float
+    tokens: int
+
+
+class Interval(NamedTuple):
+    """An estimate and its bootstrap percentile interval; both ends are nan where n = 1."""
+
+    value: float
+    low: float
+    high: float
+
+
+def speedup(
+    reference: Sequence[Cost],
+    decoder: Sequence[Cost],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Seconds a token of the reference over those of the decoder, from sums; paired by position.
+
+    The interval is a paired bootstrap over prompts. Raises ValueError where there are no pairs, the
+    lists differ in length, or a cost is not above zero: a prompt that yielded no token says nothing
+    about speed, and its pair is to be dropped.
+    """
+    pairs = np.hstack(_paired(reference, decoder))
+    estimates = _cost_ratio(_resampled_means(pairs, draws, seed))
+    return _interval(_cost_ratio(pairs.mean(axis=0)), estimates, len(pairs), level)
+
+
+def ratio_of_mean_speeds(reference: Sequence[Cost], decoder: Sequence[Cost]) -> float:
+    """Spec-Bench's speedup (Xia et al. 2024): the decoder's mean tokens/s over the reference's.
+
+    For comparison with that leaderboard only: a few very fast prompts weigh more than their share
+    of the time. Raises ValueError as `speedup` does.
+    """
+    old, new = _paired(reference, decoder)
+    return float(np.mean(new[:, 1] / new[:, 0]) / np.mean(old[:, 1] / old[:, 0]))
+
+
+def mean_interval(
+    values: Sequence[float], *, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """The mean of one value a prompt. Raises ValueError for no values or one that is not finite."""
+    column = _finite(values)[:, None]
+    estimates = _resampled_means(column, draws, seed)[:, 0]
+    return _interval(column.mean(), estimates, len(column), level)
+
+
+def ratio_interval(
+    parts: Sequence[tuple[float, float]], *, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """The sum of the first over the sum of the second, one pair a prompt: tokens a step, say.
+
+    Raises ValueError for no pairs, one that is not finite, or a second part that is not above zero.
+    """
+    rows = _finite(parts)
+    if not (rows[:, 1] > 0).all():
+        raise ValueError("a prompt without a step has no ratio")
+    means = _resampled_means(rows, draws, seed)
+    value = rows[:, 0].sum() / rows[:, 1].sum()
+    return _interval(value, means[:, 0] / means[:, 1], len(rows), level)
+
+
+def sign_flip_p(differences: Sequence[float], *, draws: int = 20000, seed: int = 0) -> float:
+    """One-sided p-value that the mean of `differences`, one a prompt, is above 0.
+
+    Under the null hypothesis each sign is a coin's. All 2^n patterns for n <= 14; beyond, (1 + k) /
+    (1 + draws) for the k of `draws` random ones that reach the observed mean, which is never 0
+    (Phipson and Smyth 2010). Raises ValueError for no differences or one that is not finite.
+    """
+    d = _finite(differences)
+    n = len(d)
+    if n <= EXACT_UP_TO:
+        return float(np.mean(_reaches(np.arange(2**n)[:, None] >> np.arange(n) & 1, d)))
+    flipped = np.random.default_rng(seed).integers(2, size=(draws, n), dtype=np.int8)
+    return float((1 + np.count_nonzero(_reaches(flipped, d))) / (1 + draws))
+
+
+def agreement(a: Sequence, b: Sequence) -> int:
+    """Tokens (or characters) before the first divergence: the length of the common prefix."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _paired(reference: Sequence[Cost], decoder: Sequence[Cost]) -> tuple[np.ndarray, np.ndarray]:
+    if len(reference) != len(decoder):
+        raise ValueError(f"costs must be paired: {len(reference)} against {len(decoder)}")
+    return _costs(reference, "reference"), _costs(decoder, "decoder")
+
+
+def _costs(costs: Sequence[Cost], whose: str) -> np.ndarray:
+    """[n, 2]: seconds, tokens."""
+    for i, (seconds, tokens) in enumerate(costs):
+        if not (0 < seconds < math.inf and tokens > 0):
+            raise ValueError(f"{whose}[{i}] is {seconds} s for {tokens} tokens: drop this pair")
+    return _finite(costs)
+
+
+def _finite(values: Sequence) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if not len(array):
+        raise ValueError("no values to estimate from")
+    if not np.isfinite(array).all():
+        raise ValueError(f"not a finite number: {array[~np.isfinite(array)][0]}")
+    return array
+
+
+def _cost_ratio(rows: np.ndarray) -> np.ndarray:
+    """[..., 4] -> [...]. Columns: seconds, tokens, twice; means do as well as sums."""
+    old_s, old_n, new_s, new_n = np.moveaxis(rows, -1, 0)
+    return (old_s / old_n) / (new_s / new_n)
+
+
+def _resampled_means(rows: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """[n, k] -> [draws, k]: column means of n whole rows drawn with replacement."""
+    picks = np.random.default_rng(seed).integers(len(rows), size=(draws, len(rows)))
+    return rows[picks].mean(axis=1)
+
+
+def _interval(value: np.ndarray, estimates: np.ndarray, n: int, level: float) -> Interval:
+    if n == 1:  # every resample is the sample itself: a width of zero would be a lie
+        return Interval(float(value), math.nan, math.nan)
+    low, high = np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(low), float(high))
+
+
+def _reaches(flipped: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """[m, n] 0/1 -> [m]: is the mean, those signs flipped, at least the observed one?
+
+    It is exactly where the flipped differences sum to at most 0. The slack keeps ties, which equal
+    differences make common, from being broken by rounding.
+    """
+    return flipped @ d <= 1e-12 * np.abs(d).sum()

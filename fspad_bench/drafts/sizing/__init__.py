@@ -1,0 +1,1 @@
+"""How large a draft tree should be: costs of this machine, confidence of this draft."""

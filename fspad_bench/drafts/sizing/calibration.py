@@ -1,0 +1,97 @@
+"""How sure a draft may be of its children: its soft-max says too much or too little, differently at every depth.
+
+For each depth a logistic curve from the child's probability q to the share of such children that the target chooses,
+fitted on held-out conversations once the network is trained, for greedy targets and for sampled ones (where q is that
+of the draft's logits plus the target's noise). It decides how large a tree is worth its forward, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import exp, log, log1p, tanh
+from typing import Any
+
+import numpy as np
+
+STEPS = 30
+RIDGE = 1e-3
+EDGE = 1e-6
+LEAST = log(EDGE)
+MOST = log(1 - EDGE)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """P(child is chosen) = sigmoid(shift + slope * logit(q)); of a node's `top_k` children the mean chance that the
+    first is right, and that any of them is."""
+
+    shift: float = 0.0
+    slope: float = 1.0
+    first: float = 0.5
+    any: float = 0.75
+
+    def grade(self, log_q: Sequence[float]) -> list[float]:
+        """The calibrated probabilities of children whose log-probabilities are `log_q`: a few numbers, on the host.
+
+        None is 0 or 1, so that every path is less likely than its parent's.
+        """
+        shift = self.shift
+        slope = self.slope
+        return [
+            EDGE + (0.5 - EDGE) * (1 + tanh((shift + slope * (value - log1p(-exp(value)))) / 2))
+            for value in [
+                LEAST if value < LEAST else MOST if value > MOST else value for value in log_q
+            ]
+        ]
+
+    def shares(self, top_k: int) -> list[float]:
+        """The mean chances of `top_k` children, the likeliest first; the others share what it leaves."""
+        return [self.first] + [(self.any - self.first) / max(1, top_k - 1)] * (top_k - 1)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A curve a depth; what is deeper than the last shares it."""
+
+    greedy: tuple[Curve, ...] = (Curve(),)
+    sampled: tuple[Curve, ...] = (Curve(),)
+
+    def curve(self, level: int, *, greedy: bool) -> Curve:
+        curves = self.greedy if greedy else self.sampled
+        return curves[min(level, len(curves) - 1)]
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, facts: dict[str, Any] | None) -> Calibration:
+        """From what a head's file says; the curves of a draft that knows itself where it says nothing."""
+        if not facts:
+            return cls()
+        return cls(
+            **{name: tuple(Curve(**curve) for curve in curves) for name, curves in facts.items()}
+        )
+
+
+def fit(q: np.ndarray, right: np.ndarray) -> Curve:
+    """The curve of rows of children: q `[N, K]`, likeliest first, and which of them the target chose `[N, K]`."""
+    clipped = np.clip(q, EDGE, 1 - EDGE).astype(np.float64)
+    x = np.stack([np.ones(clipped.size), np.log(clipped / (1 - clipped)).ravel()], axis=1)
+    y = right.ravel().astype(np.float64)
+    w = np.array([0.0, 1.0])
+
+    def loss(w: np.ndarray) -> float:
+        return float(
+            np.mean(np.logaddexp(0, x @ w) - y * (x @ w)) + RIDGE / 2 * np.sum((w - [0, 1]) ** 2)
+        )
+
+    for _ in range(STEPS):  # Newton's method with step halving, and a weak pull to the identity
+        p = 0.5 * (1 + np.tanh(x @ w / 2))
+        gradient = x.T @ (p - y) / len(y) + RIDGE * (w - [0, 1])
+        curvature = (x * (p * (1 - p))[:, None]).T @ x / len(y) + RIDGE * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        while loss(w - step) > loss(w) and np.abs(step).max() > EDGE:
+            step = step / 2
+        w = w - step
+    return Curve(float(w[0]), float(w[1]), float(right[:, 0].mean()), float(right.any(1).mean()))

@@ -1,0 +1,1 @@
+"""How a draft's candidates become a tree: ranked, drawn, or built on the device."""

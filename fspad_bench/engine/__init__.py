@@ -1,0 +1,1 @@
+"""One model on one device: sessions, caches, attention, forwards, and the loop that runs on a GPU."""

@@ -1,0 +1,1 @@
+"""Which targets there are, and how one is loaded."""

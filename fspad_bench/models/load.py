@@ -1,0 +1,84 @@
+"""Load a target: a preset, a folder or a hub id, on a device, in a precision.
+
+- A repository's own code never runs: `trust_remote_code` is off, and weights are safetensors, GGUF, or `.bin` read
+  with `weights_only`.
+- A target lives on one device. `auto` is a GPU where there is one, the CPU elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.errors import BenchError
+from fspad_bench.models.presets import Checkpoint, resolve
+
+
+def load_target(name: str, *, device: str = "cpu", dtype: str | None = None) -> TransformersTarget:
+    """Load a preset, folder or hub id.
+
+    `dtype` defaults to float32 on the CPU, bfloat16 elsewhere, and float64 for the preset `tiny`.
+    Raises BenchError where the name, the device or the files are not usable.
+    """
+    checkpoint = resolve(name)
+    device = device_named(device)
+    if checkpoint.path is None:
+        return _tiny(checkpoint, device, dtype)
+    return _from_files(checkpoint, device, getattr(torch, dtype or default_dtype(device)))
+
+
+def default_dtype(device: str) -> str:
+    """Return the precision that targets run in on this device unless one is asked for."""
+    return "float32" if torch.device(device).type == "cpu" else "bfloat16"
+
+
+def device_named(name: str) -> str:
+    """Resolve `auto`, and check that torch can use the device. Raises BenchError."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BenchError(f"unknown device '{name}'", "cpu, cuda, cuda:1 or auto") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BenchError(
+            f"no CUDA device for --device {name}", "use --device cpu, or a torch built for CUDA"
+        )
+    return name
+
+
+def _tiny(checkpoint: Checkpoint, device: str, dtype: str | None) -> TransformersTarget:
+    from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
+
+    model = tiny_model().to(device, getattr(torch, dtype or "float64"))
+    return TransformersTarget(model, tiny_tokenizer(), checkpoint.name, checkpoint.identity)
+
+
+def _from_files(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> TransformersTarget:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            dtype=dtype,
+            device_map=device,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BenchError(
+            f"cannot load target '{checkpoint.name}': {reason}",
+            "is the name right, the hub within reach (or HF_HUB_OFFLINE set), the access granted?",
+        ) from error
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        missing = sorted(report["missing_keys"])
+        raise BenchError(
+            f"'{checkpoint.name}' lacks {len(missing)} weights, {missing[0]} first",
+            "is it complete?",
+        )
+    if checkpoint.template and not tokenizer.chat_template:
+        tokenizer.chat_template = checkpoint.template
+    identity = getattr(model.config, "_commit_hash", None) or checkpoint.identity
+    return TransformersTarget(model, tokenizer, checkpoint.name, identity)

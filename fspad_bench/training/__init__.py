@@ -1,0 +1,1 @@
+"""Train draft networks: features, losses, the trainer, evaluation on held-out conversations."""

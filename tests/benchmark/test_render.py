@@ -1,0 +1,193 @@
+"""Rows as text, Markdown, CSV and JSON: what a reader sees."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from test_rows import CONTRACT, FAST, VANILLA, differing, records, row_of, sample, two_prompts
+
+from fspad_bench.benchmark.rows import failed, render, rows
+
+
+def test_markdown_is_a_table_a_setting():
+    keys = [replace(key, temperature=t) for t in (0.0, 1.0) for key in (VANILLA, FAST)]
+    text = render(
+        rows(records(*[sample(key, "a", 10, 1.0) for key in keys], keys=keys)), "markdown"
+    )
+    assert text.count("**gsm8k@bundled") == 2
+    assert text.count("|:---") >= 2
+    assert "| fast " in text
+
+
+def test_csv_reads_back():
+    found = rows(records(*two_prompts()))
+    back = list(csv.DictReader(io.StringIO(render(found, "csv"))))
+    assert [row["decoder"] for row in back] == ["vanilla", "fast"]
+    assert json.loads(back[1]["options"]) == {"depth": 3}
+    assert float(back[1]["speedup"]) == 2.0
+    assert back[1]["score"] == ""
+    assert set(CONTRACT) <= back[0].keys()
+
+
+def test_several_tasks_get_a_mean_a_task_one_vote():
+    keys = [replace(key, task=task) for task in ("gsm8k", "nq") for key in (VANILLA, FAST)]
+    made = [sample(keys[0], "a", 10, 1.0), sample(keys[1], "a", 10, 0.5, committed=[9], forwards=3)]
+    made += [sample(keys[2], str(i), 10, 1.0) for i in range(5)]
+    made += [sample(keys[3], str(i), 10, 1.0, committed=[9], forwards=9) for i in range(5)]
+    text = render(rows(records(*made, keys=keys)), "text")
+    means = text[text.index("mean of the tasks") :]
+    assert [line.split() for line in means.split("\n") if "fast" in line] == [
+        ["greedy", "fast", "2", "2.00", "1.50"]
+    ]
+    one_task = render(rows(records(*made[:2], keys=keys[:2])), "text")
+    assert "mean of the tasks" not in one_task
+
+
+def test_settings_of_one_name_are_told_apart_and_have_means_of_their_own():
+    deep, head = (
+        replace(FAST, options={"depth": 4}),
+        replace(FAST, options={"depth": 3, "head_sha256": "ab" * 32}),
+    )
+    keys = [
+        replace(key, task=task) for task in ("gsm8k", "nq") for key in (VANILLA, FAST, deep, head)
+    ]
+    made = [
+        sample(key, "a", 10, 1.0, committed=[9], forwards=forwards)
+        for key, forwards in zip(keys, (9, 3, 4, 5, 9, 3, 4, 5), strict=True)
+    ]
+    text = render(rows(records(*made, keys=keys)), "text")
+    means = text[text.index("mean of the tasks") :]
+    steps = {
+        "fast (depth=3)": "3.00",
+        "fast (depth=4)": "2.25",
+        "fast (depth=3, head=abababab)": "1.80",
+    }
+    for name, expected in steps.items():
+        assert text.count(name + " ") == 3
+        (line,) = [line for line in means.split("\n") if name + " " in line]
+        assert line.replace(name, "").split()[:3] == ["greedy", "2", expected]
+
+
+def test_places_have_means_of_their_own_and_a_task_counts_once():
+    keys = [
+        replace(key, task=task, dtype=dtype, max_new_tokens=length)
+        for dtype, length in (("float64", 8), ("float64", 9), ("float32", 8))
+        for task in ("gsm8k", "nq")
+        for key in (VANILLA, FAST)
+    ]
+    made = [sample(key, "a", 10, 1.0, committed=[9], forwards=3) for key in keys]
+    text = render(rows(records(*made, keys=keys)), "text")
+    assert text.count("mean of the tasks · tiny · ") == 2
+    lines = [
+        line.split()
+        for line in text[text.index("mean of the tasks") :].split("\n")
+        if line.startswith("greedy")
+    ]
+    assert [line[1:3] for line in lines].count(["fast", "2"]) == 3
+    assert [line[1:3] for line in lines].count(["vanilla", "2"]) == 3
+    assert len(lines) == 6
+
+
+def test_a_task_measured_on_two_sets_of_questions_is_two_tasks():
+    keys = [
+        replace(key, task=task, data_sha256=data)
+        for data in ("few", "many")
+        for task in ("gsm8k", "nq")
+        for key in (VANILLA, FAST)
+    ]
+    text = render(rows(records(*[sample(key, "a", 10, 1.0) for key in keys], keys=keys)), "text")
+    means = [
+        line.split()
+        for line in text[text.index("mean of the tasks") :].split("\n")
+        if line.startswith("greedy")
+    ]
+    assert [line[2] for line in means] == ["2"] * 4
+
+
+def test_a_mean_is_of_all_tasks_or_of_none():
+    keys = [replace(key, task=task) for task in ("gsm8k", "nq") for key in (VANILLA, FAST)]
+    made = [sample(key, "a", 10, 1.0, committed=[9], forwards=3) for key in keys[:3]]
+    made.append(sample(keys[3], "a", [], 0.0, error="it broke"))
+    means = render(rows(records(*made, keys=keys)), "text").partition("mean of the tasks")[2]
+    (line,) = [line for line in means.split("\n") if "fast" in line]
+    assert line.split() == ["greedy", "fast", "2", "-", "-"]
+
+
+def test_a_row_of_fewer_prompts_says_how_many():
+    text = render(rows(records(*two_prompts())), "text")
+    assert "2 prompts" in text
+    assert "fast (" not in text
+    made = two_prompts()
+    text = render(rows(records(made[0], made[1], made[3])), "text")
+    assert "fast (1 prompts)" in text
+
+
+@pytest.mark.parametrize("style", ["text", "markdown", "csv", "json"])
+def test_every_style_renders_every_kind_of_row(style):
+    cases = [
+        two_prompts(),
+        two_prompts(other_load=1.0),
+        [sample(FAST, "a", [], 0.0, error="x")],
+        [],
+    ]
+    for made in cases:
+        assert render(rows(records(*made)), style)
+    assert render(differing(0.5, 0.1), style)
+    assert isinstance(render([], style), str)
+
+
+def test_a_table_is_a_pure_function_of_its_lines():
+    assert rows(records(*two_prompts())) == rows(records(*two_prompts()))
+
+
+OTHER = replace(FAST, verification="rejection", temperature=1.0)
+
+
+def law_records(tokens, rule="rejection"):
+    other = replace(OTHER, verification=rule)
+    return records(
+        sample(replace(VANILLA, temperature=1.0), "a", [1, 2, 3], 1.0),
+        sample(other, "a", tokens, 1.0),
+        keys=(replace(VANILLA, temperature=1.0), other),
+    )
+
+
+def test_a_rule_that_keeps_the_law_alone_is_no_divergence_to_explain():
+    found = rows(law_records([3, 2, 1]))
+    assert row_of(found)["verdict"] == "law"
+    assert not failed(found)
+    note = render(found, "text").splitlines()[-1]
+    assert "fast: its tokens are not vanilla's but keep its law by rejection" in note
+    assert "outputs differ" not in render(found, "text")
+
+
+@pytest.mark.parametrize("rule", ["own", "foreign"])
+def test_nobody_vouches_for_a_rule_that_is_not_ours(rule):
+    found = rows(law_records([3, 2, 1], rule))
+    assert row_of(found)["verdict"] == "unverified"
+    text = render(found, "text")
+    assert (
+        "1 outputs differ (unverified); it verifies by a rule of its own, whose law `certify` tests"
+        in text
+    )
+    assert "keep its law" not in text
+
+
+def test_rules_of_verification_stand_in_one_table():
+    text = render(rows(law_records([3, 2, 1])), "text")
+    assert text.count("T=1\n") == 1
+    assert text.index("vanilla ") < text.index("fast ")
+
+
+def test_where_it_says_the_same_it_is_exact():
+    assert row_of(rows(law_records([1, 2, 3])))["verdict"] == "exact"
+
+
+def test_greedy_every_rule_must_be_identical():
+    greedy = replace(OTHER, temperature=0.0)
+    found = rows(
+        records(sample(VANILLA, "a", 3, 1.0), sample(greedy, "a", 4, 1.0), keys=(VANILLA, greedy))
+    )
+    assert row_of(found)["verdict"] == "unverified"

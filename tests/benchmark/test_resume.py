@@ -1,0 +1,230 @@
+"""Interrupted runs go on where they stopped, and lose nothing."""
+
+import os
+from collections import Counter
+
+import pytest
+from runs import (
+    LOOKUP,
+    ME,
+    Costly,
+    foreign,
+    interrupt,
+    plan_of,
+    row_of,
+    run,
+    tokens_of,
+    unfinished,
+    write,
+)
+
+from fspad_bench.benchmark import runner
+from fspad_bench.benchmark import tasks as task
+from fspad_bench.benchmark.audit import Auditor
+from fspad_bench.benchmark.record import RecordFile, Records, lines
+from fspad_bench.benchmark.rows import rows
+from fspad_bench.benchmark.runner import Runner
+from fspad_bench.decoders.fspad import Fspad
+from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing.costs import SIZES, Costs
+from fspad_bench.errors import BenchError
+from fspad_bench.util import machine
+
+pytestmark = pytest.mark.usefixtures("one_target")
+
+
+def after(count, function):
+    """`function`, but a Ctrl-C at its call number `count`."""
+    left = [count]
+
+    def wrapped(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+PLACES = [
+    (PromptLookup, "begin", 3),  # in the warm-up
+    (PromptLookup, "begin", 5),
+    (PromptLookup, "begin", 9),
+    (PromptLookup, "begin", 14),
+    (RecordFile, "add", 1),
+    (RecordFile, "add", 2),
+    (RecordFile, "add", 3),
+    (RecordFile, "add", 8),
+    (RecordFile, "line", 1),
+    (RecordFile, "line", 2),
+    (RecordFile, "end", 1),
+    (Runner, "_score", 1),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "count"), PLACES)
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    data, tmp_path, calls, monkeypatch, where, name, count
+):
+    plan = plan_of(data, LOOKUP, temperatures=[0.0, 1.0])
+    expected = tokens_of(run(plan, tmp_path / "whole")[1])
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(where, name, after(count, getattr(where, name)))
+        run(plan, output)
+    before = Records.read(*output.glob("*.jsonl"))
+    done = {(s.key, s.sample) for s in before.samples}
+    calls.clear()
+    path, found = run(plan, output)
+    assert list(output.glob("*.jsonl")) == [path]
+    assert found.complete
+    assert tokens_of(found) == expected
+    measured = [call for call in calls if call.stream != "warm-up"]
+    finished = Counter((before.keys[key].temperature, name) for key, name in done)
+    assert len(measured) == 2 * (10 - sum(count == 2 for count in finished.values()))
+    assert [row["samples"] for row in rows(found)] == [5] * 4
+    assert all(row["speedup"] is not None and row["verdict"] == "exact" for row in rows(found))
+
+
+def test_an_interruption_within_the_audit_does_not_lose_it(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Auditor, "audit", after(2, Auditor.audit))
+        foreign(data, tmp_path / "out", "other")
+    found, row = foreign(data, tmp_path / "out", "other")
+    assert (row["verdict"], row["divergences"]) == ("lossy", 5)
+    assert len({(a.sample, a.round) for a in found.audits}) >= 5
+
+
+@pytest.mark.parametrize(
+    "change", [{"version": "9"}, {"packages": {"torch": "9"}}, {"commit": "another"}], ids=str
+)
+def test_other_software_begins_anew(data, tmp_path, monkeypatch, capsys, change):
+    """Else a row would hold the tokens and times of two programs."""
+    unfinished(plan_of(data, LOOKUP), tmp_path / "out", monkeypatch)
+    (first,), origin = (tmp_path / "out").glob("*.jsonl"), machine.provenance()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "__version__", change.get("version", runner.__version__))
+        patch.setattr(machine, "provenance", lambda: origin | change)
+        second, found = run(plan_of(data, LOOKUP), tmp_path / "out")
+    assert second != first
+    assert found.complete
+    assert not Records.read(first).complete
+    assert f"not resuming {first}: another {next(iter(change))} began it" in capsys.readouterr().err
+
+
+def test_trees_are_sized_by_the_costs_that_the_record_began_with(data, tmp_path, monkeypatch):
+    plan = plan_of(data, "fspad", options={"fspad": {"tree": "auto"}})
+    dear = Costs(tuple(50.0 * n for n in SIZES), 9.0, 9.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(costs, "TINY", dear)
+        patch.setattr(Fspad, "begin", after(5, Fspad.begin))
+        run(plan, tmp_path / "out")
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    made = Runner(plan, tmp_path / "out")
+    assert made.methods[1].decoder.sizes[True].costs == costs.TINY
+    assert made.run() == path
+    sizes = made.methods[1].decoder.sizes
+    assert sizes[True].costs == sizes[False].costs == dear
+    assert len([line for line in lines(path) if line["kind"] == "costs"]) == 1
+
+
+def test_costs_of_a_decoder_that_takes_none_are_written_once(data, tmp_path, monkeypatch):
+    plan, output = plan_of(data, f"{ME}:Costly"), tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Costly, "begin", after(5, Costly.begin))
+        run(plan, output)
+    path, found = run(plan, output)
+    assert found.complete
+    assert found.costs == {f"{ME}:Costly": {"greedy": {"first": 1.0}}}
+    assert len([line for line in lines(path) if line["kind"] == "costs"]) == 1
+
+
+def test_a_torn_line_is_no_obstacle(data, tmp_path, monkeypatch):
+    plan = plan_of(data, LOOKUP)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RecordFile, "add", after(4, RecordFile.add))
+        run(plan, tmp_path / "out")
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    path.write_bytes(path.read_bytes() + '{"kind": "sample", "text": "ü'.encode()[:-1])
+    again, found = run(plan, tmp_path / "out")
+    assert again == path
+    assert [row["samples"] for row in rows(found)] == [5, 5]
+
+
+def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(data, tmp_path, monkeypatch):
+    plan = plan_of(data, LOOKUP)
+    real, left = os.fsync, [6]
+
+    def full(fd):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        real(fd)
+
+    with monkeypatch.context() as patch, pytest.raises(BenchError, match="No space left"):
+        patch.setattr(os, "fsync", full)
+        run(plan, tmp_path / "out")
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    assert len(Records.read(path).samples) == 3
+    again, found = run(plan, tmp_path / "out")
+    assert again == path
+    assert [row["samples"] for row in rows(found)] == [5, 5]
+
+
+def test_a_source_is_resolved_once_and_kept(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(task, "resolve_source", lambda wanted, cards: {"gsm8k": str(data)})
+    unfinished(plan_of("auto"), tmp_path / "out", monkeypatch)
+    monkeypatch.setattr(task, "resolve_source", interrupt)
+    _, found = run(plan_of("auto"), tmp_path / "out")
+    assert row_of(found, "vanilla")["data_source"] == "questions.jsonl"
+
+
+def test_a_finished_run_is_not_gone_on_with(data, tmp_path):
+    first, _ = run(plan_of(data), tmp_path / "out")
+    before = first.read_bytes()
+    second, _ = run(plan_of(data), tmp_path / "out")
+    assert second != first
+    assert first.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"limit": 4}, {"max_new_tokens": 5}, {"temperatures": [1.0]}]
+)
+def test_another_plan_is_another_record(data, tmp_path, monkeypatch, change):
+    unfinished(plan_of(data), tmp_path / "out", monkeypatch)
+    run(plan_of(data, **change), tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) == 2
+
+
+def test_what_changed_meanwhile_is_measured_anew(tmp_path, monkeypatch, calls):
+    data = write(tmp_path, ["One?", "Two?"])
+    unfinished(plan_of(data), tmp_path / "out", monkeypatch)
+    write(tmp_path, ["One?", "Three?"])
+    calls.clear()
+    _, found = run(plan_of(data), tmp_path / "out")
+    assert len([call for call in calls if call.stream != "warm-up"]) == 2
+    assert len(rows(found)) == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]\n", b'{"id": 1}\n', b"no json\n", b"\xff\xfe\n", b"", b"\n"]
+)
+def test_other_files_in_the_folder_do_not_matter(data, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    other = tmp_path / "out" / "zzz.jsonl"
+    other.write_bytes(content)
+    _, found = run(plan_of(data), tmp_path / "out")
+    assert found.complete
+    assert other.read_bytes() == content
+
+
+def test_a_damaged_record_of_the_same_plan_is_said(data, tmp_path, monkeypatch):
+    unfinished(plan_of(data), tmp_path / "out", monkeypatch)
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    content = path.read_bytes().split(b"\n")
+    content[2] = content[2][:-3]
+    path.write_bytes(b"\n".join(content))
+    with pytest.raises(BenchError, match=r"\.jsonl:3: not a record line"):
+        run(plan_of(data), tmp_path / "out")
+    assert path.read_bytes() == b"\n".join(content)

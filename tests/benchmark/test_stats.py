@@ -1,0 +1,246 @@
+"""Golden values by hand, the laws an estimator must obey, and its coverage by simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from fspad_bench.benchmark.stats import (
+    Cost,
+    Interval,
+    agreement,
+    mean_interval,
+    ratio_interval,
+    ratio_of_mean_speeds,
+    sign_flip_p,
+    speedup,
+)
+
+OLD = [Cost(2.0, 10), Cost(6.0, 30), Cost(4.0, 10)]
+NEW = [Cost(1.0, 10), Cost(2.0, 20), Cost(1.0, 10)]
+
+
+def simulated(rng: np.random.Generator, n: int) -> tuple[list[Cost], list[Cost]]:
+    """Pairs that share a length and a mood; what differs has equal law, so their speedup is 2."""
+    tokens = rng.integers(20, 200, n)
+    mood, mine, yours = rng.lognormal(0, [[0.4], [0.15], [0.15]], (3, n))
+    old = [Cost(0.04 * t * m * e, int(t)) for t, m, e in zip(tokens, mood, mine, strict=True)]
+    new = [Cost(0.02 * t * m * e, int(t)) for t, m, e in zip(tokens, mood, yours, strict=True)]
+    return old, new
+
+
+def coverage(intervals: list[Interval], truth: float) -> float:
+    return float(np.mean([i.low <= truth <= i.high for i in intervals]))
+
+
+def test_speedup_by_hand():
+    # (12 s / 50 tokens) / (4 s / 40 tokens)
+    assert speedup(OLD, NEW).value == pytest.approx(0.24 / 0.1)
+
+
+def test_the_ratio_of_mean_speeds_by_hand():
+    # mean(10, 10, 10) over mean(5, 5, 2.5)
+    assert ratio_of_mean_speeds(OLD, NEW) == pytest.approx(10 / (12.5 / 3))
+
+
+def test_the_two_speedups_differ_where_prompts_do():
+    old, new = [Cost(1, 10), Cost(9, 90)], [Cost(0.1, 10), Cost(9, 90)]
+    assert speedup(old, new).value == pytest.approx(10 / 9.1)
+    assert ratio_of_mean_speeds(old, new) == pytest.approx(5.5)
+
+
+def test_the_interval_of_two_pairs_is_the_law_of_four_draws():
+    # AA, AB, BA, BB with probability 1/4 each give 2, 3, 3, 4.
+    old, new = [Cost(2, 1), Cost(4, 1)], [Cost(1, 1), Cost(1, 1)]
+    assert speedup(old, new, level=0.9) == Interval(3, 2, 4)
+    assert speedup(old, new, level=0.4) == Interval(3, 3, 3)
+
+
+def test_identical_costs_give_exactly_one():
+    rng = np.random.default_rng(1)
+    costs, _ = simulated(rng, 37)
+    assert speedup(costs, costs) == Interval(1.0, 1.0, 1.0)
+    assert ratio_of_mean_speeds(costs, costs) == 1.0
+
+
+def test_pairs_that_differ_by_one_factor_have_no_width():
+    # What pairing is for: the prompts differ widely, their ratio not at all.
+    old, _ = simulated(np.random.default_rng(2), 25)
+    new = [Cost(c.seconds / 3, c.tokens) for c in old]
+    assert speedup(old, new) == pytest.approx((3, 3, 3))
+    assert ratio_of_mean_speeds(old, new) == pytest.approx(3)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 7.0, 3600.0])
+def test_the_unit_of_time_does_not_matter(factor):
+    old, new = simulated(np.random.default_rng(3), 20)
+    scaled = [[Cost(c.seconds * factor, c.tokens) for c in costs] for costs in (old, new)]
+    assert speedup(*scaled) == pytest.approx(speedup(old, new))
+    assert ratio_of_mean_speeds(*scaled) == pytest.approx(ratio_of_mean_speeds(old, new))
+
+
+def test_exchanging_the_decoders_inverts_the_speedup():
+    old, new = simulated(np.random.default_rng(4), 20)
+    there, back = speedup(old, new), speedup(new, old)
+    assert back.value == pytest.approx(1 / there.value)
+    assert (back.low, back.high) == pytest.approx((1 / there.high, 1 / there.low), rel=1e-3)
+
+
+def test_one_pair_has_a_value_and_no_interval():
+    value, low, high = speedup(OLD[:1], NEW[:1])
+    assert value == pytest.approx(2)
+    assert math.isnan(low) and math.isnan(high)
+
+
+def test_a_seed_fixes_the_interval_and_the_level_orders_it():
+    old, new = simulated(np.random.default_rng(5), 20)
+    assert speedup(old, new, seed=1) == speedup(old, new, seed=1) != speedup(old, new, seed=2)
+    narrow, wide = speedup(old, new, level=0.5), speedup(old, new, level=0.99)
+    assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
+
+
+def test_the_speedup_interval_covers_the_truth():
+    # Drawn unpaired it would cover always; drawn by token it would cover far too seldom.
+    rng = np.random.default_rng(6)
+    intervals = [speedup(*simulated(rng, 60), draws=400, seed=i) for i in range(300)]
+    assert 0.90 <= coverage(intervals, 2.0) <= 0.98
+    fifty = [speedup(*simulated(rng, 60), draws=400, seed=i, level=0.5) for i in range(300)]
+    assert 0.40 <= coverage(fifty, 2.0) <= 0.60
+
+
+def test_the_mean_interval_covers_the_truth():
+    rng = np.random.default_rng(7)
+    intervals = [mean_interval(rng.gamma(4, 3, 60), draws=400, seed=i) for i in range(300)]
+    assert 0.90 <= coverage(intervals, 12.0) <= 0.98
+
+
+def test_the_mean_interval_by_hand():
+    assert mean_interval([1, 3], level=0.9) == Interval(2, 1, 3)
+    assert mean_interval([5.0] * 9) == Interval(5, 5, 5)
+    value, low, high = mean_interval([4])
+    assert value == 4 and math.isnan(low) and math.isnan(high)
+
+
+def test_the_mean_interval_has_the_width_of_the_normal_law():
+    values = np.random.default_rng(8).normal(10, 2, 400)
+    found, half = mean_interval(values, draws=4000), 1.96 * values.std() / 20
+    expected = (values.mean(), values.mean() - half, values.mean() + half)
+    assert found == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("estimate", [speedup, ratio_of_mean_speeds])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ([], [], "no values"),
+        (OLD, NEW[:2], "paired: 3 against 2"),
+        (OLD[:2], [NEW[0], Cost(0.1, 0)], r"decoder\[1\] is 0.1 s for 0 tokens"),
+        ([Cost(0.1, 0), OLD[1]], NEW[:2], r"reference\[0\] is 0.1 s for 0 tokens"),
+        (OLD[:1], [Cost(0.0, 5)], r"decoder\[0\] is 0.0 s"),
+        (OLD[:1], [Cost(math.nan, 5)], r"decoder\[0\] is nan s"),
+    ],
+)
+def test_costs_that_say_nothing_about_speed_are_refused(estimate, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(old, new)
+
+
+def brute_force_p(differences: list[int]) -> float:
+    """In integers, so that ties are ties."""
+    signs = list(itertools.product((1, -1), repeat=len(differences)))
+    sums = [sum(s * d for s, d in zip(row, differences, strict=True)) for row in signs]
+    return sum(s >= sum(differences) for s in sums) / len(sums)
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([1], 1 / 2),
+        ([-1], 1),
+        ([1, 2, 3], 1 / 8),
+        ([-1, 2, 3], 2 / 8),
+        ([-1, -2, -3], 1),
+        ([0, 0, 0], 1),
+        ([0, 1], 1 / 2),
+        ([1, 1, -1], 4 / 8),
+    ],
+)
+def test_sign_flip_by_hand(differences, p):
+    assert sign_flip_p(differences) == p == brute_force_p(differences)
+
+
+@pytest.mark.parametrize("n", range(2, 11))
+def test_sign_flip_by_brute_force_with_ties_that_rounding_could_break(n):
+    whole = np.random.default_rng(n).integers(-4, 7, n).tolist()
+    assert sign_flip_p([0.1 * d for d in whole]) == brute_force_p(whole)
+
+
+def test_sign_flip_is_exact_to_14_and_sampled_beyond():
+    assert sign_flip_p([1.0] * 14) == 2**-14
+    assert sign_flip_p([1.0] * 14, seed=1, draws=1) == 2**-14
+    assert sign_flip_p([1.0] * 40, draws=999) == 1 / 1000  # only the observed pattern reaches it
+    assert sign_flip_p([-1.0] * 40, draws=999) == 1
+
+
+def test_sampled_sign_flips_agree_with_the_exact_law():
+    # 15 differences of 1 and one that is 0: the exact p is a binomial tail.
+    differences = [1.0] * 10 + [-1.0] * 5 + [0.0]
+    exact = sum(math.comb(15, k) for k in range(6)) / 2**15
+    assert sign_flip_p(differences, draws=50_000) == pytest.approx(exact, abs=0.005)
+    assert sign_flip_p(differences, seed=3) == sign_flip_p(differences, seed=3)
+
+
+def test_sign_flip_holds_its_level_and_sees_a_shift():
+    rng = np.random.default_rng(9)
+    null = [sign_flip_p(rng.normal(0, 1, 20), draws=400, seed=i) for i in range(400)]
+    assert 0.02 <= np.mean(np.array(null) <= 0.05) <= 0.08
+    assert 0.4 <= np.mean(null) <= 0.6
+    assert sign_flip_p(rng.normal(1, 1, 40)) < 1e-3 < 0.99 < sign_flip_p(rng.normal(-1, 1, 40))
+
+
+@pytest.mark.parametrize("estimate", [mean_interval, sign_flip_p])
+@pytest.mark.parametrize(
+    ("values", "message"), [([], "no values"), ([1, math.nan], "nan"), ([math.inf] * 20, "inf")]
+)
+def test_values_that_are_not_there_are_refused(estimate, values, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(values)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "length"),
+    [
+        ([], [], 0),
+        ([], [1], 0),
+        ([1, 2, 3], [1, 2, 3], 3),
+        ([1, 2, 3], [1, 2], 2),
+        ([1, 2, 3], [1, 9, 3], 1),
+        ([5, 2], [1, 2], 0),
+        ((0, 0, 0), [0, 0, 1, 0], 2),
+    ],
+)
+def test_agreement(a, b, length):
+    assert agreement(a, b) == agreement(b, a) == length
+
+
+def test_a_ratio_is_of_the_sums_and_its_interval_covers_the_truth():
+    rng = np.random.default_rng(4)
+    covered = 0
+    for trial in range(200):
+        steps = rng.integers(20, 80, size=30)
+        tokens = rng.binomial(steps, 0.6) + steps
+        found = ratio_interval(
+            [*zip(tokens.tolist(), steps.tolist(), strict=True)], draws=300, seed=trial
+        )
+        assert found.value == pytest.approx(tokens.sum() / steps.sum())
+        covered += found.low <= 1.6 <= found.high
+    assert 175 <= covered <= 199
+
+
+@pytest.mark.parametrize("parts", [[], [(1.0, 0.0)], [(float("nan"), 1.0)]])
+def test_a_ratio_of_nothing_is_refused(parts):
+    with pytest.raises(ValueError, match=r"no values|without a step|not a finite"):
+        ratio_interval(parts)

@@ -1,0 +1,34 @@
+"""Every kernel compiles to machine code for a GPU, which needs none: the interpreter would not notice if it did not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CUT = ["_tops", *["_weigh"] * 3, *["_top_k"] * 2, *["_last"] * 2, *["_best_kept"] * 3]
+NAMES = [
+    *["_split"] * 8,
+    "_join",
+    *["_best"] * 2,
+    *CUT,
+    *["_gather"] * 2,
+    *["_walk"] * 2,
+    "_compact",
+]
+
+
+@pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.nightly)])
+def test_every_kernel_compiles(capability, tmp_path):
+    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    script = Path(__file__).with_name("compile_all.py")
+    done = subprocess.run(
+        [sys.executable, script, str(capability)], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [name for name, *_ in lines] == NAMES
+    for _, made, shared in lines:
+        assert made == "True"
+        assert int(shared) <= 99 << 10  # what a block may use on the smaller cards too

