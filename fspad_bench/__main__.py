@@ -1,4 +1,4 @@
-"""`python -m fspad_bench` is `fspad-bench`."""
+"""Run the command line as `python -m fspad_bench`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The one error a user meets.
+"""The error that a user meets.
 
-A `BenchError` says what is wrong, with the value, and what to do about it. The command line prints it as two
-lines without a traceback and leaves with exit code 2; any other exception is a bug and keeps its traceback.
+A `BenchError` says what is wrong, with the value, and what to do about it. The command line prints
+it as two lines without a traceback; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Iterable
 
 
 class BenchError(Exception):
-    """A mistake in the input or the surroundings that the user can mend."""
+    """A mistake in the input or the environment that the user can correct."""
+
+    exit_code = 2
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -20,8 +22,8 @@ class BenchError(Exception):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """A hint that names the nearest known name, or else all of them."""
-    known = sorted(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    listing = f"known: {', '.join(known)}" if known else "none are known"
-    return f"did you mean '{match[0]}'? {listing}" if match else listing
+    """Return a hint that lists the known names, after the one most like `name` if any is close."""
+    names = sorted(known)
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    listing = f"known: {', '.join(names)}" if names else "none are known"
+    return f"did you mean '{matches[0]}'? {listing}" if matches else listing

@@ -1,4 +1,7 @@
-"""What every test may use: the tiny target, offline, on one thread; Triton in its interpreter where there is no GPU."""
+"""Fixtures for all tests: the tiny target, offline, on one thread.
+
+Where there is no GPU, Triton runs in its interpreter.
+"""
 
 import json
 import os
@@ -8,22 +11,22 @@ import shutil
 import pytest
 
 if not shutil.which("nvidia-smi"):
-    os.environ.setdefault(
-        "TRITON_INTERPRET", "1"
-    )  # before Triton is imported, and torch imports it: it asks once
+    # before torch, which imports Triton, which reads the variable once
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
 
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import ARMS, DraftNetwork, Shape
+from fspad_bench.drafts.network import Shape, architectures
 from fspad_bench.models.load import load_target
-from fspad_bench.training.features import (
-    FeatureStore,
-    StoredFeatures,
+from fspad_bench.training.conversations import (
+    all_conversations,
     frequent_tokens,
-    read_conversations,
+    read_files,
 )
+from fspad_bench.training.features import FeatureStore, StoredFeatures
+from fspad_bench.training.networks import initial_network
 from fspad_bench.training.objective import Recipe
 from fspad_bench.training.trainer import Trainer
 
@@ -37,18 +40,22 @@ def tiny():
 
 @pytest.fixture
 def device():
-    """Where kernels run: a GPU, or the CPU in Triton's interpreter."""
+    """Return where kernels run: a GPU, or the CPU in Triton's interpreter."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture
 def grown():
-    """`grown(nodes, seed)`: a random tree of few different tokens, so that a random choice often agrees."""
+    """`grown(nodes, seed)`: a random tree of few different tokens, which random draws often hit."""
 
     def grown(nodes, seed=0):
-        dice, tokens, parents, taken = random.Random(seed), [0], [-1], set()
+        dice = random.Random(seed)
+        tokens = [0]
+        parents = [-1]
+        taken = set()
         while len(tokens) < nodes:
-            parent, token = dice.randrange(len(tokens)), dice.randrange(nodes + 2)
+            parent = dice.randrange(len(tokens))
+            token = dice.randrange(nodes + 2)
             if (parent, token) not in taken:
                 taken.add((parent, token))
                 tokens.append(token)
@@ -60,21 +67,20 @@ def grown():
 
 @pytest.fixture(scope="session")
 def heads(tiny, tmp_path_factory):
-    """decoder -> folder of an untrained head whose draft vocabulary leaves every third token out."""
+    """Architecture -> folder of an untrained head; its draft vocabulary lacks every third token."""
     root = tmp_path_factory.mktemp("heads")
     vocabulary = torch.tensor([i for i in range(97) if i % 3])
-    for decoder in ARMS:
+    for name, network_class in architectures().items():
         torch.manual_seed(1)
-        network = DraftNetwork(Shape.of_target(tiny.config, decoder))
-        Head(network, vocabulary, tiny.name, tiny.identity, {"decoder": decoder}).save(
-            root / decoder
-        )
-    return {decoder: root / decoder for decoder in ARMS}
+        network = network_class(Shape.of_target(tiny.config))
+        head = Head(network, vocabulary, tiny.name, tiny.identity, {"decoder": name})
+        head.save(root / name)
+    return {name: root / name for name in architectures()}
 
 
 @pytest.fixture(scope="session")
 def conversations(tmp_path_factory):
-    """40 rows of token ids over a small alphabet, of many lengths."""
+    """Write 40 conversations of token ids over a small alphabet, of many lengths."""
     generator = torch.Generator().manual_seed(5)
     path = tmp_path_factory.mktemp("data") / "conversations.jsonl"
 
@@ -89,18 +95,18 @@ def conversations(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def recipe():
+
     return Recipe(epochs=6, batch_tokens=256, lr=3e-3, warmup=3)
 
 
 @pytest.fixture
 def trainer(tiny, conversations, tmp_path, recipe):
-    def make(decoder="fspad", recipe=recipe, vocabulary=97, origin=None):
-        rows = read_conversations([conversations], 97, 64)
-        vocabulary = frequent_tokens(rows, vocabulary, 97)
-        store = StoredFeatures([FeatureStore(tmp_path / "store", rows, 64)])
+    def make(variant="fspad", recipe=recipe, vocabulary=97, origin=None):
+        learned = all_conversations(read_files([conversations], 97, 64))
+        tokens = frequent_tokens(learned, vocabulary, 97)
+        store = StoredFeatures([FeatureStore(tmp_path / "store", learned, 64)])
         store.fill(tiny)
-        return Trainer(
-            tiny, store, vocabulary, Shape.of_target(tiny.config, decoder), recipe, origin=origin
-        )
+        network = initial_network(tiny, variant, recipe.seed)
+        return Trainer(tiny, store, tokens, network, recipe, origin=origin)
 
     return make

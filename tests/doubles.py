@@ -1,7 +1,4 @@
-"""Stand-ins for both sides of the loop: drafters of every skill, small random models.
-
-The drafters know what comes and choose how much of it to say.
-"""
+"""Test doubles for both sides of the loop: drafters that know the truth, small random models."""
 
 from __future__ import annotations
 
@@ -18,43 +15,45 @@ from transformers import (
     Qwen3Config,
 )
 
-from fspad_bench.core.loop import Context, Step
+from fspad_bench.core.protocols import Context, Drafter, Scores, Step
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Accepted
 from fspad_bench.engine.batch import Wave, answer_streams
-from fspad_bench.engine.target import Scores
+from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.scripted import ScriptedTarget
 
 Shape = Callable[[int, list[int], int], Tree]
+"""(root, the true tokens after it, number of the step) -> the tree to propose."""
 
 
 def continuation(
     target: ScriptedTarget, sampler: Sampler, prompt: Sequence[int], count: int
 ) -> list[int]:
-    """What autoregressive decoding says, without the loop and without a cache."""
+    """Decode autoregressively, without the loop and without a cache."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(sampler.next(target.logits(tokens), len(tokens)))
     return tokens[len(prompt) :]
 
 
-class Clairvoyant:
-    """Knows the true sequence; `shape(root, coming, round)` makes a tree of it, whatever the budget."""
+class Clairvoyant(Drafter):
+    """Knows the true sequence; `shape` makes a tree of it, whatever the budget."""
 
     def __init__(self, truth: Sequence[int], shape: Shape) -> None:
-        self.truth, self.shape = list(truth), shape
+        self.truth = list(truth)
+        self.shape = shape
 
     def begin(self, context: Context, scores: Scores) -> None:
-        self.prefill, self.steps = scores, []
+        self.prefill = scores
+        self.steps: list[Step] = []
 
     def propose(self, context: Context, budget: int) -> Tree:
         return self.shape(context.tokens[-1], self.truth[len(context.tokens) :], len(self.steps))
 
     def observe(self, step: Step) -> None:
-        self.steps.append(
-            step._replace(context=Context(list(step.context.tokens), step.context.prompt_length))
-        )
+        context = Context(list(step.context.tokens), step.context.prompt_length)
+        self.steps.append(step._replace(context=context))
 
     @property
     def accepted(self) -> list[Accepted]:
@@ -72,10 +71,10 @@ def never_right(vocabulary: int) -> Shape:
 
 
 def on_schedule(rights: Sequence[int], vocabulary: int) -> Shape:
-    """Right for `rights[round]` tokens, in turn, and wrong for two more."""
+    """Propose chains of `rights[step]` right tokens, in turn, and two wrong ones."""
 
-    def shape(root: int, coming: list[int], turn: int) -> Tree:
-        right = rights[turn % len(rights)]
+    def shape(root: int, coming: list[int], step: int) -> Tree:
+        right = rights[step % len(rights)]
         wrong = [(token + 1) % vocabulary for token in coming[right : right + 2]]
         return Tree.chain(root, coming[:right] + wrong)
 
@@ -83,7 +82,7 @@ def on_schedule(rights: Sequence[int], vocabulary: int) -> Shape:
 
 
 def wide(depth: int, vocabulary: int, width: int = 6) -> Shape:
-    """At every true node `width` wrong siblings first, each followed by the token that was right in its place."""
+    """Put `width` wrong siblings before every true node, each followed by the true token."""
 
     def shape(root: int, coming: list[int], _: int) -> Tree:
         paths = []
@@ -98,8 +97,13 @@ def wide(depth: int, vocabulary: int, width: int = 6) -> Shape:
 def random_tree(
     rng: random.Random, nodes: int, vocabulary: int, *, root: int | None = None, reach: int = 128
 ) -> Tree:
-    """`nodes` random nodes; a parent is at most `reach` nodes back, so a small reach makes a deep tree."""
-    tokens, parents, taken = [rng.randrange(vocabulary) if root is None else root], [-1], set()
+    """Return a tree of `nodes` random nodes.
+
+    A parent is at most `reach` nodes back, so a small reach makes a deep tree.
+    """
+    tokens = [rng.randrange(vocabulary) if root is None else root]
+    parents = [-1]
+    taken = set()
     while len(tokens) < nodes:
         edge = (rng.randrange(max(0, len(tokens) - reach), len(tokens)), rng.randrange(vocabulary))
         if edge not in taken:
@@ -145,7 +149,7 @@ ARCHITECTURES = {
 def random_model(
     name: str, dtype: torch.dtype = torch.float64, **options: object
 ) -> PreTrainedModel:
-    """A fresh stock model of two layers; equal weights for equal arguments."""
+    """Return a fresh stock model of two layers; equal arguments give equal weights."""
     kind, own = ARCHITECTURES[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -155,8 +159,17 @@ def random_model(
     return model.to(dtype).eval()
 
 
+def random_target(
+    name: str, dtype: torch.dtype = torch.float64, **options: object
+) -> TransformersTarget:
+    """Return a target over `random_model`; "not fused" is one that its stock forward runs."""
+    if name == "not fused":
+        return random_target("llama", dtype, hidden_act="gelu", **options)
+    return TransformersTarget(random_model(name, dtype, **options), None)
+
+
 def answer_all(target, requests, **how):
-    """The answers to one wave; `seed`, `rows` and `told` as in `answer_streams`."""
+    """Return the answers to one wave; the options are those of `answer_streams`."""
     wave = Wave(requests, how.pop("seed"))
     return next(answer_streams(target, [_once(wave)], **how))
 
@@ -166,7 +179,7 @@ def _once(wave):
 
 
 def driven(stream, reply):
-    """What a stream of waves returns when `reply` answers each."""
+    """Return the result of a stream of waves when `reply` answers each."""
     answers = None
     while True:
         try:

@@ -1,41 +1,399 @@
-"""The README tells the truth: its commands parse, its file tree is the package's."""
+"""The documents are true: commands run, examples work, names exist, figures are the records'.
 
+Commands run in one sandbox folder that holds the files they name, on the tiny target and at small
+sizes. A block that no test can run has a comment before it that says why.
+"""
+
+import contextlib
+import json
 import re
-import shlex
-from pathlib import Path
+import shutil
+import subprocess
+import sys
 
 import pytest
+import torch
+from documents import DOCUMENTS, ROOT, blocks, commands, shell_lines, table_rows, text_of
 
-from fspad_bench.cli.arguments import EPILOG
-from fspad_bench.cli.main import parser
+from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.rows import rows
+from fspad_bench.cli.main import main, parser
+from fspad_bench.decoders.build import check_options
+from fspad_bench.decoders.options import read_options
+from fspad_bench.drafts.head import Head
+from fspad_bench.drafts.network import Shape, architecture
+from fspad_bench.integrations.pytest_plugin import pytest_addoption
+from fspad_bench.lossless import certify
+from fspad_bench.lossless.mutations import MUTATIONS
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
-VERBS = "run|ls|table|train|distill|export|fetch|certify|check|profile"
-COMMANDS = re.findall(rf"fspad-bench ((?:{VERBS})\b[^#`\n]*)", SHELL + EPILOG)
+COMMANDS = commands()
+RUNNABLE = [command for command in COMMANDS if not command.excuse]
+OURS = {"my_decoder": "README.md", "n_gram": "docs/adding-a-decoder.md"}
+OTHERS = {
+    "bash", "python", "pip", "pytest", "tox", "torchrun", "accelerate",
+    "results/variants.sh", "results/trees.sh", "results/gpu.sh",
+}  # fmt: skip
+FOREIGN_FLAGS = {"--nproc-per-node", "--index-url"}
+SMALL = {
+    "run": "--target tiny --device cpu --dtype float64 --limit 1 --max-new-tokens 6 --threads 1",
+    "profile": "--device cpu --dtype float64 --limit 1 --max-new-tokens 6 --threads 1",
+    "distill": "--target tiny --device cpu --rows 8 --shard 4 --threads 1",
+    "train": "--target tiny --device cpu --epochs 1 --batch-tokens 256 --threads 1",
+    "export": "--target tiny",
+}
+TOKENS = "300"
+QUESTION = {"question_id": 1, "turns": ["who wrote it"], "reference": [["42"]]}
+CATEGORIES = ("qa", "rag", "translation", "summarization", "math_reasoning", "writing")
+SPOKEN = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+VARIABLE = re.compile(r"\b(FSPAD_[A-Z_]+|TRITON_INTERPRET)\b")
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)]+))?\)")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+# examples -------------------------------------------------------------------------------------
+
+
+def examples(language="python"):
+    """file name -> text of the blocks that begin with a comment naming a file."""
+    return {
+        match[1]: block.text
+        for block in blocks(language)
+        if (match := re.match(r"# (\w+\.\w+)\n", block.text))
+    }
+
+
+def write_examples(folder):
+    for name, text in (examples() | examples("yaml")).items():
+        (folder / name).write_text(text)
+    (question,) = blocks("json", [ROOT / "docs" / "adding-a-task.md"])
+    (folder / "my_questions.jsonl").write_text(question.text)
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """Let modules be imported from a folder, and forget them afterwards."""
+
+    def imported(folder):
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend(str(folder))
+
+    yield imported
+    for name in OURS:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("label", ["my_decoder:RepeatLast", "n_gram:FollowLastToken"])
+def test_the_decoders_of_the_examples_are_lossless(label, tiny, tmp_path, imported):
+    """The checks of `certify --decoder LABEL --quick` that are about the decoder."""
+    write_examples(tmp_path)
+    imported(tmp_path)
+    steps = certify.decoder_checks([label], {}, tiny, tiny, certify.QUICK)
+    checks = [check for step in steps for check in step.run()]
+    assert {check.name for check in checks} >= {
+        "identity",
+        "non-vacuity",
+        "cache",
+        "exact distribution",
+    }
+    assert [check for check in checks if not check.holds] == []
+
+
+def test_every_example_class_is_named_by_a_command_that_certifies_it():
+    certified = {
+        word for c in COMMANDS if c.arguments[0] == "certify" for word in c.arguments if ":" in word
+    }
+    for name, document in OURS.items():
+        (example,) = re.findall(r"^class (\w+)", examples()[f"{name}.py"], re.M)
+        assert f"{name}:{example}" in certified, document
+
+
+def test_the_decoder_of_the_readme_takes_at_most_15_lines():
+    assert len([line for line in examples()["my_decoder.py"].splitlines() if line.strip()]) <= 15
+
+
+def test_the_example_from_python_runs(capsys):
+    (block,) = blocks("python", [ROOT / "docs" / "command-line.md"])
+    assert "smollm2-135m" in block.text
+    exec(block.text.replace("smollm2-135m", "tiny"), {})
+    assert capsys.readouterr().out
+
+
+# commands -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.line)
 def test_commands_parse(command):
-    parser().parse_args(shlex.split(command))
+    arguments = parser().parse_args(command.arguments)
+    if command.arguments[0] in ("run", "certify", "profile"):
+        labels = [x for x in arguments.decoder.split(",") if x.split(":")[0] not in OURS]
+        options = {
+            name: chosen
+            for name, chosen in read_options(arguments.options).items()
+            if name.split(":")[0] not in OURS
+        }
+        check_options([] if labels == ["all"] else labels, options)
+
+
+def test_examples_of_the_help_parse():
+    lines = [line.split()[1:] for line in parser().epilog.splitlines() if "fspad-bench" in line]
+    assert lines
+    for words in lines:
+        parser().parse_args(words)
+
+
+def test_every_verb_stands_in_the_table_of_verbs():
+    text = text_of(ROOT / "docs" / "command-line.md")
+    listed = {row[0].split("]")[0].strip("[`") for row in table_rows(text) if "](#" in row[0]}
+    assert listed == set(verbs())
+
+
+def test_no_other_program_is_called_than_those_we_know():
+    for block in blocks("sh"):
+        for words in shell_lines(block):
+            if words[0] != "fspad-bench":
+                assert words[0] in OTHERS, words
+                assert not words[0].startswith("results/") or (ROOT / words[0]).is_file()
+
+
+def test_flags_that_documents_mention_exist():
+    known = {flag for verb in verbs().values() for a in verb._actions for flag in a.option_strings}
+    known |= plugin_flags() | FOREIGN_FLAGS
+    for path in DOCUMENTS:
+        text = re.sub(r"<!--.*?-->|^\|[:\s|-]+$", "", text_of(path), flags=re.M)
+        assert set(FLAG.findall(text)) <= known, path
+
+
+def verbs():
+    """name -> parser of each verb."""
+    (actions,) = (a for a in parser()._actions if getattr(a, "choices", None))
+    return actions.choices
+
+
+def plugin_flags():
+    """The flags that the pytest plugin adds."""
+    flags = set()
+
+    class Group:
+        def addoption(self, name, **_):
+            flags.add(name)
+
+    class Parser:
+        def getgroup(self, *_):
+            return Group()
+
+    pytest_addoption(Parser())
+    return flags
+
+
+@pytest.fixture(scope="module")
+def sandbox(tiny, tmp_path_factory):
+    """A folder with all the files that commands of the documents name."""
+    folder = tmp_path_factory.mktemp("sandbox")
+    write_examples(folder)
+    questions = [QUESTION | {"question_id": i, "category": c} for i, c in enumerate(CATEGORIES)]
+    for name in ("question.jsonl", "question_odd.jsonl"):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in questions))
+    spoken = [json.dumps({"messages": SPOKEN}) + "\n"] * 6
+    (folder / "conversations.jsonl").write_text("".join(spoken))
+    for name in ("my-head", "full-head", "wide-head"):
+        decoder = "wide" if name == "wide-head" else "fspad"
+        network = architecture(decoder)(Shape.of_target(tiny.config))
+        about = {"decoder": decoder}
+        vocabulary = torch.arange(tiny.config.vocab_size)
+        Head(network, vocabulary, tiny.name, tiny.identity, about).save(folder / name)
+    with contextlib.chdir(folder):
+        distill = "distill --target tiny --device cpu --rows 8 --shard 4 --threads 1"
+        assert main([*distill.split(), "--output", "my-data", "--tokens", TOKENS]) == 0
+        given = ["--output", "given-data", "--of", "conversations.jsonl"]
+        assert main([*distill.split(), *given]) == 0
+        published = "export full-head --target tiny --output published-head"
+        assert main(published.split()) == 0
+        run = "run --target tiny --decoder prompt_lookup --task gsm8k --data bundled --limit 1"
+        assert main([*run.split(), "--max-new-tokens", "4"]) == 0
+    return folder
+
+
+def reduced(command):
+    """The same command on the tiny target, at small sizes, its output in a new folder."""
+    words = list(command.arguments)
+    verb = words[0]
+    if verb == "train" and "--init" not in words:
+        words += ["--draft-vocabulary", "40", "--tokens", TOKENS]
+    if verb == "distill" and "--of" not in words:
+        words += ["--tokens", TOKENS]
+    if verb in ("distill", "train", "export"):
+        words += ["--output", "out"]
+    if verb == "run":
+        words += ["--output", "out"]
+    if verb == "run" and "--data" not in words:
+        words += ["--data", "bundled"]
+    if verb == "profile" and "--target" not in words:
+        words += ["--target", "tiny"]
+    return words + SMALL.get(verb, "").split()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in RUNNABLE if c.arguments[0] != "certify"],  # see the test of the examples
+    ids=lambda command: command.line,
+)
+def test_commands_run(command, sandbox, tmp_path, imported, monkeypatch, capsys):
+    shutil.copytree(sandbox, tmp_path / "here")
+    imported(tmp_path / "here")
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    assert main(reduced(command)) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out or command.arguments[0] == "export"
+
+
+# names ----------------------------------------------------------------------------------------
 
 
 def test_there_are_exactly_two_commands_to_set_up_everything():
-    first = re.search(r"```sh\n(.*?)```", README, re.S)[1].strip().splitlines()
+    first = blocks("sh", [ROOT / "README.md"])[0].text.strip().splitlines()
     assert [line.split("#")[0].strip() for line in first] == [
         "pip install . && fspad-bench run --decoder fspad --task gsm8k",
         "pip install tox && tox",
     ]
 
 
-def test_the_file_tree_names_every_module_and_no_other():
-    tree = re.search(r"```\nfspad_bench/\n(.*?)```", README, re.S)[1]
-    named = set(re.findall(r"\b([a-z_]+\.py)\b", tree))
-    present = {path.name for path in (ROOT / "fspad_bench").glob("*.py")} - {
-        "__init__.py",
-        "__main__.py",
-    }
-    assert named == present
-    for folder in re.findall(r"\b([a-z_]+)/  ", tree):
-        assert (ROOT / folder).is_dir() or (ROOT / "fspad_bench" / folder).is_dir(), folder
+def test_the_readme_names_every_room_and_no_other():
+    tree = re.search(r"```\nfspad_bench/(.*?)```", text_of(ROOT / "README.md"), re.S)[1]
+    rooms = {path.parent.name for path in (ROOT / "fspad_bench").glob("*/__init__.py")}
+    tops = {"tasks", "baselines", "results", "tests", "docs"}
+    parts = {"heads", "cpu", "gpu", "fspad_bench"}
+    named = set(re.findall(r"\b([a-z_]+)/", tree))
+    assert named - parts == rooms | tops
+    assert all((ROOT / name).is_dir() for name in tops)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    for file, anchor in LINK.findall(text_of(path)):
+        if file.startswith("http"):
+            continue
+        target = (path.parent / file) if file else path
+        assert target.exists(), file
+        if anchor:
+            assert anchor in anchors(target), f"{file}#{anchor}"
+
+
+def anchors(path):
+    """The anchors that GitHub makes of headings."""
+    headings = re.findall(r"^#+ (.+)$", text_of(path), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_documents_name_exist(path):
+    named = re.findall(
+        r"`((?:fspad_bench|tests|tasks|baselines|results|docs)/[\w./*-]+)`", text_of(path)
+    )
+    for name in named:
+        assert list(ROOT.glob(name)) or "NAME" in name, name
+
+
+def test_environment_variables_are_those_of_the_code():
+    sources = [*(ROOT / "fspad_bench").rglob("*.py")]
+    used = {name for path in sources for name in VARIABLE.findall(text_of(path))}
+    listed = table_rows(text_of(ROOT / "docs" / "command-line.md"))
+    assert {row[0] for row in listed if VARIABLE.fullmatch(row[0])} == used
+
+
+def test_the_number_of_wrong_rules_is_what_documents_say():
+    assert len(MUTATIONS) == 13
+    assert "thirteen known mistakes" in " ".join(text_of(ROOT / "README.md").split())
+    assert "thirteen times" in text_of(ROOT / "docs" / "losslessness.md")
+
+
+def test_every_field_of_a_row_is_explained(sandbox):
+    (path,) = (sandbox / "fspad-results").glob("*.jsonl")
+    text = text_of(ROOT / "docs" / "reading-a-row.md")
+    assert [name for name in rows(Records.read(path))[0] if f"`{name}`" not in text] == []
+
+
+def test_every_verdict_is_explained():
+    text = text_of(ROOT / "docs" / "reading-a-row.md")
+    for verdict in ("exact", "tie", "law", "unverified", "lossy"):
+        assert re.search(rf"^- `{verdict}`: ", text, re.M)
+
+
+# figures --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The rows of the record that the README and the first tables of results/README quote."""
+    return rows(Records.read(*(ROOT / "results" / "bfloat16-all").glob("*.jsonl")))
+
+
+def cells(text):
+    return {tuple(row) for row in table_rows(text)}
+
+
+def of(measured, **wanted):
+    """The rows with these values, sorted by task."""
+    chosen = [row for row in measured if all(row[k] == v for k, v in wanted.items())]
+    return sorted(chosen, key=lambda row: row["task"])
+
+
+def mean(group, name):
+    return sum(row[name] for row in group) / len(group)
+
+
+def test_the_table_of_the_readme_is_its_record(capsys):
+    assert main(["table", str(ROOT / "results" / "bfloat16-all"), "--format", "markdown"]) == 0
+    title = re.escape("**gsm8k@spec-bench · ") + r".* · greedy\*\*\n\n(?:\|.*\n)+"
+    table = re.search(title, capsys.readouterr().out)[0]
+    assert table in text_of(ROOT / "README.md")
+
+
+def test_the_means_of_the_readme_are_its_record(measured):
+    known = cells(text_of(ROOT / "README.md"))
+    for decoder in ("vanilla", "fspad", "eagle", "prompt_lookup"):
+        parts = [of(measured, decoder=decoder, temperature=heat) for heat in (0.0, 1.0)]
+        figures = [f"{mean(p, n):.2f}" for p in parts for n in ("tokens_per_step", "speedup")]
+        assert (decoder, *figures) in known
+
+
+def test_speeds_of_results_are_their_record(measured):
+    known = cells(text_of(ROOT / "results" / "README.md"))
+    for heat in (0.0, 1.0):
+        for decoder in ("fspad", "eagle", "prompt_lookup"):
+            by_task = of(measured, decoder=decoder, temperature=heat)
+            speeds = [f"{row['speedup']:.2f}" for row in by_task]
+            speed = mean(by_task, "speedup")
+            steps = mean(by_task, "tokens_per_step")
+            share = f"{speed / steps:.2f} of {steps:.2f}"
+            assert (f"{heat:g}", decoder, *speeds, f"{speed:.2f}", share) in known
+
+
+@pytest.mark.parametrize(
+    ("script", "record", "names"),
+    [
+        ("variants.py", "float32-arms", None),
+        ("variants.py", "bfloat16-all", {"eagle", "fspad"}),
+        ("trees.py", "bfloat16-trees", None),
+    ],
+)
+def test_tables_of_results_are_what_the_scripts_print(script, record, names):
+    words = [sys.executable, ROOT / "results" / script, ROOT / "results" / record]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    known = table_rows(text_of(ROOT / "results" / "README.md"))
+    printed = [row for row in table_rows(done.stdout) if re.search(r"\d", row[-1])]
+    assert len(printed) >= 6
+    for row in printed:
+        if names is None or row[0] in names:
+            assert any(within(row, line) for line in known), row
+
+
+def within(part, whole):
+    """Whether the cells of `part` stand in `whole` in this order, others between them."""
+    rest = iter(whole)
+    return all(cell in rest for cell in part)
+
+
+def test_records_that_results_mention_are_there():
+    text = text_of(ROOT / "results" / "README.md")
+    folders = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()}
+    mentioned = set(re.findall(r"`((?:bfloat16|float32)-[\w-]+)`", text))
+    assert mentioned == folders

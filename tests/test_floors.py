@@ -1,60 +1,31 @@
-"""The layers of DESIGN section 2: what may import what, read from the source, nothing run."""
+"""The floors of the package: which room may import which, read from the source; nothing is run."""
 
 import ast
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fspad_bench"
-LAYERS = {
-    "plain": [
-        "errors",
-        "registry",
-        "record",
-        "stats",
-        "table",
-        "verdict",
-        "paths",
-        "progress",
-        "machine",
-        "parting",
-        "plots",
-    ],
-    "core": ["tree", "sampling", "kernels"],
-    "engine": [
-        "attention",
-        "batch",
-        "chat",
-        "costs",
-        "forward",
-        "linear",
-        "native",
-        "pages",
-        "cache",
-        "target",
-        "tiny",
-        "presets",
-        "shapes",
-        "fetch",
-        "verification",
-        "decoding",
-        "rounds",
-    ],
-    "methods": ["decoders", "drafts"],
-    "work": [
-        "task",
-        "scoring",
-        "method",
-        "promise",
-        "runner",
-        "lossless",
-        "distill",
-        "profiling",
-        "kernel_profile",
-    ],
-    "doors": ["arguments", "cli", "integrations", "__main__"],
-}
-RANK = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}
+FLOORS = [  # lowest first; rooms of one floor are independent unless BESIDE says so
+    {"__init__", "errors"},
+    {"util"},
+    {"core"},
+    {"engine"},
+    {"models", "drafts"},
+    {"decoders", "training", "distill"},
+    {"benchmark"},
+    {"lossless", "profiling"},
+    {"cli"},
+    {"integrations"},
+    {"__main__"},
+]
+BESIDE = {"training": {"distill", "decoders"}}
+PLAIN = {"__init__", "errors", "util"}
+BUILDING = {"decoders.__init__", "decoders.build", "decoders.label"}
+ROOT_FILES = {"__init__.py", "__main__.py", "errors.py"}
 HEAVY = {
     "torch",
     "transformers",
@@ -64,138 +35,258 @@ HEAVY = {
     "tokenizers",
     "triton",
     "accelerate",
+    "scipy",
+    "matplotlib",
 }
+LONGEST_FILE = 400
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
     for path in PACKAGE.rglob("*.py")
 )
 
 
-def room(module):
-    """`drafts.head` -> `drafts`; the package itself is its version, which all may read."""
+def path_of(module):
+    return PACKAGE / f"{module.replace('.', '/')}.py"
+
+
+def room_of(module):
+    """Return the first part of a dotted name: `drafts.head` -> `drafts`."""
     return module.partition(".")[0]
 
 
-def imports(module, *, everywhere):
-    """What a module imports, as full dotted names: at its top alone, or inside its functions too."""
-    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
-    found = set()
-    for node in ast.walk(tree) if everywhere else at_the_top(tree):
+@cache
+def syntax_tree(module):
+    return ast.parse(path_of(module).read_text(encoding="utf-8"))
+
+
+@cache
+def imports(module, *, anywhere):
+    """Return the full dotted names a module imports: at its top alone, or inside functions too.
+
+    What is imported for type checkers alone does not count at the top.
+    """
+    tree = syntax_tree(module)
+    names = set()
+    for node in ast.walk(tree) if anywhere else statements_at_the_top(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def at_the_top(tree):
-    """The statements that run when a module is imported, those within a top-level `if` or `try` included."""
+def statements_at_the_top(tree):
+    """Yield the statements that run on import, those in top-level `if`, `try` and classes too."""
     waiting = list(tree.body)
     while waiting:
         node = waiting.pop()
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
-            waiting += [
-                child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)
-            ]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or for_type_checkers(node):
+            continue
+        yield node
+        waiting += [
+            child
+            for child in ast.walk(node)
+            if child is not node and isinstance(child, ast.stmt) and is_child(node, child)
+        ]
 
 
-def own(module, *, everywhere):
-    """Of those the modules of this package, without its name."""
-    names = {name.removeprefix("fspad_bench.") for name in imports(module, everywhere=everywhere)}
-    return {
-        name
-        for name in names
-        if any(known == name or known == f"{name}.__init__" for known in MODULES)
-    }
+def is_child(node, child):
+    """Return whether a statement is directly in the node, or in one of its handlers or cases."""
+    for direct in ast.iter_child_nodes(node):
+        if direct is child:
+            return True
+        if isinstance(direct, ast.ExceptHandler | ast.match_case) and child in direct.body:
+            return True
+    return False
 
 
-def test_every_module_has_a_layer():
-    assert {room(module) for module in MODULES} - {"__init__"} <= RANK.keys()
+def for_type_checkers(node):
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__"])
-@pytest.mark.parametrize("everywhere", [False, True], ids=["top", "anywhere"])
-def test_imports_go_down(module, everywhere):
-    above = {
-        name for name in own(module, everywhere=everywhere) if RANK[room(name)] > RANK[room(module)]
-    }
-    assert not above, f"{module} ({room(module)}) imports {above}"
+def packages(module, *, anywhere=True):
+    """Return the top-level packages a module imports."""
+    return {name.partition(".")[0] for name in imports(module, anywhere=anywhere)}
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if room(m) in LAYERS["plain"]])
-def test_plain_modules_know_no_torch(module):
-    assert not {name.partition(".")[0] for name in imports(module, everywhere=True)} & HEAVY
+@cache
+def own_imports(module, *, anywhere=True):
+    """Return the modules of this package that a module imports, `__init__` of a room included."""
+    names = set()
+    for name in imports(module, anywhere=anywhere):
+        if name != "fspad_bench" and not name.startswith("fspad_bench."):
+            continue
+        local = name.removeprefix("fspad_bench").removeprefix(".")
+        for candidate in (local, f"{local}.__init__".removeprefix(".")):
+            if candidate in MODULES:
+                names.add(candidate)
+    return names
 
 
-def reached(module, seen=None):
-    """Every module of ours that importing this one runs, itself included."""
-    seen = seen if seen is not None else set()
-    if module not in seen:
-        seen.add(module)
-        for name in own(module, everywhere=False):
-            reached(name if name in MODULES else f"{name}.__init__", seen)
+def executed(module, seen=None):
+    """Return every module of the package that importing this one runs, itself included."""
+    seen = set() if seen is None else seen
+    if module in seen:
+        return seen
+    seen.add(module)
+    parts = module.split(".")
+    parents = {".".join([*parts[:i], "__init__"]) for i in range(len(parts))}
+    for name in own_imports(module, anywhere=False) | (parents & set(MODULES)):
+        executed(name, seen)
     return seen
 
 
-@pytest.mark.parametrize("module", [*LAYERS["plain"], "cli", "task", "presets", "fetch", "scoring"])
-def test_what_lists_names_imports_nothing_heavy(module):
-    loaded = {
-        name.partition(".")[0] for m in reached(module) for name in imports(m, everywhere=False)
-    }
-    assert not loaded & HEAVY
+def test_every_room_has_a_floor():
+    assert {room_of(module) for module in MODULES} == FLOOR.keys()
 
 
-def test_no_decoder_imports_another():
-    for module in (m for m in MODULES if room(m) == "decoders"):
-        assert not {name for name in own(module, everywhere=True) if room(name) == "decoders"} - {
-            "decoders"
-        }, module
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__"])
+def test_imports_go_down_or_stay_in_the_room(module):
+    room = room_of(module)
+    allowed = {room} | BESIDE.get(room, set())
+    allowed |= {other for other in FLOOR if FLOOR[other] < FLOOR[room]}
+    used = {room_of(name) for name in own_imports(module)}
+    assert used <= allowed, f"{module} imports from {sorted(used - allowed)}"
 
 
-def test_drafts_know_no_decoder():
-    for module in (m for m in MODULES if room(m) == "drafts"):
-        assert not {name for name in own(module, everywhere=True) if room(name) == "decoders"}, (
-            module
-        )
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) in PLAIN])
+def test_errors_and_util_need_no_heavy_package(module):
+    assert not packages(module) & HEAVY
 
 
-def test_nothing_below_the_doors_imports_the_runner():
-    for module in (m for m in MODULES if room(m) not in LAYERS["doors"]):
-        assert "runner" not in own(module, everywhere=True), module
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) == "core"])
+def test_the_core_needs_torch_alone(module):
+    """It reads no files and no environment variables."""
+    outside = packages(module) - sys.stdlib_module_names - {"fspad_bench"}
+    assert outside <= {"torch"}
+    assert not packages(module) & {"os", "pathlib", "io", "shutil", "tempfile", "subprocess"}
+    names = {node.id for node in ast.walk(syntax_tree(module)) if isinstance(node, ast.Name)}
+    assert not names & {"open", "print", "input"}
+    assert {room_of(name) for name in own_imports(module)} <= {"core", "errors", "__init__"}
 
 
-def test_the_audit_goes_through_no_decoder_but_vanilla():
-    for module in (m for m in MODULES if room(m) == "lossless"):
-        used = {
-            name for name in own(module, everywhere=True) if room(name) in ("decoders", "drafts")
-        }
-        assert used <= {"decoders.vanilla"}, module
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) == "decoders"])
+def test_no_decoder_imports_another(module):
+    """The ablations are made of parts of two decoders."""
+    others = {m for m in MODULES if room_of(m) == "decoders"} - BUILDING - {module}
+    if module != "decoders.variants":
+        assert not own_imports(module) & others
 
 
-def test_nobody_imports_in_a_circle():
-    graph = {module: own(module, everywhere=False) & set(MODULES) for module in MODULES}
-    while leaves := {module for module, needs in graph.items() if not needs & graph.keys()}:
-        graph = {module: needs for module, needs in graph.items() if module not in leaves}
-    assert not graph
+@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) == "lossless"])
+def test_lossless_uses_no_decoder_but_vanilla(module):
+    used = {name for name in own_imports(module) if room_of(name) in ("decoders", "drafts")}
+    assert used <= BUILDING | {"decoders.vanilla"}
+
+
+def test_the_audit_uses_no_decoder_but_vanilla():
+    for module in executed("benchmark.audit"):
+        if room_of(module) == "decoders":
+            assert module in ("decoders.__init__", "decoders.vanilla")
+
+
+def cycles(graph):
+    """Return what is left of a graph once nodes that need none of the rest are removed."""
+    while leaves := {node for node, needs in graph.items() if not needs & graph.keys()}:
+        graph = {node: needs for node, needs in graph.items() if node not in leaves}
+    return graph
+
+
+def test_no_modules_import_in_a_circle():
+    graph = {module: own_imports(module, anywhere=False) - {module} for module in MODULES}
+    assert not cycles(graph)
+
+
+def test_no_rooms_import_in_a_circle():
+    """All but the package's face: it names objects of every room, and all may ask its version."""
+    graph = {room: set() for room in FLOOR}
+    for module in (module for module in MODULES if module != "__init__"):
+        graph[room_of(module)] |= {room_of(name) for name in own_imports(module)}
+    assert not cycles({room: needs - {room, "__init__"} for room, needs in graph.items()})
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_says_what_it_is_for_and_stays_short(module):
-    text = (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
-    assert ast.get_docstring(ast.parse(text))
-    assert len(text.splitlines()) <= 400
+def test_every_module_is_short_and_has_a_docstring(module):
+    assert ast.get_docstring(syntax_tree(module))
+    lines = path_of(module).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LONGEST_FILE
 
 
-def test_the_walk_sees_what_it_should(tmp_path, monkeypatch):
+def test_the_root_holds_rooms():
+    assert {path.name for path in PACKAGE.glob("*.py")} == ROOT_FILES
+    others = {path.name for path in PACKAGE.iterdir() if path.is_file() and path.suffix != ".py"}
+    assert others == {"py.typed"}
+    for room in FLOOR.keys() - {name.removesuffix(".py") for name in ROOT_FILES}:
+        assert (PACKAGE / room / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("module", ["__init__", "cli.main", "util.registry", "benchmark.tasks"])
+def test_listing_names_imports_nothing_heavy(module):
+    for name in executed(module):
+        assert not packages(name, anywhere=False) & HEAVY, name
+
+
+def test_importing_the_command_line_loads_nothing_heavy():
+    """Read from a running interpreter, which sees what a walk of the source might not."""
+    code = (
+        "import sys, fspad_bench, fspad_bench.cli.main; "
+        "from fspad_bench.util.registry import DECODERS, names; names(DECODERS); "
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(run.stdout.split()) & HEAVY
+
+
+class TestTheWalk:
     """The tests above could pass by seeing nothing."""
-    assert {"errors", "stats", "verdict", "record"} & own("table", everywhere=False) == {
-        "stats",
-        "verdict",
-        "record",
-    }
-    assert "runner" in own("cli", everywhere=True)
-    assert "runner" not in own("cli", everywhere=False)
-    assert "torch" in imports("sampling", everywhere=False)
-    assert reached("cli") == {"cli", "arguments", "errors"}
+
+    def test_sees_imports_at_the_top_and_inside_functions(self):
+        assert "core.tree" in own_imports("core.verification")
+        assert "core.loop" in own_imports("decoders.build", anywhere=False)
+        assert {"engine.cpu.compiler", "engine.cpu.huge_pages"} <= own_imports("engine.cpu.native")
+        assert "engine.gpu.reference" in own_imports("engine.gpu.__init__")
+        assert "engine.gpu.reference" not in own_imports("engine.gpu.__init__", anywhere=False)
+        assert "torch" in packages("core.sampling", anywhere=False)
+        assert "triton" in packages("engine.gpu.attention", anywhere=False)
+
+    def test_passes_over_imports_for_type_checkers_at_the_top(self):
+        assert "core.loop" in own_imports("__init__")
+        assert "core.loop" not in own_imports("__init__", anywhere=False)
+
+    def test_follows_imports(self):
+        assert {"core.loop", "core.protocols", "core.tree", "errors"} <= executed("core.loop")
+        assert "torch" in {p for m in executed("core.loop") for p in packages(m, anywhere=False)}
+        assert "errors" in executed("cli.main")
+
+    def test_looks_into_branches_but_not_into_functions(self):
+        source = """
+            if True:
+                import one
+            else:
+                import two
+            try:
+                import three
+            except ImportError:
+                import four
+            class A:
+                import five
+                def f(self):
+                    import six
+            if TYPE_CHECKING:
+                import seven
+        """
+        lines = [line[12:] for line in source.splitlines()]
+        top = statements_at_the_top(ast.parse("\n".join(lines)))
+        names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        assert names == {"one", "two", "three", "four", "five"}
+
+    def test_notices_a_circle(self):
+        assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}).keys() == {"a", "b", "c"}
+        assert not cycles({"a": {"b"}, "b": {"c"}, "c": set()})
+
+    def test_counts_a_room_above_as_forbidden(self):
+        assert FLOOR["core"] < FLOOR["engine"] < FLOOR["drafts"] < FLOOR["decoders"]
+        assert FLOOR["decoders"] < FLOOR["benchmark"] < FLOOR["lossless"] < FLOOR["cli"]
+        assert "training" not in BESIDE.get("decoders", set()) | BESIDE.get("distill", set())

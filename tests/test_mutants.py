@@ -1,4 +1,9 @@
-"""Each patch spoils a copy of the package; its certification must then refuse, or its promise must break."""
+"""Each patch spoils a copy of the package: its certification must then fail, or its baseline.
+
+- Patches are diffs of the package's sources (`mutants/*.patch`).
+- LOSSLESS ones draft worse and leave the output as it is: a baseline's tokens per step must detect
+  them.
+"""
 
 import json
 import os
@@ -13,17 +18,19 @@ from fspad_bench.lossless.report import WRONG
 
 CHECKOUT = Path(__file__).parent.parent
 PATCHES = sorted((CHECKOUT / "tests" / "mutants").glob("*.patch"))
-LOSSLESS = {
-    "h-logit-fed-back"
-}  # drafts worse and says the same: for the promise on tokens a step to catch
-RULES = {
-    "draft-vocabulary-not-mapped": ["-D", "fspad.verify=rejection"],
-}
+LOSSLESS = {"h-logit-fed-back"}
+OPTIONS = {"draft-vocabulary-not-mapped": ["-D", "fspad.verify=rejection"]}
+
+
+def apply(patch, folder, *options):
+    command = ["patch", "-p1", *options, "-i", patch]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture
 def mutant(tmp_path):
-    """`mutant(patch)`: a copy of the package with the patch in, as a function that runs its command line."""
+    """`mutant(patch)` patches a copy of the package and returns a function that runs its CLI."""
 
     def mutant(patch):
         for name in ("fspad_bench", "tasks", "baselines"):
@@ -31,10 +38,7 @@ def mutant(tmp_path):
                 CHECKOUT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__")
             )
         if patch:
-            done = subprocess.run(
-                ["patch", "-p1", "-i", patch], cwd=tmp_path, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
+            apply(patch, tmp_path)
         env = os.environ | {
             "PYTHONPATH": str(tmp_path),
             "HF_HUB_OFFLINE": "1",
@@ -53,39 +57,39 @@ def mutant(tmp_path):
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda path: path.stem)
 def test_every_patch_still_applies(patch, tmp_path):
     shutil.copytree(CHECKOUT / "fspad_bench", tmp_path / "fspad_bench")
-    done = subprocess.run(
-        ["patch", "-p1", "-F0", "-i", patch], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout
+    apply(patch, tmp_path, "-F0")
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda path: path.stem)
 def test_certification_refuses_every_mutant(patch, mutant):
-    """By a check that failed, and not only because a patched line is one that a wrong rule is made from."""
-    done = mutant(patch)(
-        "certify", "--decoder", "fspad", "--quick", "--format", "json", *RULES.get(patch.stem, [])
-    )
-    assert done.returncode == (0 if patch.stem in LOSSLESS else 1), done.stdout + done.stderr
-    failed = {
-        (c["part"], c["name"]) for c in json.loads(done.stdout)["checks"] if c["verdict"] == "FAIL"
-    }
+    """A check of the sampler, a rule or a decoder must fail; a failing mutation is not enough."""
+    options = ["--quick", "--format", "json", *OPTIONS.get(patch.stem, [])]
+    result = mutant(patch)("certify", "--decoder", "fspad", *options)
+    code = 0 if patch.stem in LOSSLESS else 1
+    assert result.returncode == code, result.stdout + result.stderr
+    checks = json.loads(result.stdout)["checks"]
+    failed = {(c["part"], c["name"]) for c in checks if c["verdict"] == "FAIL"}
     assert bool({part for part, _ in failed} - {WRONG}) == (patch.stem not in LOSSLESS), failed
 
 
 @pytest.mark.nightly
 def test_without_a_patch_it_certifies(mutant):
-    done = mutant(None)("certify", "--decoder", "fspad", "--quick")
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = mutant(None)("certify", "--decoder", "fspad", "--quick")
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.real
 @pytest.mark.parametrize(
     "patch", [path for path in PATCHES if path.stem in LOSSLESS], ids=lambda path: path.stem
 )
-def test_a_worse_draft_breaks_its_promise(patch, mutant):
-    """On the real target: a head as small as tiny's drafts no worse from the other output."""
-    done = mutant(patch)("check", "--decoder", "fspad", "--target", "smollm2-135m")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert [line for line in done.stdout.splitlines() if "tokens a step" in line and "FAIL" in line]
-    assert not [line for line in done.stdout.splitlines() if "identity" in line and "FAIL" in line]
+def test_a_worse_draft_fails_its_baseline(patch, mutant):
+    """Uses the real target: the tiny one's small head drafts no worse from the other output."""
+    result = mutant(patch)("check", "--decoder", "fspad", "--target", "smollm2-135m")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert [
+        line for line in result.stdout.splitlines() if "tokens per step" in line and "FAIL" in line
+    ]
+    assert not [
+        line for line in result.stdout.splitlines() if "identity" in line and "FAIL" in line
+    ]

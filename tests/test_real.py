@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from fspad_bench.core.loop import Limit, generate
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
-from fspad_bench.decoders import registry
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.integrations.transformers_generate import StockGenerate
 from fspad_bench.models.load import load_target
+from fspad_bench.util import registry
 
 pytestmark = pytest.mark.real
 QUESTIONS = (
@@ -81,7 +82,9 @@ def test_a_tree_scores_like_its_paths(either):
 
 
 def test_vanilla_passes_the_probability_integral_transform(smollm2):
-    """u = F(before y) + U p(y), tokens by descending probability, is uniform for any model if y is drawn from p."""
+    """u = F(before y) + U p(y), tokens by descending probability, is uniform for any model if y is
+    drawn from p.
+    """
     shares, uniform = [], np.random.default_rng(0)
     for number in range(8):
         ids, sampler = prompt(smollm2, QUESTIONS[number % 2]), Sampler(0.8, seed=number)

@@ -1,4 +1,4 @@
-"""The wheel: built offline, it holds the data, and works from another folder without the checkout."""
+"""The wheel: built offline, it holds the data, and works without the checkout."""
 
 import os
 import subprocess
@@ -43,7 +43,9 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.fixture
 def away(installed, tmp_path):
-    """`away(*words)`: this Python, with the unpacked wheel before all else, in a folder that is not the checkout."""
+    """`away(*words)`: this Python, with the unpacked wheel before all else, in a folder that is not
+    the checkout.
+    """
 
     def away(*words):
         env = os.environ | {
@@ -69,8 +71,9 @@ def test_it_holds_all_data_and_nothing_else(wheel):
     sources = [
         *(CHECKOUT / "fspad_bench").rglob("*.py"),
         *(CHECKOUT / "fspad_bench").rglob("*.cpp"),
+        *(CHECKOUT / "fspad_bench").rglob("*.hpp"),
     ]
-    assert any(path.suffix == ".cpp" for path in sources)
+    assert {path.suffix for path in sources} == {".py", ".cpp", ".hpp"}
     assert {path.relative_to(CHECKOUT).as_posix() for path in sources} <= set(names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"fspad_bench"}
     assert not [name for name in names if "__pycache__" in name or "tests" in name.split("/")]
@@ -91,14 +94,14 @@ def test_it_lists_names_from_another_folder(away, installed):
         "from fspad_bench.util import paths; print(paths.__file__, paths.data_folder('tasks'))",
     )
     assert where.stdout.split() == [
-        f"{installed}/fspad_bench/paths.py",
+        f"{installed}/fspad_bench/util/paths.py",
         f"{installed}/fspad_bench/data/tasks",
     ]
 
 
 def test_it_runs_from_another_folder(away, tmp_path):
-    run = "-m fspad_bench run --target tiny --decoder prompt_lookup --task gsm8k --limit 2 --max-new-tokens 4"
-    done = away(*run.split())
+    run = "-m fspad_bench run --target tiny --decoder prompt_lookup --task gsm8k --limit 2"
+    done = away(*run.split(), "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
     assert "gsm8k@bundled" in done.stdout
     assert "exact" in done.stdout
@@ -108,6 +111,6 @@ def test_it_runs_from_another_folder(away, tmp_path):
 def test_entry_points_and_the_script_are_declared(installed):
     (path,) = installed.glob("fspad_bench-*.dist-info/entry_points.txt")
     text = path.read_text()
-    assert "fspad-bench = fspad_bench.cli:main" in text
+    assert "fspad-bench = fspad_bench.cli.main:main" in text
     assert "[fspad_bench.decoders]" in text
     assert "fspad = fspad_bench.decoders.fspad:Fspad" in text

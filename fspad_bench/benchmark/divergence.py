@@ -1,4 +1,4 @@
-"""Where and how two texts part: what a reader wants to see of an output that is not vanilla's.
+"""Where and how outputs diverge from vanilla's, as text to read.
 
 It needs the texts, which a record holds after `run --log-samples`.
 """
@@ -7,57 +7,61 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fspad_bench.benchmark.record import Audit, Records, Sample
+from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample
 from fspad_bench.benchmark.stats import agreement
 
-VANILLA = "vanilla"
-# characters shown before and after the parting
+# characters shown before and after the divergence
 SHARED = 48
 OWN = 64
 
 
-def partings(records: Records) -> Iterator[str]:
-    """A few lines for every generation whose text is recorded and whose tokens are not vanilla's."""
-    vanilla = {
-        (s.round, s.sample, s.turn, records.keys[s.key].setting): s
-        for s in records.samples
-        if records.keys[s.key].decoder == VANILLA
+def divergences(records: Records) -> Iterator[str]:
+    """Yield a few lines for every generation whose text is recorded and whose tokens are not
+    vanilla's.
+    """
+    keys = records.keys
+    partners = {
+        (sample.place, keys[sample.key].setting): sample
+        for sample in records.samples
+        if keys[sample.key].decoder == VANILLA
     }
-    audits = {(a.key, a.round, a.sample, a.turn): a for a in records.audits}
-    for made in records.samples:
-        key = records.keys[made.key]
-        theirs = vanilla.get((made.round, made.sample, made.turn, key.setting))
-        if key.identical and theirs and (made.text or theirs.text) and made.tokens != theirs.tokens:
-            about = f"{key.decoder}, {key.task} {made.sample}, turn {made.turn + 1}, T={key.temperature:g}"
-            yield _shown(
-                about,
-                theirs,
-                made,
-                audits.get((made.key, made.round, made.sample, made.turn)),
-                key.decoder,
-            )
+    audits = {(audit.key, audit.place): audit for audit in records.audits}
+    for sample in records.samples:
+        key = keys[sample.key]
+        vanilla = partners.get((sample.place, key.setting))
+        if vanilla is None or not key.identical or sample.tokens == vanilla.tokens:
+            continue
+        if sample.text or vanilla.text:
+            yield _shown(key, vanilla, sample, audits.get((sample.key, sample.place)))
 
 
-def _shown(about: str, theirs: Sample, made: Sample, audit: Audit | None, decoder: str) -> str:
-    same = agreement(theirs.tokens, made.tokens)
-    shared = agreement(theirs.text, made.text)
+def _shown(key: Key, vanilla: Sample, decoder: Sample, audit: Audit | None) -> str:
+    where = f"{key.decoder}, {key.task} {decoder.sample}, turn {decoder.turn + 1}"
+    same = agreement(vanilla.tokens, decoder.tokens)
+    after = f"diverges after {same} of {len(vanilla.tokens)} tokens"
+    shared = agreement(vanilla.text, decoder.text)
     start = max(0, shared - SHARED)
-    width = max(len(VANILLA), len(decoder))
-    lines = [f"{about}: parts after {same} of {len(theirs.tokens)} tokens{_regret(audit)}"]
-    lines += [f"  {'both':{width}}  {'...' if start else ''}{_line(theirs.text[start:shared])}"]
-    for name, text in ((VANILLA, theirs.text), (decoder, made.text)):
-        lines.append(f"  {name:{width}}  {_line(text[shared : shared + OWN]) or '(ends)'}")
+    before = ("..." if start else "") + vanilla.text[start:shared]
+    width = max(len(VANILLA), len(key.decoder))
+    lines = [
+        f"{where}, T={key.temperature:g}: {after}{_regrets(audit)}",
+        f"  {'both':{width}}  {_line(before)}",
+    ]
+    for name, text in ((VANILLA, vanilla.text), (key.decoder, decoder.text)):
+        own = text[shared : shared + OWN]
+        lines.append(f"  {name:{width}}  {_line(own) or '(ends)'}")
     return "\n".join(lines)
 
 
-def _regret(audit: Audit | None) -> str:
-    if audit is None or audit.divergence >= min(
-        len(audit.decoder_regrets), len(audit.vanilla_regrets)
-    ):
+def _regrets(audit: Audit | None) -> str:
+    """Return both regrets at the divergence, unless one output had ended there."""
+    if audit is None:
         return ""
-    ours = audit.decoder_regrets[audit.divergence]
-    theirs = audit.vanilla_regrets[audit.divergence]
-    return f"; regret there {ours:.2g}, vanilla's {theirs:.2g}, its margin error {audit.margin_error:.2g}"
+    at = audit.divergence
+    if at >= min(len(audit.decoder_regrets), len(audit.vanilla_regrets)):
+        return ""
+    regrets = f"{audit.decoder_regrets[at]:.2g}, vanilla's {audit.vanilla_regrets[at]:.2g}"
+    return f"; regret there {regrets}, its margin error {audit.margin_error:.2g}"
 
 
 def _line(text: str) -> str:

@@ -1,9 +1,13 @@
-"""Facts of a run as append-only JSON lines, apart from every table made of them.
+"""Records of runs: append-only JSON lines, separate from every table made of them.
 
-A file begins with a `run` line (what was asked, where, with which versions), then holds a `costs` line for each decoder
-that sizes its trees by what a round costs, a `key` line for each row key met, a `sample` line a generation, an `audit`
-line where an output differed from vanilla's, a `score` line a row, and an `end` line when all is done. A crash leaves a
-readable file; a torn last line is dropped on the next opening.
+- The first line is `run`: the plan, the machine, the versions, and the schema of the file.
+- Then come a `costs` line for each decoder that sizes its trees by measured costs, a `key` line
+  for each row key, a `sample` line for each generation, an `audit` line for each output that
+  differs from vanilla's, a `score` line for each row, and `end` when all is done.
+- A crash leaves a readable file: a torn last line is dropped when the record is opened again.
+- Schema 1 had neither the hashes of sources, templates, tokenizers and cards nor the version of
+  torch in its keys, and its options are as given, not as resolved. Its records are read; their
+  keys leave those fields empty.
 """
 
 from __future__ import annotations
@@ -14,27 +18,33 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from fspad_bench.errors import BenchError
 
-SCHEMA = 1
-METHOD = ("decoder", "options", "verification")  # of a key's fields, those that are no setting
-UNKNOWN = ("own", "foreign")  # rules of verification that only `certify` can vouch for
+SCHEMA = 2
+VANILLA = "vanilla"
+METHOD = ("decoder", "options", "verification", "scope")  # fields of a key that are no setting
+SCOPES = ("prompt", "run")
+SINCE_SCHEMA_2 = ("source_sha256", "template_sha256", "tokenizer_sha256", "card_sha256", "torch")
+UNKNOWN_RULES = ("own", "foreign")  # rules of verification that only `certify` can test
 REPAIR = "a record is written by `fspad-bench run` and never edited: restore it, or move it away"
+UPGRADE = "install the version of fspad-bench that wrote it, or a newer one"
 
 
 @dataclass(frozen=True)
 class Key:
-    """All that decides a row's figures; two samples belong to the same row when every field is equal."""
+    """Everything that decides a row's figures: samples belong to one row when all fields are equal.
+
+    `scope` is `prompt` for a decoder that starts anew with each prompt, `run` for one that learns
+    across prompts.
+    """
 
     target: str
-    target_identity: str
     task: str
-    data_source: str
-    data_sha256: str
     decoder: str
     options: dict[str, Any]
     temperature: float
@@ -47,30 +57,71 @@ class Key:
     device: str
     threads: int
     machine: str
-    reset: str
+    data_source: str
+    data_sha256: str
+    target_identity: str
     version: str
     verification: str = "match"
+    scope: str = "prompt"
+    source_sha256: str = ""
+    template_sha256: str = ""
+    tokenizer_sha256: str = ""
+    card_sha256: str = ""
+    torch: str = ""
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Key:
+        """Return the key of a record's line.
+
+        Schema 1 called the scope `reset`, which was always `per-prompt`.
+        """
+        content = dict(content)
+        if "reset" in content:
+            content["scope"] = content.pop("reset").removeprefix("per-")
+        key = cls(**content)
+        if key.scope not in SCOPES:
+            raise ValueError(f"no scope is called {key.scope!r}")
+        return key
+
+    @property
+    def reset(self) -> str:
+        """When the decoder's state starts anew, in the words of schema 1."""
+        return f"per-{self.scope}"
 
     @property
     def identical(self) -> bool:
-        """Whether the output is meant to be vanilla's own; else it keeps the law at most."""
-        return self.verification == "match" or not self.temperature
+        """Whether the output must be vanilla's own; otherwise at most its distribution is
+        vanilla's.
+        """
+        return self.verification == "match" or self.temperature == 0
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(
-            json.dumps(asdict(self), sort_keys=True, default=str).encode()
-        ).hexdigest()[:16]
+        text = json.dumps(asdict(self), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """The key without its decoder: rows of one setting stand in one table, under its vanilla."""
+        """The key without its decoder: rows of one setting share a table and its vanilla row."""
         return tuple(getattr(self, f.name) for f in fields(self) if f.name not in METHOD)
+
+
+class Place(NamedTuple):
+    """One turn of one question within one interleaved group of generations."""
+
+    round: str
+    sample: str
+    turn: int
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One generation, or the error that stood in its way. `round` ties together what was interleaved."""
+    """One generation, or the error that prevented it. Generations with the same `round` were
+    interleaved.
+
+    `forwards` counts full forwards of the target, `partial_forwards` those that ran only some of
+    its layers.
+    """
 
     key: str
     sample: str
@@ -82,6 +133,7 @@ class Sample:
     committed: list[int] = field(default_factory=list)
     drafted: list[int] = field(default_factory=list)
     forwards: int = 0
+    partial_forwards: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     draft_seconds: float = 0.0
@@ -92,10 +144,16 @@ class Sample:
     prompt: str = ""
     text: str = ""
 
+    @property
+    def place(self) -> Place:
+        return Place(self.round, self.sample, self.turn)
+
 
 @dataclass(frozen=True)
 class Audit:
-    """The re-scoring of a pair that differed: regrets and vanilla's margin error, in logits (see lossless.audit)."""
+    """A pair of differing outputs, re-scored: regrets and vanilla's margin error, in logits (see
+    `audit`).
+    """
 
     key: str
     sample: str
@@ -106,6 +164,10 @@ class Audit:
     vanilla_regrets: list[float]
     margin_error: float
 
+    @property
+    def place(self) -> Place:
+        return Place(self.round, self.sample, self.turn)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -115,66 +177,86 @@ class Score:
     scores: dict[str, float]
 
 
-KINDS = {"key": Key, "sample": Sample, "audit": Audit, "score": Score}
-
-
 class RecordFile:
-    """A record being written. Every append is a whole line, on disk before the next generation starts."""
+    """A record being written. Every append is a whole line, on disk before the next generation
+    starts.
 
-    def __init__(self, path: Path) -> None:
+    With a `header` the record is new, and its file appears with the first line: a plan that fails
+    to load leaves nothing behind. One process at a time may write a record, which it holds by a
+    lock file beside it.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any] | None = None) -> None:
         self.path = path
-        self.held = None
+        self.header = header
+        self.lock: FileLock | None = None
         self.known: set[str] = set()
 
     @classmethod
-    def create(cls, path: Path, header: dict[str, Any]) -> RecordFile:
-        record = cls(path)
-        record.line({"kind": "run", "schema": SCHEMA, **header})
-        return record
-
-    @classmethod
     def reopen(cls, path: Path) -> RecordFile:
-        """Go on with an interrupted record, dropping a torn last line."""
+        """Continue an interrupted record, dropping a torn last line."""
         record = cls(path)
         record.hold()
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(path, whole)
-        record.known = {entry.hash for entry in Records.read(path).keys.values()}
+        record.known = {key.hash for key in Records.read(path).keys.values()}
         return record
 
     def hold(self) -> None:
-        """Keep other processes from writing it, for as long as this one lives. Raises BenchError where one does."""
-        self.held = self.path.open("ab")
+        """Keep other processes from writing the record.
+
+        Raises BenchError where one is writing it.
+        """
+        lock = FileLock(f"{self.path}.lock", timeout=0)
         try:
-            flock(self.held, LOCK_EX | LOCK_NB)
-        except BlockingIOError as error:
-            text = f"another run is writing {self.path}"
-            raise BenchError(text, "wait for it, or give this one another --output") from error
-        except OSError:  # a file system without locks
-            self.release()
+            lock.acquire()
+        except Timeout as error:
+            raise BenchError(
+                f"another run is writing {self.path}",
+                "wait for it, or give this one another --output",
+            ) from error
+        except (OSError, NotImplementedError):  # a file system without locks
+            return
+        self.lock = lock
 
     def release(self) -> None:
-        """Others may write it."""
-        if self.held:
-            self.held.close()
+        """Let other processes write the record."""
+        if self.lock:
+            self.lock.release()
+            with suppress(OSError):
+                os.unlink(self.lock.lock_file)
+            self.lock = None
 
     def key(self, key: Key) -> str:
-        """The key's hash; its fields are written when it is first met."""
+        """Return the key's hash; write its fields the first time."""
         if key.hash not in self.known:
             self.line({"kind": "key", "key": key.hash, **asdict(key)})
             self.known.add(key.hash)
         return key.hash
 
     def add(self, entry: Sample | Audit | Score) -> None:
-        kind = type(entry).__name__.lower()
-        self.line({"kind": kind} | {k: v for k, v in asdict(entry).items() if v not in ("", None)})
+        content = {name: value for name, value in asdict(entry).items() if value not in ("", None)}
+        self.line({"kind": type(entry).__name__.lower(), **content})
+
+    def costs(self, decoder: str, seconds: dict[str, Any]) -> None:
+        """Write the costs by which a decoder sizes its trees."""
+        self.line({"kind": "costs", "decoder": decoder, "seconds": seconds})
 
     def end(self) -> None:
         self.line({"kind": "end", "status": "complete"})
 
     def line(self, content: dict[str, Any]) -> None:
+        """Append a line, after the header if that is not written yet."""
+        if self.header is not None:
+            header = self.header
+            self.header = None
+            self._append({"kind": "run", "schema": SCHEMA, **header})
+            self.hold()
+        self._append(content)
+
+    def _append(self, content: dict[str, Any]) -> None:
         before = self.path.stat().st_size if self.path.exists() else 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,15 +269,14 @@ class RecordFile:
                 os.truncate(self.path, before)
             raise BenchError(
                 f"cannot write {self.path}: {error.strerror}",
-                "make room there, then give the same command again: it goes on where it stopped",
+                "free some space there, then give the same command again: it continues the run",
             ) from error
 
 
 @dataclass
 class Records:
-    """What one or more record files say."""
+    """The content of one or more record files."""
 
-    headers: list[dict[str, Any]] = field(default_factory=list)
     keys: dict[str, Key] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
@@ -205,45 +286,72 @@ class Records:
 
     @classmethod
     def read(cls, *paths: Path) -> Records:
+        """Read record files as one.
+
+        Raises BenchError naming the file and the line that cannot be read.
+        """
         records = cls()
         for path in paths:
-            for content in lines(path):
+            for number, content in enumerate(lines(path), start=1):
                 try:
-                    records._take(content)
-                except (KeyError, TypeError) as error:
-                    raise BenchError(
-                        f"{path} is not a record of schema {SCHEMA}: {error}", REPAIR
-                    ) from error
-        if lost := {sample.key for sample in records.samples} - records.keys.keys():
-            raise BenchError(f"{paths[-1]}: the line of the key {min(lost)} is missing", REPAIR)
+                    records._take(content, first=number == 1)
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    text = f"{path}:{number}: not a line of schema {SCHEMA}: {error}"
+                    raise BenchError(text, REPAIR) from error
+                except NewerSchemaError as error:
+                    raise BenchError(f"{path}:{number}: {error}", UPGRADE) from error
+        missing = {sample.key for sample in records.samples} - records.keys.keys()
+        if missing:
+            raise BenchError(f"{paths[-1]}: the line of the key {min(missing)} is missing", REPAIR)
         return records
 
-    def _take(self, content: dict[str, Any]) -> None:
+    def _take(self, content: dict[str, Any], *, first: bool) -> None:
         kind = content.pop("kind")
         self.complete = kind == "end"
-        if kind == "run":
-            self.headers.append(content)
-        elif kind == "key":
-            name = content.pop("key")
-            self.keys[name] = Key(**content)
-        elif kind == "sample":
-            self.samples.append(Sample(**content))
-        elif kind == "audit":
-            self.audits.append(Audit(**content))
-        elif kind == "score":
-            self.scores[content["key"]] = content["scores"]
-        elif kind == "costs":
-            self.costs.setdefault(content["decoder"], content["seconds"])
+        if first and kind != "run":
+            raise ValueError("a record begins with a line of the kind 'run'")
+        match kind:
+            case "run":
+                _check_schema(content["schema"])
+            case "key":
+                name = content.pop("key")
+                self.keys[name] = Key.read(content)
+            case "sample":
+                self.samples.append(Sample(**content))
+            case "audit":
+                self.audits.append(Audit(**content))
+            case "score":
+                self.scores[content["key"]] = content["scores"]
+            case "costs":
+                self.costs.setdefault(content["decoder"], content["seconds"])
+            case "end":
+                pass
+            case _:
+                raise NewerSchemaError(f"unknown kind of line '{kind}'")
+
+
+class NewerSchemaError(Exception):
+    """A record holds what only a newer version can read."""
+
+
+def _check_schema(schema: object) -> None:
+    if not isinstance(schema, int) or schema < 1:
+        raise ValueError(f"no schema has the number {schema!r}")
+    if schema > SCHEMA:
+        raise NewerSchemaError(f"schema {schema} is newer than {SCHEMA}, the newest known here")
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a record. A torn last line is passed over; anything else unreadable is a BenchError."""
-    content = path.read_bytes().split(b"\n")  # a torn line may end within a character
-    for number, line in enumerate(content[:-1], start=1):
+    """Yield the lines of a record.
+
+    A torn last line is skipped; any other unreadable line is a BenchError.
+    """
+    content = path.read_bytes().split(b"\n")  # bytes: a torn line may end within a character
+    for number, text in enumerate(content[:-1], start=1):
         try:
-            found = json.loads(line)
+            line = json.loads(text)
         except ValueError as error:
             raise BenchError(f"{path}:{number}: not a record line: {error}", REPAIR) from error
-        if not isinstance(found, dict) or "kind" not in found:
+        if not isinstance(line, dict) or "kind" not in line:
             raise BenchError(f"{path}:{number}: not a record line", REPAIR)
-        yield found
+        yield line

@@ -1,121 +1,101 @@
-"""A run: every decoder on the same prompts, interleaved, in random order, vanilla among them, each fact recorded.
+"""Run a plan: every decoder on the same prompts, interleaved in random order, with every fact
+recorded.
 
-For each prompt and temperature all decoders take one turn; what one of them left out (an error) drops its pair. An
-output that differs from vanilla's is audited at once. Turn 2 of a conversation is asked on top of vanilla's answer to
-turn 1, so all decoders see the same context. Interrupted, the same command goes on where it stopped.
+- For each prompt and temperature all decoders take one turn, vanilla among them. A failed
+  generation is a fact: it drops its pair and is not repeated when the run is resumed.
+- An output that differs from vanilla's is audited at once.
+- Turn 2 of a conversation follows vanilla's answer to turn 1, so all decoders see the same
+  context. Where vanilla failed, the later turns have no context and are errors for every decoder.
+- After an interruption the same command continues where it stopped.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import secrets
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from fspad_bench import __version__
-from fspad_bench.benchmark import scoring
-from fspad_bench.benchmark import tasks as task
+from fspad_bench.benchmark import scoring, tasks
 from fspad_bench.benchmark.audit import Auditor
-from fspad_bench.benchmark.record import (
-    SCHEMA,
-    Audit,
-    Key,
-    RecordFile,
-    Records,
-    Sample,
-    Score,
-    lines,
-)
-from fspad_bench.core.loop import Limit
+from fspad_bench.benchmark.plan import Plan
+from fspad_bench.benchmark.prompts import Message, Prompts, longest_conversation
+from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample, Score
+from fspad_bench.benchmark.resume import check_folder, open_record
+from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.decoders.build import Method, build, check_options
+from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.engine.target import ContextError
 from fspad_bench.errors import BenchError
+from fspad_bench.models.chat import tokenizer_hash
 from fspad_bench.models.load import load_target
 from fspad_bench.util import machine
 from fspad_bench.util.progress import Progress
+from fspad_bench.util.provenance import source_hash
 
-VANILLA = "vanilla"
 WARM_UP = (
     "Describe a walk along a river in autumn.",
     "List three uses of a paper clip, one a line.",
 )
 WARM_UP_TOKENS = 24
-TURN_TOKENS = 64  # what a chat template may write around a turn
-SOFTWARE = (
-    "version",
-    "packages",
-    "commit",
-)  # of a record's origin: what must not change within a row
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was asked for. Equal plans are the same run: an unfinished record of an equal plan is resumed."""
-
-    decoders: list[str]
-    tasks: list[str]
-    target: str
-    options: dict[str, dict[str, str]]
-    data: str
-    limit: int | None
-    temperatures: list[float]
-    top_p: float
-    top_k: int
-    seed: int
-    max_new_tokens: int | None
-    dtype: str | None
-    device: str
-    threads: int | None
-    log_samples: bool
+SHORT_HASH = 16  # hexadecimal digits of a prompt's hash
 
 
 class Unit(NamedTuple):
-    """What is interleaved: one question of a task at one temperature."""
+    """The unit of interleaving: one question of a task at one temperature."""
 
-    data: task.TaskData
-    question: task.Question
+    data: tasks.TaskData
+    question: tasks.Question
     temperature: float
 
 
+class Prompt(NamedTuple):
+    """One turn of a unit. Generations under the same `round` were interleaved."""
+
+    unit: Unit
+    turn: int
+    round: str
+    tokens: list[int]
+
+
 class Runner:
-    """Loads what a plan names (every mistake in it shows here, before anything is measured), then runs it."""
+    """Load what a plan names, so that every mistake in it shows before anything is measured; then
+    run it.
+    """
 
     def __init__(self, plan: Plan, output: Path) -> None:
-        cards = [task.load_card(name) for name in plan.tasks]
+        cards = [tasks.load_card(name) for name in plan.tasks]
         check_options(plan.decoders, plan.options)
         check_folder(output)
         self.plan = plan
-        self.output = output
         for temperature in plan.temperatures:
             self._sampler(temperature)
-        self.record, header = self._open(cards)
-        self.data = [task.load(card, header["sources"][card.task], plan.limit) for card in cards]
+        self.record, header = open_record(plan, cards, output)
+        sources = header["sources"]
+        self.data = [tasks.load(card, sources[card.task], plan.limit) for card in cards]
         for data in self.data:
             check_answers(data)
         if plan.threads:
             torch.set_num_threads(plan.threads)
         self.target = load_target(plan.target, device=plan.device, dtype=plan.dtype)
-        if not self.target.tokenizer.chat_template:
-            raise BenchError(
-                f"the tokenizer of {plan.target} has no chat template", "name an instruct model"
-            )
-        self.methods = [build(label, self.target, plan.options) for label in plan.decoders]
-        self.longest = self._check_context()
+        self.prompts = Prompts(self.target, plan.target)
+        self.origin = self._origin()
+        self.decoders = [build_decoder(label, self.target, plan.options) for label in plan.decoders]
+        self.longest = longest_conversation(
+            self.data, self.prompts, self._answer_tokens, self.target.max_length
+        )
         self.auditor = Auditor(self.target)
 
     def run(self) -> Path:
-        """Measure what is missing, score, and return the record's path."""
+        """Measure what is missing, score the outputs, and return the record's path."""
         try:
             self._run()
         finally:
@@ -124,52 +104,32 @@ class Runner:
 
     def _run(self) -> None:
         known = Records.read(self.record.path) if self.record.path.exists() else Records()
+        self._prepare(known)
         units = list(self._units())
-        todo = [(u, missing) for u in units if (missing := self._missing(u, known))]
+        missing = [(unit, self._missing(unit, known)) for unit in units]
+        todo = [(unit, decoders) for unit, decoders in missing if decoders]
         if todo:
-            self._settle_costs(known)
             self._warm_up()
         with Progress("generations", len(units), start=len(units) - len(todo)) as progress:
-            for unit, labels in todo:
-                progress.advance(
-                    0, f"{unit.data.card.task} {unit.question.id} T={unit.temperature:g}"
-                )
-                self._measure(unit, labels)
+            for unit, decoders in todo:
+                task = unit.data.card.task
+                progress.advance(0, f"{task} {unit.question.id} T={unit.temperature:g}")
+                self._measure(unit, decoders)
                 progress.advance()
         self._score()
         self.record.end()
 
-    def _settle_costs(self, known: Records) -> None:
-        """Within a record trees are sized by one set of costs, those of its beginning or this machine's of now, however
-        far the machine goes from them."""
-        for method in self.methods:
-            before = known.costs.get(method.label)
-            found = getattr(method.decoder, "costs", None)
-            if found and not before:
-                self.record.line({"kind": "costs", "decoder": method.label, "seconds": found})
-            elif before and hasattr(method.decoder, "resize"):
-                method.decoder.resize(before)
+    def _prepare(self, known: Records) -> None:
+        """Let decoders measure what they need before any clock runs.
 
-    def _open(self, cards: list[task.Card]) -> tuple[RecordFile, dict[str, Any]]:
-        """The newest unfinished record of an equal plan, or a new one."""
-        plan = asdict(self.plan)
-        now = datetime.now(UTC)
-        origin = {
-            "version": __version__,
-            "started": now.isoformat(timespec="seconds"),
-            **machine.provenance(),
-        }
-        for path in sorted(self.output.glob("*.jsonl"), reverse=True):
-            header = _header(path)
-            if header.get("plan") == plan and not Records.read(path).complete:
-                if other := [name for name in SOFTWARE if header.get(name) != origin.get(name)]:
-                    print(f"not resuming {path}: another {other[0]} began it", file=sys.stderr)
-                    continue
-                print(f"resuming {path}", file=sys.stderr)
-                return RecordFile.reopen(path), header
-        header = {"plan": plan, "sources": task.resolve_source(self.plan.data, cards)} | origin
-        name = f"{now:%Y%m%dT%H%M%S}-{self.plan.target.strip('/').split('/')[-1]}-{secrets.token_hex(2)}.jsonl"
-        return _Lazy(self.output / name, header), header
+        A whole record stands on one set of measurements, however far the machine drifts from them:
+        those that it began with, and of a decoder without any there, its own.
+        """
+        for decoder in self.decoders:
+            recorded = known.costs.get(decoder.label)
+            decoder.prepare(recorded)
+            if decoder.measurements and not recorded:
+                self.record.costs(decoder.label, dict(decoder.measurements))
 
     def _units(self) -> Iterator[Unit]:
         for data in self.data:
@@ -177,243 +137,231 @@ class Runner:
                 for temperature in self.plan.temperatures:
                     yield Unit(data, question, temperature)
 
-    def _key(self, method: Method, unit: Unit) -> Key:
-        plan = self.plan
+    def _origin(self) -> dict[str, Any]:
+        """Return the fields that all keys of the run share: the target, the machine and the
+        software.
+        """
+        target = self.target
+        return {
+            "target": target.name,
+            "target_identity": target.identity,
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "forward": target.forward_name,
+            "device": str(target.device),
+            "threads": torch.get_num_threads(),
+            "machine": machine.describe(target.gpu),
+            "version": __version__,
+            "torch": torch.__version__,
+            "source_sha256": source_hash(),
+            "template_sha256": self.prompts.template_sha256,
+            "tokenizer_sha256": tokenizer_hash(self.prompts.tokenizer),
+        }
+
+    def _key(self, decoder: Decoder, unit: Unit) -> Key:
         card = unit.data.card
         return Key(
-            target=self.target.name,
-            target_identity=self.target.identity,
             task=card.task,
+            card_sha256=card.sha256,
             data_source=unit.data.source,
             data_sha256=unit.data.sha256,
-            decoder=method.label,
-            options=method.options,
+            decoder=decoder.label,
+            options=decoder.options,
+            verification=decoder.verification,
+            scope=decoder.scope,
             temperature=unit.temperature,
-            top_p=plan.top_p,
-            top_k=plan.top_k,
-            seed=plan.seed,
-            max_new_tokens=self._room(card),
-            dtype=str(self.target.dtype).removeprefix("torch."),
-            forward=self.target.forward_name,
-            device=str(self.target.device),
-            threads=torch.get_num_threads(),
-            machine=machine.describe(self.target.gpu),
-            reset="per-prompt",
-            version=__version__,
-            verification=method.verification,
+            top_p=self.plan.top_p,
+            top_k=self.plan.top_k,
+            seed=self.plan.seed,
+            max_new_tokens=self._answer_tokens(card),
+            **self.origin,
         )
 
-    def _missing(self, unit: Unit, known: Records) -> list[Method]:
-        """The methods that have not finished this unit; vanilla goes along with any of them."""
+    def _missing(self, unit: Unit, known: Records) -> list[Decoder]:
+        """Return the decoders that have not finished a unit, and vanilla beside any of them."""
         turns = len(unit.question.turns)
-        done: dict[str, set[int]] = {}
+        finished: dict[str, set[int]] = {}
         for sample in known.samples:
             if sample.sample == unit.question.id:
-                done.setdefault(sample.key, set()).add(sample.turn)
-        missing = [m for m in self.methods if len(done.get(self._key(m, unit).hash, ())) < turns]
-        return [m for m in self.methods if m in missing or m.label == VANILLA] if missing else []
-
-    def _check_context(self) -> int:
-        """How many tokens the longest conversation may come to, answers of full length included.
-
-        Raises BenchError where not one prompt fits the target; those that alone do not are errors of their own.
-        """
-        needed = [
-            len(self._prompt([{"role": "user", "content": question.turns[0]}]))
-            + self._room(data.card)
-            for data in self.data
-            for question in data.questions
+                finished.setdefault(sample.key, set()).add(sample.turn)
+        missing = [
+            decoder.label
+            for decoder in self.decoders
+            if len(finished.get(self._key(decoder, unit).hash, ())) < turns
         ]
-        if min(needed) > self.target.max_length:
-            text = f"no prompt fits: with its new tokens the shortest takes {min(needed)}"
-            raise BenchError(
-                f"{text}, the context of {self.plan.target} is {self.target.max_length}",
-                "lower --max-new-tokens, or name another task or target",
-            )
-        whole = [
-            len(self._prompt([{"role": "user", "content": "\n".join(question.turns)}]))
-            + len(question.turns) * (self._room(data.card) + TURN_TOKENS)
-            for data in self.data
-            for question in data.questions
-        ]
-        return min(max(whole), self.target.max_length)
+        if not missing:
+            return []
+        return [m for m in self.decoders if m.label in (*missing, VANILLA)]
 
-    def _room(self, card: task.Card) -> int:
+    def _answer_tokens(self, card: tasks.Card) -> int:
         return self.plan.max_new_tokens or card.max_new_tokens
 
     def _warm_up(self) -> None:
-        # a longer prompt later on would have a device's graphs captured anew, on the clock
+        # room for the longest prompt now: later, graphs would be captured again, on the clock
         self.target.reserve(self.longest)
         for text in WARM_UP:
-            prompt = self._prompt([{"role": "user", "content": text}])
-            for method in self.methods:
+            prompt = self.prompts.ask(text)
+            for decoder in self.decoders:
                 for temperature in self.plan.temperatures:
+                    sampler = self._sampler(temperature)
                     with suppress(
                         Exception
                     ):  # a decoder that fails here fails again, on the record
-                        method.generate(
-                            self.target, self._sampler(temperature), prompt, Limit(WARM_UP_TOKENS)
-                        )
+                        decoder.generate(self.target, sampler, prompt, Limit(WARM_UP_TOKENS))
 
     def _sampler(self, temperature: float, stream: str = "warm-up") -> Sampler:
         return Sampler(temperature, self.plan.top_k, self.plan.top_p, self.plan.seed, stream)
 
-    def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        template = self.target.tokenizer.apply_chat_template
-        return list(template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
-
-    def _measure(self, unit: Unit, methods: list[Method]) -> None:
-        """Every turn of a question by every method, under one round's name."""
+    def _measure(self, unit: Unit, decoders: list[Decoder]) -> None:
+        """Run every turn of a question with every decoder."""
         name = secrets.token_hex(4)
-        messages = []
+        messages: list[Message] = []
         for turn, text in enumerate(unit.question.turns):
             messages.append({"role": "user", "content": text})
-            vanilla = self._turn(unit, turn, name, self._prompt(messages), methods)
-            messages.append({"role": "assistant", "content": self._text(vanilla)})
+            prompt = Prompt(unit, turn, name, self.prompts.tokens(messages))
+            vanilla = self._turn(prompt, decoders)
+            if vanilla.error:
+                self._skip_turns(prompt, decoders)
+                return
+            messages.append({"role": "assistant", "content": self.prompts.text(vanilla.tokens)})
 
-    def _turn(
-        self, unit: Unit, turn: int, name: str, prompt: list[int], methods: list[Method]
-    ) -> list[int]:
-        """One generation a method, in random order; returns vanilla's tokens."""
-        sampler = self._sampler(
-            unit.temperature, f"{unit.data.card.task}\n{unit.question.id}\n{turn}\n0"
-        )
-        order = random.Random(f"{name}{turn}").sample(methods, len(methods))
-        done: dict[str, Sample] = {
-            m.label: self._generate(unit, turn, name, m, sampler, prompt) for m in order
-        }
-        for method in methods:
-            self.record.key(self._key(method, unit))
-            if self._key(method, unit).identical:
-                self._audit(unit, done[method.label], done[VANILLA], sampler, prompt)
-        for method in methods:  # last, as only a recorded sample is not measured again
-            self.record.add(done[method.label])
-        return done[VANILLA].tokens
+    def _turn(self, prompt: Prompt, decoders: list[Decoder]) -> Sample:
+        """Record one generation a decoder, made in random order. Returns vanilla's.
 
-    def _generate(
-        self, unit: Unit, turn: int, name: str, method: Method, sampler: Sampler, prompt: list[int]
-    ) -> Sample:
-        key = self._key(method, unit)
-        about = {"key": key.hash, "sample": unit.question.id, "turn": turn, "round": name}
-        about |= {
-            "prompt_tokens": len(prompt),
-            "prompt_sha256": hashlib.sha256(str(prompt).encode()).hexdigest()[:16],
+        Samples are recorded last, because a recorded sample is not measured again.
+        """
+        unit = prompt.unit
+        stream = f"{unit.data.card.task}\n{unit.question.id}\n{prompt.turn}\n0"
+        sampler = self._sampler(unit.temperature, stream)
+        order = random.Random(f"{prompt.round}{prompt.turn}").sample(decoders, len(decoders))
+        samples = {decoder.label: self._generate(prompt, decoder, sampler) for decoder in order}
+        vanilla = samples[VANILLA]
+        for decoder in decoders:
+            key = self._key(decoder, unit)
+            self.record.key(key)
+            if key.identical:
+                self._audit(prompt, samples[decoder.label], vanilla, sampler)
+        for decoder in decoders:
+            self.record.add(samples[decoder.label])
+        return vanilla
+
+    def _skip_turns(self, prompt: Prompt, decoders: list[Decoder]) -> None:
+        """Record an error for each turn after `prompt`, whose generation by vanilla failed."""
+        unit = prompt.unit
+        error = f"vanilla failed on turn {prompt.turn + 1}: this turn has no context"
+        for turn in range(prompt.turn + 1, len(unit.question.turns)):
+            for decoder in decoders:
+                key = self._key(decoder, unit).hash
+                self.record.add(Sample(key, unit.question.id, turn, prompt.round, error=error))
+
+    def _generate(self, prompt: Prompt, decoder: Decoder, sampler: Sampler) -> Sample:
+        key = self._key(decoder, prompt.unit)
+        digest = hashlib.sha256(str(prompt.tokens).encode()).hexdigest()
+        about: dict[str, Any] = {
+            "key": key.hash,
+            "sample": prompt.unit.question.id,
+            "turn": prompt.turn,
+            "round": prompt.round,
+            "prompt_tokens": len(prompt.tokens),
+            "prompt_sha256": digest[:SHORT_HASH],
         }
         limit = Limit(key.max_new_tokens, self.target.stop_ids)
         load = machine.Load()
-        if self.target.device.type == "cuda":
+        if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self.target.device)
         try:
-            made = method.generate(self.target, sampler, prompt, limit)
+            generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
         except ContextError as error:
             return Sample(**about, error=error.message)
-        except (
-            Exception
-        ) as error:  # a decoder's failure is a fact of the record, not the end of the run
+        except Exception as error:  # a decoder's failure is recorded and does not end the run
             traceback.print_exc()
             return Sample(**about, error=f"{type(error).__name__}: {error}")
-        texts = (
-            {"prompt": self._text(prompt), "text": self._text(made.tokens)}
-            if self.plan.log_samples
-            else {}
-        )
-        return Sample(
-            **about,
-            tokens=made.tokens,
-            committed=made.committed,
-            drafted=made.drafted,
-            forwards=made.forwards,
-            prefill_seconds=made.prefill_seconds,
-            decode_seconds=made.decode_seconds,
-            draft_seconds=made.draft_seconds,
-            score_seconds=made.score_seconds,
-            other_load=load.others(),
-            peak_memory=self._peak_memory(),
-            **texts,
-        )
+        other_load = load.others()
+        figures = self._figures(generation)
+        texts = self._texts(prompt, generation)
+        return Sample(**about, **figures, other_load=other_load, **texts)
 
-    def _audit(
-        self, unit: Unit, made: Sample, vanilla: Sample, sampler: Sampler, prompt: list[int]
-    ) -> None:
-        if made.error or vanilla.error or made.tokens == vanilla.tokens:
+    def _figures(self, generation: Generation) -> dict[str, Any]:
+        return {
+            "tokens": generation.tokens,
+            "committed": generation.committed,
+            "drafted": generation.drafted,
+            "forwards": generation.forwards,
+            "partial_forwards": generation.partial_forwards,
+            "prefill_seconds": generation.prefill_seconds,
+            "decode_seconds": generation.decode_seconds,
+            "draft_seconds": generation.draft_seconds,
+            "score_seconds": generation.score_seconds,
+            "peak_memory": self._peak_memory(),
+        }
+
+    def _texts(self, prompt: Prompt, generation: Generation) -> dict[str, Any]:
+        if not self.plan.log_samples:
+            return {}
+        return {
+            "prompt": self.prompts.text(prompt.tokens),
+            "text": self.prompts.text(generation.tokens),
+        }
+
+    def _audit(self, prompt: Prompt, decoder: Sample, vanilla: Sample, sampler: Sampler) -> None:
+        """Record the audit of a pair that differs; without one the row will read `unverified`."""
+        if decoder.error or vanilla.error or decoder.tokens == vanilla.tokens:
             return
-        limit = Limit(self._room(unit.data.card), self.target.stop_ids)
+        limit = Limit(self._answer_tokens(prompt.unit.data.card), self.target.stop_ids)
         try:
-            found = self.auditor.audit(sampler, prompt, vanilla.tokens, made.tokens, limit)
-        except (
-            RuntimeError,
-            MemoryError,
-        ) as error:  # no room for the precise copy: the row will read `unverified`
+            finding = self.auditor.audit(
+                sampler, prompt.tokens, vanilla.tokens, decoder.tokens, limit
+            )
+        except (RuntimeError, MemoryError) as error:  # no memory for the precise copy
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"{made.sample}: this difference could not be audited: {reason}", file=sys.stderr)
+            print(
+                f"{decoder.sample}: this difference could not be audited: {reason}",
+                file=sys.stderr,
+            )
             return
-        self.record.add(Audit(made.key, made.sample, made.turn, made.round, *found))
+        self.record.add(Audit(decoder.key, decoder.sample, decoder.turn, decoder.round, *finding))
 
     def _score(self) -> None:
-        """Scores of every row, from the recorded tokens and the task's answers."""
+        """Record the scores of every row, from the recorded tokens and the task's answers."""
         records = Records.read(self.record.path)
         for data in self.data:
-            metric = data.card.score
+            if not data.card.score:
+                continue
             answers = {q.id: q.answers for q in data.questions if q.answers}
-            for key in (k for k in records.keys.values() if k.task == data.card.task and metric):
-                latest = {s.sample: s for s in records.samples if s.key == key.hash and not s.error}
-                scored = [s for s in latest.values() if s.sample in answers]
-                if scored:
-                    texts = [self._text(s.tokens) for s in scored]
-                    found = scoring.score(metric, texts, [answers[s.sample] for s in scored])
-                    self.record.add(Score(key.hash, found))
+            for key in records.keys.values():
+                if key.task == data.card.task:
+                    self._score_row(key.hash, records.samples, data.card.score, answers)
 
-    def _text(self, tokens: list[int]) -> str:
-        return self.target.tokenizer.decode(tokens, skip_special_tokens=True)
+    def _score_row(
+        self, key: str, samples: Sequence[Sample], metric: str, answers: dict[str, list[str]]
+    ) -> None:
+        """Score the last generation of each sample that has answers."""
+        latest = {s.sample: s for s in samples if s.key == key and not s.error}
+        scored = [sample for sample in latest.values() if sample.sample in answers]
+        if scored:
+            texts = [self.prompts.text(sample.tokens) for sample in scored]
+            references = [answers[sample.sample] for sample in scored]
+            self.record.add(Score(key, scoring.score(metric, texts, references)))
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.target.device.type == "cuda"
 
     def _peak_memory(self) -> int | None:
-        """Of this generation, in bytes; on a CPU only that of the whole process is known, which says nothing."""
-        on_device = self.target.device.type == "cuda"
-        return torch.cuda.max_memory_allocated(self.target.device) if on_device else None
+        """Return the peak memory of a generation in bytes; None on a CPU, where only the process's
+        is known.
+        """
+        return torch.cuda.max_memory_allocated(self.target.device) if self._on_gpu else None
 
 
-class _Lazy(RecordFile):
-    """A new record, whose file appears with its first line: a plan that fails to load leaves nothing behind."""
-
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        super().__init__(path)
-        self.header = {"kind": "run", "schema": SCHEMA, **header}
-
-    def line(self, content: dict[str, Any]) -> None:
-        if self.header:
-            header = self.header
-            self.header = None
-            super().line(header)
-            self.hold()
-        super().line(content)
-
-
-def check_answers(data: task.TaskData) -> None:
-    """Raise BenchError where the metric cannot read an answer: better before the measuring than after it."""
+def check_answers(data: tasks.TaskData) -> None:
+    """Raise BenchError where the metric cannot read an answer: better before the measuring than
+    after it.
+    """
     answers = [question.answers for question in data.questions if question.answers]
     if data.card.score and answers:
         try:
             scoring.score(data.card.score, [""] * len(answers), answers)
         except ValueError as error:
             raise BenchError(
-                f"{data.card.task}@{data.source}: {error}", "mend the answers in the data"
+                f"{data.card.task}@{data.source}: {error}", "correct the answers in the data"
             ) from error
-
-
-def check_folder(output: Path) -> None:
-    """Raise BenchError where no record could be written: better before the measuring than after it."""
-    nearest = next(
-        path for path in (output.absolute(), *output.absolute().parents) if path.exists()
-    )
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise BenchError(
-            f"cannot write records to {output}: see {nearest}", "give another folder with --output"
-        )
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The first line of a record; nothing for any other file."""
-    try:
-        return next(lines(path), {})
-    except BenchError:
-        return {}

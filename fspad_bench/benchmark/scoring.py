@@ -1,9 +1,10 @@
-"""How good the answers are: one corpus-level figure a task, in percent.
+"""Quality of answers: one corpus-level figure a task, in percent.
 
-A lossless decoder cannot change these figures. They stand in a table to show that the target does
-the task at all, and what a decoder that is not lossless costs. Each metric follows the tool its
-field reports with: GSM8K's exact number, sacrebleu, rouge_score, SQuAD's normalisation. The
-libraries are imported where they are used, since listing the metrics must not pay for them.
+- A lossless decoder cannot change these figures. A table shows them as evidence that the target can
+  do the task, and as the price of a decoder that is not lossless.
+- Each metric follows its field's tool: GSM8K's exact number, sacrebleu, rouge_score, SQuAD's
+  normalisation.
+- The libraries are imported where they are used, so that listing the metrics imports none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ References = Sequence[Sequence[str]]
 
 
 def score(metric: str, outputs: Outputs, references: References) -> dict[str, float]:
-    """The figures of one task, 0 to 100, the metric's headline figure first.
+    """Return the figures of one task, 0 to 100, the metric's headline figure first.
 
     `references[i]` lists the accepted answers to sample i; the best one counts. Raises BenchError
     for an unknown metric, ValueError for no samples, lists of unequal length, a sample without an
@@ -35,15 +36,16 @@ def score(metric: str, outputs: Outputs, references: References) -> dict[str, fl
 
 
 def last_number(outputs: Outputs, references: References) -> dict[str, float]:
-    """GSM8K (Cobbe et al. 2021): the output's last number has the reference's value (4.0 is 4).
+    """Return GSM8K's accuracy (Cobbe et al. 2021): the last number has the reference's value.
 
-    Raises ValueError for a reference without a number; an output without one is wrong.
+    Values are compared, so that 4.0 is 4. Raises ValueError for a reference without a number; an
+    output without one is wrong.
     """
     return {"accuracy": _percent(map(_same_number, outputs, references))}
 
 
 def bleu(outputs: Outputs, references: References) -> dict[str, float]:
-    """Corpus BLEU (13a tokens) and chrF2, as sacrebleu reports them (Post 2018)."""
+    """Return corpus BLEU (13a tokens) and chrF2, as sacrebleu reports them (Post 2018)."""
     import sacrebleu
 
     streams = _streams(references)
@@ -54,7 +56,7 @@ def bleu(outputs: Outputs, references: References) -> dict[str, float]:
 
 
 def rouge_l(outputs: Outputs, references: References) -> dict[str, float]:
-    """Summary-level ROUGE-L F-measure (Lin 2004) on stems, mean over samples.
+    """Return the summary-level ROUGE-L F-measure (Lin 2004) on stems, mean over samples.
 
     A newline ends a sentence, in outputs and references alike.
     """
@@ -69,14 +71,14 @@ def rouge_l(outputs: Outputs, references: References) -> dict[str, float]:
 
 
 def exact_match(outputs: Outputs, references: References) -> dict[str, float]:
-    """SQuAD's exact match and token F1 (Rajpurkar et al. 2016), means over samples."""
+    """Return SQuAD's exact match and token F1 (Rajpurkar et al. 2016), means over samples."""
     em = []
     f1 = []
     for output, answers in zip(outputs, references, strict=True):
-        said = _words(output)
+        words = _words(output)
         accepted = [_words(answer) for answer in answers]
-        em.append(said in accepted)
-        f1.append(max(_f1(said, words) for words in accepted))
+        em.append(words in accepted)
+        f1.append(max(_f1(words, reference) for reference in accepted))
     return {"em": _percent(em), "f1": _percent(f1)}
 
 
@@ -111,22 +113,22 @@ _NUMBER = re.compile(
 
 
 def _last_number(text: str) -> Decimal | None:
-    found = list(_NUMBER.finditer(text))
-    if not found:
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
         return None
-    sign = "-" if found[-1]["minus"] else ""
-    return Decimal(sign + found[-1]["size"].replace(",", ""))
+    sign = "-" if numbers[-1]["minus"] else ""
+    return Decimal(sign + numbers[-1]["size"].replace(",", ""))
 
 
 def _same_number(output: str, answers: Sequence[str]) -> bool:
-    wanted = [_last_number(answer) for answer in answers]
-    if None in wanted:
-        raise ValueError(f"no number in the reference {answers[wanted.index(None)]!r}")
-    return _last_number(output) in wanted
+    accepted = [_last_number(answer) for answer in answers]
+    if None in accepted:
+        raise ValueError(f"no number in the reference {answers[accepted.index(None)]!r}")
+    return _last_number(output) in accepted
 
 
 def _streams(references: References) -> list[list[str]]:
-    """The k-th reference of every sample together, as sacrebleu wants them.
+    """Return lists of the k-th reference of every sample, which is sacrebleu's layout.
 
     A sample with fewer repeats its last one: both scores take the best or the clipped maximum over
     references, which a repetition does not change.
@@ -140,12 +142,15 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _words(text: str) -> list[str]:
-    """Lower case, then no punctuation, then no articles: SQuAD's order, so that "the," is one."""
+    """Return the words of a text in lower case, without punctuation and articles.
+
+    That is SQuAD's order: "the," is an article.
+    """
     return [w for w in text.lower().translate(_NO_PUNCTUATION).split() if w not in _ARTICLES]
 
 
-def _f1(said: list[str], words: list[str]) -> float:
-    if not (said and words):  # SQuAD 2.0: nothing is matched by nothing alone
-        return float(said == words)
-    shared = (Counter(said) & Counter(words)).total()
-    return 2 * shared / (len(said) + len(words))
+def _f1(words: list[str], reference: list[str]) -> float:
+    if not (words and reference):  # SQuAD 2.0: only an empty output matches an empty answer
+        return float(words == reference)
+    shared = (Counter(words) & Counter(reference)).total()
+    return 2 * shared / (len(words) + len(reference))

@@ -1,15 +1,16 @@
-"""What may be concluded from a run: intervals, one p-value, and how far two outputs agree.
+"""Statistics of a run: intervals, one p-value, and how far two outputs agree.
 
-The prompt is the unit of resampling everywhere. Tokens of one output share its difficulty, and the
-two decoders of a pair share the prompt and the machine's mood, so only whole pairs are drawn. Every
-function is deterministic in its seed. numpy alone: tables are made where torch is not installed.
+- The prompt is the unit of resampling. Tokens of one output share its difficulty, and the two
+  decoders of a pair share the prompt and the state of the machine, so only whole pairs are drawn.
+- Every function is deterministic in its seed.
+- numpy alone: tables are made where torch is not installed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ EXACT_UP_TO = 14  # differences: 2^14 sign patterns cost less than the Monte Car
 
 
 class Cost(NamedTuple):
-    """What one generation took."""
+    """The time and the tokens of one generation."""
 
     seconds: float
     tokens: int
@@ -39,11 +40,11 @@ def speedup(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Seconds a token of the reference over those of the decoder, from sums; paired by position.
+    """Return the reference's seconds per token over the decoder's, from sums; paired by position.
 
     The interval is a paired bootstrap over prompts. Raises ValueError where there are no pairs, the
-    lists differ in length, or a cost is not above zero: a prompt that yielded no token says nothing
-    about speed, and its pair is to be dropped.
+    lists differ in length, or a cost is not above zero: a prompt without tokens has no speed, and
+    its pair must be dropped.
     """
     pairs = np.hstack(_paired(reference, decoder))
     estimates = _cost_ratio(_resampled_means(pairs, draws, seed))
@@ -51,7 +52,7 @@ def speedup(
 
 
 def ratio_of_mean_speeds(reference: Sequence[Cost], decoder: Sequence[Cost]) -> float:
-    """Spec-Bench's speedup (Xia et al. 2024): the decoder's mean tokens/s over the reference's.
+    """Return Spec-Bench's speedup (Xia et al. 2024): mean tokens/s over the reference's mean.
 
     For comparison with that leaderboard only: a few very fast prompts weigh more than their share
     of the time. Raises ValueError as `speedup` does.
@@ -60,19 +61,10 @@ def ratio_of_mean_speeds(reference: Sequence[Cost], decoder: Sequence[Cost]) -> 
     return float(np.mean(new[:, 1] / new[:, 0]) / np.mean(old[:, 1] / old[:, 0]))
 
 
-def mean_interval(
-    values: Sequence[float], *, draws: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """The mean of one value a prompt. Raises ValueError for no values or one that is not finite."""
-    column = _finite(values)[:, None]
-    estimates = _resampled_means(column, draws, seed)[:, 0]
-    return _interval(column.mean(), estimates, len(column), level)
-
-
 def ratio_interval(
     parts: Sequence[tuple[float, float]], *, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """The sum of the first over the sum of the second, one pair a prompt: tokens a step, say.
+    """Return the sum of the first over the sum of the second, one pair a prompt: tokens per step.
 
     Raises ValueError for no pairs, one that is not finite, or a second part that is not above zero.
     """
@@ -85,7 +77,7 @@ def ratio_interval(
 
 
 def sign_flip_p(differences: Sequence[float], *, draws: int = 20000, seed: int = 0) -> float:
-    """One-sided p-value that the mean of `differences`, one a prompt, is above 0.
+    """Return the one-sided p-value that the mean of `differences`, one a prompt, is above 0.
 
     Under the null hypothesis each sign is a coin's. All 2^n patterns for n <= 14; beyond, (1 + k) /
     (1 + draws) for the k of `draws` random ones that reach the observed mean, which is never 0
@@ -99,10 +91,12 @@ def sign_flip_p(differences: Sequence[float], *, draws: int = 20000, seed: int =
     return float((1 + np.count_nonzero(_reaches(flipped, d))) / (1 + draws))
 
 
-def agreement(a: Sequence, b: Sequence) -> int:
-    """Tokens (or characters) before the first divergence: the length of the common prefix."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+def agreement(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Return the tokens (or characters) before the first divergence, the common prefix's length."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
 
 
 def _paired(reference: Sequence[Cost], decoder: Sequence[Cost]) -> tuple[np.ndarray, np.ndarray]:
@@ -111,15 +105,15 @@ def _paired(reference: Sequence[Cost], decoder: Sequence[Cost]) -> tuple[np.ndar
     return _costs(reference, "reference"), _costs(decoder, "decoder")
 
 
-def _costs(costs: Sequence[Cost], whose: str) -> np.ndarray:
-    """[n, 2]: seconds, tokens."""
+def _costs(costs: Sequence[Cost], name: str) -> np.ndarray:
+    """Return [n, 2]: seconds, tokens."""
     for i, (seconds, tokens) in enumerate(costs):
         if not (0 < seconds < math.inf and tokens > 0):
-            raise ValueError(f"{whose}[{i}] is {seconds} s for {tokens} tokens: drop this pair")
+            raise ValueError(f"{name}[{i}] is {seconds} s for {tokens} tokens: drop this pair")
     return _finite(costs)
 
 
-def _finite(values: Sequence) -> np.ndarray:
+def _finite(values: Sequence[Any]) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if not len(array):
         raise ValueError("no values to estimate from")
@@ -129,28 +123,31 @@ def _finite(values: Sequence) -> np.ndarray:
 
 
 def _cost_ratio(rows: np.ndarray) -> np.ndarray:
-    """[..., 4] -> [...]. Columns: seconds, tokens, twice; means do as well as sums."""
-    old_s, old_n, new_s, new_n = np.moveaxis(rows, -1, 0)
-    return (old_s / old_n) / (new_s / new_n)
+    """Return [...] of [..., 4]: reference seconds and tokens, decoder seconds and tokens.
+
+    Means serve as well as sums.
+    """
+    reference_seconds, reference_tokens, seconds, tokens = np.moveaxis(rows, -1, 0)
+    return (reference_seconds / reference_tokens) / (seconds / tokens)
 
 
 def _resampled_means(rows: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """[n, k] -> [draws, k]: column means of n whole rows drawn with replacement."""
+    """Return [draws, k]: column means of n whole rows of [n, k], drawn with replacement."""
     picks = np.random.default_rng(seed).integers(len(rows), size=(draws, len(rows)))
     return rows[picks].mean(axis=1)
 
 
 def _interval(value: np.ndarray, estimates: np.ndarray, n: int, level: float) -> Interval:
-    if n == 1:  # every resample is the sample itself: a width of zero would be a lie
+    if n == 1:  # every resample is the sample itself: its width of zero would mislead
         return Interval(float(value), math.nan, math.nan)
     low, high = np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
 
 
 def _reaches(flipped: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """[m, n] 0/1 -> [m]: is the mean, those signs flipped, at least the observed one?
+    """Return [m]: whether the mean with the signs of a row of [m, n] flipped reaches the observed.
 
-    It is exactly where the flipped differences sum to at most 0. The slack keeps ties, which equal
-    differences make common, from being broken by rounding.
+    It does exactly where the flipped differences sum to at most 0. The slack keeps ties, which
+    equal differences make common, from being broken by rounding.
     """
     return flipped @ d <= 1e-12 * np.abs(d).sum()

@@ -1,8 +1,11 @@
-"""A task: a card, its samples from one of several sources, and how its outputs are scored.
+"""Tasks: a card, its samples from one of several sources, and the metric that scores its outputs.
 
-A card is YAML with lm-eval's key names where they exist. Where samples come from is never guessed twice: `hub` (the
-real data at a pinned revision), `spec-bench=FILE`, a JSONL file of the user's, or `bundled` (written for this suite).
-The source and a hash of exactly what was asked stand in every record, and `gsm8k@bundled` never passes for gsm8k.
+- A card is YAML, with lm-eval's key names where they exist. Its templates run in a sandbox (see
+  `templates`).
+- Sources: `hub` (the real data at a pinned revision), `spec-bench=FILE`, a JSONL file of the
+  user, or `bundled` (written for this suite). `auto` is resolved once, at the start of a run.
+- Every record names the source and the hash of exactly these prompts and answers: `gsm8k@bundled`
+  never passes for gsm8k.
 """
 
 from __future__ import annotations
@@ -12,23 +15,28 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fspad_bench.decoders import registry
 from fspad_bench.errors import BenchError, near
+from fspad_bench.util import registry
 from fspad_bench.util.paths import data_folder
 
 HUB_SAMPLES = 80
 SPEC_BENCH = "spec-bench="
+EXAMPLE = "see tasks/gsm8k.yaml for a complete card"
+ONE_A_LINE = "write one JSON object a line"
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a task is. `doc_to_text` holds one template a turn; `doc_to_target`, if any, gives the accepted answers."""
+    """The definition of a task.
+
+    `doc_to_text` holds one template a turn; `doc_to_target`, if any, is the expression of the
+    accepted answers. `sha256` is the hash of the card's file.
+    """
 
     task: str
     title: str
@@ -44,11 +52,14 @@ class Card:
     revision: str
     license: str
     version: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class Question:
-    """The user's turns of one sample and the accepted answers to the last of them (none where nothing is scored)."""
+    """The user's turns of one sample, and the accepted answers to the last turn: none where nothing
+    is scored.
+    """
 
     id: str
     turns: list[str]
@@ -57,7 +68,7 @@ class Question:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A card with the samples that a run asks of it, in order."""
+    """A card with its samples, in the order of the run."""
 
     card: Card
     source: str
@@ -66,61 +77,68 @@ class TaskData:
 
 
 def card_names() -> dict[str, str]:
-    """Every task and its title; reads the cards, imports nothing heavy."""
-    return {name: load_card(name).title for name in [*_built_in(), *registry.names(registry.TASKS)]}
+    """Return every task and its title. Reads the cards and imports nothing heavy."""
+    names = [*_built_in(), *registry.names(registry.TASKS)]
+    return {name: load_card(name).title for name in names}
 
 
 def load_card(name: str) -> Card:
-    """A built-in card, one that an entry point names by its path, or any file `*.yaml`."""
+    """Return a built-in card, one whose path an entry point names, or that of a file `*.yaml`."""
     built_in = _built_in()
-    other = registry.names(registry.TASKS)
-    if name in built_in and name in other:
+    plugins = registry.names(registry.TASKS)
+    if name in built_in and name in plugins:
         raise BenchError(
-            f"the task '{name}' is built in, and {other[name]} claims its name", "give it another"
+            f"the task '{name}' is built in, and {plugins[name]} claims its name",
+            "rename the other one, or uninstall its package",
         )
-    if name in other:
+    if name in plugins:
         return read_card(Path(registry.resolve(registry.TASKS, name)))
-    if name not in built_in and (path := Path(name).expanduser()).suffix in (".yaml", ".yml"):
+    if name in built_in:
+        return read_card(built_in[name])
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml"):
         return read_card(path)
-    if name not in built_in:
-        raise BenchError(f"unknown task '{name}'", near(name, [*built_in, *other]))
-    return read_card(built_in[name])
+    raise BenchError(f"unknown task '{name}'", near(name, [*built_in, *plugins]))
 
 
 def read_card(path: Path) -> Card:
-    """A YAML file as a card. Raises BenchError naming the key that is missing."""
+    """Return the card of a YAML file. Raises BenchError naming the key that is missing."""
     try:
-        text = yaml.safe_load(path.read_text(encoding="utf-8"))
-        turns = text["doc_to_text"]
-        return Card(
-            task=text["task"],
-            title=text["title"],
-            doc_to_text=[turns] if isinstance(turns, str) else turns,
-            doc_to_target=text.get("doc_to_target", ""),
-            score=text.get("score", ""),
-            max_new_tokens=text["max_new_tokens"],
-            bundled=path.parent / text["bundled"],
-            spec_bench=text.get("spec_bench", []),
-            dataset_path=text.get("dataset_path", ""),
-            dataset_name=text.get("dataset_name"),
-            test_split=text.get("test_split", ""),
-            revision=text.get("revision", ""),
-            license=text["license"],
-            version=text["metadata"]["version"],
-        )
+        content = path.read_bytes()
+        return _card(yaml.safe_load(content.decode()), path, hashlib.sha256(content).hexdigest())
     except KeyError as error:
-        raise BenchError(
-            f"the card {path} lacks the key {error}", "see tasks/gsm8k.yaml for a whole one"
-        ) from error
-    except (OSError, TypeError, yaml.YAMLError) as error:
+        raise BenchError(f"the card {path} lacks the key {error}", EXAMPLE) from error
+    except (OSError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise BenchError(
-            f"cannot read the card {path}: {reason}", "see tasks/gsm8k.yaml for a whole one"
-        ) from error
+        raise BenchError(f"cannot read the card {path}: {reason}", EXAMPLE) from error
+
+
+def _card(text: dict[str, Any], path: Path, sha256: str) -> Card:
+    turns = text["doc_to_text"]
+    return Card(
+        task=text["task"],
+        title=text["title"],
+        doc_to_text=[turns] if isinstance(turns, str) else turns,
+        doc_to_target=text.get("doc_to_target", ""),
+        score=text.get("score", ""),
+        max_new_tokens=text["max_new_tokens"],
+        bundled=path.parent / text["bundled"],
+        spec_bench=text.get("spec_bench", []),
+        dataset_path=text.get("dataset_path", ""),
+        dataset_name=text.get("dataset_name"),
+        test_split=text.get("test_split", ""),
+        revision=text.get("revision", ""),
+        license=text["license"],
+        version=text["metadata"]["version"],
+        sha256=sha256,
+    )
 
 
 def resolve_source(wanted: str, tasks: Iterable[Card]) -> dict[str, str]:
-    """For each task the source it will use. `auto` is the hub where it answers, and what is bundled elsewhere."""
+    """Return the source of each task.
+
+    `auto` is the hub where it answers, and the bundled samples elsewhere.
+    """
     if wanted != "auto":
         return {card.task: wanted for card in tasks}
     reachable = hub_reachable()
@@ -128,7 +146,7 @@ def resolve_source(wanted: str, tasks: Iterable[Card]) -> dict[str, str]:
 
 
 def hub_reachable(seconds: float = 5.0) -> bool:
-    """Whether the hub answers within a few seconds; never asked in offline mode."""
+    """Return whether the hub answers within a few seconds. In offline mode nothing is requested."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -136,13 +154,13 @@ def hub_reachable(seconds: float = 5.0) -> bool:
         return False
     try:
         huggingface_hub.HfApi().dataset_info("openai/gsm8k", timeout=seconds)
-    except Exception:  # whatever stands in the way, the answer is no
+    except Exception:  # any failure means no
         return False
     return True
 
 
 def load(card: Card, source: str, limit: int | None) -> TaskData:
-    """The samples of a task: `limit` of them, evenly spaced, or all."""
+    """Return the samples of a task: `limit` of them, evenly spaced, or all."""
     questions = _questions(card, source)
     if limit is not None and limit < len(questions):
         questions = [questions[i * len(questions) // limit] for i in range(limit)]
@@ -151,14 +169,27 @@ def load(card: Card, source: str, limit: int | None) -> TaskData:
     return TaskData(card, _label(source), hashlib.sha256(content.encode()).hexdigest(), questions)
 
 
+def prompts_of(sources: Sequence[str]) -> dict[str, list[str]]:
+    """Return `task@source` -> every turn of its questions, for each source that has the task."""
+    prompts = {}
+    for name in card_names():
+        card = load_card(name)
+        for source in sources:
+            if source.startswith(SPEC_BENCH) and not card.spec_bench:
+                continue
+            questions = load(card, source, None).questions
+            prompts[f"{name}@{source}"] = [turn for q in questions for turn in q.turns]
+    return prompts
+
+
 def _check_ids(card: Card, questions: list[Question]) -> None:
-    """Raise BenchError for an id used twice: records know a sample by it."""
+    """Raise BenchError for an id used twice: records tell samples apart by it."""
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
             raise BenchError(
                 f"two samples of {card.task} are called '{question.id}'",
-                "give each an `id` of its own",
+                "give each sample its own `id`",
             )
         seen.add(question.id)
 
@@ -176,22 +207,25 @@ def _questions(card: Card, source: str) -> list[Question]:
         return _from_hub(card)
     if source.startswith(SPEC_BENCH):
         return _from_spec_bench(card, Path(os.path.expanduser(source.removeprefix(SPEC_BENCH))))
-    path = Path(os.path.expanduser(source))  # Path.expanduser raises where there is no such user
+    path = Path(os.path.expanduser(source))  # Path.expanduser raises for an unknown user
     if not path.exists() and ("=" in source or not path.suffix):
         raise BenchError(
             f"unknown data source '{source}'",
-            "auto, hub, bundled, spec-bench=FILE, or a JSONL file",
+            "give auto, hub, bundled, spec-bench=FILE, or a JSONL file",
         )
     return [_from_doc(card, doc, where) for where, doc in read_jsonl(path)]
 
 
 def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of every line. Raises BenchError where the file is missing, empty, or not JSONL."""
+    """Return (file:line, object) of every line.
+
+    Raises BenchError for a file that is missing, empty, or not JSONL.
+    """
     if not path.is_file():
         raise BenchError(
             f"no such data file: {path}", "give the path of a JSONL file, or --data bundled"
         )
-    found = []
+    docs = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         where = f"{path}:{number}"
         if not line.strip():
@@ -199,90 +233,60 @@ def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
         try:
             doc = json.loads(line)
         except ValueError as error:
-            raise BenchError(f"{where}: not JSON: {error}", "one JSON object a line") from error
+            raise BenchError(f"{where}: not JSON: {error}", ONE_A_LINE) from error
         if not isinstance(doc, dict):
-            raise BenchError(f"{where}: not a JSON object", "one JSON object a line")
-        found.append((where, doc))
-    if not found:
-        raise BenchError(f"{path} is empty", "one JSON object a line")
-    return found
+            raise BenchError(f"{where}: not a JSON object", ONE_A_LINE)
+        docs.append((where, doc))
+    if not docs:
+        raise BenchError(f"{path} is empty", ONE_A_LINE)
+    return docs
 
 
 def _from_doc(card: Card, doc: dict[str, Any], where: str) -> Question:
-    """A document by the card's templates; a document with `turns` brings its own. A null field is a missing one."""
+    """Return the question of a document, by the card's templates or its own `turns`.
+
+    Null fields count as missing.
+    """
+    from fspad_bench.benchmark import templates
+
     doc = {name: value for name, value in doc.items() if value is not None}
-    turns = (
-        _turns(doc, where)
-        if "turns" in doc
-        else [_render(template, doc, where) for template in card.doc_to_text]
-    )
+    if "turns" in doc:
+        turns = _turns(doc, where)
+    else:
+        turns = [templates.render(template, doc, where) for template in card.doc_to_text]
     answers = _answers(doc, card, where) if card.score else []
-    name = str(doc.get("id", hashlib.sha256("\n".join(turns).encode()).hexdigest()[:12]))
-    return Question(name, turns, answers)
+    name = doc.get("id", hashlib.sha256("\n".join(turns).encode()).hexdigest()[:12])
+    return Question(str(name), turns, answers)
 
 
 def _turns(doc: dict[str, Any], where: str) -> list[str]:
     turns = _field(doc, "turns", where)
-    if (
-        not isinstance(turns, list)
-        or not turns
-        or not all(isinstance(turn, str) and turn.strip() for turn in turns)
-    ):
+    if not (isinstance(turns, list) and turns and all(map(_is_text, turns))):
         raise BenchError(
-            f"{where}: `turns` is no list of texts: {str(turns)[:60]!r}",
-            'such as {"turns": ["Hello!"]}',
+            f"{where}: `turns` is not a list of texts: {str(turns)[:60]!r}",
+            'write it such as {"turns": ["Hello!"]}',
         )
     return turns
 
 
+def _is_text(turn: object) -> bool:
+    return isinstance(turn, str) and bool(turn.strip())
+
+
 def _answers(doc: dict[str, Any], card: Card, where: str) -> list[str]:
-    if "turns" in doc and "answers" not in doc:
-        return []
-    found = doc["answers"] if "turns" in doc else _evaluate(card.doc_to_target, doc, where)
-    return [str(answer) for answer in found] if isinstance(found, list | tuple) else [str(found)]
+    from fspad_bench.benchmark import templates
 
-
-def _render(template: str, doc: dict[str, Any], where: str) -> str:
-    import jinja2
-
-    try:
-        return _template(template).render(doc)
-    except (jinja2.UndefinedError, TypeError) as error:
-        raise BenchError(f"{where}: {error}", f"the task's prompt is {template!r}") from error
-
-
-def _evaluate(expression: str, doc: dict[str, Any], where: str) -> Any:
-    """A jinja expression as an object, for targets that are lists."""
-    import jinja2
-
-    try:
-        value = _expression(expression)(doc)
-    except jinja2.UndefinedError:  # a part of a part that is missing
-        value = None
-    if value is None:
-        raise BenchError(
-            f"{where}: the field of the answer ({expression}) is missing",
-            "or score nothing: give `turns`",
-        )
-    return value
-
-
-@cache
-def _template(text: str) -> Any:
-    import jinja2
-
-    return jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
-
-
-@cache
-def _expression(text: str) -> Any:
-    import jinja2
-
-    return jinja2.Environment().compile_expression(text)
+    if "turns" not in doc:
+        answers = templates.evaluate(card.doc_to_target, doc, where)
+    else:
+        answers = doc.get("answers", [])
+    return [str(answer) for answer in (answers if isinstance(answers, list | tuple) else [answers])]
 
 
 def _from_spec_bench(card: Card, path: Path) -> list[Question]:
-    """Spec-Bench's question file: prompts are baked into `turns`; `reference` comes in three shapes."""
+    """Read Spec-Bench's question file: `turns` are whole prompts, `reference` comes in three
+    shapes.
+    """
     rows = [
         (where, doc)
         for where, doc in read_jsonl(path)
@@ -303,29 +307,40 @@ def _from_spec_bench_row(card: Card, doc: dict[str, Any], where: str) -> Questio
 
 def _field(doc: dict[str, Any], name: str, where: str) -> Any:
     if name not in doc:
-        raise BenchError(
-            f"{where}: lacks the field '{name}'", "is this Spec-Bench's question.jsonl?"
-        )
+        raise BenchError(f"{where}: lacks the field '{name}'", "give Spec-Bench's question.jsonl")
     return doc[name]
 
 
 def _flat(reference: Sequence[Any] | None) -> list[str]:
-    """`[str]`, or `[[str, ...]]` where several answers are accepted."""
+    """Return the accepted answers of a reference: a text, `[str]`, or `[[str, ...]]` where several
+    are accepted.
+
+    Of several turns' references the first counts.
+    """
     first = reference if isinstance(reference, str) else (reference or [[]])[0]
     return [str(answer) for answer in first] if isinstance(first, list) else [str(first)]
 
 
 def _from_hub(card: Card) -> list[Question]:
-    """The real data at the card's revision: the rows with the lowest sha256 of their first turn."""
+    """Return the real data at the card's revision: the rows with the lowest sha256 of their first
+    turn.
+    """
     if not card.dataset_path:
         raise BenchError(
             f"task '{card.task}' has no data set on the hub",
             "use --data bundled or spec-bench=FILE",
         )
+    rows = _hub_rows(card)
+    every = (_from_doc(card, {**row, "id": None}, card.dataset_path) for row in rows)
+    questions = {question.id: question for question in every}  # some data sets repeat rows
+    return sorted(questions.values(), key=_first_turn_hash)[:HUB_SAMPLES]
+
+
+def _hub_rows(card: Card) -> Iterable[dict[str, Any]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(
+        return datasets.load_dataset(
             card.dataset_path, card.dataset_name, split=card.test_split, revision=card.revision
         )
     except Exception as error:  # datasets raises whatever its transport raised
@@ -334,11 +349,10 @@ def _from_hub(card: Card) -> list[Question]:
             f"cannot load {card.dataset_path}@{card.revision[:7]} from the hub: {reason}",
             "without a network use --data bundled, or spec-bench=FILE",
         ) from error
-    made = (_from_doc(card, {**row, "id": None}, card.dataset_path) for row in rows)
-    questions = {question.id: question for question in made}.values()  # some data sets repeat rows
-    return sorted(questions, key=lambda q: hashlib.sha256(q.turns[0].encode()).hexdigest())[
-        :HUB_SAMPLES
-    ]
+
+
+def _first_turn_hash(question: Question) -> str:
+    return hashlib.sha256(question.turns[0].encode()).hexdigest()
 
 
 def _built_in() -> dict[str, Path]:

@@ -1,1 +1,1 @@
-"""The command line: one module a verb, its arguments and its body together."""
+"""The command line: one module per verb, holding its arguments and its body."""

@@ -1,1 +1,4 @@
-"""What speculative decoding is: the tree, the sampler, the rules of verification and the loop. Torch only."""
+"""What speculative decoding is.
+
+The tree, the sampler, the rules of verification and the loop. Torch only.
+"""

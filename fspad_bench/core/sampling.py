@@ -1,8 +1,10 @@
-"""What the target says next: the argmax, or the argmax of processed logits plus noise keyed by position.
+"""Sampling from the target: the argmax, or the argmax of processed logits plus noise keyed by
+position.
 
-The noise of a token depends on (seed, what is being generated, absolute position, token id) and on nothing else. So
-whoever asks, and however many nodes of a tree are asked about the same position, the answer is the one that vanilla
-would have heard: lossless becomes equality. Processors come in transformers' order: temperature, top-k, top-p.
+- The noise of a token depends on (seed, stream, absolute position, token id) and on nothing else.
+  However many nodes of a tree are sampled at the same position, each gets the token that vanilla
+  would have got there: lossless becomes equality.
+- Processors come in transformers' order: temperature, top-k, top-p.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ COLDEST = 1e-6
 
 
 def mix_(x: Tensor) -> Tensor:
-    """In place, a bijection of 32-bit integers whose every output bit depends on every input bit.
+    """Mix in place: a bijection of 32-bit integers whose every output bit depends on every input
+    bit.
 
-    The two-round multiply-xorshift finaliser with the constants of Wellons' `lowbias32`. The bits live in int32,
-    whose products wrap; a shift must shed the copies of the sign.
+    The two-round multiply-xorshift finaliser with the constants of Wellons' `lowbias32`. The bits
+    live in int32, whose products wrap; a shift must shed the copies of the sign.
     """
     x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
     x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(signed(0x846CA68B))
@@ -33,29 +36,36 @@ def mix_(x: Tensor) -> Tensor:
 
 
 def mix(word: int) -> int:
-    """The same bijection of one unsigned word."""
+    """Apply the same bijection to one unsigned word."""
     word = (word ^ word >> 16) * 0x7FEB352D & MASK
     word = (word ^ word >> 15) * 0x846CA68B & MASK
     return word ^ word >> 16
 
 
 def hash32(key: tuple[int, int], position: int, token: Tensor) -> Tensor:
-    """32 bits, as int32, for each token id at an absolute position; the same on every device."""
+    """Return 32 bits, as int32, for each token id at an absolute position.
+
+    Identical on every device.
+    """
     row = mix((position + key[0]) & MASK)
     return mix_(mix_(token.to(torch.int32) ^ signed(row)).add_(signed(mix(row ^ key[1]))))
 
 
 def hash32_rows(first: Tensor, second: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-    """The same for all of `tokens [V]` at each of `positions [N]`, `[N, V]`; the key's halves are int32 tensors."""
+    """Return `hash32` of all `tokens [V]` at each of `positions [N]`.
+
+    `[N, V]`. The key's halves are int32 tensors.
+    """
     row = mix_((positions.to(torch.int32) + first)[:, None])
     return mix_(mix_(tokens.to(torch.int32) ^ row).add_(mix_(row ^ second)))
 
 
 def gumbel(h: Tensor) -> Tensor:
-    """32 hash bits -> a standard Gumbel variate, float32, finite for every h.
+    """Turn 32 hash bits into a standard Gumbel variate, float32, finite for every h.
 
-    w = (h + 1/2) 2^-32 is uniform, E = -log(1 - w) exponential, G = -log E. In float32 w would round to 1 for the
-    128 largest h, and E to infinity, hence the bound. The halves of h are exact in float32, so w is rounded once.
+    w = (h + 1/2) 2^-32 is uniform, E = -log(1 - w) exponential, G = -log E. In float32 w would
+    round to 1 for the 128 largest h, and E to infinity, hence the bound. The halves of h are exact
+    in float32, so w is rounded once.
     """
     high = ((h >> 16) & 0xFFFF).to(torch.float32).mul_(2.0**-16)
     low = (h & 0xFFFF).to(torch.float32).add_(0.5).mul_(2.0**-32)
@@ -64,15 +74,18 @@ def gumbel(h: Tensor) -> Tensor:
 
 
 def signed(word: int) -> int:
-    """An unsigned 32-bit integer as the int32 of the same bits."""
+    """Return an unsigned 32-bit integer as the int32 of the same bits."""
     return word - (1 << 32) if word >> 31 else word
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """The target's law and its noise. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing.
+    """The settings by which tokens are drawn from the target.
 
-    `stream` names what is generated (task, sample, turn, repeat), so that no two generations share noise.
+    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing.
+
+    `stream` names the generation (task, sample, turn, repeat), so that no two generations share
+    noise.
     """
 
     temperature: float = 0.0
@@ -98,8 +111,12 @@ class Sampler:
                 f"top-p {self.top_p} is out of range", "it lies above 0 and at most at 1"
             )
 
+    @property
+    def greedy(self) -> bool:
+        return not self.temperature
+
     def streamed(self, stream: str) -> Sampler:
-        """The same law with the noise of another generation."""
+        """Return a sampler of the same settings with the noise of another generation."""
         return replace(self, stream=stream)
 
     @cached_property
@@ -108,25 +125,26 @@ class Sampler:
         return int.from_bytes(digest[:4]), int.from_bytes(digest[4:])
 
     def noise(self, position: int, tokens: Tensor) -> Tensor:
-        """The Gumbel variates of `tokens` at `position`, in their shape, float32."""
+        """Return the Gumbel variates of `tokens` at `position`, in their shape, float32."""
         return gumbel(hash32(self.key, position, tokens))
 
     def next(self, logits: Tensor, position: int) -> int:
-        """The token at absolute `position`, given the target's logits `[V]` before it."""
-        if not self.temperature:
+        """Return the token at absolute `position`, given the target's logits `[V]` before it."""
+        if self.greedy:
             return int(_wide(logits).argmax())
         scores, tokens = self.process(logits)
         return int(tokens[(scores + self.noise(position, tokens)).argmax()])
 
     def dice(self, position: int, purpose: str) -> Dice:
-        """Draws that owe nothing to `noise`, for what happens in the round at `position`."""
+        """Return draws that are independent of `noise`, for the step at `position`."""
         return Dice(self.streamed(f"{self.stream}\n{purpose}").key, position)
 
     def process(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """logits `[V]` -> (scores `[K]`, token ids `[K]`): what the cuts leave, in float32 or wider.
+        """Apply the cuts: logits `[V]` -> (scores `[K]`, token ids `[K]`), in float32 or wider.
 
-        Scores are logits over temperature: processed log-probabilities but for a constant. At a cut the order is
-        (score descending, token id ascending), where transformers keeps every token that ties.
+        Scores are logits over temperature: processed log-probabilities but for a constant. At a cut
+        the order is (score descending, token id ascending), where transformers keeps every token
+        that ties.
         """
         scores = _wide(logits) / self.temperature
         if self.top_p == 1 and not 0 < self.top_k < len(scores):
@@ -143,22 +161,24 @@ class Sampler:
         return best[:kept], tokens[:kept]
 
     def _nucleus(self, best: Tensor, total: Tensor) -> int:
-        """How many of `best`, descending, have less than top-p of the mass of `total` above them; at least one."""
+        """Count the `best`, descending, that have less than top-p of the mass of `total` above
+        them; at least one.
+        """
         mass = torch.exp((best - total.logsumexp(0)).to(torch.float64))
         above = mass.cumsum(0) - mass
         return max(1, int((above < self.top_p).sum()))
 
-    def law(self, logits: Tensor) -> Tensor:
-        """The processed probabilities over the whole vocabulary, `[V]`, in float64."""
-        if not self.temperature:
+    def distribution(self, logits: Tensor) -> Tensor:
+        """Return the processed probabilities over the whole vocabulary, `[V]`, in float64."""
+        if self.greedy:
             return torch.nn.functional.one_hot(logits.argmax(), len(logits)).to(torch.float64)
         scores, tokens = self.process(logits)
-        law = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
-        return law.scatter_(0, tokens, scores.to(torch.float64).softmax(0))
+        p = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+        return p.scatter_(0, tokens, scores.to(torch.float64).softmax(0))
 
 
 class Dice:
-    """A sequence of independent uniforms, keyed by what is generated and by the position of the round."""
+    """A sequence of independent uniforms, keyed by the generation and the step's position."""
 
     def __init__(self, key: tuple[int, int], position: int) -> None:
         self.key = key
@@ -166,16 +186,19 @@ class Dice:
         self.rolls = 0
 
     def draw(self, p: Tensor) -> int:
-        """An index of the law p `[V]`, by inverting its distribution; never one of probability 0."""
+        """Draw an index from p `[V]` by inverting its cumulative sum.
+
+        Never one of probability 0.
+        """
         mass = p.cumsum(0)
-        found = int(torch.searchsorted(mass, self.uniform() * mass[-1], right=True))
-        return min(found, int(p.nonzero()[-1]))  # where rounding put the uniform on the very end
+        index = int(torch.searchsorted(mass, self.uniform() * mass[-1], right=True))
+        return min(index, int(p.nonzero()[-1]))  # where rounding put the uniform on the very end
 
     def accept(self, probability: float) -> bool:
         return self.uniform() < probability
 
     def uniform(self) -> float:
-        """Uniform on (0, 1), from two words of 32 bits."""
+        """Return a uniform variate on (0, 1), from two words of 32 bits."""
         pair = torch.arange(2 * self.rolls, 2 * self.rolls + 2)
         low, high = ((word & MASK) for word in hash32(self.key, self.position, pair).tolist())
         self.rolls += 1
@@ -183,12 +206,15 @@ class Dice:
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """In float32 at least: exact, and on a CPU an argmax is five times as fast there as in bfloat16."""
+    """Return the logits in float32 at least.
+
+    Exact, and on a CPU argmax is five times as fast as in bfloat16.
+    """
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _leading(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The first `size` of `scores` by (score descending, token id ascending), and their ids."""
+    """Return the first `size` scores by (score descending, token id ascending), and their ids."""
     if size == len(scores):
         return torch.sort(scores, descending=True, stable=True)
     edge = scores.topk(size, sorted=False).values.min()

@@ -1,8 +1,11 @@
-"""The one data structure of the field: draft tokens as a tree.
+"""The draft tree: candidate tokens, each with a parent.
 
-Node 0 is the last committed token, already final; every other node is a guess at what follows its parent. A parent
-precedes its children and siblings differ, so a node is known by the path that leads to it. From the parents
-follow the ancestor bits, which mask attention, and the children, which verification walks.
+- Node 0, the root, is the last committed token; every other node is a guess at what follows its
+  parent.
+- A parent precedes its children and siblings differ, so a node is known by the path that leads to
+  it.
+- The parents give the ancestor bits, which mask attention, and the children, which verification
+  walks.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ WORD = 64
 class Tree:
     """`tokens[i]` follows `tokens[parents[i]]`; `parents[0] == -1`.
 
-    `q`, where a drafter draws its children, is the law that each node's first child was drawn from, `[N, V]`; the
-    next ones were drawn from what is left of it, without replacement, in the order of the nodes.
-    Raises ValueError when a parent does not precede its child or two siblings carry the same token.
+    `q [N, V]`, where a drafter draws its children: the distribution that each node's first child
+    was drawn from; the next ones were drawn from what is left of it, without replacement, in the
+    order of the nodes. Raises ValueError when a parent does not precede its child or two siblings
+    carry the same token.
     """
 
     tokens: Sequence[int]
@@ -40,17 +44,17 @@ class Tree:
 
     @classmethod
     def root(cls, token: int) -> Tree:
-        """The tree of vanilla decoding: one node."""
+        """Return the tree of vanilla decoding: one node."""
         return cls((token,), (-1,))
 
     @classmethod
     def chain(cls, token: int, draft: Sequence[int]) -> Tree:
-        """`token`, then `draft` one after the other."""
+        """Return `token` followed by `draft`, one after the other."""
         return cls((token, *draft), range(-1, len(draft)))
 
     @classmethod
     def from_paths(cls, token: int, paths: Sequence[Sequence[int]]) -> Tree:
-        """The trie of several continuations of `token`."""
+        """Return the trie of several continuations of `token`."""
         tokens = [token]
         parents = [-1]
         nodes = {}
@@ -69,16 +73,16 @@ class Tree:
 
     @cached_property
     def children(self) -> dict[tuple[int, int], int]:
-        """(node, token) -> the child of `node` that carries `token`."""
+        """Map (node, token) to the child of `node` that carries `token`."""
         return {(self.parents[i], self.tokens[i]): i for i in range(1, len(self.tokens))}
 
     @cached_property
     def offspring(self) -> list[list[int]]:
-        """The children of every node, in the order in which they were added."""
-        found: list[list[int]] = [[] for _ in self.tokens]
+        """The children of each node, in the order in which they were added."""
+        offspring: list[list[int]] = [[] for _ in self.tokens]
         for node, parent in enumerate(self.parents[1:], start=1):
-            found[parent].append(node)
-        return found
+            offspring[parent].append(node)
+        return offspring
 
     @cached_property
     def depths(self) -> list[int]:
@@ -91,25 +95,45 @@ class Tree:
     @cached_property
     def ancestry(self) -> list[int]:
         """One integer a node: bit j is set when j is an ancestor of the node or the node itself."""
-        rows = [1]
-        for node, parent in enumerate(self.parents[1:], start=1):
-            rows.append(rows[parent] | 1 << node)
-        return rows
+        ancestry: list[int] = []
+        extend_ancestry(ancestry, self.parents)
+        return ancestry
 
     @cached_property
     def bits(self) -> Tensor:
-        """`[N, ceil(N / 64)]` int64, the ancestry in words. Bit 63 is the sign: read with `(b >> j) & 1`."""
-        words = range(0, len(self), WORD)
-        signed = [[_signed(row >> shift) for shift in words] for row in self.ancestry]
-        return torch.tensor(signed, dtype=torch.int64)
+        """`[N, ceil(N / 64)]` int64, the ancestry in words.
+
+        Bit 63 is the sign: read with `(b >> j) & 1`.
+        """
+        return ancestor_bits(self.ancestry)
 
     def visible(self) -> Tensor:
-        """`[N, N]` bool: node i attends to node j."""
-        columns = torch.arange(len(self))
-        return (self.bits[:, columns // WORD] >> (columns % WORD)) & 1 == 1
+        """Return `[N, N]` bool: node i attends to node j."""
+        return unpack_bits(self.bits, len(self))
+
+
+def extend_ancestry(ancestry: list[int], parents: Sequence[int]) -> None:
+    """Append the ancestry of nodes with these parents, each an earlier node, or -1 for none."""
+    for parent in parents:
+        own = 1 << len(ancestry)
+        ancestry.append(own if parent < 0 else ancestry[parent] | own)
+
+
+def ancestor_bits(ancestry: Sequence[int]) -> Tensor:
+    """Return the ancestry of N nodes, one integer each, in words: `[N, ceil(N / 64)]` int64."""
+    shifts = range(0, len(ancestry), WORD)
+    return torch.tensor(
+        [[_signed(row >> shift) for shift in shifts] for row in ancestry], dtype=torch.int64
+    )
+
+
+def unpack_bits(bits: Tensor, columns: int) -> Tensor:
+    """Return ancestor bits `[N, W]` as bool `[N, columns]`."""
+    nodes = torch.arange(columns, device=bits.device)
+    return (bits[:, nodes // WORD] >> (nodes % WORD)) & 1 == 1
 
 
 def _signed(row: int) -> int:
-    """The lowest 64 bits of `row` as a two's complement integer."""
+    """Return the lowest 64 bits of `row` as a two's complement integer."""
     word = row & (1 << WORD) - 1
     return word - (1 << WORD) if word >> WORD - 1 else word

@@ -1,109 +1,189 @@
-"""A decoder by its label, ready to generate.
-
-A label is `name`, `name@preset` or `package.module:Class`, and `other=` in front of it gives it a name of its own, so
-that one run can compare a decoder with itself: `fspad,deep=fspad -D deep.depth=5`.
-"""
+"""A decoder by its label, ready to generate."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from fspad_bench.core.loop import Context, Drafter, Generation, Limit, Target, generate, rule_of
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import (
+    Context,
+    Drafter,
+    Engine,
+    Generation,
+    Limit,
+    Measurements,
+    Scope,
+    as_drafter,
+    as_engine,
+)
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
-from fspad_bench.decoders import registry
-from fspad_bench.decoders.registry import Label
-from fspad_bench.engine.device_loop import DeviceLoop, device_loop
+from fspad_bench.decoders.label import Label, read_options
+from fspad_bench.engine.device_loop import DeviceLoop, runs_on_device
 from fspad_bench.errors import BenchError, near
+from fspad_bench.util import registry
 from fspad_bench.util.paths import data_folder
 
+PACKAGE = "fspad_bench"
 
-@dataclass(frozen=True)
-class Method:
-    """A decoder ready to run: one with `propose` in our loop, one with `generate` (a foreign engine) as it is.
 
-    `loop` is our loop on the device, where target and decoder can do without the host.
+class Decoder:
+    """A decoder ready to run: a drafter in our loop, or an engine as it is.
+
+    `prepare` is called once before the first generation, by `generate` if by no other.
     """
 
-    label: str
-    decoder: Any
-    options: dict[str, Any]
-    loop: DeviceLoop | None = None
+    def __init__(
+        self,
+        label: str,
+        target: Any,
+        *,
+        drafter: Drafter | None = None,
+        engine: Engine | None = None,
+        options: dict[str, Any] | None = None,
+        files: dict[str, str] | None = None,
+    ) -> None:
+        self.label = label
+        self.target = target
+        self.drafter = drafter
+        self.engine = engine
+        self.given = options or {}
+        self.files = files or {}
+        self.prepared = False
+        self.measurements: Measurements | None = None
+        self._loop: DeviceLoop | None = None
 
-    def generate(
-        self, target: Target, sampler: Sampler, prompt: list[int], limit: Limit
-    ) -> Generation:
-        if self.loop:
-            return self.loop.generate(sampler, prompt, limit)
-        if hasattr(self.decoder, "propose"):
-            return generate(target, self.decoder, sampler, prompt, limit)
-        return self._foreign(prompt, sampler, limit)
+    @property
+    def options(self) -> dict[str, Any]:
+        """The settings that really run, and the hash of a foreign file.
+
+        They are those that the decoder has resolved, or else the options given.
+        """
+        resolved = self.drafter.settings() if self.drafter else {}
+        return (resolved or self.given) | self.files
+
+    @property
+    def scope(self) -> Scope:
+        return self.drafter.scope if self.drafter else "prompt"
 
     @property
     def verification(self) -> str:
-        """The rule that its trees are verified by: `own` for one of its making, `foreign` for an engine's business."""
-        if not hasattr(self.decoder, "propose"):
+        """The rule's name; `own`: a custom rule; `foreign`: an engine that verifies internally."""
+        if self.drafter is None:
             return "foreign"
-        return next(
-            (name for name, known in RULES.items() if rule_of(self.decoder) is known), "own"
-        )
+        rule = self.drafter.rule
+        return next((name for name, known in RULES.items() if rule is known), "own")
 
-    def _foreign(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
-        """Tokens and time as seen from outside; what part of it was decoding is the engine's word (0: not said)."""
+    def prepare(self, known: Measurements | None = None) -> None:
+        """Let the drafter measure and compile what it needs, or take what a resumed run has
+        `known`.
+        """
+        self.prepared = True
+        if self.drafter is None:
+            return
+        self.measurements = self.drafter.prepare(self.target, known)
+        on_device = self.drafter.device_drafter()
+        if on_device is not None and runs_on_device(self.target):
+            self._loop = DeviceLoop(self.target, on_device)
+
+    def on_host(self) -> Decoder:
+        """Return the same decoder with its steps run by the host, on a device too."""
+        assert self.drafter is not None
+        decoder = Decoder(self.label, self.target, drafter=self.drafter, options=self.given)
+        decoder.prepare()
+        decoder._loop = None
+        return decoder
+
+    @property
+    def loop(self) -> DeviceLoop | None:
+        """The loop on the device, where target and decoder need no host."""
+        if not self.prepared:
+            self.prepare()
+        return self._loop
+
+    def generate(
+        self, target: Any, sampler: Sampler, prompt: list[int], limit: Limit
+    ) -> Generation:
+        """Decode a prompt. An engine's answer is cut at the limit.
+
+        ValueError where it ends before it.
+        """
+        if self.drafter is None:
+            return self._by_engine(prompt, sampler, limit)
+        if self.loop:
+            return self.loop.generate(sampler, prompt, limit)
+        return generate(target, self.drafter, sampler, prompt, limit)
+
+    def _by_engine(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
+        """Time an engine from outside.
+
+        Which part was decoding is the engine's statement (0: not said).
+        """
+        assert self.engine is not None
         began = perf_counter()
-        made = self.decoder.generate(prompt, sampler, limit)
+        generation = self.engine.generate(prompt, sampler, limit)
         seconds = perf_counter() - began
-        tokens = limit.cut(
-            Context(list(prompt), len(prompt)), [int(token) for token in made.tokens]
-        )
-        if len(tokens) < limit.max_new_tokens and not (tokens and tokens[-1] in limit.stop_ids):
+        context = Context(list(prompt), len(prompt))
+        tokens = limit.cut(context, [int(token) for token in generation.tokens])
+        stopped = bool(tokens) and tokens[-1] in limit.stop_ids
+        if len(tokens) < limit.max_new_tokens and not stopped:
             raise ValueError(
                 f"{self.label} ended after {len(tokens)} tokens, neither at a stop nor at the limit"
             )
-        decode = min(seconds, made.decode_seconds)
-        # the prefill's token belongs to none
-        rounds = []
-        left = len(tokens) - 1
-        for committed in made.committed:
-            rounds.append(min(committed, left))
-            left -= rounds[-1]
-        times = {"prefill_seconds": seconds - decode, "decode_seconds": decode}
-        return replace(made, tokens=tokens, committed=[n for n in rounds if n], **times)
+        decode = min(seconds, generation.decode_seconds)
+        committed = []
+        left = len(tokens) - 1  # the prefill's token belongs to no step
+        for count in generation.committed:
+            committed.append(min(count, left))
+            left -= committed[-1]
+        return replace(
+            generation,
+            tokens=tokens,
+            committed=[count for count in committed if count],
+            prefill_seconds=seconds - decode,
+            decode_seconds=decode,
+            draft_seconds=None,
+            score_seconds=None,
+        )
 
 
 def find(label: Label) -> tuple[type, dict[str, Any]]:
-    """The decoder's class and the preset's options."""
+    """Return the decoder's class and the preset's options."""
     import yaml
 
-    name = label.decoder
-    preset = label.preset
-    decoder = registry.resolve(registry.DECODERS, name)
-    if not preset:
+    decoder = registry.resolve(registry.DECODERS, label.decoder)
+    if not label.preset:
         return decoder, {}
-    path = data_folder("baselines") / f"{name}.yaml"
-    presets = yaml.safe_load(path.read_text())["presets"] if path.exists() else {}
-    if preset not in presets:
-        raise BenchError(f"{name} has no preset '{preset}'", near(preset, presets))
-    return decoder, {k: str(v) for k, v in presets[preset].items()}
+    path = data_folder("baselines") / f"{label.decoder}.yaml"
+    presets = {}
+    if path.exists():
+        presets = yaml.safe_load(path.read_text(encoding="utf-8"))["presets"]
+    if label.preset not in presets:
+        raise BenchError(
+            f"{label.decoder} has no preset '{label.preset}'", near(label.preset, presets)
+        )
+    return decoder, {name: str(value) for name, value in presets[label.preset].items()}
 
 
 def configure(label: str, options: dict[str, dict[str, str]]) -> tuple[type, dict[str, Any]]:
-    """The decoder's class and all its options, the user's on top of the preset's."""
+    """Return the decoder's class and all its options, the user's over the preset's."""
     parts = Label.of(label)
     decoder, given = find(parts)
-    for name in parts.listens_to:
-        given = given | options.get(name, {})
-    return decoder, registry.options_of(decoder, given, parts.own or parts.decoder)
+    for prefix in parts.option_prefixes:
+        given = given | options.get(prefix, {})
+    return decoder, read_options(decoder, given, parts.own or parts.decoder)
 
 
 def check_options(labels: Sequence[str], options: dict[str, dict[str, str]]) -> None:
-    """Raise BenchError for an unknown decoder, a name given twice, or an option that none of these would read."""
+    """Raise BenchError for an unknown decoder, a name given twice, or an option that no decoder
+    here reads.
+    """
     for label in labels:
         configure(label, options)
     shown = [Label.of(label).shown for label in labels]
@@ -112,38 +192,47 @@ def check_options(labels: Sequence[str], options: dict[str, dict[str, str]]) -> 
             raise BenchError(
                 f"two decoders are called '{name}'", "give one a name of its own: other=DECODER"
             )
-    known = {name for label in labels for name in Label.of(label).listens_to}
+    known = {prefix for label in labels for prefix in Label.of(label).option_prefixes}
     for name in options:
         if name not in known:
             raise BenchError(f"-D {name}...: this run has no decoder '{name}'", near(name, known))
 
 
-def _code(decoder: Any) -> dict[str, str]:
-    """The file that a decoder from outside this package is written in: edited, it is another decoder."""
-    if getattr(decoder, "__module__", "").partition(".")[0] == "fspad_bench":
+def build_decoder(
+    label: str, target: Any, options: dict[str, dict[str, str]] | None = None
+) -> Decoder:
+    """Build a decoder by its label on a target; `options` by prefix, as `-D` gives them. Nothing is
+    measured.
+
+    Raises BenchError where the name, an option or the class is not usable.
+    """
+    cls, chosen = configure(label, options or {})
+    decoder = cls(target, **chosen)
+    files = _code(cls)
+    engine = as_engine(decoder)
+    if engine is not None:
+        return Decoder(label, target, engine=engine, options=chosen, files=files)
+    try:
+        drafter = as_drafter(decoder)
+    except TypeError as error:
+        hint = "a decoder has propose(context, budget) or generate(prompt, sampler, limit)"
+        raise BenchError(f"{label} is not a decoder: {error}", hint) from error
+    if not callable(getattr(drafter.rule, "verify", drafter.rule)):
+        raise BenchError(
+            f"{label}: its rule is not a function", "such as one of fspad_bench.core.verification"
+        )
+    return Decoder(label, target, drafter=drafter, options=chosen, files=files)
+
+
+def _code(decoder: type) -> dict[str, str]:
+    """Return the hash of the file of a decoder from outside this package.
+
+    Edited, it is another decoder.
+    """
+    if getattr(decoder, "__module__", "").partition(".")[0] == PACKAGE:
         return {}
     try:
-        return {
-            "code": hashlib.sha256(Path(inspect.getsourcefile(decoder)).read_bytes()).hexdigest()
-        }
-    except (TypeError, OSError):  # made up at run time, or compiled
+        source = inspect.getsourcefile(decoder)
+        return {"code_sha256": hashlib.sha256(Path(source or "").read_bytes()).hexdigest()}
+    except (TypeError, OSError):  # built at run time, or compiled
         return {}
-
-
-def build(label: str, target: Target, options: dict[str, dict[str, str]]) -> Method:
-    """A decoder by its label on a target."""
-    decoder, chosen = configure(label, options)
-    made: Drafter = decoder(target, **chosen)
-    if not callable(rule_of(made)):
-        raise BenchError(
-            f"{label}: its `verify` is no function", "such as one of fspad_bench.verification.RULES"
-        )
-    if not (hasattr(made, "propose") or hasattr(made, "generate")):
-        raise BenchError(
-            f"{label} is no decoder", "a decoder has propose(context, budget) or generate(...)"
-        )
-    files = {
-        f"{name}_sha256": digest
-        for name, digest in (_code(decoder) | getattr(made, "files", {})).items()
-    }
-    return Method(label, made, chosen | files, device_loop(target, made))

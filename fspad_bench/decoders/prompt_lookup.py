@@ -1,32 +1,35 @@
-"""Prompt lookup decoding (Saxena 2023): if the last n tokens occurred before, propose what followed them.
+"""Prompt lookup decoding (Saxena 2023): if the last n tokens occurred before, propose what followed
+them.
 
-The longest n-gram that has an earlier occurrence decides, and the latest such occurrence; without one, no draft. Where
-what followed reaches the end of the text the copy goes on into itself, so a loop is drafted to its full length.
+The longest n-gram that has an earlier occurrence decides, and the latest such occurrence; without
+one, no draft. Where what followed reaches the end of the text the copy goes on into itself, so a
+loop is drafted to its full length.
 """
 
 from __future__ import annotations
 
-from fspad_bench.core.loop import Context, Scores, Step, Target
+from fspad_bench.core.protocols import Context, Drafter, Scores, Step, Target
 from fspad_bench.core.tree import Tree
 from fspad_bench.errors import BenchError
 
 
-class PromptLookup:
+class PromptLookup(Drafter):
     """`length` tokens after the latest match of the last `ngram`, or fewer, down to `shortest`."""
 
     def __init__(
         self, target: Target, *, ngram: int = 3, shortest: int = 2, length: int = 8
     ) -> None:
         if not 1 <= shortest <= ngram or length < 1:
-            text = f"prompt_lookup takes 1 <= shortest <= ngram and length >= 1, not {shortest}, {ngram}, {length}"
-            raise BenchError(text, "the defaults are shortest=2, ngram=3, length=8")
+            raise BenchError(
+                f"prompt_lookup takes 1 <= shortest <= ngram and length >= 1, "
+                f"not {shortest}, {ngram}, {length}",
+                "the defaults are shortest=2, ngram=3, length=8",
+            )
         self.sizes = range(ngram, shortest - 1, -1)
         self.length = length
 
     def begin(self, context: Context, scores: Scores) -> None:
-        self.ends: dict[
-            tuple[int, ...], int
-        ] = {}  # n-gram -> where its latest known occurrence ended
+        self.ends: dict[tuple[int, ...], int] = {}  # n-gram -> end of its latest known occurrence
         self.indexed = 0
         self._index(context.tokens)
 
@@ -35,19 +38,23 @@ class PromptLookup:
         for size in self.sizes:
             end = self.ends.get(tuple(tokens[-size:]))
             if end is not None:
-                return Tree.chain(tokens[-1], self._copy(tokens, end, min(self.length, budget)))
+                draft = self._copy(tokens, end, min(self.length, budget))
+                return Tree.chain(tokens[-1], draft)
         return Tree.root(tokens[-1])
 
     def observe(self, step: Step) -> None:
         self._index(step.context.tokens)
 
     def _copy(self, tokens: list[int], start: int, length: int) -> list[int]:
-        """`length` tokens from `start` on; behind the last token the text repeats with the period of the match."""
+        """Return `length` tokens from `start` on.
+
+        Past the last token the text repeats with the match's period.
+        """
         period = len(tokens) - start
         return [tokens[start + i % period] for i in range(length)]
 
     def _index(self, tokens: list[int]) -> None:
-        """Every n-gram that something follows."""
+        """Index every n-gram that something follows."""
         for end in range(max(1, self.indexed), len(tokens)):
             for size in self.sizes:
                 if size <= end:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from fspad_bench.core.loop import Context, Scores, Step, Target
+from fspad_bench.core.protocols import Context, Drafter, Target
 from fspad_bench.core.tree import Tree
-from fspad_bench.engine.device_loop import Alone
+from fspad_bench.engine.device_loop import NoDraft
 
 
-class Vanilla:
+class Vanilla(Drafter):
     """One token a step."""
 
-    grower = Alone()
-
     def __init__(self, target: Target) -> None:
-        pass
-
-    def begin(self, context: Context, scores: Scores) -> None:
         pass
 
     def propose(self, context: Context, budget: int) -> Tree:
         return Tree.root(context.tokens[-1])
 
-    def observe(self, step: Step) -> None:
-        pass
+    def device_drafter(self) -> NoDraft:
+        return NoDraft()

@@ -1,87 +1,70 @@
-"""Which conversations of a data set share ten words in a row with an evaluation prompt."""
+"""The overlap report: rows of a data set that share ten words with an evaluation prompt.
+
+The caller passes the prompts in, as `task@source` -> texts.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from fspad_bench.benchmark import tasks as task
-from fspad_bench.distill.writer import rows_of, shard_files
+from fspad_bench.distill.shards import read_rows, shard_files
 
 WORDS = 10
-SHOWN = 10
+EXAMPLES = 10
 REPORT = "overlap.json"
 WORD = re.compile(r"\w+")
 
+Prompts = Mapping[str, Sequence[str]]
+NGram = tuple[str, ...]
 
-def ngrams(text: str) -> set[tuple[str, ...]]:
-    """Every run of ten words of a text, in lower case, whatever stands between them."""
+
+def ngrams(text: str) -> set[NGram]:
+    """Return every run of `WORDS` words of a text, in lower case, whatever separates the words."""
     words = WORD.findall(text.lower())
     return {tuple(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1)}
 
 
-def task_prompts(sources: Sequence[str]) -> dict[str, list[str]]:
-    """`task@source` -> what is asked there: every task's questions, of each source that has any for it."""
-    prompts = {}
-    for name in task.card_names():
-        card = task.load_card(name)
-        for source in sources:
-            if source.startswith(task.SPEC_BENCH) and not card.spec_bench:
-                continue
-            questions = task.load(card, source, None).questions
-            prompts[f"{name}@{source}"] = [
-                turn for question in questions for turn in question.turns
-            ]
-    return prompts
-
-
-def report(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, list[str]]
-) -> dict[str, Any]:
-    """Compare every row with every prompt, and write what was found beside the shards."""
-    known = {name: set().union(*map(ngrams, texts)) for name, texts in prompts.items()}
+def report(folder: Path, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> dict[str, Any]:
+    """Compare every row of the data set with every prompt; write the report next to the shards."""
+    known: dict[str, set[NGram]] = {
+        name: set().union(*map(ngrams, texts)) for name, texts in prompts.items()
+    }
     counts = dict.fromkeys(prompts, 0)
-    shared = []
+    examples = []
     total = 0
     for path in shard_files(folder):
-        for number, row in enumerate(rows_of(path), start=1):
+        for number, row in enumerate(read_rows(path), start=1):
             total += 1
-            found = ngrams(tokenizer.decode(row["tokens"], skip_special_tokens=True))
-            for name, those in known.items():
-                if common := found & those:
+            text = tokenizer.decode(row["tokens"], skip_special_tokens=True)
+            own = ngrams(str(text))
+            for name in prompts:
+                if shared := own & known[name]:
                     counts[name] += 1
-                    shared.append(
-                        {
-                            "row": f"{path.name}:{number}",
-                            "task": name,
-                            "words": " ".join(min(common)),
-                        }
-                    )
+                    words = " ".join(min(shared))
+                    examples.append({"row": f"{path.name}:{number}", "task": name, "words": words})
     result = {
         "words": WORDS,
         "rows": total,
         "prompts": {name: len(texts) for name, texts in prompts.items()},
         "rows_sharing": counts,
-        "examples": shared[:SHOWN],
+        "examples": examples[:EXAMPLES],
     }
-    (folder / REPORT).write_text(
-        json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    (folder / REPORT).write_text(text, encoding="utf-8")
     return result
 
 
-def summary(result: dict[str, Any]) -> Iterable[str]:
-    """A line a task that shares anything, or one that says that none does."""
+def summary(result: dict[str, Any]) -> Iterator[str]:
+    """Yield one line per task that shares words with a row, or one line if none does."""
     sharing = {name: count for name, count in result["rows_sharing"].items() if count}
-    yield from (
-        f"{count} of {result['rows']} rows share {WORDS} words with {name}"
-        for name, count in sharing.items()
-    )
+    for name, count in sharing.items():
+        yield f"{count} of {result['rows']} rows share {WORDS} words with {name}"
     if not sharing:
         sources = ", ".join(sorted({name.partition("@")[2] for name in result["prompts"]}))
         count = sum(result["prompts"].values())

@@ -1,10 +1,14 @@
-"""What conversations are about: how a user's message opens, the rest being the target's to write.
+"""Topics of a target's own conversations: how a user's message opens; the target writes the rest.
 
-A kind is a share of the conversations and a few openings. After an opening the target goes on as the user; kinds with
-`material` open with texts that the target wrote, so long inputs are its own too: answers of other conversations, or
-what it writes when nobody asked, outside the chat template, which is as full of names and turns as the texts it once
-learned from. No word of an evaluation's prompts stands here, and the overlap report of every data set looks for any
-that got in otherwise.
+- A kind has a share of the conversations and a few openings. The target continues an opening as the
+  user.
+- Kinds with `material` embed texts that the target wrote, so their long inputs are its own too:
+  answers of other conversations, or texts generated outside the chat template. The latter are as
+  full of names and turns of phrase as the texts the target was pretrained on.
+- No words of an evaluation's prompts stand here; the overlap report of every data set looks for any
+  that got in.
+- The tables decide the data: their hash is part of a data set's recipe (see
+  `conversations.recipe`).
 """
 
 from __future__ import annotations
@@ -16,11 +20,17 @@ QUESTION = "{question}"
 
 
 class Kind(NamedTuple):
-    """`openings` that the target completes, or messages over `material` (the number of texts, from and to): whole ones,
-    unless it `asks`, which completes these too.
+    """One kind of conversation.
 
-    `length` is the most tokens of an answer; `temperature`, where given, holds for all answers of the kind; `words` is
-    how much of each text is taken. `texts` are how its own texts begin; without them they are answers of others.
+    - `share`: its share of the conversations.
+    - `openings`: beginnings of the user's message, which the target completes. With `material` an
+      opening is a whole message around `{text}`; with `asks` the target completes that too.
+    - `length`: maximal length of an answer, in tokens.
+    - `temperature`: of all answers of the kind; None draws it for each conversation.
+    - `material`: least and greatest number of embedded texts.
+    - `words`: number of words that are taken of each text.
+    - `texts`: how texts written for this kind begin; without them the texts are answers of other
+      conversations.
     """
 
     share: float
@@ -33,7 +43,8 @@ class Kind(NamedTuple):
     asks: bool = False
 
 
-NEWS = (  # no opening ends with a space: a word's own stands before it
+# No opening ends with a space, because a token of a word includes the space before it.
+NEWS = (
     "LONDON —",
     "By our staff reporter\n\nThe",
     "On Monday, the",
@@ -73,7 +84,7 @@ KINDS = {
             "Write an encyclopedia entry on",
         ),
         length=448,
-        temperature=0.7,  # coherent and without the loops of greedy texts: good material
+        temperature=0.7,  # coherent, and without the loops of greedy texts: good material
     ),
     "maths": Kind(
         0.12,
@@ -161,5 +172,5 @@ KINDS = {
         texts=GERMAN,
     ),
 }
-MATERIAL = ("chat", "report")  # whose answers are texts for others
-FOLLOW_UPS = 0.35  # of the conversations without material go on for a second turn
+MATERIAL = ("chat", "report")  # kinds whose answers are embedded in other conversations
+FOLLOW_UPS = 0.35  # share of the conversations without material that have a second turn

@@ -1,1 +1,4 @@
-"""What decoders with a draft network share: the network's parts, its cache, its trees, its files."""
+"""What decoders with a draft network share.
+
+The network's parts, its cache, its trees, its files.
+"""

@@ -1,64 +1,90 @@
 """A drafter with a draft network: what EAGLE and FSPAD share, down to their options.
 
-Which children a node gets is the business of `dynamic` (EAGLE-2's tree, by default ranked with the very noise that
-the target's choice will meet) or of `sampled` (drawn, for the rules of verification that need a law).
+Which children a node gets is decided by `trees.dynamic` (EAGLE-2's tree, by default ranked with the
+very noise that the target's choice will meet) or by `trees.sampled` (drawn, for the rules of
+verification that need a distribution).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from fspad_bench.core.loop import Context, Scores, Step
-from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
 from fspad_bench.core.tree import Tree
-from fspad_bench.core.verification import match, rule
+from fspad_bench.core.verification import RULES, match, rule_named
 from fspad_bench.drafts.draft import Draft
 from fspad_bench.drafts.head import Head, load_head, shipped
+from fspad_bench.drafts.measure import captured_shape, measured_policies
+from fspad_bench.drafts.network import DraftNetwork
 from fspad_bench.drafts.sizing import costs
-from fspad_bench.drafts.sizing.calibration import Calibration
-from fspad_bench.drafts.sizing.costs import Costs
-from fspad_bench.drafts.sizing.machine_speed import Paced
-from fspad_bench.drafts.sizing.policy import BestSize, FixedSize, Size, Trust, best_shape
-from fspad_bench.drafts.trees.dynamic import Grown, dynamic_tree
-from fspad_bench.drafts.trees.on_device import Growth
+from fspad_bench.drafts.sizing.machine_speed import CurrentCosts, StepTime
+from fspad_bench.drafts.sizing.policy import AdaptiveTree, FixedTree, TreePolicy, Trust
+from fspad_bench.drafts.trees.dynamic import DraftTree, dynamic_tree
+from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
 from fspad_bench.drafts.trees.sampled import sampled_tree
-from fspad_bench.engine.device_loop import DeviceLoop, replayed
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.errors import BenchError, near
 
 DRAFTING = ("coupled", "ranked", "sampled")
 TREES = ("auto", "fixed")
+VOCABULARIES = ("prompt", "head")
 FIXED_NODES = 8
 FIXED_DEPTH = 2
 MOST_NODES = 64
 MOST_DEPTH = 8
-VOCABULARIES = ("prompt", "head")
-DEEP = 3  # levels whose cost is measured beside that of one
 
 
-class HeadDrafter(Draft):
-    """`head` is a trained one, or its folder; empty, the one that is shipped for `arm`. A decoder whose `arm` is empty
-    takes heads of any.
+@dataclass(frozen=True)
+class DraftSettings:
+    """The resolved options of a drafter, as they stand in a row's key.
 
-    `tree` is `fixed`, `nodes` with the root and `depth` levels deep, or `auto`, grown to what pays on this machine
-    within those bounds where they are given: each round anew, or where rounds are captured on a device to the one shape
-    that pays best. Empty, it is `auto` for coupled drafts of a head that is calibrated, unless a size is given. Where
-    children are drawn it is always `fixed`.
-    `top_k` paths a level are drafted on, `top_k` children each.
-
-    `drafting` says how children are chosen: `coupled` ranks them by their logits plus the noise of their position,
-    `ranked` by their logits alone, `sampled` draws them. Empty, it is what suits `verify`: coupled for `match`,
-    sampled for the rules that need a law.
+    `nodes` and `depth` are the size of a fixed tree, the bounds of an adaptive one. `captured`:
+    whole steps run on a device, as a graph of one shape.
     """
 
-    arm = ""
+    tree: str
+    nodes: int
+    depth: int
+    top_k: int
+    verify: str
+    drafting: str
+    vocabulary: str
+    captured: bool
+
+    @property
+    def adaptive(self) -> bool:
+        return self.tree == "auto"
+
+    @property
+    def coupled(self) -> bool:
+        return self.drafting == "coupled"
+
+
+class HeadDrafter(Drafter):
+    """Drafts trees with a trained head: `head` is one, or its folder; empty, the one shipped for
+    `network`.
+
+    A decoder whose `network` is None takes heads of any architecture.
+
+    tree        `fixed`: `nodes` with the root, `depth` levels. `auto`: adaptive, grown to what pays
+                on this machine within `nodes` and `depth` where they are given; each step anew, or,
+                where steps are captured on a device, to the one shape that pays best. Empty: `auto`
+                for coupled drafts of a calibrated head unless a size is given. Where children are
+                drawn it is always `fixed`.
+    top_k       how many paths a level are expanded, and how many children each gets.
+    verify      the rule: `match`, `rejection`, `traversal`.
+    drafting    `coupled` ranks children by their logits plus the noise of their position, `ranked`
+                by their logits alone, `sampled` draws them. Empty: what suits `verify`: coupled for
+                `match`, sampled for the rules that need a distribution.
+    vocabulary  `prompt`: the head's tokens and those of the text; `head`: the head's alone.
+    """
+
+    network: ClassVar[type[DraftNetwork] | None] = None
 
     def __init__(
         self,
@@ -73,203 +99,194 @@ class HeadDrafter(Draft):
         drafting: str = "",
         vocabulary: str = "prompt",
     ) -> None:
-        if tree and tree not in TREES:
-            raise BenchError(f"unknown tree '{tree}'", near(tree, TREES))
-        self.verify = rule(verify)
-        self.drafting = drafting or ("coupled" if verify == "match" else "sampled")
-        if self.drafting not in DRAFTING:
-            raise BenchError(f"unknown drafting '{drafting}'", near(drafting, DRAFTING))
-        if self.drafting == "coupled" and verify != "match":
-            raise BenchError(
-                f"verify={verify} makes no use of coupled drafts: its choices do not follow the target's noise",
-                "use drafting=sampled or drafting=ranked",
-            )
-        head = head if isinstance(head, Head) else find_head(head, self.arm, target)
-        measurable = target.max_length >= costs.NEAR + LARGEST_TREE
-        sizable = (
-            self.drafting == "coupled"
-            and "calibration" in head.facts
-            and measurable
-            and not (nodes or depth)
+        self.rule = rule_named(verify)
+        self.head = head if isinstance(head, Head) else find_head(head, self.network, target)
+        self.options = resolve(
+            target,
+            self.head,
+            tree=tree,
+            nodes=nodes,
+            depth=depth,
+            top_k=top_k,
+            verify=verify,
+            drafting=drafting,
+            vocabulary=vocabulary,
         )
-        auto = self.drafting != "sampled" and (tree or ("auto" if sizable else "fixed")) == "auto"
-        nodes = nodes or (MOST_NODES if auto else FIXED_NODES)
-        depth = depth or (MOST_DEPTH if auto else FIXED_DEPTH)
-        if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
-            text = f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range"
-            raise BenchError(text, f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1")
-        if vocabulary not in VOCABULARIES:
-            raise BenchError(f"unknown vocabulary '{vocabulary}'", near(vocabulary, VOCABULARIES))
-        captured = bool(target.kernels) and verify == "match" and self.drafting != "sampled"
-        super().__init__(
-            target, head, prompted=vocabulary == "prompt" and not captured
-        )  # a graph has one shape
-        self.costs: dict[str, dict[str, Any]] = {}  # what the trees are sized by, for the record
-        # not where a device works on while the host's clock is read, nor where outputs would depend on clocks
-        self.follows = (
-            target.device.type == "cpu" and self.verify is match and not costs.given(target)
+        self.target = target
+        self.draft = Draft(target, self.head, prompted=self.options.vocabulary == "prompt")
+        bounds = FixedTree(self.options.nodes, self.options.depth)
+        # by whether the step is greedy; None until `prepare` has measured
+        self.policies: dict[bool, TreePolicy] | None = None
+        if not self.options.adaptive:
+            self.policies = {True: bounds, False: bounds}
+        self.shape = bounds  # of a captured step
+
+    def settings(self) -> dict[str, Any]:
+        """Return the resolved options, and the head by its content."""
+        settings = asdict(self.options) | {"head_sha256": self.head.sha256}
+        if self.options.captured:
+            settings |= {"captured_nodes": self.shape.nodes, "captured_depth": self.shape.depth}
+        return settings
+
+    def prepare(
+        self, target: TransformersTarget, known: Measurements | None = None
+    ) -> Measurements | None:
+        """Measure the costs that adaptive trees are sized by, or take those of a run that is
+        resumed.
+        """
+        if not self.options.adaptive:
+            return None
+        if self.options.captured:
+            self.shape, measurements = captured_shape(
+                target, self.draft, self.head, self.options, known
+            )
+            self.policies = {True: self.shape, False: self.shape}
+            return measurements
+        self.policies, measurements = measured_policies(
+            target, self.draft, self.head, self.options, known, follow=self._follows(target)
         )
-        self.top_k = min(top_k, len(self.vocabulary))
-        self.grower = None
-        bounds = FixedSize(nodes, depth)
-        self.sizes = (
-            self._sized(target, head, bounds, captured)
-            if auto
-            else dict.fromkeys((True, False), bounds)
-        )
-        size = self.sizes[True]
-        self.nodes = size.nodes
-        self.depth = size.depth
-        if captured and self.depth <= Growth.deepest(self.top_k):
-            self.grower = self._growth(target, size)
-        self.files = {"head": head.sha256}
+        return measurements
 
-    def _sized(
-        self, target: TransformersTarget, head: Head, most: FixedSize, captured: bool
-    ) -> dict[bool, Size]:
-        """The size of a greedy round and of a sampled one, within `most`, that pays on this machine."""
-        calibration = Calibration.of(head.facts.get("calibration"))
-        about = {
-            "head": head.sha256, "top_k": self.top_k, "drafting": self.drafting, "prompted": self.sayable.prompted,
-        }  # fmt: skip
-        if captured:
-            measured = costs.of(
-                target,
-                about | {"captured": True},
-                partial(self._replayed, target),
-                everywhere=False,
-            )
-            self.costs["captured"] = asdict(measured)
-            depth = min(most.depth, Growth.deepest(self.top_k))
-            best = best_shape(
-                measured, calibration, nodes=most.nodes, depth=depth, top_k=self.top_k
-            )
-            return dict.fromkeys((True, False), best)
-        about |= {"verify": self.verify.__name__}
-        sizes = {}
-        for greedy in (True, False):
-            measured = costs.of(
-                target, about | {"greedy": greedy}, partial(self._seconds, target, greedy)
-            )
-            self.costs["greedy" if greedy else "sampled"] = asdict(measured)
-            known = (
-                calibration if greedy or self.drafting == "coupled" else Calibration()
-            )  # fitted with the noise
-            sizes[greedy] = BestSize(
-                most.nodes, most.depth, self.top_k, self._paced(measured), known, greedy
-            )
-        return sizes
+    def _follows(self, target: TransformersTarget) -> bool:
+        """Whether costs track the machine while it decodes.
 
-    def _paced(self, measured: Costs) -> Costs | Paced:
-        return Paced(measured) if self.follows else measured
-
-    def resize(self, known: dict[str, dict[str, Any]]) -> None:
-        """Size trees by costs measured before, as `costs` holds them; a captured shape stays as it is."""
-        for greedy, name in ((True, "greedy"), (False, "sampled")):
-            if name in known and isinstance(size := self.sizes[greedy], BestSize):
-                self.costs[name] = known[name]
-                self.sizes[greedy] = replace(size, costs=self._paced(Costs.of(known[name])))
+        Not where a device works on while the host's clock is read, nor where outputs would depend
+        on clocks.
+        """
+        on_cpu = target.device.type == "cpu"
+        return on_cpu and self.rule is match and not costs.is_tiny(target)
 
     def begin(self, context: Context, scores: Scores) -> None:
-        super().begin(context, scores)
+        if self.policies is None:
+            self.prepare(self.target)
+        self.draft.begin(context, scores)
         self.trust = Trust()
 
-    def observe(self, step: Step) -> None:
-        super().observe(step)
-        tree, levels, promised = self.grown
-        self.trust = self.trust.after(promised, len(step.accepted.path) - 1)
-        size = self.sizes[not step.context.sampler.temperature]
-        if levels and step.seconds and isinstance(size, BestSize) and isinstance(size.costs, Paced):
-            tokens = len(step.context.tokens) - len(step.accepted.path)
-            beside = perf_counter() - self.began - step.seconds
-            size.costs.saw(len(tree), levels, tokens, step.seconds, beside)
-
-    @torch.inference_mode()
     def propose(self, context: Context, budget: int) -> Tree:
-        self.began, self.grown = perf_counter(), self._grown(context, budget)
-        return self.grown.tree
+        self.began = perf_counter()
+        self.last = self._draft_tree(context, budget)
+        return self.last.tree
 
-    def _grown(self, context: Context, budget: int) -> Grown:
-        if budget < 1:
-            return Grown(Tree.root(context.tokens[-1]))
-        if self.drafting == "sampled":
-            depth = min(self.depth, budget)
-            return Grown(
-                sampled_tree(self, context, nodes=self.nodes, depth=depth, top_k=self.top_k)
+    def observe(self, step: Step) -> None:
+        self.draft.observe(step)
+        accepted = len(step.accepted.path) - 1
+        self.trust = self.trust.after(self.last.expected, accepted)
+        policy = self._policy(step.context)
+        if not (self.last.levels and step.seconds and isinstance(policy, AdaptiveTree)):
+            return
+        if isinstance(policy.costs, CurrentCosts):
+            prefix = len(step.context.tokens) - len(step.accepted.path)
+            overhead = perf_counter() - self.began - step.seconds
+            policy.costs.observe(
+                StepTime(len(step.tree), self.last.levels, prefix, step.seconds, overhead)
             )
-        greedy = not context.sampler.temperature
-        coupled = self.drafting == "coupled" and not greedy
-        size = self.sizes[greedy].behind(len(context.tokens), self.trust.share)
-        return dynamic_tree(
-            self, context, size=size, budget=budget, top_k=self.top_k, coupled=coupled
+
+    def device_drafter(self) -> DeviceTreeBuilder | None:
+        """Return the same tree's builder on the device, where steps are captured there."""
+        deepest = DeviceTreeBuilder.deepest(self.options.top_k)
+        if not self.options.captured or self.shape.depth > deepest:
+            return None
+        return DeviceTreeBuilder(
+            self.target, self.draft, self.shape, self.options.top_k, self.options.coupled
         )
 
-    def _growth(self, target: TransformersTarget, size: FixedSize) -> Growth:
-        shape = {"nodes": size.nodes, "depth": size.depth, "top_k": self.top_k}
-        coupled = self.drafting == "coupled"
-        return Growth(target, self.lean, self.sayable.usual, self.lm_head, coupled=coupled, **shape)
-
-    def _replayed(
-        self, target: TransformersTarget, prefixes: Sequence[int]
-    ) -> list[tuple[float, float]]:
-        """The same as `_seconds` of drafting that is captured; what verifies there belongs to the forward."""
-
-        def seconds(prefix: int, levels: int) -> float:
-            prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
-            loop = DeviceLoop(target, self._growth(target, FixedSize(MOST_NODES, levels)))
-            return costs.best_of(replayed(loop, prompt, Sampler(1.0))[1:], target)[0]
-
-        return [_by_level(seconds(prefix, 1), seconds(prefix, DEEP)) for prefix in prefixes]
+    def _policy(self, context: Context) -> TreePolicy:
+        assert self.policies is not None
+        assert context.sampler is not None
+        return self.policies[context.sampler.greedy]
 
     @torch.inference_mode()
-    def _seconds(
-        self, target: TransformersTarget, greedy: bool, prefixes: Sequence[int]
-    ) -> list[tuple[float, float]]:
-        """What a round with one level costs beside its forward, after two new tokens behind each of so many, and what a
-        further level adds."""
-        prompt = [token % target.config.vocab_size for token in range(7, 7 + max(prefixes))]
-        longest, *contexts = (
-            Context([*prompt[:n], 7], n, Sampler(0.0 if greedy else 1.0))
-            for n in (len(prompt), *prefixes)
+    def _draft_tree(self, context: Context, budget: int) -> DraftTree:
+        options = self.options
+        if budget < 1:
+            return DraftTree(Tree.root(context.tokens[-1]))
+        if options.drafting == "sampled":
+            depth = min(options.depth, budget)
+            tree = sampled_tree(
+                self.draft, context, nodes=options.nodes, depth=depth, top_k=options.top_k
+            )
+            return DraftTree(tree)
+        assert context.sampler is not None
+        return dynamic_tree(
+            self.draft,
+            context,
+            policy=self._policy(context).at(len(context.tokens), self.trust.share),
+            budget=budget,
+            top_k=options.top_k,
+            coupled=options.coupled and not context.sampler.greedy,
         )
-        self.begin(longest, target.prefill(prompt, LARGEST_TREE))
-        self.absorb()
-        begun = self.rows.length
-        features = self.features[-2:]
-        tokens = self.tokens[-2:]
-        coupled = self.drafting == "coupled" and not greedy
-
-        def grown(context: Context, levels: int) -> Tree:
-            self.rows.length = begun - (longest.position - context.position)
-            self.features = features
-            self.tokens = tokens
-            size = FixedSize(FIXED_NODES, levels)
-            return dynamic_tree(
-                self, context, size=size, budget=levels, top_k=self.top_k, coupled=coupled
-            ).tree
-
-        turns = [
-            (context, partial(grown, context, levels))
-            for context in contexts
-            for levels in (1, DEEP)
-        ]
-        return list(map(_by_level, *[iter(costs.beside_forward(target, turns, self.verify))] * 2))
 
 
-def _by_level(one: float, deep: float) -> tuple[float, float]:
-    """Seconds with one level and with `DEEP` -> with one, and what each further one adds."""
-    return one, max(0.0, deep - one) / (DEEP - 1)
+def resolve(
+    target: TransformersTarget,
+    head: Head,
+    *,
+    tree: str,
+    nodes: int,
+    depth: int,
+    top_k: int,
+    verify: str,
+    drafting: str,
+    vocabulary: str,
+) -> DraftSettings:
+    """Return what the options come to for this head and target.
 
-
-def find_head(folder: str, arm: str, target: TransformersTarget) -> Head:
-    """The head a user named, or the one shipped for this arm and target. Raises BenchError where there is none."""
-    if folder:
-        return load_head(Path(folder).expanduser(), target, arm or None)
-    if not arm:
-        raise BenchError("an arm needs the head that it is", "-D NAME.head=FOLDER")
-    if not (found := shipped(arm, target.name)).is_dir():
+    Raises BenchError for those that do not fit.
+    """
+    drafting = drafting or ("coupled" if verify == "match" else "sampled")
+    for name, value, known in (
+        ("tree", tree or "auto", TREES),
+        ("drafting", drafting, DRAFTING),
+        ("vocabulary", vocabulary, VOCABULARIES),
+        ("verification", verify, tuple(RULES)),
+    ):
+        if value not in known:
+            raise BenchError(f"unknown {name} '{value}'", near(value, known))
+    if drafting == "coupled" and verify != "match":
         raise BenchError(
-            f"no {arm} head is shipped for target '{target.name}'",
-            f"`fspad-bench train --decoder {arm} --target {target.name}` makes one for -D {arm}.head=FOLDER",
+            f"verify={verify} makes no use of coupled drafts: "
+            "its choices do not follow the target's noise",
+            "use drafting=sampled or drafting=ranked",
         )
-    return load_head(found, target, arm)
+    measurable = target.max_length >= costs.NEAR + LARGEST_TREE
+    calibrated = "calibration" in head.facts and drafting == "coupled" and measurable
+    adaptive = (tree or ("auto" if calibrated and not (nodes or depth) else "fixed")) == "auto"
+    adaptive = adaptive and drafting != "sampled"
+    captured = bool(target.kernels) and verify == "match" and drafting != "sampled"
+    nodes = nodes or (MOST_NODES if adaptive else FIXED_NODES)
+    depth = depth or (MOST_DEPTH if adaptive else FIXED_DEPTH)
+    if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
+        raise BenchError(
+            f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range",
+            f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1",
+        )
+    return DraftSettings(
+        tree="auto" if adaptive else "fixed",
+        nodes=nodes,
+        depth=depth,
+        top_k=min(top_k, len(head.vocabulary)),
+        verify=verify,
+        drafting=drafting,
+        vocabulary="head" if captured else vocabulary,  # a graph has one shape
+        captured=captured,
+    )
+
+
+def find_head(folder: str, network: type[DraftNetwork] | None, target: TransformersTarget) -> Head:
+    """Return the head a user named, or the one shipped for this network and target.
+
+    Raises BenchError where there is none.
+    """
+    if folder:
+        return load_head(Path(folder).expanduser(), target, network)
+    if network is None:
+        raise BenchError("this decoder needs a head", "-D NAME.head=FOLDER")
+    name = network.architecture
+    path = shipped(name, target.name)
+    if not path.is_dir():
+        raise BenchError(
+            f"no {name} head is shipped for target '{target.name}'",
+            f"`fspad-bench train --decoder {name} --target {target.name}` makes one for "
+            f"-D {name}.head=FOLDER",
+        )
+    return load_head(path, target, network)

@@ -1,8 +1,11 @@
 """A trained draft network on disk: one self-describing folder.
 
-`head.safetensors` holds the weights in bfloat16 and the draft vocabulary, `head.json` the architecture, the target it
-was trained for, the training command, its data's hash and its final figures. Loading checks every one that matters:
-a head of another target or shape is refused with the reason.
+- `head.safetensors` holds the weights in bfloat16 and the draft vocabulary, `head.json` the
+  architecture's name, its shape, the target it was trained for, the training command, its data's
+  hash, its calibration and its final figures.
+- Loading checks all that matters: a head of another target, shape or architecture is refused with
+  the reason.
+- A head is known by its content: a hash over both files.
 """
 
 from __future__ import annotations
@@ -11,72 +14,92 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fspad_bench.drafts.network import DraftNetwork, Shape
+from fspad_bench.drafts.network import DraftNetwork, Shape, architecture
 from fspad_bench.drafts.published import is_published, read_published, weights_file
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
-from fspad_bench.util.paths import data_folder, write_whole
+from fspad_bench.util.paths import data_folder, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 ABOUT = "head.json"
 WEIGHTS = "head.safetensors"
 VOCABULARY = "draft_vocabulary"
+SWITCHES = ("feature_sampling", "split_output", "wide")  # of format 1, in place of a name
+BY_SWITCHES = {
+    (False, False, False): "eagle",
+    (True, True, False): "fspad",
+    (True, False, False): "feature-sampling",
+    (False, True, False): "partial-alignment",
+    (False, False, True): "wide",
+}
 
 
 @dataclass(frozen=True)
 class Head:
-    """A draft network and the ids of its draft vocabulary, `[S]` ascending, with what `head.json` says of them.
+    """A draft network, the ids of its draft vocabulary `[S]` ascending, and the facts that
+    `head.json` states.
 
-    `sha256` is that of the weights' file it was loaded from.
+    `sha256` is the hash of the files it was loaded from.
     """
 
     network: DraftNetwork
     vocabulary: Tensor
     target: str
     identity: str
-    facts: dict[str, object] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
 
     def save(self, folder: Path) -> None:
-        """Write the folder; the weights in bfloat16. What is half written is no head: its description comes last."""
+        """Write the folder; the weights in bfloat16.
+
+        The description comes last: half a folder is no head.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ABOUT).unlink(missing_ok=True)
-        weights = {
-            k: v.to(torch.bfloat16).contiguous() for k, v in self.network.state_dict().items()
-        }
+        state = self.network.state_dict()
+        weights = {k: v.to(torch.bfloat16).contiguous() for k, v in state.items()}
         save_file(weights | {VOCABULARY: self.vocabulary.to(torch.int32)}, folder / WEIGHTS)
-        about = {"format": FORMAT, "target": self.target, "identity": self.identity, **self.facts}
-        about["shape"] = asdict(self.network.shape)
-        write_whole(folder / ABOUT, json.dumps(about, indent=2) + "\n")
+        about = {
+            **self.facts,
+            "format": FORMAT,
+            "target": self.target,
+            "identity": self.identity,
+            "architecture": self.network.architecture,
+            "shape": asdict(self.network.shape),
+        }
+        write_atomically(folder / ABOUT, json.dumps(about, indent=2) + "\n")
 
 
 def shipped(decoder: str, target: str) -> Path:
-    """Where the head that comes with the package for this decoder and target would be."""
+    """Return the folder of the package's own head for this decoder and target; it may not exist."""
     return data_folder("baselines") / "heads" / f"{decoder}-{target}"
 
 
-def load_head(folder: Path, target: TransformersTarget, arm: str | None = None) -> Head:
-    """The head of `folder`, on the target's device and in its dtype.
+def load_head(
+    folder: Path, target: TransformersTarget, network: type[DraftNetwork] | None = None
+) -> Head:
+    """Load a head of ours, or one in a published layout, on the target's device and in its dtype.
 
-    Ours, or one in the layout that EAGLE and FSPAD publish. Raises BenchError unless it fits the target, and is of the
-    named arm where one is named.
+    Raises BenchError unless it fits the target and, where one is given, has the architecture of
+    `network`.
     """
     if is_published(folder) and not (folder / ABOUT).is_file():
-        return _published(folder, target, arm)
+        return _load_published(folder, target, network)
     try:
-        about = json.loads((folder / ABOUT).read_text())
-        shape = Shape(**about["shape"])
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        name, shape = _architecture(about)
         weights = load_file(folder / WEIGHTS)
         vocabulary = weights.pop(VOCABULARY).to(torch.int64)
         with torch.device("meta"):
-            network = DraftNetwork(shape)
-        network.load_state_dict(weights, assign=True)
+            loaded = architecture(name)(shape)
+        loaded.load_state_dict(weights, assign=True)
         about["target"] = str(about["target"])
         about["identity"] = str(about["identity"])
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -84,68 +107,79 @@ def load_head(folder: Path, target: TransformersTarget, arm: str | None = None) 
             f"no draft head at {folder}",
             "train one with `fspad-bench train`, or name a folder with head=",
         ) from error
-    except (
-        json.JSONDecodeError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        SafetensorError,
-        ValueError,
-    ) as error:
+    except (KeyError, TypeError, RuntimeError, SafetensorError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise BenchError(
             f"{folder} is not a usable draft head: {reason}",
             "the file may be damaged; fetch or train it again",
         ) from error
-    _check(folder, about, shape, vocabulary, target, arm)
-    network = network.to(target.device, target.dtype).eval().requires_grad_(False)
-    vocabulary = vocabulary.to(target.device)
+    _check(folder, about, loaded, vocabulary, target, network)
     return Head(
-        network, vocabulary, about["target"], about["identity"], about, content_hash(folder)
+        loaded.to(target.device, target.dtype).eval().requires_grad_(False),
+        vocabulary.to(target.device),
+        about["target"],
+        about["identity"],
+        about,
+        _hash(folder / WEIGHTS, folder / ABOUT),
     )
 
 
-def _published(folder: Path, target: TransformersTarget, arm: str | None) -> Head:
-    network = read_published(folder)
+def _architecture(about: dict[str, Any]) -> tuple[str, Shape]:
+    """Return the architecture's name and the shape.
+
+    Format 1 has switches in the place of a name.
+    """
+    sizes = dict(about["shape"])
+    sampling, split, wide = (bool(sizes.pop(name, False)) for name in SWITCHES)
+    name = about.get("architecture") or BY_SWITCHES[sampling, split, wide]
+    return name, Shape(**sizes)
+
+
+def _load_published(
+    folder: Path, target: TransformersTarget, network: type[DraftNetwork] | None
+) -> Head:
+    loaded = read_published(folder)
     vocabulary = torch.arange(target.config.vocab_size, device=target.device)
     about = {"target": target.name, "identity": target.identity, "layout": "published"}
-    _check(folder, about, network.shape, vocabulary, target, arm)
-    network = network.to(target.device, target.dtype).eval().requires_grad_(False)
-    return Head(
-        network, vocabulary, target.name, target.identity, about, _hash_of(weights_file(folder))
-    )
+    _check(folder, about, loaded, vocabulary, target, network)
+    loaded = loaded.to(target.device, target.dtype).eval().requires_grad_(False)
+    digest = _hash(weights_file(folder), folder / "config.json")
+    return Head(loaded, vocabulary, target.name, target.identity, about, digest)
 
 
 def _check(
     folder: Path,
-    about: dict,
-    shape: Shape,
+    about: dict[str, Any],
+    loaded: DraftNetwork,
     vocabulary: Tensor,
     target: TransformersTarget,
-    arm: str | None,
+    network: type[DraftNetwork] | None,
 ) -> None:
-    if arm is not None and shape.arm != arm:
+    if network is not None and loaded.architecture != network.architecture:
         raise BenchError(
-            f"{folder} holds the head of '{shape.arm}', not of '{arm}'", "name the matching decoder"
+            f"{folder} holds the head of '{loaded.architecture}', not of '{network.architecture}'",
+            "name the matching decoder",
         )
-    if shape.d != target.config.hidden_size or int(vocabulary.max()) >= target.config.vocab_size:
+    d = loaded.shape.d
+    if d != target.config.hidden_size or int(vocabulary.max()) >= target.config.vocab_size:
         raise BenchError(
-            f"{folder} does not fit {target.name}: hidden size {shape.d} against {target.config.hidden_size}",
+            f"{folder} does not fit {target.name}: hidden size {d} against "
+            f"{target.config.hidden_size}",
             f"it was trained for {about['target']}",
         )
     if about["identity"] != target.identity:
         raise BenchError(
             f"{folder} was trained for {about['target']}, {about['identity'][:12]}; "
             f"not for {target.name}, {target.identity[:12]}",
-            "a head only helps the very weights it was trained on: train one with `fspad-bench train`",
+            "a head only helps the very weights it was trained on: "
+            "train one with `fspad-bench train`",
         )
 
 
-def content_hash(folder: Path) -> str:
-    """sha256 of the weights; part of the run key, so that a retrained head is another run."""
-    return _hash_of(folder / WEIGHTS)
-
-
-def _hash_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash(*paths: Path) -> str:
+    """Return the sha256 over the contents of files, in order."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()

@@ -1,8 +1,10 @@
-"""The layout in which EAGLE and FSPAD publish their heads for Vicuna and LLaMA: config.json and pytorch_model.bin.
+"""The layout in which EAGLE and FSPAD publish their heads for Vicuna and LLaMA: config.json and
+pytorch_model.bin.
 
-A config of a one-layer Llama, weights under that library's names, the frozen embedding among them (left aside: it is
-the target's). There is no draft vocabulary, and no word of which weights the head was trained for: only its sizes can
-be checked against the target's.
+- A config of a one-layer Llama, weights under that library's names, the frozen embedding among them
+  (left aside: it is the target's).
+- There is no draft vocabulary, and nothing says which weights the head was trained for: only its
+  sizes can be checked against the target's.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fspad_bench.drafts.network import DraftNetwork, Shape
+from fspad_bench.drafts.network import DraftNetwork, Shape, architectures
 from fspad_bench.errors import BenchError
 
 CONFIG = "config.json"
@@ -30,17 +32,13 @@ LAYER = {
     },
     "output.norm.weight": "layers.0.post_attention_layernorm.weight",
 }
-PLAIN = {"fuse.fc.weight": "fc.weight", "fuse.fc.bias": "fc.bias"}
-SAMPLING = {
-    "fuse.fc.weight": "fc.fc.weight",
-    "fuse.fc.bias": "fc.fc.bias",
-    "fuse.norm.weight": "fc.post_attention_layernorm.weight",
-    **{f"fuse.{name}.weight": f"fc.mlp.{name}_proj.weight" for name in ("gate", "up", "down")},
-}
+FUSION = "fuse.fc.weight"
+BIAS = "fuse.fc.bias"
+DOWN = "output.down.weight"
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder looks like a head of theirs."""
+    """Whether a folder looks like a published head."""
     return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in WEIGHTS)
 
 
@@ -49,51 +47,64 @@ def weights_file(folder: Path) -> Path:
 
 
 def read_published(folder: Path) -> DraftNetwork:
-    """The draft network of such a folder. Raises BenchError saying which weight is missing or of another shape."""
+    """Read the draft network of such a folder.
+
+    Raises BenchError naming a weight that is missing or misshapen.
+    """
     config = _config(folder / CONFIG)
-    found = _weights(weights_file(folder))
-    sampling = SAMPLING["fuse.fc.weight"] in found
-    names = LAYER | (SAMPLING if sampling else PLAIN)
-    down = found.get(LAYER["output.down.weight"])
-    split = down is not None and down.shape[0] == 2 * config["hidden_size"]
-    shape = _shape(folder, config, feature_sampling=sampling, split_output=split)
+    weights = _weights(weights_file(folder))
+    kind = _kind(weights, config["hidden_size"])
+    names = LAYER | kind.published
+    shape = _shape(folder, config)
     with torch.device("meta"):
-        network = DraftNetwork(shape)
-    if names["fuse.fc.bias"] not in found:  # the heads for LLaMA-3 have none
-        found[names["fuse.fc.bias"]] = torch.zeros(shape.d, dtype=next(iter(found.values())).dtype)
+        network = kind(shape)
+    if names[BIAS] not in weights:  # the heads for LLaMA-3 have none
+        weights[names[BIAS]] = torch.zeros(shape.d, dtype=next(iter(weights.values())).dtype)
     for ours, parameter in network.state_dict().items():
-        theirs = names[ours]
-        if theirs not in found:
+        name = names[ours]
+        if name not in weights:
             raise BenchError(
-                f"{folder} is no EAGLE or FSPAD head: it lacks {theirs}",
+                f"{folder} is no EAGLE or FSPAD head: it lacks {name}",
                 "is it another architecture's?",
             )
-        if found[theirs].shape != parameter.shape:
-            sizes = f"{tuple(found[theirs].shape)}, not {tuple(parameter.shape)}"
+        if weights[name].shape != parameter.shape:
+            sizes = f"{tuple(weights[name].shape)}, not {tuple(parameter.shape)}"
             raise BenchError(
-                f"{folder}: {theirs} is of shape {sizes}", f"does {CONFIG} belong to these weights?"
+                f"{folder}: {name} is of shape {sizes}", f"does {CONFIG} belong to these weights?"
             )
-    network.load_state_dict(
-        {ours: found[names[ours]] for ours in network.state_dict()}, assign=True
-    )
+    state = {ours: weights[names[ours]] for ours in network.state_dict()}
+    network.load_state_dict(state, assign=True)
     return network
 
 
+def _kind(weights: dict[str, Tensor], d: int) -> type[DraftNetwork]:
+    """Return the architecture with these names in its fusion and this many output parts."""
+    down = weights.get(LAYER[DOWN])
+    parts = 1 if down is None else down.shape[0] // d
+    candidates = [kind for kind in architectures().values() if kind.published]
+    named = [kind for kind in candidates if kind.published[FUSION] in weights]
+    for kind in named or candidates:
+        with torch.device("meta"):
+            output = kind.build_output(Shape(d, 4, 1, 1, d, 1.0, 1e-6))
+        if output.parts == parts and output.gate.out_features == 4:
+            return kind
+    return candidates[0]
+
+
 def write_published(network: DraftNetwork, embedding: Tensor, folder: Path) -> None:
-    """Write a head over the full vocabulary in their layout, with the target's embedding `[V, d]` as they have it."""
+    """Write a head over the full vocabulary, with the target's embedding `[V, d]`."""
     shape = network.shape
-    names = LAYER | (SAMPLING if shape.feature_sampling else PLAIN)
-    weights = {
-        names[ours]: weight.detach().cpu().contiguous()
-        for ours, weight in network.state_dict().items()
-    }
-    weights["embed_tokens.weight"] = embedding.detach().cpu().to(next(iter(weights.values())).dtype)
+    names = LAYER | network.published
+    state = network.state_dict()
+    weights = {names[ours]: weight.detach().cpu().contiguous() for ours, weight in state.items()}
+    dtype = next(iter(weights.values())).dtype
+    weights["embed_tokens.weight"] = embedding.detach().cpu().to(dtype)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
         "hidden_size": shape.d,
-        "intermediate_size": shape.output_width,
+        "intermediate_size": network.output.gate.out_features,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
         "head_dim": shape.head_dim,
@@ -111,17 +122,15 @@ def write_published(network: DraftNetwork, embedding: Tensor, folder: Path) -> N
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            name: config[name]
-            for name in ("hidden_size", "intermediate_size", "num_attention_heads")
-        } | config
+        needed = ("hidden_size", "intermediate_size", "num_attention_heads")
+        return {name: config[name] for name in needed} | config
     except (ValueError, KeyError, TypeError) as error:
         raise BenchError(
             f"{path} is no config of a draft head: {error}", "it needs the sizes of a Llama layer"
         ) from error
 
 
-def _shape(folder: Path, config: dict[str, Any], **switches: bool) -> Shape:
+def _shape(folder: Path, config: dict[str, Any]) -> Shape:
     heads = config["num_attention_heads"]
     d = config["hidden_size"]
     rope = config.get("rope_parameters") or {}
@@ -129,7 +138,8 @@ def _shape(folder: Path, config: dict[str, Any], **switches: bool) -> Shape:
         raise BenchError(f"{folder} is no EAGLE or FSPAD head", "those are one layer with SiLU")
     if config.get("rope_scaling"):
         raise BenchError(
-            f"{folder} scales its rotary embedding", "published heads for Vicuna and LLaMA-3 do not"
+            f"{folder} scales its rotary embedding",
+            "published heads for Vicuna and LLaMA-3 do not",
         )
     return Shape(
         d=d,
@@ -139,7 +149,6 @@ def _shape(folder: Path, config: dict[str, Any], **switches: bool) -> Shape:
         head_dim=config.get("head_dim") or d // heads,
         rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
         eps=config.get("rms_norm_eps", 1e-6),
-        **switches,
     )
 
 
@@ -147,17 +156,16 @@ def _weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BenchError(
             f"cannot read {path}: {reason}", "the file may be damaged, or hold more than weights"
         ) from error
-    if not (
-        isinstance(found, dict) and all(isinstance(weight, Tensor) for weight in found.values())
-    ):
+    named = isinstance(weights, dict)
+    if not named or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise BenchError(
             f"{path} holds no weights by name",
             "a state dict, as torch.save(model.state_dict()) writes it",
         )
-    return found
+    return weights

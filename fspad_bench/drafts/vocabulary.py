@@ -1,10 +1,11 @@
-"""What a draft can say: the frequent tokens of its head, and those of the text at hand.
+"""The draft vocabulary: the frequent tokens of a head, and those of the text at hand.
 
-A product with the target's whole vocabulary would cost a small draft more than all else, so a head can say some
-thousands of tokens (as in FR-Spec, Zhao et al. 2025, arXiv 2502.14856). What an answer takes from its prompt, names
-above all, is often none of them. So the text's own tokens, some ten to a hundred that the head has not, join them while
-a prompt is answered: their rows of the LM head are the target's, like those of any other token. In training a batch's
-own tokens join.
+- A product with the target's whole vocabulary would cost a small draft more than all else, so a
+  head can draft some thousands of tokens (as in FR-Spec, Zhao et al. 2025, arXiv 2502.14856).
+- What an answer takes from its prompt, names above all, is often not among them. So the text's own
+  tokens, some ten to a hundred that the head lacks, join them while a prompt is answered: their
+  rows of the LM head are the target's, like those of any other token. In training a batch's own
+  tokens join.
 """
 
 from __future__ import annotations
@@ -16,43 +17,53 @@ from torch import Tensor
 
 
 class Vocabulary:
-    """`usual [S]`, ascending ids of the target's `size` tokens, and with `prompted` those of a text."""
+    """`base_ids [S]`: ascending ids of the target's `size` tokens.
 
-    def __init__(self, usual: Tensor, size: int, *, prompted: bool) -> None:
-        self.usual = usual
+    With `prompted` those of a text join them.
+    """
+
+    def __init__(self, base_ids: Tensor, size: int, *, prompted: bool) -> None:
+        self.base_ids = base_ids
         self.size = size
         self.prompted = prompted
-        self.known = frozenset(usual.tolist())
-        self.is_usual = torch.zeros(size, dtype=torch.bool, device=usual.device)
-        self.is_usual[usual] = True
+        self.base_set = frozenset(base_ids.tolist())
+        self.is_base = torch.zeros(size, dtype=torch.bool, device=base_ids.device)
+        self.is_base[base_ids] = True
 
-    def joining(self, tokens: Iterable[int]) -> set[int]:
-        """Which of these tokens of a text join the usual ones."""
-        return set(tokens) - self.known if self.prompted else set()
+    def new_ids(self, tokens: Iterable[int]) -> set[int]:
+        """Return which of these tokens of a text join the base ids."""
+        return set(tokens) - self.base_set if self.prompted else set()
 
     def of(self, ids: Tensor) -> Tensor:
-        """All that can be said of texts with these tokens, the usual ones first: `[S]`."""
-        if not self.prompted:
-            return self.usual
-        found = ids.unique()
-        return torch.cat([self.usual, found[~self.is_usual[found]]])
+        """Return all ids that can be drafted for texts with these tokens, the base ids first.
 
-    def index(self, said: Tensor) -> Tensor:
-        """Where each of the target's tokens stands in `said`, -1 where it does not: `[size]`."""
-        index = torch.full((self.size,), -1, device=said.device)
-        return index.scatter_(0, said, torch.arange(len(said), device=said.device))
-
-    def reached(self, choice: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
-        """Whether a draft can say what follows these rows, `[N]`.
-
-        Row i of a sequence, `rows [B, L - 1]`, is followed by token i + 2, here by `choice [N]`; what comes only later
-        in `ids [B, L]` has not joined yet.
+        `[S]`.
         """
-        reached = self.is_usual[choice]
         if not self.prompted:
-            return reached
-        unusual = (~reached).nonzero()[:, 0]
-        sequence, last = (part[unusual] for part in rows.nonzero(as_tuple=True))
+            return self.base_ids
+        unique = ids.unique()
+        return torch.cat([self.base_ids, unique[~self.is_base[unique]]])
+
+    def index(self, vocabulary: Tensor) -> Tensor:
+        """Return the place of each of the target's tokens in `vocabulary`, -1 where it has none.
+
+        `[size]`.
+        """
+        index = torch.full((self.size,), -1, device=vocabulary.device)
+        places = torch.arange(len(vocabulary), device=vocabulary.device)
+        return index.scatter_(0, vocabulary, places)
+
+    def covers(self, choice: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+        """Whether a draft can propose what follows these rows, `[N]`.
+
+        Row i of a sequence, `rows [B, L - 1]`, is followed by token i + 2, here by `choice [N]`;
+        what comes only later in `ids [B, L]` has not joined yet.
+        """
+        covered = self.is_base[choice]
+        if not self.prompted:
+            return covered
+        others = (~covered).nonzero()[:, 0]
+        sequence, last = (part[others] for part in rows.nonzero(as_tuple=True))
         places = torch.arange(ids.shape[1], device=ids.device)
-        heard = (ids[sequence] == choice[unusual, None]) & (places <= last[:, None] + 1)
-        return reached.index_put((unusual,), heard.any(-1))
+        joined = (ids[sequence] == choice[others, None]) & (places <= last[:, None] + 1)
+        return covered.index_put((others,), joined.any(-1))

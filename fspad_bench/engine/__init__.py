@@ -1,1 +1,4 @@
-"""One model on one device: sessions, caches, attention, forwards, and the loop that runs on a GPU."""
+"""One model on one device.
+
+Sessions, caches, attention, forwards, and the loop that runs on a GPU.
+"""

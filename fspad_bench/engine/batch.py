@@ -1,11 +1,17 @@
-"""Continuations of many prompts at once, for making data: a batch whose rows refill as answers finish.
+"""Continuous batching for data generation: one batch continues many prompts at once.
 
-Requests come in waves, each asked once the answers to the one before are there; several streams of waves share the
-batch, so that nobody's last answers leave its rows idle. They are taken shortest first, so the rows in flight are of
-one length and none widens the attention for all; new prompts are prefilled a handful at a time; a finished row's place
-goes to the last one, so the rows at work are always the first, and no product is made for an idle one. The cache is as
-wide as its longest row, and a little: then the keys and values of a step are one block of memory, which a batched
-product reads where it is. Nothing is measured here: the decoders' own loop is `decoding`.
+`distill` uses it to write training data. It is not the measured path: decoders are timed at batch 1
+in the loop of `core.loop`, and nothing here is.
+
+- Requests come in waves. A stream yields a wave and is sent its answers; several streams share the
+  batch, so slots stay busy while the last answers of a wave are awaited.
+- What is drawn follows from (seed of the wave, index of the request), not from what shared its
+  batch.
+- Waiting requests start shortest first, so the sequences in a batch have similar lengths and none
+  widens the attention of the others. New prompts are prefilled in portions of at most
+  `PREFILL_TOKENS`.
+- The sequences at work occupy the first slots: the last one moves into the slot of one that has
+  finished.
 """
 
 from __future__ import annotations
@@ -18,18 +24,16 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from fspad_bench.engine.batch_cache import BatchCache
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 
-PREFILL_TOKENS = 4096  # of one admission; bounds its memory
-ROW_TOKENS = 1024
-WIDEN = 64  # columns by which a cache grows; it shrinks when twice as many stand idle
+PREFILL_TOKENS = 4096  # per prefill; bounds its memory
+SLOT_TOKENS = 1024
 
 
 class Request(NamedTuple):
-    """A prompt, the temperature of its answer (0 is greedy) and the most tokens that it may have."""
+    """A prompt, the temperature of its answer (0 is greedy), and the answer's maximal length."""
 
     prompt: list[int]
     temperature: float
@@ -37,323 +41,234 @@ class Request(NamedTuple):
 
 
 class Wave(NamedTuple):
-    """Requests that are asked at once, and the seed of what is drawn for them."""
+    """Requests that are submitted together, and the seed of what is drawn for them."""
 
     requests: Sequence[Request]
     seed: Sequence[int]
 
 
 Answers = list[list[int]]
-Made = TypeVar("Made")
-Stream = Generator[Wave, Answers, Made]
+Result = TypeVar("Result")
+Stream = Generator[Wave, Answers, Result]
+"""A stream yields waves, is sent the answers to each, and returns its result."""
 
 
 @dataclass
-class Asked:
-    """A wave at work: how many answers are still awaited, and who awaits them."""
+class PendingWave:
+    """A wave at work: its answers in the order of its requests, and how many are unfinished."""
 
-    then: Callable[[Answers], None]
-    awaited: int
+    on_complete: Callable[[Answers], None]
+    unfinished: int
     answers: Answers = field(default_factory=list)
 
-    def hear(self) -> None:
-        """One more answer is whole."""
-        self.awaited -= 1
-        if not self.awaited:
-            self.then(self.answers)
+    def complete_one(self) -> None:
+        """Count one more finished answer; hand all of them to `on_complete` with the last."""
+        self.unfinished -= 1
+        if not self.unfinished:
+            self.on_complete(self.answers)
 
 
 @dataclass
-class Row:
-    """A request of a wave: its own uniform variates, and what it said so far."""
+class RequestState:
+    """A request, waiting or at work, its own uniform variates, and its answer so far."""
 
     request: Request
     variates: np.ndarray
-    said: list[int]
-    asked: Asked
+    answer: list[int]
+    wave: PendingWave
 
     @property
     def position(self) -> int:
-        """Where the last token said stands."""
-        return len(self.request.prompt) + len(self.said) - 1
+        """Position of the answer's last token."""
+        return len(self.request.prompt) + len(self.answer) - 1
 
 
-class Batch:
-    """The KV cache of up to `rows` sequences, a layer `[rows, H_kv, width, D]`, and forwards over it."""
+class RequestGroup:
+    """Requests of similar length that share one cache.
 
-    def __init__(self, target: TransformersTarget, rows: int) -> None:
-        if target.lean is None:
-            raise BenchError(
-                f"{target.name} has no lean forward",
-                "a plain Llama, Mistral or Qwen is needed here",
-            )
+    Those waiting are ordered with the shortest last; those at work occupy the first slots.
+    """
+
+    def __init__(self, target: TransformersTarget, slots: int) -> None:
         self.target = target
-        self.lean = target.lean
-        self.width = WIDEN
-        shape = (rows, self.lean.kv_heads, self.width, self.lean.head_dim)
-        # zeros: what a row does not see is weighted by 0, which would not silence a NaN
-        self.keys, self.values = (
-            [torch.zeros(shape, dtype=target.dtype, device=target.device) for _ in self.lean.layers]
-            for _ in range(2)
-        )
-
-    def prefill(self, first: int, prompts: Sequence[list[int]]) -> Tensor:
-        """Fill the rows from `first` on; the logits after each prompt, `[R, V]`.
-
-        What all prompts begin with is run once.
-        """
-        shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-        if shared:
-            self._fill(first, [prompts[0][:shared]], 0)
-            for held in (*self.keys, *self.values):
-                held[first + 1 : first + len(prompts), :, :shared] = held[first, :, :shared]
-        features = self._fill(first, [prompt[shared:] for prompt in prompts], shared)
-        last = self._ids([len(prompt) - shared - 1 for prompt in prompts])
-        return self.target.logits(features[torch.arange(len(prompts), device=last.device), last])
-
-    def _fill(self, first: int, parts: Sequence[list[int]], start: int) -> Tensor:
-        """Run tokens from position `start` on, a part a row; their features `[R, L, d]`, padded on the right."""
-        count = len(parts)
-        width = max(map(len, parts))
-        end = start + width
-        self._widen(end, shrink=False)
-        padded = [part + [0] * (width - len(part)) for part in parts]
-        rope = self.lean.rope(range(start, end)).repeat(1, count, 1)
-        mask = (
-            torch.ones(width, end, dtype=torch.bool, device=self.target.device).tril(start)
-            if start
-            else None
-        )
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            query, key, value = (
-                x.unflatten(1, (count, width)).transpose(0, 1) for x in (query, key, value)
-            )
-            keys, values = (
-                held[layer][first : first + count, :, :end] for held in (self.keys, self.values)
-            )
-            keys[:, :, start:] = key
-            values[:, :, start:] = value
-            seen = scaled_dot_product_attention(
-                query,
-                keys,
-                values,
-                attn_mask=mask,
-                is_causal=mask is None,
-                enable_gqa=self.target.groups > 1,
-            )
-            return seen.transpose(0, 1).flatten(1, 2)
-
-        ids = self._ids([token for row in padded for token in row])
-        features = self.lean(ids, rope, self.lean.rotating(attend))
-        return features.unflatten(0, (count, width))
-
-    def step(self, tokens: list[int], positions: list[int]) -> Tensor:
-        """One more token for each of the first rows, at its position; the logits after it, `[R, V]`."""
-        count = len(tokens)
-        end = max(positions) + 1
-        self._widen(end, shrink=True)
-        own = torch.arange(count, device=self.target.device)
-        at = self._ids(positions)
-        hidden = torch.zeros(count, 1, 1, self.width, device=at.device)
-        hidden.masked_fill_(
-            (torch.arange(self.width, device=at.device) > at[:, None])[:, None, None], float("-inf")
-        )
-        scale = self.lean.head_dim**-0.5
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys = self.keys[layer][:count]
-            values = self.values[layer][:count]
-            keys[own, :, at] = key.transpose(0, 1)
-            values[own, :, at] = value.transpose(0, 1)
-            query = query.unflatten(0, (self.lean.kv_heads, -1)).permute(2, 0, 1, 3)
-            scores = (query @ keys.transpose(-1, -2)).float() * scale + hidden
-            seen = (
-                scores.softmax(-1).to(values.dtype) @ values
-            )  # on a CPU a quarter of the fused kernel's time
-            return seen.permute(1, 2, 0, 3).flatten(0, 1)
-
-        rope = self.lean.rope_at(at, end)
-        return self.target.logits(self.lean(self._ids(tokens), rope, self.lean.rotating(attend)))
-
-    def move(self, source: int, place: int, length: int) -> None:
-        """Row `source` takes the place of another."""
-        for held in (*self.keys, *self.values):
-            held[place, :, :length] = held[source, :, :length]
-
-    def _widen(self, end: int, *, shrink: bool) -> None:
-        """Room for `end` columns, one layer after the other; what lies behind them may go."""
-        width = -(-end // WIDEN) * WIDEN
-        if width <= self.width and not (shrink and width <= self.width - 2 * WIDEN):
-            return
-        kept = min(width, self.width)
-        for held in (self.keys, self.values):
-            for layer, old in enumerate(held):
-                held[layer] = old.new_zeros(*old.shape[:2], width, old.shape[3])
-                held[layer][:, :, :kept] = old[:, :, :kept]
-        self.width = width
-
-    def _ids(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, device=self.target.device)
-
-
-class Group:
-    """Requests that one cache suits: those that wait, the shortest last, and the rows at work."""
-
-    def __init__(self, target: TransformersTarget, rows: int) -> None:
-        self.target = target
-        self.rows = rows
-        self.batch: Batch | None = None  # while there is anything to do
-        self.waiting: list[Row] = []
-        self.working: list[Row] = []
+        self.slots = slots
+        self.cache: BatchCache | None = None  # freed while the group is idle
+        self.waiting: list[RequestState] = []
+        self.working: list[RequestState] = []
 
     @property
     def load(self) -> float:
-        """Which share of the rows would be at work."""
-        return min(1.0, (len(self.waiting) + len(self.working)) / self.rows)
+        """Share of the slots that a step would use."""
+        return min(1.0, (len(self.waiting) + len(self.working)) / self.slots)
 
-    def wait(self, rows: Sequence[Row]) -> None:
+    def enqueue(self, requests: Sequence[RequestState]) -> None:
         self.waiting = sorted(
-            [*reversed(rows), *self.waiting], key=lambda row: len(row.request.prompt), reverse=True
+            [*reversed(requests), *self.waiting],
+            key=lambda state: len(state.request.prompt),
+            reverse=True,
         )
 
-    def turn(self) -> tuple[int, list[Row]]:
-        """Each row's next token, or new rows' first ones; how many tokens that makes, and the rows that are done."""
-        self.batch = self.batch or Batch(self.target, self.rows)
-        if self.waiting and len(self.working) <= self.rows - max(1, self.rows // 4):
-            new = self._next_rows()
-            _say(self.batch.prefill(len(self.working), [row.request.prompt for row in new]), new)
-            self.working += new
+    def step(self) -> tuple[int, list[RequestState]]:
+        """Prefill waiting requests, or add one token to each at work.
+
+        Return the number of new tokens, and the requests whose answers are finished.
+        """
+        self.cache = self.cache or BatchCache(self.target, self.slots)
+        # a prefill waits until a quarter of the slots is free, so that it is worth its forward
+        if self.waiting and len(self.working) <= self.slots - max(1, self.slots // 4):
+            batch = self._next_requests()
+            logits = self.cache.prefill(
+                len(self.working), [state.request.prompt for state in batch]
+            )
+            self.working += batch
         else:
-            new = self.working
-            _say(self.batch.step([row.said[-1] for row in new], [row.position for row in new]), new)
-        made = len(new)
-        done = []
-        for place in range(len(self.working) - 1, -1, -1):
-            row = self.working[place]
-            if row.said[-1] in self.target.stop_ids or len(row.said) == row.request.length:
-                done.append(row)
-                last = self.working.pop()
-                if last is not row:
-                    self.batch.move(len(self.working), place, last.position + 1)
-                    self.working[place] = last
+            batch = self.working
+            logits = self.cache.step(
+                [state.answer[-1] for state in batch], [state.position for state in batch]
+            )
+        append_next_tokens(logits, batch)
+        new_tokens = len(batch)
+        finished = self._remove_finished(self.cache)
         if not (self.waiting or self.working):
-            self.batch = None
-        return made, done
+            self.cache = None
+        return new_tokens, finished
 
-    def _next_rows(self) -> list[Row]:
-        """The shortest that wait, as many as there is room for."""
-        taken: list[Row] = []
-        while self.waiting and len(self.working) + len(taken) < self.rows:
-            if taken and (len(taken) + 1) * len(self.waiting[-1].request.prompt) > PREFILL_TOKENS:
+    def _next_requests(self) -> list[RequestState]:
+        """Take the shortest waiting requests, as many as slots and `PREFILL_TOKENS` allow."""
+        batch: list[RequestState] = []
+        while self.waiting and len(self.working) + len(batch) < self.slots:
+            if batch and (len(batch) + 1) * len(self.waiting[-1].request.prompt) > PREFILL_TOKENS:
                 break
-            taken.append(self.waiting.pop())
-        return taken
+            batch.append(self.waiting.pop())
+        return batch
+
+    def _remove_finished(self, cache: BatchCache) -> list[RequestState]:
+        """Take finished requests off the batch; the last sequence fills each free slot."""
+        finished = []
+        for slot in range(len(self.working) - 1, -1, -1):
+            state = self.working[slot]
+            if not self._is_finished(state):
+                continue
+            finished.append(state)
+            last = self.working.pop()
+            if last is not state:
+                cache.move(len(self.working), slot, last.position + 1)
+                self.working[slot] = last
+        return finished
+
+    def _is_finished(self, state: RequestState) -> bool:
+        stopped = state.answer[-1] in self.target.stop_ids
+        return stopped or len(state.answer) == state.request.length
 
 
-class Pool:
-    """Waves of requests at work together. Long requests run apart from short ones and fewer at once: a cache has room
-    for `ROW_TOKENS` tokens times `rows`, or for one row."""
+class Scheduler:
+    """Runs the requests of all waves, grouped by length.
 
-    def __init__(self, target: TransformersTarget, rows: int) -> None:
+    Long requests run apart from short ones and fewer at once: a group's cache has room for
+    `SLOT_TOKENS` tokens times `slots`, or for one sequence.
+    """
+
+    def __init__(self, target: TransformersTarget, slots: int) -> None:
         self.target = target
-        self.rows = rows
-        self.groups: dict[int, Group] = {}
+        self.slots = slots
+        self.groups: dict[int, RequestGroup] = {}
 
-    def ask(self, wave: Wave, then: Callable[[Answers], None]) -> None:
-        """`then` is called with the answers, in the order of the requests, once all are there."""
+    def submit(self, wave: Wave, on_complete: Callable[[Answers], None]) -> None:
+        """Enqueue a wave; call `on_complete` with its answers, in the order of the requests."""
         if not wave.requests:
-            then([])
+            on_complete([])
             return
-        asked = Asked(then, len(wave.requests))
-        parts = defaultdict(list)
-        for place, request in enumerate(wave.requests):
-            asked.answers.append(said := [])
-            variates = np.random.default_rng([*wave.seed, place]).random(request.length)
-            size = ((len(request.prompt) + request.length - 1) // ROW_TOKENS).bit_length()
-            parts[size].append(Row(request, variates, said, asked))
-        for size, rows in parts.items():
-            group = self.groups.setdefault(size, Group(self.target, max(1, self.rows >> size)))
-            group.wait(rows)
+        pending = PendingWave(on_complete, len(wave.requests))
+        by_size: dict[int, list[RequestState]] = defaultdict(list)
+        for index, request in enumerate(wave.requests):
+            answer: list[int] = []
+            pending.answers.append(answer)
+            variates = np.random.default_rng([*wave.seed, index]).random(request.length)
+            # the power of two, in units of SLOT_TOKENS, that the sequence fits
+            size = ((len(request.prompt) + request.length - 1) // SLOT_TOKENS).bit_length()
+            by_size[size].append(RequestState(request, variates, answer, pending))
+        for size, states in by_size.items():
+            if size not in self.groups:
+                self.groups[size] = RequestGroup(self.target, max(1, self.slots >> size))
+            self.groups[size].enqueue(states)
 
-    def turn(self) -> int:
-        """Work for the group that leaves the fewest of its rows idle; how many tokens that made."""
-        made, done = max(self.groups.values(), key=lambda group: group.load).turn()
-        for row in done:
-            row.asked.hear()
-        return made
+    def step(self) -> int:
+        """Step the group with the largest share of busy slots; return the number of new tokens."""
+        group = max(self.groups.values(), key=lambda group: group.load)
+        new_tokens, finished = group.step()
+        for state in finished:
+            state.wave.complete_one()
+        return new_tokens
 
 
 @dataclass
-class Flight(Generic[Made]):
-    """A stream that has begun, and what it came to."""
+class StreamState(Generic[Result]):
+    """A stream that has started, and its result once it is `done`."""
 
-    stream: Stream[Made]
-    pool: Pool
-    landed: bool = False
-    made: Made | None = None
+    stream: Stream[Result]
+    scheduler: Scheduler
+    done: bool = False
+    result: Result | None = None
 
-    def go(self, answers: Answers | None) -> None:
+    def advance(self, answers: Answers | None) -> None:
+        """Send the answers to the last wave (None starts the stream); submit the next wave."""
         try:
-            wave = self.stream.send(answers)
+            wave = next(self.stream) if answers is None else self.stream.send(answers)
         except StopIteration as end:
-            self.landed = True
-            self.made = end.value
+            self.done = True
+            self.result = end.value
         else:
-            self.pool.ask(wave, self.go)
+            self.scheduler.submit(wave, self.advance)
 
 
 @torch.inference_mode()
 def answer_streams(
     target: TransformersTarget,
-    streams: Iterable[Stream[Made]],
+    streams: Iterable[Stream[Result]],
     *,
-    rows: int,
+    slots: int,
     ahead: int = 1,
-    told: Callable[[int], None] = lambda count: None,
-) -> Iterator[Made]:
-    """What each stream returns, in their order. A stream yields waves and is sent the answers to each.
+    on_tokens: Callable[[int], None] = lambda count: None,
+) -> Iterator[Result]:
+    """Yield the result of each stream, in their order.
 
-    An answer has its stop id where it came to one; `told` hears of tokens as they are made. Up to `ahead` streams are
-    begun and not yet handed out: where the last answers of a wave are awaited, rows of others are at work beside them.
-    What is drawn follows from (seed, place of the request) of a wave, not from what shared its batch.
+    An answer includes its stop id where it reached one. Up to `ahead` streams are started and not
+    yet yielded, so the slots stay busy while the first of them waits for its last answers.
+    `on_tokens` is called with the number of new tokens after every step.
     """
-    pool = Pool(target, rows)
-    waiting = iter(streams)
-    flights = deque()
+    scheduler = Scheduler(target, slots)
+    not_started = iter(streams)
+    started: deque[StreamState[Result]] = deque()
     while True:
-        while len(flights) < ahead and (stream := next(waiting, None)) is not None:
-            flights.append(Flight(stream, pool))
-            flights[-1].go(None)
-        if not flights:
+        while len(started) < ahead and (stream := next(not_started, None)) is not None:
+            started.append(StreamState(stream, scheduler))
+            started[-1].advance(None)
+        if not started:
             return
-        if flights[0].landed:
-            yield flights.popleft().made
+        if started[0].done:
+            yield started.popleft().result  # type: ignore[misc]  # set with `done`
         else:
-            told(pool.turn())
+            on_tokens(scheduler.step())
 
 
-def common_prefix(rows: Sequence[list[int]]) -> int:
-    """How many tokens all rows begin with."""
-    low = min(rows)
-    high = max(rows)
-    return next(
-        (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b),
-        min(len(low), len(high)),
-    )
+def append_next_tokens(logits: Tensor, states: Sequence[RequestState]) -> None:
+    """Append each request's next token: the argmax, or a draw by the request's variate.
 
-
-def _say(logits: Tensor, rows: Sequence[Row]) -> None:
-    """Each row's next token: the argmax, or where its variate falls in the law's distribution."""
-    chosen = logits.argmax(-1)
-    drawn = [i for i, row in enumerate(rows) if row.request.temperature]
-    if drawn:
-        heat = torch.tensor([rows[i].request.temperature for i in drawn], device=logits.device)
-        u = torch.tensor(
-            [rows[i].variates[len(rows[i].said)] for i in drawn], dtype=torch.float32
+    logits `[R, V]`, one row per request.
+    """
+    tokens = logits.argmax(-1)
+    sampled = [i for i, state in enumerate(states) if state.request.temperature]
+    if sampled:
+        temperature = torch.tensor(
+            [states[i].request.temperature for i in sampled], device=logits.device
+        )
+        variate = torch.tensor(
+            [states[i].variates[len(states[i].answer)] for i in sampled], dtype=torch.float32
         ).to(logits.device)
-        mass = (logits[drawn].float() / heat[:, None]).softmax(-1).cumsum(-1)
-        found = torch.searchsorted(mass, (u[:, None] * mass[:, -1:]), right=True)[:, 0]
-        chosen[drawn] = found.clamp(max=logits.shape[-1] - 1)
-    for row, token in zip(rows, chosen.tolist(), strict=True):
-        row.said.append(token)
+        # inverse transform sampling: the first token whose cumulative mass exceeds the variate
+        cumulative = (logits[sampled].float() / temperature[:, None]).softmax(-1).cumsum(-1)
+        threshold = variate[:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+        tokens[sampled] = drawn.clamp(max=logits.shape[-1] - 1)
+    for state, token in zip(states, tokens.tolist(), strict=True):
+        state.answer.append(token)

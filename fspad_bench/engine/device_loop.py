@@ -1,8 +1,10 @@
-"""A whole round on the device: grow the tree, score it, verify, compact, with one word to the host at its end.
+"""The loop on a device: a whole step, drafting included, without the host, which reads its tokens
+at the end.
 
-It is the loop of `decoding` for drafters that can draft without the host: shapes are fixed, every decision stays a
-tensor, and the next round reads what the last one wrote. On a GPU a round is captured once as a CUDA graph and
-replayed, vanilla's as well, so that neither side pays for launches; on the CPU the same code runs as it stands.
+- It is the loop of `core.loop` for drafters that can draft without the host: shapes are fixed,
+  every decision stays a tensor, and the next step reads what the last one wrote.
+- On a GPU a step is captured once as a CUDA graph and replayed, vanilla's as well, so that neither
+  side pays for launches; on the CPU the same code runs as it stands.
 """
 
 from __future__ import annotations
@@ -16,108 +18,122 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fspad_bench.core.loop import Context, Generation, Limit, Scores
+from fspad_bench.core.protocols import Context, Generation, Limit, Scores
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
-from fspad_bench.engine.gpu import Kernels
-from fspad_bench.engine.gpu.tensors import Law, Nodes, Walk
+from fspad_bench.engine.cache import KVCache
+from fspad_bench.engine.gpu.backend import KernelAttention
+from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk
+from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import TransformersTarget
 
 
 @dataclass
-class Round:
-    """What passes from part to part, and from a round to the next; written in place, so that a replay finds it.
+class DeviceState:
+    """The state between two steps; written in place, so that a replay finds it.
 
-    `length` int32 `[1]` counts the target's committed rows: all tokens but the last. `features [N, d]` and `walk` are
-    of the last tree, `nodes`, whose accepted path was committed.
+    `length` int32 `[1]` counts the target's committed entries: all tokens but the last. `features
+    [N, d]` and `walk` belong to the last tree, `nodes`, whose accepted path was committed.
     """
 
     nodes: Nodes
     length: Tensor
     features: Tensor
     walk: Walk
-    law: Law
+    sampling: SamplerTensors
 
     @classmethod
-    def of(cls, target: TransformersTarget, size: int) -> Round:
-        """Room for trees of `size` nodes."""
+    def of(cls, target: TransformersTarget, size: int) -> DeviceState:
+        """Allocate a state for trees of `size` nodes."""
         device = target.device
         nodes = Nodes.of(Tree.root(0), device, size)
         features = torch.zeros(size, target.config.hidden_size, dtype=target.dtype, device=device)
-        numbers = [torch.zeros(n, dtype=torch.int32, device=device) for n in (1, size, 1, 1)]
-        return cls(nodes, numbers[0], features, Walk(*numbers[1:]), Law.of(Sampler(), device))
+        length, path, count, bonus = (
+            torch.zeros(n, dtype=torch.int32, device=device) for n in (1, size, 1, 1)
+        )
+        return cls(
+            nodes, length, features, Walk(path, count, bonus), SamplerTensors.of(Sampler(), device)
+        )
 
-    def begin(self, tokens: int, bonus: int, features: Tensor, law: Law) -> None:
-        """After a prefill of so many tokens: as if a tree of the last one alone had been committed."""
-        self.length.fill_(tokens)
+    def begin(self, length: int, bonus: int, features: Tensor, sampling: SamplerTensors) -> None:
+        """Start behind a prefill of `length` tokens.
+
+        As if a tree of the last one alone had been committed.
+        """
+        self.length.fill_(length)
         self.features[0] = features[-1]
         self.walk.path.zero_()
         self.walk.count.fill_(1)
         self.walk.bonus.fill_(bonus)
-        self.law.words.copy_(law.words)
-        self.law.numbers.copy_(law.numbers)
+        self.sampling.words.copy_(sampling.words)
+        self.sampling.numbers.copy_(sampling.numbers)
 
 
-class Grower(Protocol):
-    """What drafts on the device: trees of `nodes` nodes, of which `drafted` are guesses; dead ones fill them up."""
+class DeviceDrafter(Protocol):
+    """Drafts on the device.
+
+    Trees of `nodes` nodes, of which `drafted` are guesses; padding nodes fill them up.
+    """
 
     nodes: int
     drafted: int
 
-    def begin(self, context: Context, scores: Scores, capacity: int) -> None:
-        """After the prefill; the target's cache has room for `capacity` rows."""
+    def begin(self, context: Context, scores: Scores, slots: int) -> None:
+        """Start a generation after the prefill; the target's cache has so many slots."""
 
-    def grow(self, round_: Round, sampled: bool) -> None:
-        """Write the next tree to `round_.nodes`, rooted in the last bonus token."""
+    def draft(self, state: DeviceState, sampled: bool) -> None:
+        """Write the next tree, rooted in the last bonus token, to `state.nodes`."""
 
 
-class Alone:
+class NoDraft:
     """Vanilla's: the last token, and nothing drafted."""
 
     nodes = 1
     drafted = 0
 
-    def begin(self, context: Context, scores: Scores, capacity: int) -> None:
+    def begin(self, context: Context, scores: Scores, slots: int) -> None:
         pass
 
-    def grow(self, round_: Round, sampled: bool) -> None:
-        round_.nodes.tokens.copy_(round_.walk.bonus)
+    def draft(self, state: DeviceState, sampled: bool) -> None:
+        state.nodes.tokens.copy_(state.walk.bonus)
 
 
-class Still:
-    """Leaves the nodes as they are: for what a round of so many costs."""
+class FixedNodes:
+    """Leaves the nodes as they are: to time a step of a given tree."""
 
     def __init__(self, nodes: int) -> None:
         self.nodes = nodes
         self.drafted = nodes - 1
 
-    def begin(self, context: Context, scores: Scores, capacity: int) -> None:
+    def begin(self, context: Context, scores: Scores, slots: int) -> None:
         pass
 
-    def grow(self, round_: Round, sampled: bool) -> None:
+    def draft(self, state: DeviceState, sampled: bool) -> None:
         pass
 
 
 class Replay:
-    """Work that is run as it stands the first time, captured as a CUDA graph the second, and replayed from then on."""
+    """Work that runs as it stands the first time, is captured as a CUDA graph the second, and
+    replayed from then on.
+    """
 
     def __init__(self, work: Callable[[], None], device: torch.device) -> None:
         self.work = work
-        self.graph = None
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.runs = 0
         self.captures = device.type == "cuda"
 
     def __call__(self) -> None:
         if self.captures and self.runs == 1:  # kernels are compiled by now; capturing runs nothing
-            self.graph = self._captured()
+            self.graph = self._capture()
         self.runs += 1
         if self.graph:
             self.graph.replay()
         else:
             self.work()
 
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        """No garbage is collected meanwhile: the end of another graph would end this capture."""
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """Capture without garbage collection: the end of another graph would end this capture."""
         torch.cuda.synchronize()
         gc.collect()
         gc.disable()
@@ -131,143 +147,137 @@ class Replay:
 
 
 class DeviceLoop:
-    """Generates with a grower's trees on a target that has kernels; greedy and sampled, any law, token for token as
-    `decoding.generate` does with `match`."""
+    """Generates with a device drafter's trees on a target that has kernels.
 
-    def __init__(self, target: TransformersTarget, grower: Grower) -> None:
+    Greedy and sampled, with any cuts, token for token what `core.loop.generate` gives with `match`.
+    """
+
+    def __init__(self, target: TransformersTarget, drafter: DeviceDrafter) -> None:
+        if not isinstance(target.attention, KernelAttention) or target.fused is None:
+            raise ValueError(f"{target.name} has no kernels: its steps are run by the host")
         self.target = target
-        self.grower = grower
-        self.kernels: Kernels = target.kernels
-        self.round = Round.of(target, grower.nodes)
-        self.own = torch.arange(grower.nodes, device=target.device)
-        self.said = torch.zeros(grower.nodes + 2, dtype=torch.int32, device=target.device)
+        self.fused = target.fused
+        self.drafter = drafter
+        self.attention = target.attention
+        self.kernels = target.attention.kernels
+        self.state = DeviceState.of(target, drafter.nodes)
+        self.places = torch.arange(drafter.nodes, device=target.device)
+        # what the host reads of a step: count, bonus, the tokens of the path
+        self.report = torch.zeros(drafter.nodes + 2, dtype=torch.int32, device=target.device)
         self.replays: dict[tuple[bool, bool, bool], Replay] = {}
-        self.rows: Tensor | None = None
+        self.entries: Tensor | None = None
 
     @torch.inference_mode()
     def generate(self, sampler: Sampler, prompt: Sequence[int], limit: Limit) -> Generation:
-        """Decode until `limit`; the host is told a round's tokens and nothing else."""
+        """Decode until `limit`, with one device-to-host sync a step."""
         start = perf_counter()
         target = self.target
-        scores = target.prefill(prompt, limit.max_new_tokens)
-        target.synchronize()
-        ready = perf_counter()
-        before = target.forwards
-        context = Context(list(prompt), len(prompt), sampler)
-        committed = []
-        context.tokens.append(sampler.next(scores.logits[-1], context.position))
-        rows = len(prompt)
-        if not limit.reached(context):
-            replay = self.begin(context, scores, sampler)
-        while not limit.reached(context):
-            replay()
-            target.forwards += 1
-            count, bonus, *path = self.said.tolist()  # the round's one synchronisation
-            rows += count
-            kept = limit.cut(context, [*path[1:count], bonus])
-            context.tokens += kept
-            committed.append(len(kept))
-        target.cache.rewind(rows)  # as the device left it
-        target.synchronize()
+        committed: list[int] = []
+        with target.session(len(prompt) + limit.max_new_tokens) as session:
+            scores = session.prefill(prompt)
+            target.synchronize()
+            ready = perf_counter()
+            before = target.forwards
+            context = Context(list(prompt), len(prompt), sampler)
+            context.tokens.append(sampler.next(scores.logits[-1], context.position))
+            if not limit.reached(context):
+                replay = self.begin(session, context, scores, sampler)
+            while not limit.reached(context):
+                replay()
+                count, bonus, *path = self.report.tolist()  # the one sync of the step
+                session.advance(count)
+                kept = limit.cut(context, [*path[1:count], bonus])
+                context.tokens += kept
+                committed.append(len(kept))
+            target.synchronize()
+            done = perf_counter()
         return Generation(
             tokens=context.new_tokens,
             prefill_seconds=ready - start,
-            decode_seconds=perf_counter() - ready,
+            decode_seconds=done - ready,
             forwards=target.forwards - before,
             committed=committed,
-            drafted=[self.grower.drafted] * len(committed),
+            drafted=[self.drafter.drafted] * len(committed),
         )
 
     @torch.inference_mode()
-    def begin(self, context: Context, scores: Scores, sampler: Sampler) -> Replay:
-        """The round that goes on after a prefill and its first token, to be called as often as it is needed."""
-        target = self.target
-        law = Law.of(sampler, target.device)
-        self.grower.begin(context, scores, target.cache.capacity)
-        self.round.begin(context.prompt_length, context.tokens[-1], scores.features, law)
-        if (
-            self.rows is not target.cache.rows
-        ):  # another cache: what was captured wrote to the old one
-            self.rows = target.cache.rows
+    def begin(self, session: Session, context: Context, scores: Scores, sampler: Sampler) -> Replay:
+        """Return the step that goes on after a prefill and its first token, to be called as often
+        as needed.
+        """
+        cache = session.cache
+        sampling = SamplerTensors.of(sampler, self.target.device)
+        self.drafter.begin(context, scores, cache.slots)
+        self.state.begin(context.prompt_length, context.tokens[-1], scores.features, sampling)
+        if self.entries is not cache.entries:  # a graph writes to the cache it was captured with
+            self.entries = cache.entries
             self.replays.clear()
-        if law.kind not in self.replays:
-            own = Law(self.round.law.words, self.round.law.numbers, *law.kind)
-            self.replays[law.kind] = Replay(lambda: self._round(own), target.device)
-        return self.replays[law.kind]
+        if sampling.kind not in self.replays:
+            held = self.state.sampling
+            own = SamplerTensors(held.words, held.numbers, *sampling.kind)
+            self.replays[sampling.kind] = Replay(lambda: self._step(cache, own), self.target.device)
+        return self.replays[sampling.kind]
 
-    def _round(self, law: Law) -> None:
-        round_ = self.round
-        target = self.target
-        kernels = self.kernels
-        self.grower.grow(round_, law.sampled)
-        nodes = round_.nodes
-        length = round_.length
-        rows = target.cache.rows
+    def _step(self, cache: KVCache, sampling: SamplerTensors) -> None:
+        state = self.state
+        self.drafter.draft(state, sampling.sampled)
+        nodes = state.nodes
+        length = state.length
         positions = length + nodes.depths.clamp(min=0)
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = rows[layer]
-            keys.index_copy_(1, length + self.own, key)
-            values.index_copy_(1, length + self.own, value)
-            return kernels.attend(query, keys, values, nodes.bits, length, target.lean.scaling)
-
-        rope = target.lean.rope_at(positions, target.cache.capacity)
-        features = target.lean(nodes.tokens.clamp(min=0), rope, target.lean.rotating(attend))
-        choice = kernels.choose(target.logits(features), nodes.depths, length + 1, law)
-        walk = kernels.walk(nodes, choice)
-        kernels.compact(rows, length, walk)
-        for kept, new in zip(round_.walk, walk, strict=True):
-            kept.copy_(new.view(kept.shape))
-        round_.features.copy_(features)
-        length += walk.count
-        self.said.copy_(
-            torch.cat([walk.count.view(1), walk.bonus.view(1).int(), nodes.tokens[walk.path]])
+        rope = self.fused.rope.below(cache.slots)[:, positions]
+        attend = self.attention.at(cache, nodes.bits, length, length + self.places)
+        features, _ = self.fused(nodes.tokens.clamp(min=0), rope, attend)
+        choice = self.kernels.choose(
+            self.target.logits(features), nodes.depths, length + 1, sampling
         )
+        walk = self.kernels.walk(nodes, choice)
+        self.kernels.compact(cache.entries, length, walk)
+        for kept, new in zip(state.walk, walk, strict=True):
+            kept.copy_(new.view(kept.shape))
+        state.features.copy_(features)
+        length += walk.count
+        words = [walk.count.view(1), walk.bonus.view(1).int(), nodes.tokens[walk.path]]
+        self.report.copy_(torch.cat(words))
+
+
+def runs_on_device(target: object) -> bool:
+    """Whether whole steps can run on the target's device."""
+    return isinstance(target, TransformersTarget) and isinstance(target.attention, KernelAttention)
 
 
 def repeated(target: TransformersTarget, tree: Tree, prompt: Sequence[int]) -> Callable[[], None]:
-    """The round of this tree behind a prompt, time after time: forward, verification and compaction."""
-    loop = DeviceLoop(target, Still(len(tree)))
+    """Return the step of this tree behind a prompt, to be run again and again.
+
+    Forward, verification, compaction.
+    """
+    loop = DeviceLoop(target, FixedNodes(len(tree)))
+    session = target.session(len(prompt) + len(tree))
     context = Context([*prompt, tree.tokens[0]], len(prompt))
-    replay = loop.begin(context, target.prefill(prompt, len(tree)), Sampler())
-    for held, new in zip(loop.round.nodes, Nodes.of(tree, target.device), strict=True):
+    replay = loop.begin(session, context, session.prefill(prompt), Sampler())
+    for held, new in zip(loop.state.nodes, Nodes.of(tree, target.device), strict=True):
         held.copy_(new)
-
-    @torch.inference_mode()
-    def run() -> None:
-        loop.round.length.fill_(len(prompt))
-        replay()
-
-    return run
+    return _from_length(loop, len(prompt), replay)
 
 
 @torch.inference_mode()
 def replayed(
     loop: DeviceLoop, prompt: Sequence[int], sampler: Sampler
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A round behind a prompt and its drafting alone, each to be run time after time."""
+    """Return a step behind a prompt, and its drafting alone, each to be run again and again."""
     target = loop.target
-    grower = loop.grower
-    scores = target.prefill(prompt, grower.nodes)
+    session = target.session(len(prompt) + loop.drafter.nodes)
+    scores = session.prefill(prompt)
     context = Context(list(prompt), len(prompt), sampler)
     context.tokens.append(sampler.next(scores.logits[-1], context.position))
-    whole = loop.begin(context, scores, sampler)
-    draft = Replay(lambda: grower.grow(loop.round, bool(sampler.temperature)), target.device)
-
-    def again(replay: Replay) -> Callable[[], None]:
-        @torch.inference_mode()
-        def run() -> None:
-            loop.round.length.fill_(len(prompt))
-            replay()
-
-        return run
-
-    return again(whole), again(draft)
+    whole = loop.begin(session, context, scores, sampler)
+    draft = Replay(lambda: loop.drafter.draft(loop.state, not sampler.greedy), target.device)
+    return _from_length(loop, len(prompt), whole), _from_length(loop, len(prompt), draft)
 
 
-def device_loop(target: object, decoder: object) -> DeviceLoop | None:
-    """The loop on the device, where the target has kernels and the decoder a grower."""
-    grower = getattr(decoder, "grower", None)
-    if not (grower and isinstance(target, TransformersTarget) and target.kernels):
-        return None
-    return DeviceLoop(target, grower)
+def _from_length(loop: DeviceLoop, length: int, replay: Replay) -> Callable[[], None]:
+    @torch.inference_mode()
+    def run() -> None:
+        loop.state.length.fill_(length)
+        replay()
+
+    return run

@@ -1,124 +1,241 @@
-"""The forward of a target, lean: the stock layers' arithmetic over the model's own weights, and nothing else.
+"""The fused forward of a target: the stock layers' arithmetic over stacked weights, without the
+bookkeeping.
 
-At batch 1 a small model spends a third of a step on bookkeeping: kwargs handed down, masks considered, three products
-where one would do. Here the projections that read the same input are one product over their stacked weights (the
-model's parameters become views of them, so nothing is held twice), rotary tables are computed once, the cache's rows
-are written where they stay, and what lies between the products is compiled where it can be (`native`). Every arm runs
-it, vanilla first of all; it equals the stock forward (float64, 1e-9), which loading checks again on the model at hand.
+- At batch 1 a small model spends a third of a step on bookkeeping: kwargs handed down, masks
+  considered, three products where one would do. Here the projections that read the same input are
+  one product over their stacked weights (the model's parameters become views of them), rotary
+  tables are computed once, entries are written where they stay, and all that lies between two
+  attentions is one compiled call where it can be (`cpu.native`).
+- A plan of layers leaves attention or MLP sublayers out; what is left is fused in the same way.
+- Every decoder runs it, vanilla first of all. It equals the stock forward (float64, 1e-9); loading
+  checks that again on the model at hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fspad_bench.engine.cpu import linear, native
-from fspad_bench.engine.cpu.linear import Matrix, stacked
-from fspad_bench.engine.cpu.native import Between, Native, Plain
+from fspad_bench.core.protocols import ALL, LayerPlan
+from fspad_bench.engine.attention import Attend, HeadShape
+from fspad_bench.engine.cpu import native
+from fspad_bench.engine.cpu.linear import STOCK, Matrix, stacked
+from fspad_bench.engine.cpu.native import Native, Tail, TorchOps
 
-NAME = "lean"
-TYPES = ("llama", "mistral", "qwen2", "qwen3")
+NAME = "fused"
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 SPARE = 1024
-Attend = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, queries, keys and values not yet rotated `[N, H + 2 H_kv, D]`, rope) -> what each row sees, `[N, H D]`."""
-AttendRotated = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, query `[H, N, D]`, new keys and values `[H_kv, N, D]`) -> what each row sees, `[H, N, D]`."""
 
 
 class Layer(NamedTuple):
-    """One decoder layer's weights, in the order in which they are used; query and key norms where Qwen3 has them."""
+    """One decoder layer's weights in the order of their use.
+
+    Query and key norms where Qwen3 has them.
+    """
 
     norm: Tensor
     qkv: Matrix
     q_norm: Tensor | None
     k_norm: Tensor | None
     out: Matrix
-    norm_after: Tensor
+    mlp_norm: Tensor
     gate_up: Matrix
     down: Matrix
 
 
-class LeanForward:
-    """tokens `[N]` -> features `[N, d]`, after the final norm. What the rows attend to is the caller's business."""
+@dataclass
+class TailParts:
+    """All between two attentions: output projection, MLPs, the next norm and projections.
+
+    `out` is None before the first attention, where x is the embedding; `following` is None after
+    the last, where the normed x is the result. Between two layers of a whole model there is one
+    MLP.
+    """
+
+    out: Matrix | None
+    mlps: list[Layer] = field(default_factory=list)
+    norm: Tensor | None = None
+    following: Matrix | None = None
+
+
+class Chain(NamedTuple):
+    """A plan's forward: `tails[0]` leads to the first attention, `tails[k]` from the k-th to the
+    next.
+
+    `attentions` are the layers whose attention runs, in order.
+    """
+
+    attentions: tuple[int, ...]
+    tails: tuple[Tail, ...]
+
+
+class FusedForward:
+    """tokens `[N]` -> features `[N, d]` after the final norm.
+
+    What tokens attend to is the attention backend's.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         base = model.base_model
         config = model.config
         self.embedding = base.embed_tokens.weight
         self.final_norm = base.norm.weight
-        self.rotary = base.rotary_emb
         self.eps = config.rms_norm_eps
-        self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
-        self.head_dim = base.layers[0].self_attn.head_dim
-        self.scaling = base.layers[0].self_attn.scaling
-        self.parts = native.fitting(
-            self.embedding, config.hidden_size, config.intermediate_size
-        ) or Plain(_norm)
-        products = linear.NAME if linear.suits(self.embedding) else linear.STOCK
-        self.name = f"{NAME}, {native.NAME if self.parts.compiled else products}"
+        first = base.layers[0].self_attn
+        self.shape = HeadShape(
+            config.num_attention_heads, config.num_key_value_heads, first.head_dim, first.scaling
+        )
+        self.rope = RopeTable(base.rotary_emb, self.embedding, first.head_dim)
+        compiled = native.fitting(self.embedding, config.hidden_size, config.intermediate_size)
+        self.ops: Native | TorchOps = compiled or TorchOps(rms_norm)
+        self.name = f"{NAME}, {native.NAME if compiled else STOCK}"
         self.layers = [_layer(layer) for layer in base.layers]
-        ends = [*((layer.norm, layer.qkv) for layer in self.layers[1:]), (self.final_norm, None)]
-        self.between = [
-            _between(self.parts, *pair, self.eps) for pair in zip(self.layers, ends, strict=True)
-        ]
-        self.table = self.embedding.new_empty(2, 0, self.head_dim)
+        self._chains: dict[LayerPlan, Chain] = {}
+        self.chain(ALL)
 
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
-        """Whether this is the arithmetic of the model: a listed architecture, plain weights, one device."""
+        """Whether this is the model's arithmetic.
+
+        A listed architecture, plain weights, one device.
+        """
         base = model.base_model
-        plain = all(type(m) is nn.Linear for m in base.modules() if isinstance(m, nn.Linear))
+        linear = [type(m) is nn.Linear for m in base.modules() if isinstance(m, nn.Linear)]
         activation = getattr(model.config, "hidden_act", "silu")
-        together = len({(p.device, p.dtype) for p in base.parameters()}) == 1
-        return model.config.model_type in TYPES and plain and together and activation == "silu"
+        places = {(p.device, p.dtype) for p in base.parameters()}
+        known = model.config.model_type in ARCHITECTURES
+        return known and all(linear) and len(places) == 1 and activation == "silu"
 
-    def __call__(self, tokens: Tensor, rope: Tensor, attend: Attend) -> Tensor:
-        """`rope` is that of the tokens' positions."""
-        first = self.layers[0]
-        eps = self.eps
-        x, n = self.parts.add_norm(F.embedding(tokens, self.embedding), None, first.norm, eps)
-        made = first.qkv(n)
-        for number, (layer, between) in enumerate(zip(self.layers, self.between, strict=True)):
-            rows = made.unflatten(-1, (-1, self.head_dim))
-            if layer.q_norm is not None:
-                q, k, v = rows.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-                rows = torch.cat(
-                    [_norm(q, layer.q_norm, eps), _norm(k, layer.k_norm, eps), v], dim=1
-                )
-            x, made = between(x, attend(number, rows, rope))
-        return made
+    def chain(self, plan: LayerPlan) -> Chain:
+        """Return the fused forward of a plan, built on first use."""
+        if plan not in self._chains:
+            self._chains[plan] = self._fuse(plan)
+        return self._chains[plan]
 
-    def rotating(self, attend: AttendRotated) -> Attend:
-        """The same for a function that wants its queries and keys rotated."""
-        heads = self.heads
-        kv_heads = self.kv_heads
+    def __call__(
+        self,
+        tokens: Tensor,
+        rope: Tensor,
+        attend: Attend,
+        plan: LayerPlan = ALL,
+        capture: Sequence[int] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run a plan on tokens `[N]`, `rope` that of their positions; features, and the captured
+        hidden states.
 
-        def rotate_and_attend(layer: int, rows: Tensor, rope: Tensor) -> Tensor:
-            qk, v = rows.transpose(0, 1).split([heads + kv_heads, kv_heads])
-            q, k = rotated(qk, *rope).split([heads, kv_heads])
-            return attend(layer, q, k, v).transpose(0, 1).flatten(1)
+        `capture` counts as transformers' `output_hidden_states` does: 0 is the embedding, k the
+        output of layer k - 1, the number of layers the normed features. Only a whole plan can be
+        captured.
+        """
+        chain = self.chain(plan)
+        hidden: dict[int, Tensor] = {}
+        x = F.embedding(tokens, self.embedding)
+        if 0 in capture:
+            hidden[0] = x.clone()
+        x, projections = chain.tails[0](x, None)
+        for layer, tail in zip(chain.attentions, chain.tails[1:], strict=True):
+            rows = projections.unflatten(-1, (-1, self.shape.dim))
+            x, projections = tail(x, attend(layer, self._normed(layer, rows), rope))
+            if layer + 1 in capture:
+                hidden[layer + 1] = x.clone()  # the next tail writes to x
+        hidden[len(self.layers)] = projections
+        return projections, [hidden[index] for index in capture]
 
-        return rotate_and_attend
+    def _normed(self, layer: int, rows: Tensor) -> Tensor:
+        """Apply the query and key norms, if the layer has them, to projections `[N, H + 2 H_kv,
+        D]`.
+        """
+        weights = self.layers[layer]
+        if weights.q_norm is None or weights.k_norm is None:
+            return rows
+        heads, kv_heads = self.shape.heads, self.shape.kv_heads
+        q, k, v = rows.split([heads, kv_heads, kv_heads], dim=1)
+        q = rms_norm(q, weights.q_norm, self.eps)
+        k = rms_norm(k, weights.k_norm, self.eps)
+        return torch.cat([q, k, v], dim=1)
 
-    def rope(self, positions: Sequence[int]) -> Tensor:
-        """Cosines, and sines with the sign of their half, of these positions: `[2, N, D]`."""
-        last = max(positions)
-        if len(positions) == last - positions[0] + 1:
-            return self._table(last + 1)[:, positions[0] : last + 1]
-        return self.rope_at(torch.tensor(positions, device=self.embedding.device), last + 1)
+    def _fuse(self, plan: LayerPlan) -> Chain:
+        every = range(len(self.layers))
+        attentions = tuple(i for i in every if i not in plan.skip_attention)
+        parts = [TailParts(None)]
+        for number, layer in enumerate(self.layers):
+            if number not in plan.skip_attention:
+                parts[-1].norm = layer.norm
+                parts[-1].following = layer.qkv
+                parts.append(TailParts(layer.out))
+            if number not in plan.skip_mlp:
+                parts[-1].mlps.append(layer)
+        parts[-1].norm = self.final_norm
+        return Chain(attentions, tuple(self._tail(part) for part in parts))
 
-    def rope_at(self, positions: Tensor, end: int) -> Tensor:
-        """The same for positions `[N]` on the device, all below `end`."""
-        return self._table(end)[:, positions]
+    def _tail(self, parts: TailParts) -> Tail:
+        assert parts.norm is not None
+        plain = self._plain_tail(parts)
+        matrices = [
+            parts.out,
+            parts.following,
+            *(m for mlp in parts.mlps for m in (mlp.gate_up, mlp.down)),
+        ]
+        present = [matrix for matrix in matrices if matrix is not None]
+        if not isinstance(self.ops, Native) or not all(matrix.native for matrix in present):
+            return plain
+        compiled = self.ops.tail(
+            _packed(parts.out),
+            [(m.mlp_norm, *_packed(m.gate_up), *_packed(m.down)) for m in parts.mlps],
+            parts.norm,
+            _packed(parts.following),
+            (
+                parts.out.in_features if parts.out else 0,
+                len(parts.norm),
+                self.layers[0].down.in_features,
+                parts.following.out_features if parts.following else 0,
+            ),
+            self.eps,
+        )
+        return lambda x, seen: (compiled if len(x) <= native.ROWS else plain)(x, seen)
 
-    def _table(self, end: int) -> Tensor:
-        """Of every position below `end`, and some more."""
+    def _plain_tail(self, parts: TailParts) -> Tail:
+        ops = self.ops
+        norm = parts.norm
+        assert norm is not None
+
+        def run(x: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+            delta = parts.out(seen) if parts.out and seen is not None else None
+            for mlp in parts.mlps:
+                x, n = ops.add_norm(x, delta, mlp.mlp_norm, self.eps)
+                delta = mlp.down(ops.gated(mlp.gate_up(n)))
+            x, n = ops.add_norm(x, delta, norm, self.eps)
+            return x, parts.following(n) if parts.following else n
+
+        return run
+
+
+class RopeTable:
+    """Rotary tables of positions, computed once: cosines, and sines with the sign of their half."""
+
+    def __init__(self, rotary: nn.Module, embedding: Tensor, head_dim: int) -> None:
+        self.rotary = rotary
+        self.embedding = embedding
+        self.head_dim = head_dim
+        self.table = embedding.new_empty(2, 0, head_dim)
+
+    def of(self, positions: Sequence[int]) -> Tensor:
+        """Return the rows of these positions, `[2, N, D]`."""
+        first = positions[0]
+        end = max(positions) + 1
+        table = self.below(end)
+        if positions == range(first, end) or list(positions) == list(range(first, end)):
+            return table[:, first:end]
+        return table[:, torch.tensor(positions, device=self.embedding.device)]
+
+    def below(self, end: int) -> Tensor:
+        """Return the rows of every position below `end`, and some more."""
         if end > self.table.shape[1]:
             every = torch.arange(end + SPARE, device=self.embedding.device)[None]
             cos, sin = self.rotary(self.embedding[:1], every)
@@ -127,57 +244,29 @@ class LeanForward:
         return self.table
 
 
-def _between(
-    parts: Plain | Native, layer: Layer, end: tuple[Tensor, Matrix | None], eps: float
-) -> Between:
-    """(x, what the layer's attention saw) -> (x, the next one's projections), or the features behind the last layer.
-
-    `end` is the norm that follows the layer, and the product that follows it.
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Apply an RMS norm to the last dimension, in float32 even for float64 input, as the stock one
+    does.
     """
-    norm, following = end
-    matrices = [layer.out, layer.gate_up, layer.down, *filter(None, [following])]
-
-    def run(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        x, n = parts.add_norm(x, layer.out(seen), layer.norm_after, eps)
-        x, n = parts.add_norm(x, layer.down(parts.gated(layer.gate_up(n))), norm, eps)
-        return x, following(n) if following else n
-
-    if not (parts.compiled and all(matrix.native for matrix in matrices)):
-        return run
-    out, gate_up, down, ahead = (
-        (m.packed, m.bias) if m else (None, None) for m in (*matrices[:3], following)
-    )
-    weights = *out, layer.norm_after, *gate_up, *down, norm, *ahead
-    widths = layer.out.width, layer.out.outs, layer.down.width, following.outs if following else 0
-    together = parts.between(weights, widths, eps)
-    return lambda x, seen: (together if len(x) <= native.ROWS else run)(x, seen)
-
-
-def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm of the last dimension. The stock one always works in float32, so in float64 this must too."""
     if x.dtype == torch.float64:
         return weight * F.rms_norm(x.float(), weight.shape, eps=eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x `[H, N, D]`, halves paired: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin)."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+def _packed(matrix: Matrix | None) -> tuple[Tensor | None, Tensor | None]:
+    return (matrix.packed, matrix.bias) if matrix else (None, None)
 
 
-def _layer(layer: nn.Module) -> Layer:
+def _layer(layer: Any) -> Layer:
     attention = layer.self_attn
     mlp = layer.mlp
-    norms = [
-        getattr(attention, name).weight if hasattr(attention, name) else None
-        for name in ("q_norm", "k_norm")
-    ]
     return Layer(
-        layer.input_layernorm.weight,
-        stacked(attention.q_proj, attention.k_proj, attention.v_proj),
-        *norms,
-        stacked(attention.o_proj),
-        layer.post_attention_layernorm.weight,
-        stacked(mlp.gate_proj, mlp.up_proj),
-        stacked(mlp.down_proj),
+        norm=layer.input_layernorm.weight,
+        qkv=stacked(attention.q_proj, attention.k_proj, attention.v_proj),
+        q_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+        k_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        out=stacked(attention.o_proj),
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate_up=stacked(mlp.gate_proj, mlp.up_proj),
+        down=stacked(mlp.down_proj),
     )

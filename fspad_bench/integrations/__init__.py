@@ -1,1 +1,1 @@
-"""Where the suite meets other libraries."""
+"""Plugins for other libraries: pytest, transformers."""

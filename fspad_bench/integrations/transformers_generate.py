@@ -1,11 +1,12 @@
-"""transformers' own greedy `generate`, plain and with its prompt lookup, as foreign decoders to hold ours against.
+"""transformers' own greedy `generate`, plain and with prompt lookup, as foreign decoders.
 
-    fspad-bench run --decoder fspad_bench.integrations.transformers_generate:StockGenerate --task gsm8k
-    fspad-bench run --decoder prompt_lookup,fspad_bench.integrations.transformers_generate:StockPromptLookup --task rag
+    fspad-bench run --task gsm8k --temperature 0 --decoder \\
+      fspad_bench.integrations.transformers_generate:StockGenerate
 
-They run a copy of the target's weights through the stock forward: sdpa attention, dynamic cache, stock linear layers.
-Their decode clock starts with the first tokens that they show. Prompt lookup shows those of its whole first step, whose
-time is thus the prefill's: to its advantage, by less than a step.
+- They run a copy of the target's weights through the stock forward: sdpa attention, dynamic cache,
+  stock linear layers.
+- Their decode clock starts when the first tokens are shown. Prompt lookup shows those of its whole
+  first step, whose time thus counts as prefill: to its advantage, by less than a step.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fspad_bench.core.loop import Generation, Limit
+from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 
 
 class StockGenerate:
-    """Greedy only: its sampled text draws on another random stream and could not be compared token for token."""
+    """`generate` without drafts.
+
+    Greedy only: its sampled text draws on another random stream and could not be compared token
+    for token.
+    """
 
     def __init__(self, target: TransformersTarget) -> None:
         self.model = copy.deepcopy(target.model)
@@ -33,13 +38,13 @@ class StockGenerate:
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
-        """Raises BenchError at a temperature above 0."""
+        """Decode greedily. Raises BenchError at a temperature above 0."""
         if sampler.temperature:
             raise BenchError(f"{type(self).__name__} is greedy", "run it with --temperature 0")
-        shown = Shown()
+        shown = ShownTokens()
         ids = torch.tensor([prompt], device=self.model.device)
         start = perf_counter()
-        out = self.model.generate(
+        output = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=limit.max_new_tokens,
@@ -50,23 +55,35 @@ class StockGenerate:
             **self.settings,
         )
         end = perf_counter()
-        tokens = out[0, len(prompt) :].tolist()
-        rounds = shown.counts[2:]
-        return Generation(tokens, shown.first - start, end - shown.first, len(rounds), rounds)
+        tokens = output[0, len(prompt) :].tolist()
+        committed = shown.counts[2:]  # after the prompt and the first tokens
+        return Generation(
+            tokens,
+            prefill_seconds=shown.first - start,
+            decode_seconds=end - shown.first,
+            forwards=len(committed),
+            committed=committed,
+        )
 
 
 class StockPromptLookup(StockGenerate):
-    """Up to `tokens` of what followed the prompt's last match (transformers' `prompt_lookup_num_tokens`)."""
+    """`generate` with prompt lookup, which drafts `tokens` tokens after the last match.
+
+    `tokens` is transformers' `prompt_lookup_num_tokens`.
+    """
 
     def __init__(self, target: TransformersTarget, *, tokens: int = 10) -> None:
         if tokens < 1:
-            raise BenchError(f"tokens={tokens} is out of range", "at least 1")
+            raise BenchError(f"tokens={tokens} is out of range", "give at least 1")
         super().__init__(target)
         self.settings = {"prompt_lookup_num_tokens": tokens}
 
 
-class Shown:
-    """A streamer that notes how many tokens came at once, the prompt before them, and when the first new ones did."""
+class ShownTokens:
+    """A streamer that counts the tokens shown at once and times the first new ones.
+
+    `generate` shows the prompt first.
+    """
 
     def __init__(self) -> None:
         self.counts: list[int] = []

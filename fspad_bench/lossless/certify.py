@@ -1,9 +1,11 @@
-"""Certification: every check for every decoder, the wrong rules beside them, one report.
+"""Certification: every check for every decoder, the mutations beside them, one report.
 
-Vanilla and the sampler are proved first; for a decoder that is verified by `match` the law is then theirs, and it is
-held to identity, non-vacuity and cache; every rule of verification and every decoder that can stand on a scripted
-target is held to the exact law and to the G-test; all are held to PIT on the target itself. Last come the wrong
-rules: a certification whose checks would let one of them pass certifies nothing.
+- The sampler and vanilla are proved first. A decoder verified by `match` then has their
+  distribution, and is held to identity, non-vacuity and cache.
+- Every rule of verification, and every decoder that can be constructed on a scripted target, is
+  held to the exact distribution and to the G-test. All decoders are held to PIT on the target
+  itself.
+- The mutations come last: a certification whose checks let one of them pass certifies nothing.
 """
 
 from __future__ import annotations
@@ -13,26 +15,35 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from fspad_bench.core.protocols import Target
 from fspad_bench.core.verification import RULES
-from fspad_bench.decoders.build import build, check_options
+from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import distribution, exact, identity, proofs, trials
-from fspad_bench.lossless.mutations import WRONG_RULES
+from fspad_bench.lossless.mutations import MUTATIONS
 from fspad_bench.lossless.report import DECODERS, FAIL, WRONG, Check, Part
 from fspad_bench.util.progress import Progress
 
 GREEDY_TOKENS = 48
+Options = dict[str, dict[str, str]]  # name of a decoder -> its options
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is looked at; `distance` is the total variation that the G-test shows with 99%."""
+    """The size of a certification.
+
+    - `draws` of the noise; `thorough_grid` for identity; `drafts` and `salts` of the rules' exact
+      distributions.
+    - `distance`: the total variation that the G-test reveals with 99% probability.
+    - `repeats` of the prompts and `tokens` of each for PIT.
+    - `skipped`: the checks that mutations are not held to.
+    """
 
     draws: int
     thorough_grid: bool
-    ways: tuple[str, ...]
+    drafts: tuple[str, ...]
     salts: tuple[int, ...]
     distance: float
     repeats: int
@@ -41,14 +52,37 @@ class Effort:
 
 
 QUICK = Effort(
-    10**6, False, ("ranked", "drawn, own vocabulary"), (0,), 0.1, 2, 32, ("G-test", "PIT")
+    draws=10**6,
+    thorough_grid=False,
+    drafts=("ranked", "drawn, own vocabulary"),
+    salts=(0,),
+    distance=0.1,
+    repeats=2,
+    tokens=32,
+    skipped=("G-test", "PIT"),
 )
-STANDARD = Effort(10**7, False, ("ranked", "drawn", "drawn, own vocabulary"), (0,), 0.05, 6, 64)
-THOROUGH = Effort(10**8, True, tuple(exact.WAYS), exact.SALTS, 0.02, 24, 64)
+STANDARD = Effort(
+    draws=10**7,
+    thorough_grid=False,
+    drafts=("ranked", "drawn", "drawn, own vocabulary"),
+    salts=(0,),
+    distance=0.05,
+    repeats=6,
+    tokens=64,
+)
+THOROUGH = Effort(
+    draws=10**8,
+    thorough_grid=True,
+    drafts=tuple(exact.DRAFTS),
+    salts=exact.SALTS,
+    distance=0.02,
+    repeats=24,
+    tokens=64,
+)
 
 
-class Step(NamedTuple):
-    """A part of a certification: what it is called, whom it is about, and what to run."""
+class PlannedCheck(NamedTuple):
+    """A unit of a certification: its name, its subject, and the function that runs it."""
 
     name: str
     subject: str
@@ -57,108 +91,130 @@ class Step(NamedTuple):
 
 def certify(
     labels: Sequence[str],
-    options: dict[str, dict[str, str]],
+    options: Options,
     target: TransformersTarget,
     tiny: TransformersTarget,
     effort: Effort,
 ) -> list[Part]:
-    """All checks of these decoders on `target`. Raises BenchError where a decoder cannot be built on it."""
+    """Run all checks of these decoders on `target`.
+
+    Raises BenchError where one cannot be built on it.
+    """
     plan = {
         "foundations": list(_foundations(target, effort)),
         "rules": list(_rules(effort)),
-        DECODERS: list(decoder_steps(labels, options, target, tiny, effort)),
-        WRONG: list(_wrong(tiny, effort)),
+        DECODERS: list(decoder_checks(labels, options, target, tiny, effort)),
+        WRONG: list(_mutations(tiny, effort)),
     }
     with Progress("checks", sum(map(len, plan.values()))) as progress:
         return [
-            Part(title, [c for step in steps for c in _run(step, progress)])
-            for title, steps in plan.items()
+            Part(title, [check for unit in units for check in _run(unit, progress)])
+            for title, units in plan.items()
         ]
 
 
-def _run(step: Step, progress: Progress) -> list[Check]:
-    progress.advance(0, f"{step.name}: {step.subject}")
-    found = _guarded(step)
+def _run(unit: PlannedCheck, progress: Progress) -> list[Check]:
+    progress.advance(0, f"{unit.name}: {unit.subject}")
+    checks = _guarded(unit)
     progress.advance()
-    return found
+    return checks
 
 
-def _guarded(step: Step) -> list[Check]:
-    """A decoder that raises has failed the check; the others go on."""
+def _guarded(unit: PlannedCheck) -> list[Check]:
+    """Turn an exception into a failed check, so that the others go on."""
     try:
-        return step.run()
+        return unit.run()
     except Exception as error:
         traceback.print_exc()
-        return [Check(step.name, step.subject, FAIL, f"{type(error).__name__}: {error}")]
+        return [Check(unit.name, unit.subject, FAIL, f"{type(error).__name__}: {error}")]
 
 
 def _prompts(target: TransformersTarget, repeats: int) -> list[list[int]]:
     texts = [f"{text} {i}" for i in range(repeats) for text in identity.PROMPTS]
-    return [list(target.tokenizer(text)["input_ids"]) for text in texts]
+    return identity.encode(target, texts)
 
 
-def _foundations(target: TransformersTarget, effort: Effort) -> Iterator[Step]:
-    yield Step("law of the noise", "sampler", partial(proofs.check_sampler, effort.draws))
+def _foundations(target: TransformersTarget, effort: Effort) -> Iterator[PlannedCheck]:
     prompts = _prompts(target, 2)
-    yield Step(
+    yield PlannedCheck("noise distribution", "sampler", partial(proofs.check_sampler, effort.draws))
+    yield PlannedCheck(
         "greedy is generate",
         "vanilla",
         lambda: [proofs.check_greedy(target, prompts, GREEDY_TOKENS)],
     )
 
 
-def _rules(effort: Effort) -> Iterator[Step]:
-    yield Step("exact law", "rules", lambda: exact.check_rules(effort.ways, effort.salts))
+def _rules(effort: Effort) -> Iterator[PlannedCheck]:
+    yield PlannedCheck(exact.NAME, "rules", lambda: exact.check_rules(effort.drafts, effort.salts))
     for rule in RULES:
-        way = "ranked" if rule == "match" else "drawn"
-        make = exact.scripted(rule, way)
-        yield Step(
+        draft = "ranked" if rule == "match" else "drawn"
+        make = exact.scripted(rule, draft)
+        label = f"{rule}, {draft}"
+        yield PlannedCheck(
             "G-test",
             rule,
-            partial(_listed, distribution.check_law, f"{rule}, {way}", make, effort.distance),
+            partial(_listed, distribution.check_g_test, label, make, effort.distance),
         )
 
 
-def decoder_steps(
+def decoder_checks(
     labels: Sequence[str],
-    options: dict[str, dict[str, str]],
+    options: Options,
     target: TransformersTarget,
     tiny: TransformersTarget,
     effort: Effort,
-) -> Iterator[Step]:
-    """What is asked of each decoder. Raises BenchError, at once, where one cannot be built on the target."""
+) -> Iterator[PlannedCheck]:
+    """Plan the checks of each decoder.
+
+    Raises BenchError, at once, where one cannot be built on the target.
+    """
     check_options(labels, options)
     for label in labels:
-        with suppress(
-            ImportError, AttributeError, TypeError, ValueError, RuntimeError
-        ):  # its checks will say so
-            build(label, target, options)
+        # its checks report any other exception
+        with suppress(ImportError, AttributeError, TypeError, ValueError, RuntimeError):
+            build_decoder(label, target, options)
     grid = identity.cells(target, thorough=effort.thorough_grid)
     vanilla = identity.reference(target, grid)
     prompts = _prompts(target, effort.repeats)
     for label in labels:
-        make = partial(build, label, target, options)
-        scripted = lambda stand, label=label: build(label, stand, options).decoder  # noqa: E731
-        yield Step("identity", label, partial(identity.check, make, target, grid, vanilla))
-        yield Step("exact law", label, partial(_listed, exact.check_decoder, label, scripted, tiny))
-        yield Step(
+        make = partial(build_decoder, label, target, options)
+        scripted = partial(_decoder, label, options)
+        yield PlannedCheck("identity", label, partial(identity.check, make, target, grid, vanilla))
+        yield PlannedCheck(
+            exact.NAME, label, partial(_listed, exact.check_decoder, label, scripted, tiny)
+        )
+        yield PlannedCheck(
             "G-test",
             label,
-            partial(_listed, distribution.check_law, label, scripted, effort.distance),
+            partial(_listed, distribution.check_g_test, label, scripted, effort.distance),
         )
-        yield Step(
+        yield PlannedCheck(
             "PIT",
             label,
-            lambda make=make: [distribution.check_pit(make(), target, prompts, effort.tokens)],
+            partial(_check_pit, make, target, prompts, effort.tokens),
         )
 
 
-def _wrong(tiny: TransformersTarget, effort: Effort) -> Iterator[Step]:
-    ground = trials.Ground(tiny)
-    for wrong in WRONG_RULES:
-        run = partial(_listed, trials.judge, wrong, ground, without=effort.skipped)
-        yield Step(wrong.name, "", run)
+def _check_pit(
+    make: Callable[[], Decoder],
+    target: TransformersTarget,
+    prompts: list[list[int]],
+    tokens: int,
+) -> list[Check]:
+    return [distribution.check_pit(make(), target, prompts, tokens)]
 
 
-def _listed(check: Callable[..., Check], *arguments: object, **options: object) -> list[Check]:
+def _decoder(label: str, options: Options, target: Target) -> Any:
+    decoder = build_decoder(label, target, options)
+    return decoder.drafter or decoder.engine
+
+
+def _mutations(tiny: TransformersTarget, effort: Effort) -> Iterator[PlannedCheck]:
+    target = trials.TrialTarget(tiny)
+    for mutation in MUTATIONS:
+        run = partial(_listed, trials.judge, mutation, target, without=effort.skipped)
+        yield PlannedCheck(mutation.name, "", run)
+
+
+def _listed(check: Callable[..., Check], *arguments: Any, **options: Any) -> list[Check]:
     return [check(*arguments, **options)]

@@ -1,158 +1,191 @@
-"""The exact law of the production loop and rules on a scripted target, against the product of the target's own laws.
+"""The exact output distribution of the production loop on a scripted target.
 
-Three tokens, trees of depth 2, outputs of depth + 2 tokens: small enough to explore every decision, large enough for
-a refusal at every node, a bonus token behind a whole path, and a second round. No sampling error, hence no power to
-state: a total variation above 1e-10 is a bug.
+It must equal the product of the target's own distributions.
+
+Three tokens, trees of depth 2 and outputs of depth + 2 tokens: small enough to enumerate every
+decision, large enough for a refusal at every node, a bonus token after a whole path, and a second
+step. There is no sampling error, hence no power to state: a total variation above 1e-10 is a bug.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from fspad_bench.core.loop import Drafter, Limit, Target, generate
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Drafter, Limit, Target, as_engine
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.errors import BenchError
-from fspad_bench.lossless.oracle import Law, TooMany, distance, explore
+from fspad_bench.lossless.oracle import (
+    DecisionTreeTooLarge,
+    Distribution,
+    Oracle,
+    distance,
+    explore,
+)
 from fspad_bench.lossless.report import ELSEWHERE, VACUOUS, Check
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
-from fspad_bench.lossless.witness import Sights, Witness
+from fspad_bench.lossless.witness import Observations, Witness
 
+NAME = "exact distribution"
 VOCABULARY = 3
 SALTS = (0, 1)
 PROMPT = (0, 1, 0, 1)
 LENGTH = 4
 BOUND = 1e-10
-TINY_LAW = Sampler(1.3, top_k=2)
+TINY_SAMPLER = Sampler(1.3, top_k=2)
 TINY_PROMPTS = ([20, 3, 77], [41, 90, 41, 90, 41])
-LAWS = {
+SAMPLERS = {
     "greedy": Sampler(0.0),
     "T=0.6": Sampler(0.6),
     "T=1": Sampler(1.0),
     "T=1.5 top-p=0.9": Sampler(1.5, top_p=0.9),
     "T=1.2 top-k=2": Sampler(1.2, top_k=2),
 }
-WAYS = {
+DRAFTS: dict[str, dict[str, Any]] = {
     "ranked": {"drawn": False},
     "drawn": {"drawn": True},
     "drawn wide": {"drawn": True, "widths": (2, 2)},
     "drawn, own vocabulary": {"drawn": True, "vocabulary": (2, 0)},
 }
+# A scripted target has no weights, no tokenizer and no name. A decoder that needs more than the
+# loop does raises one of these when it is constructed there. Any other exception is a failure of
+# the decoder, and so is any exception while decoding.
+NEEDS_MORE = (AttributeError, TypeError, BenchError)
 
 
-def product_law(target: ScriptedTarget, sampler: Sampler, length: int) -> Law:
-    """The law of `length` tokens after the prompt, straight from the target's laws: no loop, no drafter."""
-    law: Law = {(): 1.0}
+def product_distribution(target: ScriptedTarget, sampler: Sampler, length: int) -> Distribution:
+    """Return the distribution of `length` tokens from the target alone: no loop, no drafter."""
+    outputs: Distribution = {(): 1.0}
     for _ in range(length):
-        longer: Law = {}
-        for output, weight in law.items():
-            for token, p in enumerate(sampler.law(target.logits([*PROMPT, *output])).tolist()):
+        longer: Distribution = {}
+        for output, weight in outputs.items():
+            probabilities = sampler.distribution(target.logits([*PROMPT, *output])).tolist()
+            for token, p in enumerate(probabilities):
                 if p:
                     longer[(*output, token)] = weight * p
-        law = longer
-    return law
+        outputs = longer
+    return outputs
 
 
-def loop_law(
-    target: ScriptedTarget, drafter: Drafter, sampler: Sampler, length: int = LENGTH
-) -> Law:
-    """The law of the production loop with this drafter, every decision of either side explored."""
+def loop_distribution(
+    target: Target,
+    drafter: Drafter,
+    sampler: Sampler,
+    *,
+    prompt: Iterable[int] = PROMPT,
+    length: int = LENGTH,
+) -> Distribution:
+    """Return the distribution of the production loop, all decisions of both sides enumerated."""
     limit = Limit(length)
-    return explore(
-        sampler, lambda oracle: tuple(generate(target, drafter, oracle, PROMPT, limit).tokens)
-    )
+    tokens = list(prompt)
+
+    def play(oracle: Oracle) -> tuple[int, ...]:
+        return tuple(generate(target, drafter, oracle, tokens, limit).tokens)
+
+    return explore(sampler, play)
 
 
-def worst(
+def largest_distance(
     make: Callable[[ScriptedTarget], Drafter],
-    laws: Iterable[str],
-    sights: Sights,
+    samplers: Iterable[str],
+    observations: Observations,
     salts: Iterable[int] = SALTS,
 ) -> float:
-    """The largest total variation over laws and scripts."""
-    found = 0.0
+    """Return the largest total variation between loop and target over samplers and scripts."""
+    largest = 0.0
     for salt in salts:
         target = ScriptedTarget(VOCABULARY, salt)
-        for name in laws:
-            drafter = Witness(make(target), sights)
-            law = loop_law(target, drafter, LAWS[name])
-            found = max(found, distance(law, product_law(target, LAWS[name], LENGTH)))
-    return found
+        for name in samplers:
+            drafter = Witness(make(target), observations)
+            loop = loop_distribution(target, drafter, SAMPLERS[name])
+            product = product_distribution(target, SAMPLERS[name], LENGTH)
+            largest = max(largest, distance(loop, product))
+    return largest
 
 
-def check_decoder(label: str, make: Callable[[Target], Drafter], tiny: Target) -> Check:
-    """A decoder of our loop, on the scripted target where it can stand on any, or else on the tiny one."""
-    try:
-        engine = hasattr(make(tiny), "generate")
-    except BenchError as error:
-        return Check(
-            "exact law",
-            label,
-            ELSEWHERE,
-            f"not to be had on tiny ({error.message}): identity and PIT",
+def largest_distance_on_tiny(
+    make: Callable[[Target], Drafter], tiny: Target, observations: Observations
+) -> float:
+    """Return the largest total variation from vanilla over prompts of the tiny target.
+
+    Vanilla itself is proved on scripts. Top-k 2 leaves two tokens to choose from at every position,
+    so that all decisions can be enumerated.
+    """
+    largest = 0.0
+    for prompt in TINY_PROMPTS:
+        drafters: list[Drafter] = [Witness(make(tiny), observations), Vanilla(tiny)]
+        loop, vanilla = (
+            loop_distribution(tiny, drafter, TINY_SAMPLER, prompt=prompt, length=LENGTH + 1)
+            for drafter in drafters
         )
-    if engine:
-        return Check(
-            "exact law", label, ELSEWHERE, "an engine of its own has no decisions to explore: PIT"
-        )
+        largest = max(largest, distance(loop, vanilla))
+    return largest
+
+
+def reason_it_needs_more(make: Callable[[ScriptedTarget], object]) -> str:
+    """Return why a decoder cannot be constructed on a scripted target, an empty text where it can.
+
+    Raises any exception that says something else about the decoder.
+    """
     try:
         make(ScriptedTarget(VOCABULARY))
-    except Exception:  # whatever it misses: a tokenizer, weights, a name
-        return _checked(
-            label, lambda sights: on_tiny(make, tiny, sights), "of two tokens each on tiny"
-        )
+    except NEEDS_MORE as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def check_decoder(label: str, make: Callable[[Any], Any], tiny: Target) -> Check:
+    """Check a decoder in our loop on scripted targets, or on the tiny one where it needs more."""
+    try:
+        engine = as_engine(make(tiny))
+    except BenchError as error:
+        figure = f"not available on tiny ({error.message}): identity and PIT"
+        return Check(NAME, label, ELSEWHERE, figure)
+    if engine:
+        figure = "an engine of its own has no decisions to enumerate: PIT"
+        return Check(NAME, label, ELSEWHERE, figure)
+    reason = reason_it_needs_more(make)
+    if reason:
+        scope = f"of two tokens each on tiny (on a script: {reason})"
+        return _checked(label, lambda seen: largest_distance_on_tiny(make, tiny, seen), scope)
+    scope = f"over {len(SAMPLERS)} samplers"
+    drafts = label != "vanilla"
+    return _checked(label, lambda seen: largest_distance(make, SAMPLERS, seen), scope, drafts)
+
+
+def check_rules(drafts: Iterable[str] = DRAFTS, salts: Iterable[int] = SALTS) -> list[Check]:
+    """Check every rule of verification with every kind of children."""
+    return [_check_rule(rule, draft, salts) for rule in RULES for draft in drafts]
+
+
+def _check_rule(rule: str, draft: str, salts: Iterable[int]) -> Check:
+    make = scripted(rule, draft)
+    scope = f"over {len(SAMPLERS)} samplers"
     return _checked(
-        label,
-        lambda sights: worst(make, LAWS, sights),
-        f"over {len(LAWS)} laws",
-        label == "vanilla",
+        f"{rule}, {draft}", lambda seen: largest_distance(make, SAMPLERS, seen, salts), scope
     )
 
 
-def on_tiny(make: Callable[[Target], Drafter], tiny: Target, sights: Sights) -> float:
-    """The largest total variation from vanilla's law, itself proved on scripts, over a few prompts of the tiny target.
-
-    Two tokens are left to choose from at every position, so that a whole tree of decisions can be explored.
-    """
-    found = 0.0
-    limit = Limit(LENGTH + 1)
-    for prompt in TINY_PROMPTS:
-        law, reference = (
-            explore(
-                TINY_LAW,
-                lambda oracle, d=d, p=prompt: tuple(generate(tiny, d, oracle, p, limit).tokens),
-            )
-            for d in (Witness(make(tiny), sights), Vanilla(tiny))
-        )
-        found = max(found, distance(law, reference))
-    return found
-
-
-def check_rules(ways: Iterable[str] = WAYS, salts: Iterable[int] = SALTS) -> list[Check]:
-    """Every rule of verification with children of every kind; all of them must hold for all."""
-    every = [(f"{rule}, {way}", scripted(rule, way)) for rule in RULES for way in ways]
-    scope = f"over {len(LAWS)} laws"
-    return [
-        _checked(name, lambda sights, make=make: worst(make, LAWS, sights, salts), scope)
-        for name, make in every
-    ]
-
-
-def scripted(rule: str, way: str) -> Callable[[ScriptedTarget], Drafter]:
-    return lambda target: ScriptedDrafter(target, verify=rule, **WAYS[way])
+def scripted(rule: str, draft: str) -> Callable[[ScriptedTarget], ScriptedDrafter]:
+    """Return the constructor of a scripted drafter with this rule and these children."""
+    return lambda target: ScriptedDrafter(target, verify=rule, **DRAFTS[draft])
 
 
 def _checked(
-    subject: str, measure: Callable[[Sights], float], scope: str, vanilla: bool = False
+    subject: str, measure: Callable[[Observations], float], scope: str, drafts: bool = True
 ) -> Check:
-    sights = Sights()
+    """Compare a measured distance with BOUND.
+
+    A subject that `drafts` must have been both right and wrong, or the check is vacuous.
+    """
+    observations = Observations()
     try:
-        figure = measure(sights)
-    except TooMany as error:
-        return Check("exact law", subject, ELSEWHERE, f"{error}: held to PIT")
-    if not vanilla and not (sights.accepted[0] and sights.whole):
-        return Check("exact law", subject, VACUOUS, "no draft was ever right, or ever wrong")
-    return Check.of(
-        "exact law", subject, figure <= BOUND, f"TV {figure:.1e} {scope}", f"{BOUND:.0e}"
-    )
+        figure = measure(observations)
+    except DecisionTreeTooLarge as error:
+        return Check(NAME, subject, ELSEWHERE, f"{error}: held to PIT")
+    if drafts and not (observations.accepted[0] and observations.whole):
+        return Check(NAME, subject, VACUOUS, "no draft was ever right, or ever wrong")
+    return Check.of(NAME, subject, figure <= BOUND, f"TV {figure:.1e} {scope}", f"{BOUND:.0e}")

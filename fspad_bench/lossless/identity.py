@@ -1,9 +1,11 @@
-"""Identity: the same prompt, law, seed and limit give the same tokens as vanilla, and the cache holds what it should.
+"""Identity: equal prompt, sampler, seed and limit give vanilla's tokens and a correct cache.
 
-The grid is two orthogonal arrays: 50 generations in which every two levels of any two of prompt, temperature, cuts,
-length, seed and stop meet twice; `--thorough` takes many more combinations. Beside the outputs each generation
-leaves a cache, which must equal a fresh prefill of the committed tokens, and what its rounds were like. One prompt
-holds the target's own continuation, so that drafters which copy are right at length and meet a stop on the way.
+- The grid is two orthogonal arrays: 50 generations in which every two levels of any two of prompt,
+  temperature, cuts, length, seed and stop meet twice; `--thorough` takes many more combinations.
+- After each generation the cache must equal a fresh prefill of the committed tokens, and the steps
+  must have covered the cases that matter (`witness`).
+- One prompt ends in the target's own continuation, so that drafters which copy are right for many
+  tokens and meet a stop on the way.
 """
 
 from __future__ import annotations
@@ -14,21 +16,22 @@ from typing import NamedTuple
 
 import torch
 from scipy import stats
-from torch import Tensor
 
 from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.verdict import FLOAT32_BOUND, FLOAT32_TIES
-from fspad_bench.core.loop import Limit, generate
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.decoders.build import Method
+from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.engine.device_loop import DeviceLoop
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.report import ELSEWHERE, PASS, VACUOUS, Check
-from fspad_bench.lossless.uniform import ALPHA, shift_seen
-from fspad_bench.lossless.witness import Sights, Witness
+from fspad_bench.lossless.uniform import ALPHA, detectable_shift
+from fspad_bench.lossless.witness import Observations, Witness
 
 TEMPERATURES = [0.0, 0.0, 0.5, 1.0, 1.4]
-CUTS = [(0, 1.0), (0, 0.9), (8, 1.0), (20, 0.7), (0, 0.5)]
+CUTS = [(0, 1.0), (0, 0.9), (8, 1.0), (20, 0.7), (0, 0.5)]  # top-k, top-p
 LENGTHS = [1, 2, 7, 24, 65]
 PROMPTS = [
     "x",
@@ -37,8 +40,9 @@ PROMPTS = [
     "ab" * 30,
     "To be, or not to be?\n" * 3,
 ]
+COPIED_PROMPT = 3  # the prompt that the target's own continuation is appended to
+COPIED_TOKENS = 72
 SEEDS = [0, 1, 2, 3, 4]
-SELF_TALK = 72
 OWN_STOPS = 6
 PAIRWISE = [
     (*((a + k * b) % 5 for k in range(5)), (b + c) % 5)
@@ -51,6 +55,9 @@ THOROUGH = [
     (a, b, c, d, (a + b + c + d) % 5, (a + 2 * b + 3 * c + 4 * d) % 5) for a, b, c, d in FOURS
 ]
 CACHE_BOUND = {torch.float64: 1e-9, torch.float32: 1e-3}
+TIES_BOUND = "all, but for float32 ties"
+
+Tokens = dict[str, list[int]]  # name of a cell -> its output
 
 
 class Cell(NamedTuple):
@@ -61,197 +68,253 @@ class Cell(NamedTuple):
     sampler: Sampler
     limit: Limit
 
+    @property
+    def greedy(self) -> bool:
+        return not self.sampler.temperature
+
 
 class Outputs(NamedTuple):
-    """What a decoder made of every cell."""
+    """A decoder's output for every cell, and the largest error of the cache after any of them."""
 
-    tokens: dict[str, list[int]]
+    tokens: Tokens
     cache_error: float
 
 
+class Comparison(NamedTuple):
+    """Outputs against vanilla's: of `total`, the equal ones and those that rounding explains."""
+
+    total: int
+    equal: int
+    ties: int
+
+    @property
+    def holds(self) -> bool:
+        return self.total - self.equal == self.ties
+
+
+def encode(target: TransformersTarget, texts: Iterable[str]) -> list[list[int]]:
+    """Return the token ids of each text."""
+    assert target.tokenizer is not None, "certification needs a target with a tokenizer"
+    return [list(target.tokenizer(text)["input_ids"]) for text in texts]
+
+
 def cells(target: TransformersTarget, *, thorough: bool = False) -> list[Cell]:
-    """The grid on a target: 50 cells that hold all pairs of levels, or 625 that hold all of four, and all pairs."""
-    places = THOROUGH if thorough else PAIRWISE
-    prompts = [list(target.tokenizer(text)["input_ids"]) for text in PROMPTS]
-    prompts[3] += generate(target, Vanilla(target), Sampler(), prompts[3], Limit(SELF_TALK)).tokens
-    return [_cell(target, prompts, place) for place in places]
+    """Return the grid on a target: 50 cells, or 625 with every combination of four factors."""
+    levels = THOROUGH if thorough else PAIRWISE
+    prompts = encode(target, PROMPTS)
+    copied = prompts[COPIED_PROMPT]
+    copied += generate(target, Vanilla(target), Sampler(), copied, Limit(COPIED_TOKENS)).tokens
+    return [_cell(target, prompts, row) for row in levels]
 
 
-def _cell(target: TransformersTarget, prompts: list[list[int]], place: Sequence[int]) -> Cell:
-    temperature, cut, length, prompt, seed, stop = place
-    name = "".join(map(str, place))
-    end = target.stop_ids
-    every = target.config.vocab_size
-    stops = [
+def _cell(target: TransformersTarget, prompts: list[list[int]], levels: Sequence[int]) -> Cell:
+    temperature, cut, length, prompt, seed, stop = levels
+    vocabulary = target.config.vocab_size
+    stops: list[frozenset[int]] = [
         frozenset(),
-        end,
-        frozenset(range(2, every, 31)),
-        frozenset(range(0, every, 9)),
+        target.stop_ids,
+        frozenset(range(2, vocabulary, 31)),
+        frozenset(range(0, vocabulary, 9)),
         frozenset(),
     ]
+    name = "".join(map(str, levels))
     sampler = Sampler(TEMPERATURES[temperature], *CUTS[cut], SEEDS[seed], f"cell {name}")
     return Cell(name, prompts[prompt], sampler, Limit(LENGTHS[length], stops[stop]))
 
 
-def reference(target: TransformersTarget, grid: Iterable[Cell]) -> dict[str, list[int]]:
-    """Vanilla's tokens of every cell."""
+def reference(target: TransformersTarget, grid: Iterable[Cell]) -> Tokens:
+    """Return vanilla's tokens for every cell."""
     return {
         cell.name: generate(target, Vanilla(target), cell.sampler, cell.prompt, cell.limit).tokens
         for cell in grid
     }
 
 
-def with_stops(grid: Sequence[Cell], sights: Sights) -> list[Cell]:
-    """A few cells again, with a stop that this decoder is known to have accepted as a draft."""
-    able = [cell for cell in grid if cell.name in sights.new and cell.limit.max_new_tokens > 2]
-    chosen = able[:: max(1, len(able) // OWN_STOPS)][:OWN_STOPS]  # spread over the laws
-    return [
-        Cell(
-            f"{c.name} stop",
-            c.prompt,
-            c.sampler,
-            Limit(c.limit.max_new_tokens, frozenset([sights.new[c.name]])),
-        )
-        for c in chosen
+def with_stops(grid: Sequence[Cell], observations: Observations) -> list[Cell]:
+    """Return up to OWN_STOPS cells again, each with a stop that was accepted as a draft there."""
+    stoppable = [
+        cell for cell in grid if cell.name in observations.new and cell.limit.max_new_tokens > 2
     ]
+    spread = stoppable[:: max(1, len(stoppable) // OWN_STOPS)]  # over the samplers
+    stopped = []
+    for cell in spread[:OWN_STOPS]:
+        stops = frozenset([observations.new[cell.name]])
+        limit = Limit(cell.limit.max_new_tokens, stops)
+        stopped.append(cell._replace(name=f"{cell.name} stop", limit=limit))
+    return stopped
 
 
 def outputs(
-    method: Method, target: TransformersTarget, grid: Iterable[Cell], sights: Sights
+    decoder: Decoder,
+    target: TransformersTarget,
+    grid: Iterable[Cell],
+    observations: Observations,
 ) -> Outputs:
-    """One decoder object for all cells, as a run has it; `sights` gather what its rounds were like."""
+    """Generate every cell with one decoder object, as a run does, on the host; record its steps."""
     tokens = {}
     worst = 0.0
-    drafts = hasattr(method.decoder, "propose")
-    decoder = Method(method.label, Witness(method.decoder, sights), {}) if drafts else method
+    if decoder.drafter is not None:
+        witness = Witness(decoder.drafter, observations)
+        decoder = Decoder(decoder.label, target, drafter=witness)
     for cell in grid:
-        sights.now = cell.name
-        sights.stops = cell.limit.stop_ids
+        observations.current = cell.name
+        observations.stops = cell.limit.stop_ids
         tokens[cell.name] = decoder.generate(target, cell.sampler, cell.prompt, cell.limit).tokens
-        if drafts:
+        if decoder.drafter is not None:
             worst = max(worst, cache_error(target, [*cell.prompt, *tokens[cell.name]]))
     return Outputs(tokens, worst)
 
 
 @torch.inference_mode()
 def cache_error(target: TransformersTarget, tokens: Sequence[int]) -> float:
-    """The largest difference between the rows that the cache holds of `tokens` and those of a fresh prefill."""
-    length = min(target.length, len(tokens))  # rows accepted behind a stop are nobody's
+    """Return the largest difference between the cache's entries and those of a fresh prefill."""
+    last = target.last_session
+    assert last is not None
+    length = min(last.length, len(tokens))  # entries accepted after a stop do not count
     if length < len(tokens) - 1:
         return float("inf")
-    held = [rows.clone() for rows in _rows(target, length)]
-    target.prefill(list(tokens[:length]), 1)
-    pairs = zip(held, _rows(target, length), strict=True)
-    return max(float((a - b).abs().max()) for a, b in pairs)
+    held = last.cache.entries[..., :length, :].clone()  # [layers, 2, H_kv, length, D]
+    with target.session(length) as session:
+        session.prefill(tokens[:length])
+        fresh = session.cache.entries[..., :length, :]
+        return float((held - fresh).abs().max())
 
 
-def _rows(target: TransformersTarget, length: int) -> list[Tensor]:
-    return [
-        rows[:, :, :length] for layer in target.cache.layers for rows in (layer.keys, layer.values)
-    ]
-
-
-def check(make: Callable[[], Method], target: TransformersTarget, grid: Sequence[Cell],
-          vanilla: dict[str, list[int]]) -> list[Check]:  # fmt: skip
-    """Identity, non-vacuity and cache of one decoder."""
-    method = make()
-    sights = Sights()
-    if (
-        method.verification == "foreign"
-    ):  # it may not sample at all, and its sampled text is its own
-        grid = [cell for cell in grid if _greedy(cell)]
-    label = method.label
-    first = outputs(method, target, grid, sights)
-    again = with_stops(grid, sights)
-    second = outputs(method, target, again, sights)
-    made = Outputs(first.tokens | second.tokens, max(first.cache_error, second.cache_error))
-    grid = [*grid, *again]
-    vanilla = vanilla | reference(target, again)
-    promised = [cell for cell in grid if method.verification == "match" or _greedy(cell)]
-    other = [cell for cell in promised if made.tokens[cell.name] != vanilla[cell.name]]
-    ties = _ties(target, other, vanilla, made.tokens)
-    scope = "" if len(promised) == len(grid) else ", greedy ones: the rest by law"
-    figure = f"{len(promised) - len(other)} of {len(promised)} equal{scope}" + (
-        f", {ties} ties" if ties else ""
-    )
-    found = [Check.of("identity", label, len(other) == ties, figure, "all, but for float32 ties")]
-    if method.verification == "foreign":
-        return [
-            *found,
-            Check("non-vacuity", label, ELSEWHERE, "an engine of its own, seen from outside"),
-        ]
-    bound = CACHE_BOUND[target.dtype]
-    error = Check.of("cache", label, made.cache_error <= bound, f"{made.cache_error:.1e} from a fresh prefill",
-                     f"{bound:.0e}")  # fmt: skip
-    device = _on_device(method, target, grid, vanilla) if method.loop else []
-    return [*found, _vacuity(label, method, sights), error, *_draws(label, sights), *device]
-
-
-def _on_device(
-    method: Method, target: TransformersTarget, grid: Sequence[Cell], vanilla: dict
+def check(
+    make: Callable[[], Decoder],
+    target: TransformersTarget,
+    grid: Sequence[Cell],
+    vanilla: Tokens,
 ) -> list[Check]:
-    """The same of the loop that runs whole rounds on the device: its tokens, its cache, and that it accepted drafts."""
-    made = {}
+    """Check identity, non-vacuity, cache and draws of one decoder, and its device loop if any."""
+    decoder = make()
+    if decoder.verification == "foreign":
+        return _check_foreign(decoder, target, grid, vanilla)
+    observations = Observations()
+    first = outputs(decoder, target, grid, observations)
+    stopped = with_stops(grid, observations)
+    second = outputs(decoder, target, stopped, observations)
+    grid = [*grid, *stopped]
+    vanilla = vanilla | reference(target, stopped)
+    tokens = first.tokens | second.tokens
+    error = max(first.cache_error, second.cache_error)
+    checks = [
+        _check_identity(decoder, target, grid, vanilla, tokens),
+        _check_vacuity(decoder, observations),
+        _check_cache("cache", decoder.label, target, error),
+        *_check_draws(decoder.label, observations),
+    ]
+    if decoder.loop:
+        checks += _check_on_device(decoder, decoder.loop, target, grid, vanilla)
+    return checks
+
+
+def _check_foreign(
+    decoder: Decoder, target: TransformersTarget, grid: Sequence[Cell], vanilla: Tokens
+) -> list[Check]:
+    """Check the greedy cells of a foreign engine, which may not sample or has noise of its own."""
+    grid = [cell for cell in grid if cell.greedy]
+    tokens = outputs(decoder, target, grid, Observations()).tokens
+    unseen = Check(
+        "non-vacuity", decoder.label, ELSEWHERE, "an engine of its own, seen from outside"
+    )
+    return [_check_identity(decoder, target, grid, vanilla, tokens), unseen]
+
+
+def _check_identity(
+    decoder: Decoder,
+    target: TransformersTarget,
+    grid: Sequence[Cell],
+    vanilla: Tokens,
+    tokens: Tokens,
+) -> Check:
+    """Compare all cells under `match`, else the greedy ones: other rules sample other tokens."""
+    identical = [cell for cell in grid if decoder.verification == "match" or cell.greedy]
+    result = compare(target, identical, vanilla, tokens)
+    figure = f"{result.equal} of {result.total} equal"
+    if len(identical) < len(grid):
+        figure += ", greedy ones: the rest by distribution"
+    if result.ties:
+        figure += f", {result.ties} ties"
+    return Check.of("identity", decoder.label, result.holds, figure, TIES_BOUND)
+
+
+def _check_vacuity(decoder: Decoder, observations: Observations) -> Check:
+    if isinstance(decoder.drafter, Vanilla):
+        return Check("non-vacuity", decoder.label, ELSEWHERE, "the baseline drafts nothing")
+    counts = sorted(observations.accepted.items())
+    accepted = ", ".join(f"{length}: {count}" for length, count in counts)
+    missing = observations.missing()
+    verdict = VACUOUS if missing else PASS
+    figure = "; ".join(missing) or f"accepted {accepted}"
+    bound = "0, the deepest, one between; moved entries, stops"
+    return Check("non-vacuity", decoder.label, verdict, figure, bound)
+
+
+def _check_cache(name: str, label: str, target: TransformersTarget, error: float) -> Check:
+    bound = CACHE_BOUND[target.dtype]
+    return Check.of(
+        name, label, error <= bound, f"{error:.1e} from a fresh prefill", f"{bound:.0e}"
+    )
+
+
+def _check_draws(label: str, observations: Observations) -> list[Check]:
+    """Check that drawn children come from the distribution that `Tree.q` claims."""
+    if not observations.draws:
+        return []
+    p_value = float(stats.kstest(observations.draws, "uniform").pvalue)
+    count = len(observations.draws)
+    figure = f"p {p_value:.2g} of {count}; shifts of {detectable_shift(count):.2f} detectable"
+    return [Check.of("draws", label, p_value >= ALPHA, figure, f"p {ALPHA:.0e}")]
+
+
+def _check_on_device(
+    decoder: Decoder,
+    loop: DeviceLoop,
+    target: TransformersTarget,
+    grid: Sequence[Cell],
+    vanilla: Tokens,
+) -> list[Check]:
+    """Check the device's loop: its tokens, its cache, and that it accepted drafts."""
+    tokens = {}
     worst = 0.0
     most = 0
     for cell in grid:
-        found = method.loop.generate(cell.sampler, cell.prompt, cell.limit)
-        made[cell.name] = found.tokens
-        most = max(most, *found.committed, 0)
-        worst = max(worst, cache_error(target, [*cell.prompt, *found.tokens]))
-    other = [cell for cell in grid if made[cell.name] != vanilla[cell.name]]
-    ties = _ties(target, other, vanilla, made)
-    bound = CACHE_BOUND[target.dtype]
-    figure = f"{len(grid) - len(other)} of {len(grid)} equal, up to {most} tokens a round"
-    checks = [
-        Check.of(
-            "identity, device",
-            method.label,
-            len(other) == ties,
-            figure,
-            "all, but for float32 ties",
-        )
-    ]
-    if most < 2 and not isinstance(method.decoder, Vanilla):
-        checks.append(
-            Check(
-                "non-vacuity, device", method.label, VACUOUS, "no draft was ever accepted", "some"
-            )
-        )
-    error = f"{worst:.1e} from a fresh prefill"
-    return [*checks, Check.of("cache, device", method.label, worst <= bound, error, f"{bound:.0e}")]
+        generation = loop.generate(cell.sampler, cell.prompt, cell.limit)
+        tokens[cell.name] = generation.tokens
+        most = max(most, *generation.committed, 0)
+        worst = max(worst, cache_error(target, [*cell.prompt, *generation.tokens]))
+    result = compare(target, grid, vanilla, tokens)
+    figure = f"{result.equal} of {result.total} equal, up to {most} tokens a step"
+    checks = [Check.of("identity, device", decoder.label, result.holds, figure, TIES_BOUND)]
+    if most < 2 and not isinstance(decoder.drafter, Vanilla):
+        reason = "no draft was ever accepted"
+        checks.append(Check("non-vacuity, device", decoder.label, VACUOUS, reason, "some"))
+    return [*checks, _check_cache("cache, device", decoder.label, target, worst)]
 
 
-def _draws(label: str, sights: Sights) -> list[Check]:
-    """Where children are drawn: do they come from the law that the tree says they come from? Every rule leans on it."""
-    if not sights.draws:
-        return []
-    p = float(stats.kstest(sights.draws, "uniform").pvalue)
-    count = len(sights.draws)
-    figure = f"p {p:.2g} of {count}; shifts of {shift_seen(count):.2f} seen"
-    return [Check.of("draws", label, p >= ALPHA, figure, f"p {ALPHA:.0e}")]
+def compare(
+    target: TransformersTarget, grid: Sequence[Cell], vanilla: Tokens, tokens: Tokens
+) -> Comparison:
+    """Compare outputs with vanilla's."""
+    different = [cell for cell in grid if tokens[cell.name] != vanilla[cell.name]]
+    ties = _ties(target, different, vanilla, tokens)
+    return Comparison(len(grid), len(grid) - len(different), ties)
 
 
-def _vacuity(label: str, method: Method, sights: Sights) -> Check:
-    if isinstance(method.decoder, Vanilla):
-        return Check("non-vacuity", label, ELSEWHERE, "the baseline drafts nothing")
-    seen = ", ".join(f"{n}: {count}" for n, count in sorted(sights.accepted.items()))
-    missing = sights.missing()
-    return Check("non-vacuity", label, VACUOUS if missing else PASS, "; ".join(missing) or f"accepted {seen}",
-                 "0, the deepest, one between; moved rows, stops")  # fmt: skip
+def _ties(
+    target: TransformersTarget, different: list[Cell], vanilla: Tokens, tokens: Tokens
+) -> int:
+    """Return how many of the differing cells rounding explains.
 
-
-def _ties(target: TransformersTarget, other: list[Cell], vanilla: dict, made: dict) -> int:
-    """Of the cells that differ, in float32, those that rounding explains (DESIGN: regrets of at most 4e-4)."""
+    Only in float32, and only regrets up to FLOAT32_BOUND.
+    """
     if target.dtype != torch.float32:
         return 0
     auditor = Auditor(target)
     audits = [
-        auditor.audit(c.sampler, c.prompt, vanilla[c.name], made[c.name], c.limit) for c in other
+        auditor.audit(c.sampler, c.prompt, vanilla[c.name], tokens[c.name], c.limit)
+        for c in different
     ]
-    ties = sum(max(found.decoder_regrets) <= FLOAT32_BOUND for found in audits)
-    return min(ties, max(1, sum(map(len, made.values())) // FLOAT32_TIES))
-
-
-def _greedy(cell: Cell) -> bool:
-    return not cell.sampler.temperature
+    ties = sum(max(audit.decoder_regrets) <= FLOAT32_BOUND for audit in audits)
+    return min(ties, max(1, sum(map(len, tokens.values())) // FLOAT32_TIES))

@@ -1,8 +1,9 @@
-"""Exact laws by exploring every decision: the production loop runs unchanged, its randomness is an oracle's.
+"""Exact output distributions: the production loop, with every random decision enumerated.
 
-The oracle stands where the sampler does. It answers a forced list of decisions, then the first possible outcome of
-each further one, and notes what else could have happened; the explorer comes back for all of it. The probabilities of
-the runs add up to the law of the output, without any sampling error.
+- The oracle takes the sampler's place. It replays a list of forced decisions, then takes the first
+  possible outcome of each further decision and records the alternatives.
+- `explore` revisits every alternative. The probabilities of all runs add up to the distribution of
+  the output, without sampling error.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from fspad_bench.core.sampling import Sampler
 
-Law = dict[tuple[int, ...], float]
-MOST = 200_000
+Distribution = dict[tuple[int, ...], float]  # output -> probability
+MAX_PATHS = 200_000
 
 
 class Decision(NamedTuple):
-    """What was chosen, with which probability, and which other outcomes were possible."""
+    """One random decision: the chosen outcome, its probability, and the other possible outcomes."""
 
     chosen: int
     probability: float
@@ -28,39 +29,40 @@ class Decision(NamedTuple):
 
 
 class Oracle:
-    """A sampler's law without its noise; its own dice too. `forced` are the first decisions."""
+    """A sampler without noise whose decisions are forced; it also serves as its own dice."""
 
     def __init__(self, sampler: Sampler, forced: Iterable[int] = ()) -> None:
         self.sampler = sampler
         self.temperature = sampler.temperature
+        self.greedy = sampler.greedy
         self.forced = list(forced)
-        self.decisions = []
+        self.decisions: list[Decision] = []
 
     def next(self, logits: Tensor, position: int) -> int:
-        return self.draw(self.sampler.law(logits))
+        return self.draw(self.sampler.distribution(logits))
 
     def noise(self, position: int, tokens: Tensor) -> Tensor:
-        """None: what it makes of a tree cannot matter where the answer is the target's."""
+        """Return zeros: a drafter's use of the noise cannot change what the target chooses."""
         return torch.zeros(tokens.shape, device=tokens.device)
 
-    def law(self, logits: Tensor) -> Tensor:
-        return self.sampler.law(logits)
+    def distribution(self, logits: Tensor) -> Tensor:
+        return self.sampler.distribution(logits)
 
     def dice(self, position: int, purpose: str) -> Oracle:
         return self
 
     def draw(self, p: Tensor) -> int:
+        """Decide between the outcomes of `p [V]` that have a probability above 0."""
         weights = (p / p.sum()).tolist()
         possible = [i for i, weight in enumerate(weights) if weight > 0]
-        at = len(self.decisions)
-        chosen = self.forced[at] if at < len(self.forced) else possible[0]
+        number = len(self.decisions)
+        chosen = self.forced[number] if number < len(self.forced) else possible[0]
         if chosen not in possible:
             raise RuntimeError(
                 "the same decisions led elsewhere: draw with context.sampler.dice, keep no state"
             )
-        self.decisions.append(
-            Decision(chosen, weights[chosen], [i for i in possible if i != chosen])
-        )
+        others = [i for i in possible if i != chosen]
+        self.decisions.append(Decision(chosen, weights[chosen], others))
         return chosen
 
     def accept(self, probability: float) -> bool:
@@ -68,32 +70,35 @@ class Oracle:
         return self.draw(torch.tensor([a, 1 - a], dtype=torch.float64)) == 0
 
 
-class TooMany(Exception):
-    """There are more ways to go than anybody would wait for."""
+class DecisionTreeTooLarge(Exception):
+    """More than MAX_PATHS decision paths."""
 
 
-def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Law:
-    """output -> probability, over every way in which `play` can go. Raises TooMany beyond `MOST` of them."""
-    law = {}
-    played = 0
+def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Distribution:
+    """Return the distribution of `play`'s output over all its decision paths.
+
+    Raises DecisionTreeTooLarge when there are more than MAX_PATHS of them.
+    """
+    outputs: Distribution = {}
+    paths = 0
     waiting: list[list[int]] = [[]]
     while waiting:
         forced = waiting.pop()
-        played = played + 1
-        if played > MOST:
-            raise TooMany(f"more than {MOST:,} ways to go")
+        paths += 1
+        if paths > MAX_PATHS:
+            raise DecisionTreeTooLarge(f"more than {MAX_PATHS:,} decision paths")
         oracle = Oracle(sampler, forced)
         output = play(oracle)
         weight = 1.0
         for decision in oracle.decisions:
             weight *= decision.probability
-        law[output] = law.get(output, 0.0) + weight
-        taken = [decision.chosen for decision in oracle.decisions]
-        for at in range(len(forced), len(taken)):
-            waiting += [[*taken[:at], other] for other in oracle.decisions[at].others]
-    return law
+        outputs[output] = outputs.get(output, 0.0) + weight
+        chosen = [decision.chosen for decision in oracle.decisions]
+        for i in range(len(forced), len(chosen)):
+            waiting += [[*chosen[:i], other] for other in oracle.decisions[i].others]
+    return outputs
 
 
-def distance(p: Law, q: Law) -> float:
-    """Total variation."""
+def distance(p: Distribution, q: Distribution) -> float:
+    """Return the total variation distance."""
     return sum(abs(p.get(output, 0.0) - q.get(output, 0.0)) for output in p.keys() | q.keys()) / 2

@@ -1,27 +1,38 @@
-"""What a baseline promises: that its output is the target's, and how many tokens a step it makes. CI holds it to that.
+"""Baselines: files that say what must hold of a decoder, and the check that it does.
 
     promises:
-      - {target: tiny, task: gsm8k, limit: 4, max_new_tokens: 48, temperature: 0, tokens_per_step: 1.9}
+      - {target: tiny, task: gsm8k, limit: 4, max_new_tokens: 48, tokens_per_step: 1.9}
 
-A promise is a small run on bundled samples. Wall time is never promised: machines differ.
+- Each entry is an expectation: a small run on bundled samples whose output is the target's, with at
+  least so many tokens per step.
+- Wall time is never expected: machines differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fspad_bench.errors import BenchError, near
-from fspad_bench.lossless.report import Check
+from fspad_bench.lossless.report import Check, Part
 from fspad_bench.util.paths import data_folder
 
 IDENTICAL = ("exact", "tie")
+REQUIRED = ("target", "task", "tokens_per_step")
+NUMBERS = {"tokens_per_step": float, "temperature": float, "limit": int, "max_new_tokens": int}
+IDENTITY = "identity"  # the first check of an expectation that was run
+NOT_RUN = "run"  # the check of an expectation whose run was refused
 
 
 @dataclass(frozen=True)
-class Promise:
-    """`tokens_per_step` is the least that is promised; `options` are the decoder's."""
+class Expectation:
+    """An entry of a baseline.
+
+    `tokens_per_step` is the least that must be reached; `options` are the decoder's.
+    """
 
     decoder: str
     target: str
@@ -33,30 +44,104 @@ class Promise:
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def about(self) -> str:
+    def subject(self) -> str:
         return f"{self.decoder} on {self.target}, {self.task}, T={self.temperature:g}"
 
     def judge(self, row: dict[str, Any]) -> list[Check]:
-        """The row of a run that did what the promise says."""
-        kept = row["verdict"] in IDENTICAL and not row["errors"]
-        same = Check.of("identity", self.about, kept, row["verdict"], "exact")
-        made = row["tokens_per_step"] or 0.0
+        """Check the table row of the run that this expectation describes."""
+        identical = row["verdict"] in IDENTICAL and not row["errors"]
+        reached = row["tokens_per_step"] or 0.0
+        enough = reached >= self.tokens_per_step
         bound = f"at least {self.tokens_per_step:g}"
         return [
-            same,
-            Check.of(
-                "tokens a step", self.about, made >= self.tokens_per_step, f"{made:.3f}", bound
-            ),
+            Check.of(IDENTITY, self.subject, identical, row["verdict"], "exact"),
+            Check.of("tokens per step", self.subject, enough, f"{reached:.3f}", bound),
         ]
 
 
-def shipped() -> list[Path]:
-    """The baseline of every decoder that has one."""
+def shipped_baselines() -> list[Path]:
+    """Return the baseline files of this suite, at most one for a decoder."""
     return sorted(data_folder("baselines").glob("*.yaml"))
 
 
-def read(path: Path) -> list[Promise]:
-    """The promises of a baseline file. Raises BenchError naming the file and the field that is wrong."""
+def check_baselines(
+    paths: Sequence[Path], decoders: Sequence[str] | None = None, target: str | None = None
+) -> Part:
+    """Hold decoders to the expectations of baseline files (of none given, to those of this suite).
+
+    `decoders` and `target` select expectations. An expectation whose run is refused fails as a
+    check named NOT_RUN. Raises BenchError for a file that is not a baseline, and where nothing is
+    left to check.
+    """
+    expectations = [entry for path in paths or shipped_baselines() for entry in read_baseline(path)]
+    selected = _selected(expectations, decoders, target)
+    return Part("baselines", [check for entry in selected for check in _checked(entry)])
+
+
+def require_runs(part: Part) -> None:
+    """Raise BenchError where an expectation could not be run."""
+    refused = [check for check in part.checks if check.name == NOT_RUN]
+    if refused:
+        total = len(refused) + sum(check.name == IDENTITY for check in part.checks)
+        raise BenchError(
+            f"{len(refused)} of {total} expectations could not be run", refused[0].figure
+        )
+
+
+def _selected(
+    expectations: Sequence[Expectation], decoders: Sequence[str] | None, target: str | None
+) -> list[Expectation]:
+    known = {entry.decoder for entry in expectations}
+    wanted = known if decoders is None else set(decoders)
+    for name in sorted(wanted - known):
+        raise BenchError(f"no baseline defines '{name}'", near(name, known))
+    selected = [
+        entry
+        for entry in expectations
+        if entry.decoder in wanted and target in (None, entry.target)
+    ]
+    if not selected:
+        raise BenchError(
+            "no baseline matches these filters", "see baselines/*.yaml for all of them"
+        )
+    return selected
+
+
+def _checked(expectation: Expectation) -> list[Check]:
+    try:
+        return expectation.judge(_measured_row(expectation))
+    except BenchError as error:  # the other expectations are still checked
+        figure = f"{error.message}; {error.hint}" if error.hint else error.message
+        return [Check.of(NOT_RUN, expectation.subject, False, figure, "a run")]
+
+
+def _measured_row(expectation: Expectation) -> dict[str, Any]:
+    """Return the table row of the small run that an expectation describes."""
+    from fspad_bench.benchmark.record import Records
+    from fspad_bench.benchmark.rows import rows
+    from fspad_bench.benchmark.runner import VANILLA, Plan, Runner
+
+    options = {name: str(value) for name, value in expectation.options.items()}
+    plan = Plan(
+        decoders=list(dict.fromkeys([VANILLA, expectation.decoder])),
+        tasks=[expectation.task],
+        target=expectation.target,
+        options={expectation.decoder: options},
+        data="bundled",
+        limit=expectation.limit,
+        temperatures=[expectation.temperature],
+        max_new_tokens=expectation.max_new_tokens,
+        device="cpu",
+    )
+    with TemporaryDirectory() as folder:
+        return rows(Records.read(Runner(plan, Path(folder)).run()))[-1]
+
+
+def read_baseline(path: Path) -> list[Expectation]:
+    """Return the expectations of a baseline file.
+
+    Raises BenchError naming the file and the field at fault.
+    """
     import yaml
 
     try:
@@ -66,42 +151,45 @@ def read(path: Path) -> list[Promise]:
             f"cannot read {path}: {error}", "a baseline is a YAML file with decoder and promises"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("decoder"), str):
-        raise BenchError(f"{path} is no baseline", "it needs `decoder: NAME` and `promises: [...]`")
-    promises = content.get("promises") or []
-    if not isinstance(promises, list):
         raise BenchError(
-            f"{path}: promises are a list, not {promises!r}",
-            "one `- {target: ..., task: ...}` a line",
+            f"{path} is not a baseline", "write `decoder: NAME` and `promises: [...]` in it"
         )
-    return [_promise(path, content["decoder"], entry) for entry in promises]
+    entries = content.get("promises") or []
+    if not isinstance(entries, list):
+        raise BenchError(
+            f"{path}: `promises` is a list, not {entries!r}",
+            "write one `- {target: ..., task: ...}` per line",
+        )
+    return [_expectation(path, content["decoder"], entry) for entry in entries]
 
 
-def _promise(path: Path, decoder: str, entry: Any) -> Promise:
-    known = {f.name: f for f in fields(Promise) if f.name != "decoder"}
+def _expectation(path: Path, decoder: str, entry: Any) -> Expectation:
+    names = [f.name for f in fields(Expectation) if f.name != "decoder"]
     if not isinstance(entry, dict):
         raise BenchError(
-            f"{path}: a promise is a mapping, not {entry!r}", f"with {', '.join(known)}"
+            f"{path}: an expectation is a mapping, not {entry!r}", f"fields: {', '.join(names)}"
         )
-    for name in entry:
-        if name not in known:
-            raise BenchError(f"{path}: a promise has no field '{name}'", near(str(name), known))
-    missing = [name for name in ("target", "task", "tokens_per_step") if name not in entry]
-    if missing:
-        raise BenchError(f"{path}: a promise lacks '{missing[0]}'", f"fields: {', '.join(known)}")
-    if not isinstance(entry.get("options", {}), dict):
-        raise BenchError(
-            f"{path}: options are a mapping, not {entry['options']!r}", "such as {depth: 3}"
-        )
+    _check_fields(path, entry, names)
     try:
-        numbers = {
-            "tokens_per_step": float,
-            "temperature": float,
-            "limit": int,
-            "max_new_tokens": int,
-        }
-        return Promise(
-            decoder,
-            **entry | {name: kind(entry[name]) for name, kind in numbers.items() if name in entry},
-        )
+        numbers = {name: kind(entry[name]) for name, kind in NUMBERS.items() if name in entry}
+        return Expectation(decoder, **entry | numbers)
     except (TypeError, ValueError) as error:
-        raise BenchError(f"{path}: {error}", "numbers are wanted there") from error
+        raise BenchError(f"{path}: {error}", f"write numbers for {', '.join(NUMBERS)}") from error
+
+
+def _check_fields(path: Path, entry: dict[str, Any], names: Iterable[str]) -> None:
+    for name in entry:
+        if name not in names:
+            raise BenchError(
+                f"{path}: an expectation has no field '{name}'", near(str(name), names)
+            )
+    for name in REQUIRED:
+        if name not in entry:
+            raise BenchError(
+                f"{path}: an expectation lacks '{name}'", f"fields: {', '.join(names)}"
+            )
+    options = entry.get("options", {})
+    if not isinstance(options, dict):
+        raise BenchError(
+            f"{path}: options are a mapping, not {options!r}", "write a mapping like {depth: 3}"
+        )

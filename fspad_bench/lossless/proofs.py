@@ -1,97 +1,125 @@
-"""The proofs of vanilla and of the sampler, on which everything else leans: identity is identity with these.
+"""The proofs of the sampler and of vanilla, on which every identity check rests.
 
-The noise gives the law it should, whatever the hash; the processed law is that of transformers' own warpers; greedy
-decoding is `transformers.generate`; and PIT of vanilla on the target at hand closes the circle.
+- The noise is finite for every hash and yields the distribution it should.
+- The processed distribution is that of transformers' own warpers.
+- Greedy decoding equals `transformers.generate`.
+
+PIT of vanilla on the target at hand (`distribution`) completes them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from fspad_bench.core.loop import Limit, generate
-from fspad_bench.core.sampling import Sampler, gumbel, hash32
+from fspad_bench.core import sampling
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Limit
+from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.lossless.distribution import ALPHA, draws_needed, g_test
+from fspad_bench.lossless.distribution import draws_needed, g_test
+from fspad_bench.lossless.oracle import Distribution
 from fspad_bench.lossless.report import Check
+from fspad_bench.lossless.uniform import ALPHA
 
 OUTCOMES = 16
 BLOCK = 10_000
+EDGE = 4096  # hashes at either end of the scale
 SETTINGS = [(0.3, 0, 1.0), (1.0, 0, 0.9), (0.7, 50, 1.0), (1.5, 20, 0.8), (1.0, 0, 0.3)]
+SPREADS = (1.0, 4.0, 12.0)
 WARPER_BOUND = 1e-12
 
 
 def check_sampler(draws: int = 10_000_000) -> list[Check]:
-    """The noise: finite for every hash at either end of the scale, and of the right law over many draws."""
-    return [_finite(), _law(draws), _warpers()]
+    """Check the noise, over this many draws, and the processed distribution."""
+    return [_check_finite(), _check_noise(draws), _check_warpers()]
 
 
 def noise_is_finite() -> bool:
-    """Over the 4,096 smallest and largest hashes, where a careless formula overflows."""
-    ends = torch.cat([torch.arange(4096), 2**32 - 1 - torch.arange(4096)])
-    return bool(
-        gumbel(torch.where(ends < 2**31, ends, ends - 2**32).to(torch.int32)).isfinite().all()
-    )
+    """Return whether the noise is finite at both ends of the hashes, where it may overflow."""
+    edge = torch.arange(EDGE)
+    words = torch.cat([edge, 2**32 - 1 - edge])
+    signed = torch.where(words < 2**31, words, words - 2**32).to(torch.int32)
+    return bool(sampling.gumbel(signed).isfinite().all())
 
 
-def _finite() -> Check:
-    return Check.of(
-        "noise is finite", "sampler", noise_is_finite(), "8,192 hashes at the ends", "all"
-    )
+def _check_finite() -> Check:
+    figure = f"{2 * EDGE:,} hashes at the ends"
+    return Check.of("noise is finite", "sampler", noise_is_finite(), figure, "all")
 
 
-def _law(draws: int) -> Check:
-    """argmax(log p + noise) over 16 outcomes, at draws / 10^4 positions and 10^4 disjoint runs of token ids each."""
+def _check_noise(draws: int) -> Check:
+    """Run the G-test on argmax(log p + noise) over 16 outcomes.
+
+    There are draws / 10^4 positions with 10^4 disjoint runs of token ids each.
+    """
     p = torch.arange(1, OUTCOMES + 1, dtype=torch.float64).pow(2)
     p = p / p.sum()
     key = Sampler(1.0, stream="law").key
     counts = torch.zeros(OUTCOMES, dtype=torch.int64)
     tokens = torch.arange(BLOCK * OUTCOMES)
     for position in range(draws // BLOCK):
-        noise = gumbel(hash32(key, position, tokens)).reshape(BLOCK, OUTCOMES)
+        noise = sampling.gumbel(sampling.hash32(key, position, tokens)).reshape(BLOCK, OUTCOMES)
         counts += torch.bincount((p.log() + noise).argmax(1), minlength=OUTCOMES)
-    law = {(i,): float(x) for i, x in enumerate(p)}
-    value = g_test(law, Counter({(i,): int(n) for i, n in enumerate(counts)}))
-    seen = (draws_needed(OUTCOMES, 1.0) / draws) ** 0.5
-    figure = f"p {value:.2g} of {draws:.0e} draws: TV {seen:.1g} seen with 99%"
-    return Check.of("law of the noise", "sampler", value >= ALPHA, figure, f"p {ALPHA:.0e}")
+    expected: Distribution = {(i,): float(x) for i, x in enumerate(p)}
+    p_value = g_test(expected, Counter({(i,): int(n) for i, n in enumerate(counts)}))
+    detectable = (draws_needed(OUTCOMES, 1.0) / draws) ** 0.5
+    figure = f"p {p_value:.2g} of {draws:.0e} draws: TV {detectable:.1g} detectable with 99%"
+    bound = f"p {ALPHA:.0e}"
+    return Check.of("noise distribution", "sampler", p_value >= ALPHA, figure, bound)
 
 
-def _warpers() -> Check:
-    """Processed laws against transformers' warpers, row by row, without ties."""
+def _check_warpers() -> Check:
+    """Compare processed distributions with those of transformers' warpers, without ties."""
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
-    for temperature, top_k, top_p in SETTINGS:
-        for spread in (1.0, 4.0, 12.0):
+    for setting in SETTINGS:
+        for spread in SPREADS:
             logits = torch.randn(2000, generator=generator, dtype=torch.float64) * spread
-            row = TemperatureLogitsWarper(temperature)(None, logits[None])
-            row = TopKLogitsWarper(top_k)(None, row) if top_k else row
-            row = TopPLogitsWarper(top_p)(None, row) if top_p < 1 else row
-            law = Sampler(temperature, top_k, top_p).law(logits)
-            worst = max(worst, float((law - row[0].softmax(0)).abs().max()))
+            ours = Sampler(*setting).distribution(logits)
+            worst = max(worst, float((ours - _warped(logits, *setting)).abs().max()))
     figure = f"{worst:.1e} off transformers' warpers"
-    return Check.of(
-        "processed law", "sampler", worst <= WARPER_BOUND, figure, f"{WARPER_BOUND:.0e}"
-    )
+    bound = f"{WARPER_BOUND:.0e}"
+    return Check.of("processed distribution", "sampler", worst <= WARPER_BOUND, figure, bound)
+
+
+def _warped(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Return transformers' processed distribution of logits `[V]`."""
+    ids = torch.zeros(1, 0, dtype=torch.long)  # the warpers do not read them
+    row = TemperatureLogitsWarper(temperature)(ids, logits[None])
+    row = TopKLogitsWarper(top_k)(ids, row) if top_k else row
+    row = TopPLogitsWarper(top_p)(ids, row) if top_p < 1 else row
+    return row[0].softmax(0)
 
 
 @torch.inference_mode()
 def check_greedy(target: TransformersTarget, prompts: list[list[int]], tokens: int) -> Check:
-    """Vanilla at T = 0 against `transformers.generate`, with transformers' own attention and cache."""
+    """Compare vanilla at T = 0 with `transformers.generate`, on its own attention and cache."""
     model = copy.deepcopy(target.model)
-    equal = 0
     model.set_attn_implementation("sdpa")
+    limit = Limit(tokens, target.stop_ids)
+    equal = 0
     for prompt in prompts:
-        made = generate(
-            target, Vanilla(target), Sampler(), prompt, Limit(tokens, target.stop_ids)
-        ).tokens
-        ids = torch.tensor([prompt], device=target.device)
-        plain = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": tokens}
-        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), **plain)
-        equal += made == theirs[0, len(prompt) :].tolist()
+        ours = generate(target, Vanilla(target), Sampler(), prompt, limit).tokens
+        equal += ours == _generated(model, prompt, tokens)
     figure = f"{equal} of {len(prompts)} texts of {tokens} tokens equal"
     return Check.of("greedy is generate", "vanilla", equal == len(prompts), figure, "all")
+
+
+def _generated(model: Any, prompt: list[int], tokens: int) -> list[int]:
+    """Return the new tokens of `transformers.generate`, greedily."""
+    ids = torch.tensor([prompt], device=model.device)
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        repetition_penalty=1.0,
+        max_new_tokens=tokens,
+    )
+    return output[0, len(prompt) :].tolist()

@@ -1,4 +1,8 @@
-"""What a check found, and how a list of checks reads: a table of checks by subjects, then what failed and why."""
+"""The result of a check, and the report of a list of checks.
+
+A text report opens with a table of verdicts, checks by decoders; below it every check is listed
+with its figure and its bound.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,10 @@ ELSEWHERE = "-"
 
 
 class Check(NamedTuple):
-    """`figure` against `bound`, in words a reviewer can read; `verdict` is one of the four above.
+    """A verdict with its reason: `figure` against `bound`, in words a reviewer can read.
 
-    VACUOUS fails too: the check held, but what it had to say something about never happened. `-` says that another
-    check covers this subject, and `figure` which.
+    - VACUOUS does not hold: nothing was wrong, but the case under test never occurred.
+    - `-` holds: another check covers this subject, and `figure` names it.
     """
 
     name: str
@@ -39,45 +43,49 @@ class Check(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of a report: what vanilla leans on, the rules, the decoders, the wrong rules."""
+    """A section of a report, such as the foundations, the rules or the decoders."""
 
     title: str
     checks: list[Check]
 
 
 def passed(parts: Sequence[Part]) -> bool:
-    """Whether nothing failed and nothing was vacuous."""
+    """Return whether every check holds: none failed and none was vacuous."""
     return all(check.holds for part in parts for check in part.checks)
 
 
 def render(parts: Sequence[Part], style: str) -> str:
-    """`text` or `json`; in text the decoders come first, as a table of checks by decoders."""
-    if style == "json":
-        listing = [
-            {"part": part.title, **check._asdict()} for part in parts for check in part.checks
-        ]
-        return json.dumps(
-            {"certified": passed(parts), "checks": listing}, indent=2, ensure_ascii=False
-        )
-    every = [check for part in parts for check in part.checks]
-    bad = sum(not check.holds for check in every)
-    verdict = (
-        f"{bad} of {len(every)} checks do not hold" if bad else f"{len(every)} checks, all hold"
-    )
+    """Return the report as `text` or `json`."""
+    return _as_json(parts) if style == "json" else _as_text(parts)
+
+
+def _as_json(parts: Sequence[Part]) -> str:
+    checks = [{"part": part.title, **check._asdict()} for part in parts for check in part.checks]
+    report = {"certified": passed(parts), "checks": checks}
+    return json.dumps(report, indent=2, ensure_ascii=False)
+
+
+def _as_text(parts: Sequence[Part]) -> str:
+    checks = [check for part in parts for check in part.checks]
+    bad = sum(not check.holds for check in checks)
+    summary = f"{len(checks)} checks, all hold"
+    if bad:
+        summary = f"{bad} of {len(checks)} checks do not hold"
     overview = [_matrix(part) for part in parts if part.title == DECODERS]
-    return "\n\n".join([*overview, *(_detail(part) for part in parts), verdict])
+    return "\n\n".join([*overview, *(_detail(part) for part in parts), summary])
 
 
 def _matrix(part: Part) -> str:
+    """Return the table of verdicts, checks by subjects."""
     subjects = list(dict.fromkeys(check.subject for check in part.checks))
-    cell = {(check.name, check.subject): check.verdict for check in part.checks}
     names = dict.fromkeys(check.name for check in part.checks)
-    grid = [[name, *(cell.get((name, subject), "") for subject in subjects)] for name in names]
+    verdicts = {(check.name, check.subject): check.verdict for check in part.checks}
+    grid = [[name, *(verdicts.get((name, subject), "") for subject in subjects)] for name in names]
     return tabulate(grid, [part.title, *subjects], disable_numparse=True)
 
 
 def _detail(part: Part) -> str:
-    """Every check of a part with its figure and its bound; the subject where it says more than the title."""
+    """Return the table of all checks of a part, each with its figure and its bound."""
     grid = [
         [check.name, check.subject, check.verdict, check.figure, check.bound]
         for check in part.checks

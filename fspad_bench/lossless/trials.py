@@ -1,26 +1,32 @@
-"""Each wrong rule against the checks that must refuse it and those that cannot see it: the tests of the tests.
+"""Each mutation against the checks that must refuse it and those that cannot see it.
 
-A trial compares what runs under the wrong line with references made before it was put in: vanilla's outputs, the
-target's own laws. An exception counts as a refusal only where the wrong rule says that the code raises it.
+- A trial compares a run under the mutation with references made before it: vanilla's outputs, the
+  target's own distributions.
+- An exception counts as a refusal only where the mutation says that the production code raises it.
+- A trial in which the wrong function never ran says nothing. It fails, unless the mutation lists it
+  as unreached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import cached_property
+from typing import NamedTuple
 
-from fspad_bench.core.loop import Limit
+from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.decoders.build import Method, build
+from fspad_bench.core.verification import Rule, match
+from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import exact
-from fspad_bench.lossless.distribution import ALPHA, VOCABULARY, check_pit, law_p
-from fspad_bench.lossless.identity import CACHE_BOUND, PROMPTS, Cell, outputs, reference
-from fspad_bench.lossless.mutations import WrongRule
+from fspad_bench.lossless.distribution import SALT, VOCABULARY, check_pit, loop_p_value
+from fspad_bench.lossless.identity import CACHE_BOUND, PROMPTS, Cell, encode, outputs, reference
+from fspad_bench.lossless.mutations import Applied, Mutation
 from fspad_bench.lossless.proofs import noise_is_finite
 from fspad_bench.lossless.report import PASS, Check
-from fspad_bench.lossless.scripted import ScriptedTarget
-from fspad_bench.lossless.witness import Sights
+from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
+from fspad_bench.lossless.uniform import ALPHA
+from fspad_bench.lossless.witness import Observations
 
 DECODER = "fspad"
 TOKENS = 24
@@ -29,8 +35,8 @@ TEMPERATURES = {"greedy": 0.0, "T=0.5": 0.5, "T=1": 1.0}
 TEST_DISTANCE = 0.05
 
 
-class Ground:
-    """The tiny target with a decoder that branches and is often right, and vanilla's word on it."""
+class TrialTarget:
+    """The tiny target, a decoder on it that branches and is often right, and vanilla's outputs."""
 
     def __init__(self, target: TransformersTarget) -> None:
         self.target = target
@@ -39,68 +45,81 @@ class Ground:
     @cached_property
     def prompts(self) -> list[list[int]]:
         texts = [f"{prompt} {i}" for i in range(3) for prompt in PROMPTS]
-        return [list(self.target.tokenizer(text)["input_ids"]) for text in texts]
+        return encode(self.target, texts)
 
     @cached_property
     def cells(self) -> dict[str, list[Cell]]:
-        """Kind of identity -> its generations."""
-        found = {kind: self._cells(Sampler(t), frozenset()) for kind, t in TEMPERATURES.items()}
+        """The generations of each kind of identity: by temperature, or with stops."""
+        cells = {kind: self._cells(Sampler(t), frozenset()) for kind, t in TEMPERATURES.items()}
         stops = frozenset(range(0, self.target.config.vocab_size, 5))
-        return found | {"stops": self._cells(Sampler(1.0), stops)}
+        return cells | {"stops": self._cells(Sampler(1.0), stops)}
 
     def _cells(self, sampler: Sampler, stops: frozenset[int]) -> list[Cell]:
         limit = Limit(TOKENS, stops)
         return [
-            Cell(f"{i}", p, sampler.streamed(f"trial {i}"), limit)
-            for i, p in enumerate(self.prompts)
+            Cell(f"{i}", prompt, sampler.streamed(f"trial {i}"), limit)
+            for i, prompt in enumerate(self.prompts)
         ]
 
-    def method(self) -> Method:
-        return build(DECODER, self.target, {})
+    def decoder(self, applied: Applied) -> Decoder:
+        """Return the decoder, by the wrong rule where the mutation is one.
+
+        `outputs` runs it on the host.
+        """
+        decoder = build_decoder(DECODER, self.target)
+        assert decoder.drafter is not None
+        decoder.drafter.rule = Rule(
+            match.verify
+        )  # no kernel carries out a rule that is not `match`
+        applied.spoil(decoder.drafter)
+        return decoder.on_host()
 
 
-def holds(check: str, wrong: WrongRule, ground: Ground) -> bool:
-    """Whether a check passes while the wrong line is in."""
-    with wrong.applied():
-        try:
-            return TRIALS[check](wrong, ground)
-        except Exception as error:
-            if wrong.raises and isinstance(error, wrong.raises):
-                return False
-            raise
+Trial = Callable[[Applied, TrialTarget], bool]
 
 
-def _exact(law: str) -> Callable[[WrongRule, Ground], bool]:
-    def trial(wrong: WrongRule, _: Ground) -> bool:
-        return exact.worst(exact.scripted(wrong.rule, wrong.way), [law], Sights()) <= exact.BOUND
+def _scripted(applied: Applied, target: ScriptedTarget) -> ScriptedDrafter:
+    drafter = exact.scripted(applied.mutation.rule, applied.mutation.draft)(target)
+    applied.spoil(drafter)
+    return drafter
+
+
+def _exact(sampler: str) -> Trial:
+    def trial(applied: Applied, _: TrialTarget) -> bool:
+        largest = exact.largest_distance(
+            lambda target: _scripted(applied, target), [sampler], Observations()
+        )
+        return largest <= exact.BOUND
 
     return trial
 
 
-def _identity(kind: str) -> Callable[[WrongRule, Ground], bool]:
-    def trial(_: WrongRule, ground: Ground) -> bool:
-        made = outputs(ground.method(), ground.target, ground.cells[kind], Sights())
-        return made.tokens == ground.vanilla[kind]
+def _identity(kind: str) -> Trial:
+    def trial(applied: Applied, tiny: TrialTarget) -> bool:
+        result = outputs(tiny.decoder(applied), tiny.target, tiny.cells[kind], Observations())
+        return result.tokens == tiny.vanilla[kind]
 
     return trial
 
 
-def _cache(_: WrongRule, ground: Ground) -> bool:
-    made = outputs(ground.method(), ground.target, ground.cells["greedy"], Sights())
-    return made.cache_error <= CACHE_BOUND[ground.target.dtype]
+def _cache(applied: Applied, tiny: TrialTarget) -> bool:
+    result = outputs(tiny.decoder(applied), tiny.target, tiny.cells["greedy"], Observations())
+    return result.cache_error <= CACHE_BOUND[tiny.target.dtype]
 
 
-def _g_test(wrong: WrongRule, _: Ground) -> bool:
-    target = ScriptedTarget(VOCABULARY, 5)
-    return law_p(target, exact.scripted(wrong.rule, wrong.way)(target), TEST_DISTANCE)[0] >= ALPHA
+def _g_test(applied: Applied, _: TrialTarget) -> bool:
+    target = ScriptedTarget(VOCABULARY, SALT)
+    p_value, _draws = loop_p_value(target, _scripted(applied, target), TEST_DISTANCE)
+    return p_value >= ALPHA
 
 
-def _pit(_: WrongRule, ground: Ground) -> bool:
-    return check_pit(ground.method(), ground.target, ground.prompts, PIT_TOKENS).verdict == PASS
+def _pit(applied: Applied, tiny: TrialTarget) -> bool:
+    check = check_pit(tiny.decoder(applied), tiny.target, tiny.prompts, PIT_TOKENS)
+    return check.verdict == PASS
 
 
-TRIALS: dict[str, Callable[[WrongRule, Ground], bool]] = {
-    **{f"exact law {law}": _exact(law) for law in ("greedy", "T=0.6", "T=1")},
+TRIALS: dict[str, Trial] = {
+    **{f"{exact.NAME} {name}": _exact(name) for name in ("greedy", "T=0.6", "T=1")},
     **{f"identity {kind}": _identity(kind) for kind in TEMPERATURES},
     "identity with stops": _identity("stops"),
     "cache": _cache,
@@ -110,14 +129,45 @@ TRIALS: dict[str, Callable[[WrongRule, Ground], bool]] = {
 }
 
 
-def judge(wrong: WrongRule, ground: Ground, *, without: Collection[str] = ()) -> Check:
-    """All checks listed refuse it, all that are listed as blind pass it; `without` the checks that take long."""
-    listed = [check for check in wrong.caught if check not in without] or list(wrong.caught)
-    missed = [check for check in listed if holds(check, wrong, ground)]
-    seen = [
-        check for check in wrong.blind if check not in without and not holds(check, wrong, ground)
-    ]
-    figure = f"refused by {', '.join(listed)}"
-    figure = f"not refused by {', '.join(missed)}" if missed else figure
-    figure += f"; refused by {', '.join(seen)}, which theory calls blind" if seen else ""
-    return Check.of(wrong.name, "", not missed and not seen, figure, "as listed")
+class Outcome(NamedTuple):
+    """The outcome of a trial. `reached`: the wrong function ran."""
+
+    passed: bool
+    reached: bool
+
+
+def run_trial(check: str, mutation: Mutation, tiny: TrialTarget) -> Outcome:
+    """Run a check under a mutation. Raises any exception that the mutation does not list."""
+    with mutation.applied() as applied:
+        try:
+            passed = TRIALS[check](applied, tiny)
+        except Exception as error:
+            if mutation.raises is None or not isinstance(error, mutation.raises):
+                raise
+            passed = False
+    return Outcome(passed, applied.calls > 0)
+
+
+def judge(mutation: Mutation, tiny: TrialTarget, *, without: Collection[str] = ()) -> Check:
+    """Check that all listed checks refuse a mutation and that all blind ones pass it.
+
+    `without` names slow checks to skip, unless no other would be left to refuse it.
+    """
+    caught = [check for check in mutation.caught if check not in without] or list(mutation.caught)
+    blind = [check for check in mutation.blind if check not in without]
+    outcomes = {check: run_trial(check, mutation, tiny) for check in [*caught, *blind]}
+    missed = [check for check in caught if outcomes[check].passed]
+    seen = [check for check in blind if not outcomes[check].passed]
+    unreached = mutation.unreached
+    idle = [c for c, outcome in outcomes.items() if not outcome.reached and c not in unreached]
+    busy = [c for c, outcome in outcomes.items() if outcome.reached and c in unreached]
+    figure = f"not refused by {_names(missed)}" if missed else f"refused by {_names(caught)}"
+    figure += f"; refused by {_names(seen)}, which theory calls blind" if seen else ""
+    figure += f"; never called in {_names(idle)}" if idle else ""
+    figure += f"; called in {_names(busy)}, listed as unreached" if busy else ""
+    holds = not (missed or seen or idle or busy)
+    return Check.of(mutation.name, "", holds, figure, "as listed")
+
+
+def _names(checks: list[str]) -> str:
+    return ", ".join(checks)

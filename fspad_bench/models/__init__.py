@@ -1,1 +1,1 @@
-"""Which targets there are, and how one is loaded."""
+"""Targets: which there are, and how one is loaded."""

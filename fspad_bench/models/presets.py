@@ -1,24 +1,25 @@
-"""What a target's name means: a preset, a folder, or a hub id.
+"""Resolve a target's name: a preset, a folder, or a hub id.
 
-A `Checkpoint` says where the weights are and what identifies them in a record. Presets bring what their
-repositories lack: Vicuna's tokenizer has no chat template, so the one of its training stands here.
+- A `Checkpoint` says where the weights are and what identifies them in a record.
+- Presets add what their repositories lack: Vicuna's tokenizer has no chat template, so the one of
+  its training is given here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from fspad_bench.errors import BenchError, near
-from fspad_bench.models import smollm2 as fetch
+from fspad_bench.models import smollm2
+from fspad_bench.models.digests import folder_digest
 
 RANDOM = "random:"
 VICUNA = (
     "{{ bos_token }}"
-    "{{ 'A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user\\'s questions. ' }}"
+    "{{ 'A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user\\'s questions. ' }}"
     "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'USER: ' + m['content'] + ' ' }}"
     "{% else %}{{ 'ASSISTANT: ' + m['content'] + '</s>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
@@ -27,7 +28,7 @@ VICUNA = (
 
 @dataclass(frozen=True)
 class Preset:
-    """A target by name: from a hub id, or (`hub` empty) made on this machine."""
+    """A named target: a hub id, or (`hub` empty) a model built on this machine."""
 
     hub: str
     title: str
@@ -48,7 +49,10 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a target's weights are. `path` is a folder or a hub id; None stands for the built-in `tiny`."""
+    """Location of a target's weights.
+
+    `path` is a folder or a hub id; None stands for the built-in `tiny`.
+    """
 
     name: str
     path: str | None
@@ -57,22 +61,25 @@ class Checkpoint:
 
 
 def resolve(name: str) -> Checkpoint:
-    """A preset, an existing folder, or a hub id. Raises BenchError for anything else."""
+    """Return the checkpoint of a preset, an existing folder, or a hub id.
+
+    Raises BenchError for any other name.
+    """
     if name.startswith(RANDOM):
         raise BenchError(
             f"'{name}' has random weights",
-            "`fspad-bench profile` times its steps; no table takes it",
+            "time its steps with `fspad-bench profile`; no other command accepts it",
         )
     if name == "tiny":
         return Checkpoint(name, None, "tiny-1")
     if name == "smollm2-135m":
-        return Checkpoint(name, str(fetch.smollm2()), fetch.SHA256)
+        return Checkpoint(name, str(smollm2.model_folder()), smollm2.SHA256)
     if name in PRESETS:
         preset = PRESETS[name]
         return Checkpoint(name, preset.hub, preset.hub, preset.template)
-    folder = Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
+    folder = Path(os.path.expanduser(name))  # Path.expanduser raises if there is no such user
     if folder.is_dir():
-        return Checkpoint(folder.absolute().name, str(folder), _hash(folder))
+        return _from_folder(folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return Checkpoint(name, name, name)
     raise BenchError(
@@ -81,18 +88,9 @@ def resolve(name: str) -> Checkpoint:
     )
 
 
-def _hash(folder: Path) -> str:
-    """sha256 over a folder's configuration and weights, names included."""
-    files = sorted(
-        p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".bin", ".gguf"}
-    )
+def _from_folder(folder: Path) -> Checkpoint:
     if not (folder / "config.json").exists():
         raise BenchError(
-            f"{folder} holds no config.json", "a target is a folder as save_pretrained writes it"
+            f"{folder} holds no config.json", "name a folder written by save_pretrained"
         )
-    total = hashlib.sha256()
-    for path in files:
-        total.update(path.name.encode())
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+    return Checkpoint(folder.absolute().name, str(folder), folder_digest(folder))

@@ -1,7 +1,7 @@
-"""Targets of a known shape with random weights: for what a step costs, where the weights are out of reach.
+"""Targets of a known shape with random weights: the cost of a real model without its files.
 
-`random:llama3-8b` is the shape of LLaMA-3-8B on the device, `random:llama3-70b:8` eight layers of the 70B. What such a
-target says means nothing, so nothing but `fspad-bench profile` takes one.
+- `random:llama3-8b` has the shape of LLaMA-3-8B; `random:llama3-70b:8` has eight layers of the 70B.
+- Their text means nothing, so only `fspad-bench profile` accepts one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError, near
-from fspad_bench.models.load import device_named
+from fspad_bench.models.load import default_dtype, device_named
 from fspad_bench.models.presets import RANDOM
 
-SPREAD = 0.02
+WEIGHT_DEVIATION = 0.02
 SHAPES = {  # d, MLP width, layers, heads, key-value heads, vocabulary, context
     "tiny": (64, 80, 2, 4, 2, 97, 8192),
     "smollm2-135m": (576, 1536, 30, 9, 3, 49152, 8192),
@@ -25,12 +25,12 @@ SHAPES = {  # d, MLP width, layers, heads, key-value heads, vocabulary, context
 
 
 def shape(name: str) -> LlamaConfig:
-    """The configuration that `random:SHAPE[:LAYERS]` names. Raises BenchError."""
+    """Return the configuration that `random:SHAPE[:LAYERS]` names. Raises BenchError."""
     kind, _, layers = name.removeprefix(RANDOM).partition(":")
     if kind not in SHAPES:
         raise BenchError(f"unknown shape '{kind}'", near(kind, SHAPES))
     if layers and not (layers.isdecimal() and int(layers)):
-        raise BenchError(f"'{layers}' is no number of layers", f"such as {RANDOM}{kind}:4")
+        raise BenchError(f"'{layers}' is not a number of layers", f"write it like {RANDOM}{kind}:4")
     d, width, depth, heads, kv_heads, vocabulary, context = SHAPES[kind]
     return LlamaConfig(
         hidden_size=d,
@@ -47,18 +47,17 @@ def shape(name: str) -> LlamaConfig:
 def random_target(
     name: str, *, device: str = "cpu", dtype: str | None = None
 ) -> TransformersTarget:
-    """The shape on the device, its weights normal with deviation 0.02, the same for the same torch and device."""
+    """Build a target of this shape; its weights are equal for equal torch, device and precision."""
     config = shape(name)
     device = device_named(device)
-    kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"))
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(kind)
+        model = LlamaForCausalLM(config).to(getattr(torch, dtype or default_dtype(device)))
     model = model.to_empty(device=device)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)
-    dice = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     for weight in model.parameters():
         if weight.dim() == 1:
             torch.nn.init.ones_(weight)
         else:
-            torch.nn.init.normal_(weight, std=SPREAD, generator=dice)
+            torch.nn.init.normal_(weight, std=WEIGHT_DEVIATION, generator=generator)
     return TransformersTarget(model, None, name, name)

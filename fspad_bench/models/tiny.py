@@ -1,7 +1,8 @@
-"""The preset `tiny`: a Llama of two layers over printable characters, for tests. Its numbers mean nothing.
+"""The preset `tiny`: a Llama of two layers over printable characters, for tests; its text is noise.
 
-97 tokens (printable ASCII, newline, end of turn), d = 64, float64, weights from our own integer hash so that no
-library's random stream can change them. The last projection is wide enough that greedy and sampled text both vary.
+- 97 tokens (printable ASCII, newline, end of turn), d = 64, float64.
+- The weights come from our own integer hash, so that no library's random stream can change them.
+- The last projection is wide enough that greedy and sampled text both vary.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LOGIT_SPREAD = 2.5
 
 
 def tiny_model() -> LlamaForCausalLM:
-    """The model in float64 on the CPU."""
+    """Return a new model in float64 on the CPU."""
     with torch.device("meta"):
         model = LlamaForCausalLM(copy.deepcopy(CONFIG))
     model = model.to(torch.float64).to_empty(device="cpu")
@@ -52,7 +53,7 @@ def tiny_model() -> LlamaForCausalLM:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A character is a token; whatever is not printable ASCII or a newline reads as '?'."""
+    """Return a tokenizer of characters; any but printable ASCII and newline is read as '?'."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     characters = [chr(code) for code in range(32, 127)] + ["\n", END]
@@ -66,6 +67,6 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _uniform(shape: torch.Size, order: int) -> Tensor:
-    """Uniform on [-1, 1), float64, a different block of the hash for each weight."""
+    """Return float64 numbers in [-1, 1), from a different block of the hash for each weight."""
     bits = hash32((0x7499, order), 0, torch.arange(shape.numel())).to(torch.float64)
     return (bits * 2.0**-31).reshape(shape)

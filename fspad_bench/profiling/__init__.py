@@ -1,1 +1,1 @@
-"""Where a step's time goes, and what each GPU kernel costs."""
+"""Profiling: where a step's time goes, and what each GPU kernel costs."""

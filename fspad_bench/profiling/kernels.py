@@ -1,67 +1,76 @@
-"""What each kernel of the tree verifier costs, beside what else does its work and what the device could do.
+"""What each kernel of the tree verifier costs, against other implementations and the device.
 
-Tree attention over prefixes and node counts against the torch reference, SDPA with a mask as transformers calls it, and
-FlexAttention; verification and compaction against their references. The bound of a kernel is what a measured copy needs
-for its bytes or a measured matrix product for its operations, whichever is more.
+- Tree attention over prefixes and node counts, against the torch reference, SDPA with a mask as
+  transformers calls it, and FlexAttention.
+- Verification and cache compaction, against their references.
+- A kernel's bound is the time that a measured copy needs for its bytes, or a measured matrix
+  product for its operations, whichever is longer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention as attend
 from transformers import PreTrainedConfig
 
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.core.tree import WORD, Tree
-from fspad_bench.engine import gpu as kernels
-from fspad_bench.engine.device_loop import Replay
+from fspad_bench.core.tree import Tree
+from fspad_bench.engine import gpu
 from fspad_bench.engine.gpu import reference
-from fspad_bench.engine.gpu.tensors import Law, Nodes, Walk
-from fspad_bench.profiling.steps import copy_bandwidth
+from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk
+from fspad_bench.profiling.peers import flex, masked
+from fspad_bench.profiling.timing import copy_bandwidth, product_rate, seconds
 from fspad_bench.util.progress import Progress
 
 PREFIXES = (1024, 4096, 16384, 32768)
 NODES = (1, 8, 32, 64)
-PRODUCT = 8192
-TRIED = 20
-LAWS = {
+SAMPLERS = {
     "greedy": Sampler(),
     "T = 1": Sampler(1.0),
     "top-p 0.9": Sampler(1.0, top_p=0.9),
     "top-k 50, top-p 0.9": Sampler(1.0, top_k=50, top_p=0.9),
 }
+COMPACTED_PREFIX = 2048
+KEPT_NODES = 5
 
 
 @dataclass(frozen=True)
-class Line:
-    """A kernel at one size: seconds by implementation, None where one does not run here; the bytes and operations it
-    cannot do without."""
+class KernelTiming:
+    """One kernel at one size.
+
+    `seconds`: by implementation, ours first, None for one that does not run here;
+    `bytes_moved`, `operations`: the least that any implementation needs.
+    """
 
     kernel: str
     size: str
     seconds: dict[str, float | None]
-    moved: int
+    bytes_moved: int
     operations: int
+
+    @property
+    def own_seconds(self) -> float:
+        own = next(iter(self.seconds.values()))
+        assert own is not None
+        return own
 
 
 @dataclass(frozen=True)
 class KernelProfile:
-    """All lines, with the bytes a second of a copy and the operations a second of a matrix product beside them."""
+    """All timings, with the device's copy rate (bytes/s) and matrix product rate (operations/s)."""
 
-    lines: list[Line]
-    copied: float
-    multiplied: float
+    timings: list[KernelTiming]
+    copy_rate: float
+    product_rate: float
 
-    def bound(self, line: Line) -> float:
-        """Seconds that the device cannot do without."""
-        return max(line.moved / self.copied, line.operations / self.multiplied)
+    def bound(self, timing: KernelTiming) -> float:
+        """Return the least seconds that the device needs."""
+        return max(timing.bytes_moved / self.copy_rate, timing.operations / self.product_rate)
 
 
 def profile_kernels(
@@ -71,239 +80,210 @@ def profile_kernels(
     prefixes: Sequence[int] = (),
     nodes: Sequence[int] = (),
 ) -> KernelProfile:
-    """Every kernel at the attention shape and vocabulary of a configuration, by default over `PREFIXES` and `NODES`.
+    """Time every kernel at the attention shape and vocabulary of a configuration.
 
-    Raises BenchError without Triton.
+    `prefixes` and `nodes` default to `PREFIXES` and `NODES`. Raises BenchError without Triton.
     """
+    bench = KernelBench(gpu.triton(device), config, device, dtype)
     prefixes = prefixes or PREFIXES
     nodes = nodes or NODES
-    ours = kernels.triton(device)
-    lines = []
-    with Progress(
-        "kernels", len(prefixes) * len(nodes) + len(nodes) * len(LAWS) + len(nodes)
-    ) as progress:
+    timings = []
+    total = len(nodes) * (len(prefixes) + len(SAMPLERS) + 1)
+    with Progress("kernels", total) as progress:
+        for timing in bench.timings(prefixes, nodes):
+            timings.append(timing)
+            progress.advance()
+    return KernelProfile(timings, copy_bandwidth(device), product_rate(device, dtype))
+
+
+class KernelBench:
+    """The kernels of a device, at the shapes of a configuration."""
+
+    def __init__(
+        self,
+        kernels: gpu.Kernels,
+        config: PreTrainedConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.kernels = kernels
+        self.config = config
+        self.device = device
+        self.dtype = dtype
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        self.dim = config.hidden_size // config.num_attention_heads
+
+    def timings(self, prefixes: Sequence[int], nodes: Sequence[int]) -> Iterator[KernelTiming]:
         for prefix in prefixes:
             for count in nodes:
-                lines.append(_attention(ours, config, prefix, count, device, dtype))
-                progress.advance()
+                yield self.attention(prefix, count)
         for count in nodes:
-            for name, law in LAWS.items():
-                lines.append(_verification(ours, config, count, name, law, device, dtype))
-                progress.advance()
+            for name, sampler in SAMPLERS.items():
+                yield self.verification(count, name, sampler)
         for count in nodes:
-            lines.append(_compaction(ours, config, count, device, dtype))
-            progress.advance()
-    return KernelProfile(lines, copied_bytes(device), product_rate(device, dtype))
+            yield self.compaction(count)
+
+    def attention(self, prefix: int, nodes: int) -> KernelTiming:
+        columns = prefix + nodes
+        tree = drafted_tree(nodes)
+        query = self._random(self.heads, nodes, self.dim)
+        keys, values = self._random(2, self.kv_heads, columns, self.dim)
+        bits = tree.bits.to(self.device)
+        length = self._integers(prefix)
+        mask = torch.ones(nodes, columns, dtype=torch.bool, device=self.device)
+        mask[:, prefix:] = tree.visible().to(self.device)
+        scale = self.dim**-0.5
+
+        def own() -> Tensor:
+            return self.kernels.attend(query, keys, values, bits, length, scale)
+
+        def plain() -> Tensor:
+            return reference.attend(query, keys, values, bits, length, scale)
+
+        times = {
+            self.kernels.name: self._seconds(own, captured=True),
+            "reference": self._seconds(plain),
+            "sdpa, mask": self._seconds(lambda: masked(query, keys, values, mask), captured=True),
+            "flex": _flex_seconds(query, keys, values, bits, length),
+        }
+        entries = 2 * self.kv_heads * columns + 2 * self.heads * nodes
+        return KernelTiming(
+            "attention",
+            f"{prefix} + {nodes}",
+            times,
+            bytes_moved=self.dtype.itemsize * self.dim * entries,
+            operations=4 * self.heads * nodes * columns * self.dim,
+        )
+
+    def verification(self, nodes: int, name: str, sampler: Sampler) -> KernelTiming:
+        logits = 4 * torch.randn(nodes, self.config.vocab_size, device=self.device)  # [N, V]
+        logits = logits.to(self.dtype)
+        tree = Nodes.of(drafted_tree(nodes), self.device)
+        law = SamplerTensors.of(sampler, self.device)
+        position = self._integers(77)
+
+        def own() -> Walk:
+            return self.kernels.walk(tree, self.kernels.choose(logits, tree.depths, position, law))
+
+        def plain() -> Walk:
+            return reference.walk(tree, reference.choose(logits, tree.depths, position, law))
+
+        times: dict[str, float | None] = {
+            self.kernels.name: self._seconds(own, captured=True),
+            "reference": self._seconds(plain),
+        }
+        return KernelTiming(
+            "verify",
+            f"{nodes}, {name}",
+            times,
+            bytes_moved=logits.numel() * self.dtype.itemsize,
+            operations=0,
+        )
+
+    def compaction(self, nodes: int) -> KernelTiming:
+        kept = min(nodes, KEPT_NODES)
+        columns = COMPACTED_PREFIX + nodes
+        layers = self.config.num_hidden_layers
+        cache = torch.zeros(
+            layers, 2, self.kv_heads, columns, self.dim, device=self.device, dtype=self.dtype
+        )
+        path = torch.arange(nodes, dtype=torch.int32, device=self.device)
+        length = self._integers(COMPACTED_PREFIX)
+        walk = Walk(path, self._integers(kept), path[:1])
+
+        def own() -> None:
+            self.kernels.compact(cache, length, walk)
+
+        def plain() -> None:
+            reference.compact(cache, length, walk)
+
+        times: dict[str, float | None] = {
+            self.kernels.name: self._seconds(own, captured=True),
+            "reference": self._seconds(plain),
+        }
+        entry_bytes = cache.numel() // columns * self.dtype.itemsize
+        return KernelTiming(
+            "compact",
+            f"{kept} of {nodes}",
+            times,
+            bytes_moved=2 * kept * entry_bytes,
+            operations=0,
+        )
+
+    def _seconds(self, run: Callable[[], object], *, captured: bool = False) -> float:
+        return seconds(run, self.device, captured=captured)
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, device=self.device).to(self.dtype)
+
+    def _integers(self, *values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
 
 
-def copied_bytes(device: torch.device) -> float:
-    """Bytes read and written a second by a large copy, on the clock of the kernels."""
-    if device.type != "cuda":
-        return copy_bandwidth(device)
-    source = torch.zeros(1 << 30, dtype=torch.uint8, device=device)
-    goal = torch.empty_like(source)
-    return 2 * source.numel() / seconds(lambda: goal.copy_(source), device)
-
-
-def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large square matrix product."""
-    size = PRODUCT if device.type == "cuda" else 512
-    a = torch.randn(size, size, device=device).to(dtype)  # of ones it would run at a higher clock
-    return 2 * size**3 / seconds(lambda: a @ a, device)
-
-
-def seconds(run: Callable[[], object], device: torch.device, *, captured: bool = False) -> float:
-    """Of a call: on a GPU the median with cold caches, elsewhere the best of a few.
-
-    Captured, as rounds are, it costs what the device needs: a host's launches would outlast a small kernel.
-    """
-    if device.type == "cuda":
-        from triton.testing import do_bench
-
-        if captured:
-            run = Replay(run, device)
-            run(), run()  # the second captures
-        return do_bench(run, return_mode="median") / 1e3
-    times = []
-    for _ in range(3):
-        began = perf_counter()
-        run()
-        times.append(perf_counter() - began)
-    return min(times)
-
-
-def drafted(nodes: int) -> Tree:
-    """A tree as drafts grow them: three children a node, the first ones deeper."""
+def drafted_tree(nodes: int) -> Tree:
+    """Return a tree of the shape of a draft: three children per node, the first ones deeper."""
     return Tree(range(nodes), [-1, *[(node - 1) // 3 for node in range(1, nodes)]])
 
 
-def _attention(
-    ours: kernels.Kernels,
-    config: PreTrainedConfig,
-    prefix: int,
-    nodes: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Line:
-    heads = config.num_attention_heads
-    kv_heads = config.num_key_value_heads
-    dim = config.hidden_size // heads
-    query = torch.randn(heads, nodes, dim, device=device).to(dtype)
-    keys, values = torch.randn(2, kv_heads, prefix + nodes, dim, device=device).to(dtype)
-    bits = drafted(nodes).bits.to(device)
-    length = torch.tensor([prefix], dtype=torch.int32, device=device)
-    mask = torch.ones(nodes, prefix + nodes, dtype=torch.bool, device=device)
-    mask[:, prefix:] = drafted(nodes).visible().to(device)
-    times = {
-        ours.name: seconds(
-            lambda: ours.attend(query, keys, values, bits, length, dim**-0.5), device, captured=True
-        ),
-        "reference": seconds(
-            lambda: reference.attend(query, keys, values, bits, length, dim**-0.5), device
-        ),
-        "sdpa, mask": seconds(lambda: masked(query, keys, values, mask), device, captured=True),
-        "flex": _flex_seconds(query, keys, values, bits, length),
-    }
-    moved = dtype.itemsize * dim * (2 * kv_heads * (prefix + nodes) + 2 * heads * nodes)
-    return Line(
-        "attention", f"{prefix} + {nodes}", times, moved, 4 * heads * nodes * (prefix + nodes) * dim
-    )
-
-
-def masked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """As transformers does it: with a mask, keys and values are repeated for every query head of a group."""
-    group = len(query) // len(keys)
-    k, v = (x.repeat_interleave(group, 0)[None] for x in (keys, values))
-    return attend(query[None], k, v, attn_mask=mask)[0]
-
-
-def flex(
+def _flex_seconds(
     query: Tensor, keys: Tensor, values: Tensor, bits: Tensor, length: Tensor
-) -> Callable[[], Tensor]:
-    """FlexAttention with the ancestor bits as its mask, compiled for these shapes alone; `[1, H, N, D]`."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def visible(batch: Tensor, head: Tensor, node: Tensor, column: Tensor) -> Tensor:
-        inside = (column - length[0]).clamp(0, len(bits) - 1)
-        return (column < length[0]) | ((bits[node, inside // WORD] >> (inside % WORD)) & 1 == 1)
-
-    torch._dynamo.reset()  # or it stops compiling after a few shapes, and runs eager code instead
-    block = create_block_mask(
-        visible, None, None, query.shape[1], keys.shape[1], device=query.device
-    )
-    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    grouped = len(query) != len(keys)
-    return lambda: compiled(
-        query[None], keys[None], values[None], block_mask=block, enable_gqa=grouped
-    )
-
-
-def _flex_seconds(*given: Tensor) -> float | None:
-    """Of a call; None where it is not to be had, or not on a GPU."""
-    device = given[0].device
-    if device.type != "cuda":
+) -> float | None:
+    """Return FlexAttention's seconds, or None without a GPU or if it does not compile."""
+    if query.device.type != "cuda":
         return None
     try:
-        return seconds(flex(*given), device, captured=True)
-    except Exception as error:  # an optional peer: whatever keeps it from compiling is not ours
+        return seconds(flex(query, keys, values, bits, length), query.device, captured=True)
+    except Exception as error:  # an optional peer: its failures of any kind are not ours
         print(f"FlexAttention does not run here: {type(error).__name__} {str(error)[:200]!r}")
         return None
 
 
-def _verification(
-    ours: kernels.Kernels,
-    config: PreTrainedConfig,
-    nodes: int,
-    name: str,
-    sampler: Sampler,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Line:
-    logits = (4 * torch.randn(nodes, config.vocab_size, device=device)).to(dtype)
-    tree = Nodes.of(drafted(nodes), device)
-    law = Law.of(sampler, device)
-    position = torch.tensor([77], dtype=torch.int32, device=device)
-
-    def verify(choose: Callable[..., Tensor], walk: Callable[..., Walk], captured: bool) -> float:
-        return seconds(
-            lambda: walk(tree, choose(logits, tree.depths, position, law)),
-            device,
-            captured=captured,
-        )
-
-    mine = verify(ours.choose, ours.walk, True)
-    plain = verify(reference.choose, reference.walk, False)
-    times = {ours.name: mine, "reference": plain}
-    return Line("verify", f"{nodes}, {name}", times, logits.numel() * dtype.itemsize, 0)
-
-
-def _compaction(
-    ours: kernels.Kernels,
-    config: PreTrainedConfig,
-    nodes: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Line:
-    dim = config.hidden_size // config.num_attention_heads
-    kept = min(nodes, 5)
-    rows = torch.zeros(
-        config.num_hidden_layers,
-        2,
-        config.num_key_value_heads,
-        2048 + nodes,
-        dim,
-        device=device,
-        dtype=dtype,
-    )
-    path = torch.arange(nodes, dtype=torch.int32, device=device)
-    length, count = (torch.tensor([n], dtype=torch.int32, device=device) for n in (2048, kept))
-    found = Walk(path, count, path[:1])
-    times = {
-        ours.name: seconds(lambda: ours.compact(rows, length, found), device, captured=True),
-        "reference": seconds(lambda: reference.compact(rows, length, found), device),
-    }
-    return Line(
-        "compact",
-        f"{kept} of {nodes}",
-        times,
-        2 * kept * rows.numel() // rows.shape[-2] * dtype.itemsize,
-        0,
-    )
-
-
-def render(found: KernelProfile) -> str:
-    """A line a kernel and size: milliseconds by implementation, bytes and operations a second, and of its bound."""
-    names = list(dict.fromkeys(name for line in found.lines for name in line.seconds))
+def render(profile: KernelProfile) -> str:
+    """Return a table of times by implementation, and of our rates, one line per kernel and size."""
+    names = _implementations(profile.timings)
     grid = []
-    for line in found.lines:
-        ours = next(iter(line.seconds.values()))
-        times = [f"{1e3 * s:.3f}" if (s := line.seconds.get(name)) else "-" for name in names]
+    for timing in profile.timings:
+        times = [_milliseconds(timing.seconds.get(name)) for name in names]
+        own = timing.own_seconds
         rates = [
-            f"{line.moved / ours / 1e9:.0f}",
-            f"{line.operations / ours / 1e12:.2f}",
-            f"{found.bound(line) / ours:.0%}",
+            f"{timing.bytes_moved / own / 1e9:.0f}",
+            f"{timing.operations / own / 1e12:.2f}",
+            f"{profile.bound(timing) / own:.0%}",
         ]
-        grid.append([line.kernel, line.size, *times, *rates])
-    head = ["kernel", "size", *[f"{name}, ms" for name in names], "GB/s", "TFLOP/s", "of the bound"]
-    about = f"a copy moves {found.copied / 1e9:.0f} GB/s, a matrix product does {found.multiplied / 1e12:.1f} TFLOP/s"
-    return tabulate(grid, head, disable_numparse=True, stralign="right") + "\n\n" + about
+        grid.append([timing.kernel, timing.size, *times, *rates])
+    times_head = [f"{name}, ms" for name in names]
+    head = ["kernel", "size", *times_head, "GB/s", "TFLOP/s", "of the bound"]
+    device_rates = (
+        f"a copy moves {profile.copy_rate / 1e9:.0f} GB/s, "
+        f"a matrix product does {profile.product_rate / 1e12:.1f} TFLOP/s"
+    )
+    table = tabulate(grid, head, disable_numparse=True, stralign="right")
+    return f"{table}\n\n{device_rates}"
 
 
-def draw(found: KernelProfile, picture: Path) -> None:
-    """Attention by size and implementation, with its bound."""
+def _implementations(timings: Sequence[KernelTiming]) -> list[str]:
+    return list(dict.fromkeys(name for timing in timings for name in timing.seconds))
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return f"{1e3 * seconds:.3f}" if seconds else "-"
+
+
+def draw(profile: KernelProfile, picture: Path) -> None:
+    """Draw attention's times by size and implementation, with the bound."""
     from matplotlib.figure import Figure
 
-    lines = [line for line in found.lines if line.kernel == "attention"]
+    timings = [timing for timing in profile.timings if timing.kernel == "attention"]
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(name for line in lines for name in line.seconds):
-        axes.plot(
-            [1e6 * (line.seconds.get(name) or float("nan")) for line in lines],
-            marker=".",
-            label=name,
-        )
-    axes.plot([1e6 * found.bound(line) for line in lines], "k--", label="bound")
-    axes.set_xticks(range(len(lines)), [line.size for line in lines], rotation=60, fontsize=7)
+    for name in _implementations(timings):
+        times = [1e6 * (timing.seconds.get(name) or float("nan")) for timing in timings]
+        axes.plot(times, marker=".", label=name)
+    axes.plot([1e6 * profile.bound(timing) for timing in timings], "k--", label="bound")
+    axes.set_xticks(
+        range(len(timings)), [timing.size for timing in timings], rotation=60, fontsize=7
+    )
     axes.set_yscale("log")
     axes.set_ylabel("µs")
     axes.set_xlabel("prefix + nodes")

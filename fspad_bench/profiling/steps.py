@@ -1,181 +1,274 @@
-"""Where a round's time goes: drafting, the target's forward, verification, the cache, and what is left for the host.
+"""Where a step's time goes: drafting, the target's forward, verification, the cache, the host.
 
-A round that runs whole on a device is timed as it runs: replayed, and its drafting replayed alone.
-Beside it what the machine could do: the cost c(n) of a forward of n tree nodes, the bytes of weights read a second
-against a measured copy, what a longer prefix adds against the bytes of its keys and values, and the speedup that tokens
-a step and these costs make one expect.
+- In the host's loop every part of a step is timed; a GPU is waited for after each, which takes
+  away what the parts overlap.
+- A step that runs whole on a device is timed as it runs: replayed, and its drafting replayed
+  alone. Verification and cache compaction then belong to the forward.
+- Beside the parts: the cost of forwards, and the speedup that tokens per step and these costs
+  predict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-import torch
 from tabulate import tabulate
 
-from fspad_bench.core.loop import Drafter, Generation, Limit, generate, rule_of
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import ALL, Drafter, Generation, LayerPlan, Limit
 from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.tree import Tree
+from fspad_bench.core.verification import Rule
+from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.sizing import costs
-from fspad_bench.engine.device_loop import DeviceLoop, device_loop, replayed
-from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
+from fspad_bench.engine.device_loop import DeviceLoop, replayed
+from fspad_bench.engine.session import Scores, Session
+from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.profiling import forward
+from fspad_bench.profiling.forward import ForwardCosts, forward_costs, milliseconds
 from fspad_bench.util.progress import Progress
 
-NODES = (1, 2, 4, 8, 16, 32, 64, 128)
-LENGTHS = (256, 512, 1024, 2048, 4096)
-COPIED = 1 << 28  # bytes; far more than any processor's cache
 PARTS = ("draft", "forward", "verify", "commit", "observe")
-
-
-@dataclass
-class Clock:
-    """Seconds by part, of a drafter and a target whose steps pass through it."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-
-    def timed(self, part: str, run: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any) -> Any:
-            began = perf_counter()
-            try:
-                return run(*arguments)
-            finally:
-                self.seconds[part] += perf_counter() - began
-
-        return step
-
-
-class Observed:
-    """A drafter on the clock; `begin` counts as drafting."""
-
-    def __init__(self, drafter: Drafter, clock: Clock) -> None:
-        self.begin = clock.timed("draft", drafter.begin)
-        self.propose = clock.timed("draft", drafter.propose)
-        self.observe = clock.timed("observe", drafter.observe)
-        self.verify = clock.timed("verify", rule_of(drafter))
-
-
-@dataclass(frozen=True)
-class Forward:
-    """What a target's forward costs, in seconds: of n tree nodes, and of one node behind so many tokens."""
-
-    curve: dict[int, float]
-    lengths: dict[int, float]
-    weight_bytes: int
-    row_bytes: int
-    copy_bandwidth: float
-
-    def expected(self, length: int) -> float:
-        """A one-token step behind so many tokens, were a cached row as cheap to read as a byte of a copy."""
-        shortest = min(self.lengths)
-        return self.lengths[shortest] + (length - shortest) * self.row_bytes / self.copy_bandwidth
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured; seconds throughout. `parts` is of all rounds together, `host` what no part accounts for; of
-    rounds on a device verification and compaction belong to the forward."""
+    """Totals over all measured steps; times in seconds.
+
+    `tokens`: committed by steps, the prefill's tokens left out; `vanilla_per_token`: vanilla's
+    decode seconds per token; `parts`: seconds by part of a step.
+    """
 
     label: str
-    rounds: int
+    steps: int
     tokens: int
     decode: float
-    vanilla_a_token: float
+    vanilla_per_token: float
     parts: dict[str, float]
-    forward: Forward
+    forward: ForwardCosts
 
     @property
     def host(self) -> float:
+        """Decode seconds that no part accounts for."""
         return self.decode - sum(self.parts.values())
 
     @property
     def tokens_per_step(self) -> float:
-        return self.tokens / self.rounds
+        return self.tokens / self.steps
 
     @property
     def measured(self) -> float:
-        """The speedup over vanilla on the same prompts."""
-        return self.vanilla_a_token / (self.decode / self.tokens)
+        """Speedup over vanilla on the same prompts."""
+        return self.vanilla_per_token / (self.decode / self.tokens)
 
     @property
     def modelled(self) -> float:
-        """tokens a step * c(1) / (forward + draft): a round without host work against a vanilla without any."""
-        return (
-            self.tokens_per_step
-            * self.forward.curve[1]
-            * self.rounds
-            / (self.parts["forward"] + self.parts["draft"])
-        )
+        """Speedup without host work on either side: tokens/step * c(1) / (forward + draft)."""
+        networks = self.parts["forward"] + self.parts["draft"]
+        return self.tokens_per_step * self.forward.curve[1] * self.steps / networks
 
 
 def profile(
     target: TransformersTarget,
-    label: str,
-    drafter: Drafter,
+    decoder: Decoder,
     prompts: Sequence[list[int]],
     sampler: Sampler,
     length: int,
 ) -> Profile:
-    """Decode each prompt with vanilla and with the drafter, the first one twice, and time what a forward costs."""
-    vanilla = Vanilla(target)
-    loop = device_loop(target, drafter)
-    plain_loop = device_loop(target, vanilla)
-    timed = _Replayed(loop) if loop else _Hosted(target, drafter)
-    made = []
-    vanillas = []
+    """Decode prompts with vanilla and with a decoder in our loop, and measure the target's
+    forwards.
+
+    The first prompt is decoded once more before, as a warm-up. Raises ValueError for an engine of
+    its own.
+    """
+    if decoder.drafter is None:
+        raise ValueError(f"{decoder.label} is an engine of its own")
+    baseline = Decoder("vanilla", target, drafter=Vanilla(target))
+    vanilla: Loop = HostLoop(target, Vanilla(target))
+    steps: Steps = HostSteps(target, decoder.drafter)
+    if decoder.loop:
+        vanilla = baseline.loop or vanilla
+        steps = DeviceSteps(decoder.loop)
     limit = Limit(length, target.stop_ids)
+    generations = []
+    plain = []
     with Progress("generations", 2 * len(prompts)) as progress:
-        for number, prompt in enumerate([prompts[0], *prompts]):
-            law = sampler.streamed(str(number))
-            found = timed.generate(law, prompt, limit)
-            plain = (
-                plain_loop.generate(law, prompt, limit)
-                if loop
-                else generate(target, vanilla, law, prompt, limit)
-            )
-            if not number:  # the first is a warm-up
-                timed.forget()
-                continue
-            made.append(found)
-            vanillas.append(plain)
+        steps.generate(sampler.streamed("0"), prompts[0], limit)
+        vanilla.generate(sampler.streamed("0"), prompts[0], limit)
+        steps.forget()
+        for number, prompt in enumerate(prompts, 1):
+            own_sampler = sampler.streamed(str(number))
+            generations.append(steps.generate(own_sampler, prompt, limit))
+            plain.append(vanilla.generate(own_sampler, prompt, limit))
             progress.advance(2)
-    rounds = sum(len(found.committed) for found in made)
+    step_count = sum(len(generation.committed) for generation in generations)
     return Profile(
-        label,
-        rounds=rounds,
-        tokens=sum(sum(found.committed) for found in made),
-        decode=sum(found.decode_seconds for found in made),
-        vanilla_a_token=_a_token(vanillas),
-        parts=timed.parts(prompts[-1], sampler, rounds),
+        decoder.label,
+        steps=step_count,
+        tokens=_tokens(generations),
+        decode=_decode_seconds(generations),
+        vanilla_per_token=_decode_seconds(plain) / _tokens(plain),
+        parts=steps.parts(prompts[-1], sampler, step_count),
         forward=forward_costs(target),
     )
 
 
-class _Hosted:
-    """The host's loop with every part of a round on the clock."""
+def _tokens(generations: Sequence[Generation]) -> int:
+    return sum(sum(generation.committed) for generation in generations)
+
+
+def _decode_seconds(generations: Sequence[Generation]) -> float:
+    return sum(generation.decode_seconds for generation in generations)
+
+
+class Loop(Protocol):
+    """A decoding loop, on the host or on a device."""
+
+    def generate(self, sampler: Sampler, prompt: Sequence[int], limit: Limit) -> Generation: ...
+
+
+class Steps(Loop, Protocol):
+    """A decoding loop whose steps are timed by part."""
+
+    def forget(self) -> None:
+        """Drop what was measured so far."""
+
+    def parts(self, prompt: Sequence[int], sampler: Sampler, steps: int) -> dict[str, float]:
+        """Return the seconds of each part over so many steps."""
+
+
+@dataclass
+class Clock:
+    """Seconds by part of a step."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    def timed(self, part: str, run: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        """Return `run` with its time added to a part, even if it raises."""
+
+        def timed_run(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+            began = perf_counter()
+            try:
+                return run(*arguments, **options)
+            finally:
+                self.seconds[part] += perf_counter() - began
+
+        return timed_run
+
+
+class TimedDrafter(Drafter):
+    """A drafter whose calls are timed; `begin` counts as drafting."""
+
+    def __init__(self, drafter: Drafter, clock: Clock) -> None:
+        self.rule = drafter.rule
+        self.capture = drafter.capture
+        self.begin = clock.timed("draft", drafter.begin)  # type: ignore[method-assign]
+        self.propose = clock.timed("draft", drafter.propose)  # type: ignore[method-assign]
+        self.observe = clock.timed("observe", drafter.observe)  # type: ignore[method-assign]
+
+
+class TimedTarget:
+    """A target whose forwards, verification and commits are timed until the device has finished
+    them.
+    """
+
+    def __init__(self, target: TransformersTarget, clock: Clock) -> None:
+        self.target = target
+        self.clock = clock
+        self.synchronize = target.synchronize
+
+    @property
+    def forwards(self) -> int:
+        return self.target.forwards
+
+    @property
+    def partial_forwards(self) -> int:
+        return self.target.partial_forwards
+
+    def verifier(self, rule: Rule) -> Rule:
+        return Rule(self.clock.timed("verify", self.target.verifier(rule)))
+
+    def session(
+        self,
+        capacity: int,
+        *,
+        layers: LayerPlan = ALL,
+        capture: Sequence[int] = (),
+        share: Session | None = None,
+    ) -> TimedSession:
+        session = self.target.session(capacity, layers=layers, capture=capture, share=share)
+        return TimedSession(session, self.clock)
+
+
+class TimedSession:
+    """A session whose forwards and commits are timed."""
+
+    def __init__(self, session: Session, clock: Clock) -> None:
+        self.session = session
+        self.prefill = session.prefill
+        self.extend = session.extend
+        self.rollback = session.rollback
+        self.score = clock.timed("forward", self._score)
+        self.commit = clock.timed("commit", self._commit)
+
+    @property
+    def length(self) -> int:
+        return self.session.length
+
+    def __enter__(self) -> TimedSession:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.session.close()
+
+    def _score(self, tree: Tree) -> Scores:
+        scores = self.session.score(tree)
+        self.session.target.synchronize()
+        return scores
+
+    def _commit(self, path: Sequence[int]) -> None:
+        self.session.commit(path)
+        self.session.target.synchronize()
+
+
+class HostLoop:
+    """The host's loop over a target and a drafter."""
 
     def __init__(self, target: TransformersTarget, drafter: Drafter) -> None:
         self.target = target
-        self.clock = Clock()
-        self.observed = Observed(drafter, self.clock)
+        self.drafter = drafter
 
     def generate(self, sampler: Sampler, prompt: Sequence[int], limit: Limit) -> Generation:
-        with _on_the_clock(self.target, self.clock):
-            return generate(self.target, self.observed, sampler, prompt, limit)
+        return generate(self.target, self.drafter, sampler, prompt, limit)
+
+
+class HostSteps:
+    """The host's loop with every part of a step timed."""
+
+    def __init__(self, target: TransformersTarget, drafter: Drafter) -> None:
+        self.clock = Clock()
+        self.target = TimedTarget(target, self.clock)
+        self.drafter = TimedDrafter(drafter, self.clock)
+
+    def generate(self, sampler: Sampler, prompt: Sequence[int], limit: Limit) -> Generation:
+        return generate(self.target, self.drafter, sampler, prompt, limit)
 
     def forget(self) -> None:
         self.clock.seconds.update(dict.fromkeys(PARTS, 0.0))
 
-    def parts(self, prompt: Sequence[int], sampler: Sampler, rounds: int) -> dict[str, float]:
+    def parts(self, prompt: Sequence[int], sampler: Sampler, steps: int) -> dict[str, float]:
         return dict(self.clock.seconds)
 
 
-class _Replayed:
-    """The device's loop, left alone; its parts are replayed afterwards."""
+class DeviceSteps:
+    """A device's loop, run unchanged; its parts are replayed afterwards."""
 
     def __init__(self, loop: DeviceLoop) -> None:
         self.loop = loop
@@ -184,176 +277,58 @@ class _Replayed:
     def forget(self) -> None:
         pass
 
-    def parts(self, prompt: Sequence[int], sampler: Sampler, rounds: int) -> dict[str, float]:
-        """From a round behind this prompt, again and again, and from its drafting alone."""
+    def parts(self, prompt: Sequence[int], sampler: Sampler, steps: int) -> dict[str, float]:
+        """Time a step after this prompt, replayed whole and its drafting alone."""
         whole, draft = costs.best_of(replayed(self.loop, prompt, sampler), self.loop.target)
-        return {"draft": rounds * draft, "forward": rounds * max(0.0, whole - draft)}
+        return {"draft": steps * draft, "forward": steps * max(0.0, whole - draft)}
 
 
-def forward_costs(target: TransformersTarget) -> Forward:
-    """c(n), the cost of a longer prefix as far as the target's context goes, and what to hold them against."""
-    lengths = [n for n in LENGTHS if n + LARGEST_TREE <= target.max_length]
-    return Forward(
-        curve=dict(
-            zip(NODES, costs.forward_seconds(target, [(n, costs.NEAR) for n in NODES]), strict=True)
-        ),
-        lengths=dict(
-            zip(lengths, costs.forward_seconds(target, [(1, n) for n in lengths]), strict=True)
-        ),
-        weight_bytes=_read_bytes(target),
-        row_bytes=_row_bytes(target),
-        copy_bandwidth=copy_bandwidth(target.device),
+def render(profile: Profile) -> str:
+    """Return the tables of a profile, then its speedups."""
+    parts = []
+    for part, seconds in {**profile.parts, "host": profile.host}.items():
+        share = f"{seconds / profile.decode:.1%}"
+        parts.append([part, milliseconds(seconds / profile.steps), share])
+    networks = profile.parts["draft"] + profile.parts["forward"]
+    summary = (
+        f"{profile.tokens_per_step:.2f} tokens/step; "
+        f"speedup {profile.measured:.2f} measured, {profile.modelled:.2f} modelled; "
+        f"{1 - networks / profile.decode:.1%} of a step outside the two networks"
     )
-
-
-def _read_bytes(target: TransformersTarget) -> int:
-    """Bytes of the weights that a step reads: of an embedding that is not the LM head too, it reads a few rows."""
-    every = sum(p.numel() * p.element_size() for p in target.model.parameters())
-    embedding = target.embedding.weight
-    return (
-        every
-        - (embedding is not target.lm_head.weight) * embedding.numel() * embedding.element_size()
-    )
-
-
-def _row_bytes(target: TransformersTarget) -> int:
-    """Bytes that one token's keys and values take in the cache of all layers."""
-    return sum(
-        x.element_size() * x.shape[1] * x.shape[3]
-        for layer in target.cache.layers
-        for x in (layer.keys, layer.values)
-    )
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes read and written a second by a large copy, the best of a few."""
-    source = torch.zeros(COPIED, dtype=torch.uint8, device=device)
-    goal = torch.empty_like(source)
-    best = float("inf")
-    if device.type == "cuda":  # a host's clock would add its launches
-        from triton.testing import do_bench
-
-        return 2 * COPIED / (do_bench(lambda: goal.copy_(source), return_mode="median") / 1e3)
-    for _ in range(5):
-        began = perf_counter()
-        goal.copy_(source)
-        best = min(best, perf_counter() - began)
-    return 2 * COPIED / best
-
-
-def render(found: Profile) -> str:
-    """The tables of a profile, with the two speedups under them."""
-    whole = {**found.parts, "host": found.host}
-    parts = [
-        [part, f"{1e3 * seconds / found.rounds:.2f} ms", f"{seconds / found.decode:.1%}"]
-        for part, seconds in whole.items()
-    ]
-    outside = 1 - (found.parts["draft"] + found.parts["forward"]) / found.decode
     return "\n\n".join(
         [
-            tabulate(parts, [f"{found.label}, a round", "", "share"], disable_numparse=True),
-            render_forward(found.forward),
-            f"{found.tokens_per_step:.2f} tokens a step; speedup {found.measured:.2f} measured, {found.modelled:.2f} "
-            f"modelled; {outside:.1%} of a round outside the two networks",
+            tabulate(parts, [f"{profile.label}, per step", "", "share"], disable_numparse=True),
+            forward.render(profile.forward),
+            summary,
         ]
     )
 
 
-def render_forward(found: Forward) -> str:
-    """c(n), and a one-token step against the prefix."""
-    reads = found.weight_bytes / found.copy_bandwidth
-    curve = [
-        [n, f"{1e3 * s:.2f} ms", f"{s / found.curve[1]:.2f}", f"{reads / s:.0%}"]
-        for n, s in found.curve.items()
-    ]
-    lengths = [
-        [
-            n,
-            f"{1e3 * s:.2f} ms",
-            f"{1e3 * found.expected(n):.2f} ms",
-            f"{s / found.expected(n):.2f}",
-        ]
-        for n, s in found.lengths.items()
-    ]
-    return "\n\n".join(
-        [
-            tabulate(
-                curve,
-                ["nodes", "forward", "c(n) / c(1)", "of a copy's bandwidth"],
-                disable_numparse=True,
-            ),
-            tabulate(
-                lengths,
-                ["prefix", "one-token step", "by the bytes added", "ratio"],
-                disable_numparse=True,
-            ),
-        ]
-    )
-
-
-def draw(found: Profile, picture: Path) -> None:
-    """A round's parts in milliseconds, the cost of a forward against its nodes, and a step's against the prefix."""
+def draw(profile: Profile, picture: Path) -> None:
+    """Draw a step's parts, the cost of a forward by nodes, and a step by prefix length."""
     from matplotlib.figure import Figure
 
-    parts = {
-        part: seconds / found.rounds
-        for part, seconds in [*found.parts.items(), ("host", found.host)]
-    }
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    bars, line, long = figure.subplots(1, 3)
-    bars.barh(list(parts), [1e3 * seconds for seconds in parts.values()])
-    bars.invert_yaxis()
-    bars.set_title(f"{found.label}, a round")
-    bars.set_xlabel("ms")
-    line.plot(
-        list(found.forward.curve),
-        [seconds / found.forward.curve[1] for seconds in found.forward.curve.values()],
-        marker=".",
-    )
-    line.set_xscale("log", base=2)
-    line.set_title("cost of a forward, c(n) / c(1)")
-    line.set_xlabel("nodes")
-    line.grid(alpha=0.3)
-    long.plot(
-        list(found.forward.lengths),
-        [1e3 * seconds for seconds in found.forward.lengths.values()],
-        marker=".",
-        label="measured",
-    )
-    long.plot(
-        list(found.forward.lengths),
-        [1e3 * found.forward.expected(n) for n in found.forward.lengths],
-        "--",
-        label="by the bytes added",
-    )
-    long.set_title("a one-token step, ms")
-    long.set_xlabel("prefix")
-    long.set_ylim(bottom=0)
-    long.legend(fontsize=7)
-    long.grid(alpha=0.3)
+    parts_axes, curve_axes, lengths_axes = figure.subplots(1, 3)
+    parts = {**profile.parts, "host": profile.host}
+    parts_axes.barh(list(parts), [1e3 * seconds / profile.steps for seconds in parts.values()])
+    parts_axes.invert_yaxis()
+    parts_axes.set_title(f"{profile.label}, per step")
+    parts_axes.set_xlabel("ms")
+    curve = profile.forward.curve
+    curve_axes.plot(list(curve), [s / curve[1] for s in curve.values()], marker=".")
+    curve_axes.set_xscale("log", base=2)
+    curve_axes.set_title("cost of a forward, c(n) / c(1)")
+    curve_axes.set_xlabel("nodes")
+    curve_axes.grid(alpha=0.3)
+    lengths = list(profile.forward.lengths)
+    measured = [1e3 * seconds for seconds in profile.forward.lengths.values()]
+    expected = [1e3 * profile.forward.expected(length) for length in lengths]
+    lengths_axes.plot(lengths, measured, marker=".", label="measured")
+    lengths_axes.plot(lengths, expected, "--", label="by the bytes added")
+    lengths_axes.set_title("a one-token step, ms")
+    lengths_axes.set_xlabel("prefix")
+    lengths_axes.set_ylim(bottom=0)
+    lengths_axes.legend(fontsize=7)
+    lengths_axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=110)
-
-
-def _a_token(made: Sequence[Generation]) -> float:
-    return sum(found.decode_seconds for found in made) / sum(sum(found.committed) for found in made)
-
-
-@contextmanager
-def _on_the_clock(target: TransformersTarget, clock: Clock) -> Iterator[None]:
-    """The target's two steps timed; a GPU is waited for after each, which costs it what overlap it had."""
-
-    def score(tree: Any) -> Any:
-        scores = type(target).score(target, tree)
-        target.synchronize()
-        return scores
-
-    def commit(path: Any) -> None:
-        type(target).commit(target, path)
-        target.synchronize()
-
-    target.score = clock.timed("forward", score)
-    target.commit = clock.timed("commit", commit)
-    try:
-        yield
-    finally:
-        del target.score, target.commit

@@ -1,154 +1,195 @@
-"""What a network in training is worth on the conversations that it never learns.
+"""Figures of a network in training, measured on held-out conversations.
 
-Losses, top-1 agreement and the draft vocabulary's ceiling by teacher forcing; tokens a step of real decoding on a few
-prompts; and the calibration of the draft's confidences at each depth, which a trained head carries.
+- Losses, top-1 agreement and the draft vocabulary's ceiling, by teacher forcing.
+- Tokens per step of real decoding on a few prompts.
+- Calibration of the draft's confidences at each depth, which a trained head carries.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections import defaultdict
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from fspad_bench.core.loop import Limit, generate
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.sizing.calibration import Calibration, fit
+from fspad_bench.drafts.network import DraftOutput
+from fspad_bench.drafts.sizing.calibration import Calibration, Curve, fit
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.training.features import Features, by_length
+from fspad_bench.training.features import Features, by_length, supervised_count
 from fspad_bench.training.losses import Losses
-from fspad_bench.training.objective import Objective, inputs
+from fspad_bench.training.objective import Inputs, Objective, load_inputs
 
 PROBES = 8
 PROBE_TOKENS = 64
 DEPTHS = 4
 CHILDREN = 4
-CALIBRATION_ROWS = 20_000
+CALIBRATION_POSITIONS = 20_000
 BATCH_TOKENS = 2048
-MOST_TOKENS = 100_000  # a larger data set holds out more than it is worth to look at
+MOST_TOKENS = 100_000  # of the held-out conversations; more would cost more than they tell
 
 
 class HeldOut:
-    """The conversations of a data set that are never learned; the first of them are measured on."""
+    """The held-out conversations of a data set, of which `MOST_TOKENS` tokens are measured."""
 
-    def __init__(self, target: TransformersTarget, features: Features, sayable: Vocabulary) -> None:
+    def __init__(
+        self, target: TransformersTarget, features: Features, vocabulary: Vocabulary
+    ) -> None:
         self.target = target
         self.features = features
-        self.sayable = sayable
-        self.sequences = [
-            s for s, conversation in enumerate(features.conversations) if conversation.held_out
-        ]
-        reach = np.cumsum([features.lengths[s] for s in self.sequences])
-        self.measured = self.sequences[
-            : max(1, int(np.searchsorted(reach, MOST_TOKENS, side="right")))
-        ]
+        self.vocabulary = vocabulary
+        self.sequences = [s for s, c in enumerate(features.conversations) if c.held_out]
+        totals = np.cumsum([features.lengths[s] for s in self.sequences])
+        count = int(np.searchsorted(totals, MOST_TOKENS, side="right"))
+        self.measured = self.sequences[: max(1, count)]
 
     @torch.no_grad()
     def figures(self, objective: Objective) -> dict[str, float | None]:
-        """L_v, L_p and top-1 agreement, the draft vocabulary's share and its ceiling, and tokens a step."""
+        """Return losses, agreement, the vocabulary's mass and ceiling, and tokens per step.
+
+        The ceiling is the share of positions at which the draft can propose the target's first
+        choice.
+        """
         objective.eval()
-        found = []
+        losses = []
         weights = []
-        inside = []
+        in_vocabulary = []
         for group in self._groups():
-            e, f, batch = inputs(self.target, self.features, group, self.sayable)
+            inputs = load_inputs(self.target, self.features, group, self.vocabulary)
             with torch.autocast(self.target.device.type, torch.bfloat16):
-                found.append([float(x) for x in objective(e, f, batch)[1]])
-            weights.append(supervised(self.features, group))
-            inside.append(batch.choice >= 0)
-        mean = Losses(*np.average(found, axis=0, weights=weights).tolist())
+                _, own = objective(inputs)
+            losses.append([float(x) for x in own])
+            weights.append(supervised_count(self.features, group))
+            in_vocabulary.append(inputs.choice >= 0)
+        mean: Losses[float] = Losses(*np.average(losses, axis=0, weights=weights).tolist())
         return {
             "feature_loss": mean.feature,
             "logit_loss": mean.logit,
             "agreement": mean.agreement,
             "vocabulary_mass": mean.mass,
-            "vocabulary_ceiling": float(torch.cat(inside).float().mean()),
+            "vocabulary_ceiling": float(torch.cat(in_vocabulary).float().mean()),
             "tokens_per_step": self.tokens_per_step(objective),
         }
 
     def tokens_per_step(self, objective: Objective) -> float | None:
-        """Greedy, on the prompts of a few conversations, with a fixed tree; None where none fits the context."""
-        network = (
-            copy.deepcopy(objective.network).to(self.target.dtype).eval().requires_grad_(False)
-        )
-        head = Head(network, self.sayable.usual, self.target.name, self.target.identity)
+        """Decode a few prompts greedily with a fixed tree; return the tokens per step.
+
+        Return None where no prompt fits the context.
+        """
+        network = copy.deepcopy(objective.network).to(self.target.dtype)
+        network = network.eval().requires_grad_(False)
+        head = Head(network, self.vocabulary.base_ids, self.target.name, self.target.identity)
         drafter = HeadDrafter(self.target, head, vocabulary=objective.recipe.vocabulary)
         limit = Limit(PROBE_TOKENS, self.target.stop_ids)
-        made = []
+        tokens = 0
+        steps = 0
         for s in self.measured[:: max(1, len(self.measured) // PROBES)][:PROBES]:
             conversation = self.features.conversations[s]
-            prompt = conversation.tokens[: conversation.answers[-1][0]]
+            last_answer, _ = conversation.answers[-1]
+            prompt = conversation.tokens[:last_answer]
             if len(prompt) + PROBE_TOKENS <= self.target.max_length:
-                made.append(generate(self.target, drafter, Sampler(), prompt, limit))
-        forwards = sum(found.forwards for found in made)
-        return sum(sum(found.committed) for found in made) / forwards if forwards else None
+                generation = generate(self.target, drafter, Sampler(), prompt, limit)
+                tokens += sum(generation.committed)
+                steps += generation.forwards
+        return tokens / steps if steps else None
 
     @torch.no_grad()
     def calibration(self, objective: Objective) -> Calibration:
-        """How often the children that the draft proposes are right, at each depth, greedy and at temperature 1."""
+        """Fit how often proposed children are chosen, at each depth, greedy and at T = 1."""
         objective.eval()
-        seen: dict[tuple[int, bool], list[tuple[Tensor, Tensor]]] = {}
-        rows_seen = 0
+        observations = _Observations()
+        seen = 0
         groups = self._groups()
-        for number in np.random.default_rng(0).permutation(
-            len(groups)
-        ):  # they are ordered by length
-            e, f, batch = inputs(self.target, self.features, groups[number], self.sayable)
-            index = self.sayable.index(batch.vocabulary)
-            lm_head = objective.lm_head[batch.vocabulary]
+        # groups are ordered by length; a random order measures all lengths
+        for number in np.random.default_rng(0).permutation(len(groups)):
+            group = groups[number]
+            inputs = load_inputs(self.target, self.features, group, self.vocabulary)
             with torch.autocast(self.target.device.type, torch.bfloat16):
-                levels = objective.network.unrolled(e, f, DEPTHS)
-            reach = torch.arange(e.shape[1], device=e.device)
-            for level, out in enumerate(levels):
-                rows = batch.rows[:, :-1] & (reach >= level)
-                if not rows.any():
-                    continue
-                logits = self.target.lm_head(
-                    batch.features[:, 1:][rows].to(self.target.dtype)
-                ).float()
-                guess = torch.nn.functional.linear(
-                    out.h_logit[rows].to(lm_head.dtype), lm_head
-                ).float()
-                noise = self._noise(rows_seen, len(logits))
-                for greedy, added in ((True, torch.zeros(())), (False, noise)):
-                    own = added if greedy else added[:, batch.vocabulary]
-                    q, children = (
-                        (guess + own).softmax(-1).topk(min(CHILDREN, guess.shape[-1]), dim=-1)
-                    )
-                    choice = (logits + added).argmax(-1)
-                    reached = self.sayable.reached(choice, batch.ids, rows)
-                    right = (children == index[choice][:, None]) & reached[:, None]
-                    seen.setdefault((level, greedy), []).append((q, right))
-            rows_seen += int(batch.rows.sum())
-            if rows_seen > CALIBRATION_ROWS:
+                levels = objective.network.unrolled(inputs.e, inputs.f, DEPTHS)
+            self._observe(observations, levels, inputs, objective.lm_head, seen)
+            seen += int(inputs.batch.supervised.sum())
+            if seen > CALIBRATION_POSITIONS:
                 break
-        curves = {
-            key: fit(*(torch.cat(part).cpu().numpy() for part in zip(*found, strict=True)))
-            for key, found in seen.items()
-        }
-        if not curves:
-            return Calibration()
-        deepest = 1 + max(level for level, _ in curves)
-        return Calibration(
-            *(tuple(curves[level, greedy] for level in range(deepest)) for greedy in (True, False))
-        )
+        return observations.calibration()
+
+    def _observe(
+        self,
+        observations: _Observations,
+        levels: list[DraftOutput],
+        inputs: Inputs,
+        lm_head: Tensor,
+        first: int,
+    ) -> None:
+        """Record which children of every level's drafts the target chooses.
+
+        lm_head `[V, d]`; `first` is the number of positions seen in earlier batches.
+        """
+        batch = inputs.batch
+        supervised = batch.supervised[:, :-1]
+        position = torch.arange(supervised.shape[1], device=supervised.device)
+        index = self.vocabulary.index(inputs.vocabulary)
+        draft_head = lm_head[inputs.vocabulary]
+        for level, output in enumerate(levels):
+            reached = supervised & (position >= level)
+            if not reached.any():
+                continue
+            next_features = batch.features[:, 1:][reached].to(self.target.dtype)
+            target_logits = self.target.lm_head(next_features).float()
+            h_logit = output.h_logit[reached].to(draft_head.dtype)
+            draft_logits = F.linear(h_logit, draft_head).float()
+            noise = self._noise(first, len(target_logits))
+            draft_noise = noise[:, inputs.vocabulary]
+            zero = torch.zeros(())
+            for greedy, own, target in ((True, zero, zero), (False, draft_noise, noise)):
+                probabilities = (draft_logits + own).softmax(-1)
+                q, children = probabilities.topk(min(CHILDREN, draft_logits.shape[-1]), dim=-1)
+                choice = (target_logits + target).argmax(-1)
+                proposable = self.vocabulary.covers(choice, batch.ids, reached)
+                chosen = (children == index[choice][:, None]) & proposable[:, None]
+                observations.add(level, greedy, q, chosen)
 
     def _groups(self) -> list[list[int]]:
         lengths = [self.features.lengths[s] for s in self.measured]
         return [[self.measured[i] for i in group] for group in by_length(lengths, BATCH_TOKENS)]
 
-    def _noise(self, first: int, rows: int) -> Tensor:
-        """The noise of so many positions over the target's vocabulary, as sampling would meet it: `[N, V]`."""
+    def _noise(self, first: int, count: int) -> Tensor:
+        """Return the sampler's noise at `count` positions over the target's ids, `[N, V]`."""
         sampler = Sampler(1.0, stream="calibration")
-        tokens = torch.arange(self.sayable.size, device=self.target.device)
-        return torch.stack([sampler.noise(first + row, tokens) for row in range(rows)])
+        tokens = torch.arange(self.vocabulary.size, device=self.target.device)
+        return torch.stack([sampler.noise(first + n, tokens) for n in range(count)])
 
 
-def supervised(features: Features, group: Sequence[int]) -> int:
-    """Rows with something to learn in these sequences."""
-    return sum(end - start - 1 for s in group for start, end in features.conversations[s].answers)
+class _Observations:
+    """Probabilities of proposed children and which were chosen, by (level, greedy)."""
+
+    def __init__(self) -> None:
+        self.q: dict[tuple[int, bool], list[Tensor]] = defaultdict(list)
+        self.chosen: dict[tuple[int, bool], list[Tensor]] = defaultdict(list)
+
+    def add(self, level: int, greedy: bool, q: Tensor, chosen: Tensor) -> None:
+        """Add the children of N positions, `[N, K]` each."""
+        self.q[level, greedy].append(q)
+        self.chosen[level, greedy].append(chosen)
+
+    def calibration(self) -> Calibration:
+        """Fit a curve for every level; the default calibration where nothing was observed."""
+        if not self.q:
+            return Calibration()
+        depth = 1 + max(level for level, _ in self.q)
+        return Calibration(
+            greedy=tuple(self._curve(level, True) for level in range(depth)),
+            sampled=tuple(self._curve(level, False) for level in range(depth)),
+        )
+
+    def _curve(self, level: int, greedy: bool) -> Curve:
+        q = torch.cat(self.q[level, greedy]).cpu().numpy()
+        chosen = torch.cat(self.chosen[level, greedy]).cpu().numpy()
+        return fit(q, chosen)

@@ -1,167 +1,173 @@
-"""A training job from a data file to a head's folder, resumable at every stage.
+"""The use case of `train`: from settings to something trained, resumable at every stage.
 
-    fspad-bench train --decoder fspad --target smollm2-135m --data conversations.jsonl --output heads/mine
-
-The features are kept in the user's cache under a name made of everything that decides them, so that two decoders
-trained on the same data share them.
+`train --decoder NAME` asks the entry-point group `fspad_bench.trainers` for the decoder's trainer,
+so that any package can register one: of a draft network, an n-gram table, a draft model. What all
+of them share happens here: devices, the target, the data, and exclusive use of the output folder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shlex
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
+import torch
 from accelerate import Accelerator
 
-from fspad_bench import __version__
-from fspad_bench.drafts.head import Head, load_head
-from fspad_bench.drafts.network import ARMS, Shape
+from fspad_bench.distill import overlap
+from fspad_bench.distill.conversations import tokenizer_of
+from fspad_bench.distill.lock import exclusive
+from fspad_bench.distill.overlap import Prompts
+from fspad_bench.distill.writer import MANIFEST, SHARD, distill_own
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError, near
+from fspad_bench.models import load
 from fspad_bench.models.chat import tokenizer_hash
-from fspad_bench.training.features import (
-    Conversation,
-    FeatureStore,
-    LiveFeatures,
-    StoredFeatures,
-    data_hash,
-    frequent_tokens,
-    read_files,
-)
+from fspad_bench.training.conversations import data_files
 from fspad_bench.training.objective import Recipe
-from fspad_bench.training.trainer import Trainer, accelerator_for
-from fspad_bench.util.paths import cache_home
+from fspad_bench.training.trainer import accelerator_for
+from fspad_bench.util import registry
 
-STORE = 2  # the form of feature stores; others' are computed anew
-USUAL_TOKENS = 8192
-INHERITED = (
-    "command",
-    "data_sha256",
-    "tokens_seen",
-    "initial",
-)  # what a head says of the one that it began with
+SELF = "self"
+SMALLEST_SHARD = 16
 
 
-def check_decoder(decoder: str) -> None:
-    """Raise BenchError unless this decoder has a draft network to train."""
-    if decoder not in ARMS:
-        raise BenchError(f"no draft network to train for '{decoder}'", near(decoder, ARMS))
+@dataclass(frozen=True)
+class TrainingJob:
+    """Settings of a training run.
 
-
-def train_head(
-    target: TransformersTarget,
-    decoder: str,
-    data: Sequence[Path],
-    output: Path,
-    recipe: Recipe,
-    *,
-    draft_vocabulary: int | None = None,
-    max_length: int = 2048,
-    live: bool = False,
-    initial: Path | None = None,
-    checkpoint_every: float = 120.0,
-    accelerator: Accelerator | None = None,
-) -> Head:
-    """Train `decoder`'s network on `data` and write it to `output`, with its curve and facts beside it.
-
-    The target's features are kept on disk, or with `live` computed at every step. The draft vocabulary is of so many
-    tokens, the most frequent ones of the answers. Training begins with the weights of the head in the folder `initial`
-    where one is given, and with its vocabulary unless a size is. Several processes share each batch where an
-    `accelerator` knows of several; the first of them writes.
+    - `decoder`: name in the group `fspad_bench.trainers`, or `package.module:attribute`.
+    - `data`: JSONL files, folders of `distill`, or `self` for the target's own conversations, of
+      which `tokens` answer tokens are generated into the folder `data` of `output`.
+    - `prompts`: evaluation prompts for the overlap report of `self`, `task@source` -> texts; empty
+      for no report.
+    - `draft_vocabulary`: number of tokens a draft can propose; None for the trainer's default.
+    - `initial`: a head whose weights training starts with.
+    - `live`: compute features at every step; keep none on disk.
+    - `device`: as in `models.load.load_target`; `dtype`: by default `models.load.training_dtype`.
+      Several processes choose their own devices.
     """
-    check_decoder(decoder)
-    first = load_head(initial.expanduser(), target, decoder) if initial else None
-    accelerator = accelerator or accelerator_for(target.device)
-    _check_tokenizer(data, target)
-    max_length = min(max_length, target.max_length)
-    files = read_files(data, target.config.vocab_size, max_length)
-    conversations = [conversation for _, part in files for conversation in part]
-    if first and draft_vocabulary is None:
-        vocabulary = first.vocabulary.cpu()
-    else:
-        vocabulary = frequent_tokens(
-            conversations, draft_vocabulary or USUAL_TOKENS, target.config.vocab_size
+
+    decoder: str
+    data: Sequence[str]
+    output: Path
+    target: str = "smollm2-135m"
+    recipe: Recipe = field(default_factory=Recipe)
+    tokens: int = 400_000
+    prompts: Prompts = field(default_factory=dict)
+    max_length: int = 2048
+    draft_vocabulary: int | None = None
+    initial: Path | None = None
+    live: bool = False
+    checkpoint_every: float = 120.0
+    dtype: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+
+class Trained(NamedTuple):
+    """The output folder, and figures to print: empty in all processes but the main one."""
+
+    folder: Path
+    figures: dict[str, float | None]
+
+
+class DecoderTrainer(Protocol):
+    """An object of the group `fspad_bench.trainers`.
+
+    Neither method is called unless the main process holds the lock of `job.output`.
+    """
+
+    def check(self, job: TrainingJob, target: TransformersTarget) -> None:
+        """Raise BenchError for settings that cannot work, before any data are generated."""
+
+    def train(
+        self,
+        job: TrainingJob,
+        target: TransformersTarget,
+        data: Sequence[Path],
+        accelerator: Accelerator,
+    ) -> Trained:
+        """Train on `data`, write the result to `job.output`, and continue an unfinished run there.
+
+        The main process alone writes.
+        """
+
+
+def run(job: TrainingJob) -> Trained:
+    """Train, or continue an unfinished training. Raise BenchError for settings that do not fit."""
+    trainer = trainer_of(job.decoder)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    device, accelerator = _choose_device(job.device)
+    lock: AbstractContextManager[None] = nullcontext()
+    if accelerator.is_main_process:
+        lock = exclusive(job.output)
+    with lock:
+        target = load.load_target(
+            job.target, device=device, dtype=job.dtype or load.training_dtype(job.target)
         )
-    answer_tokens = sum(c.answer_tokens() for c in conversations)
-    if recipe.supervise == "all":
-        files = [(path, [conversation.whole() for conversation in part]) for path, part in files]
-        conversations = [conversation for _, part in files for conversation in part]
-    digest = data_hash(data)
-    if live:
-        features = LiveFeatures(target, conversations)
-    else:
-        with accelerator.main_process_first():
-            features = _stored(target, files, max_length)
-    shape = first.network.shape if first else Shape.of_target(target.config, decoder)
-    origin = {
-        "data": digest,
-        "longest conversation": max_length,
-        "initial head": first.sha256 if first else "",
-    }
-    weights = first.network.state_dict() if first else None
-    trainer = Trainer(target, features, vocabulary, shape, recipe, accelerator, origin, weights)
-    trainer.run(output, checkpoint_every=checkpoint_every)
-    facts = {
-        "decoder": decoder,
-        "version": __version__,
-        "recipe": asdict(recipe),
-        "parameters": sum(p.numel() for p in trainer.network.parameters()),
-        "processes": accelerator.num_processes,
-        "data_sha256": digest,
-        "conversations": len(conversations),
-        "answer_tokens": answer_tokens,
-        "tokens_seen": trainer.seen,
-        "command": shlex.join(["fspad-bench", *sys.argv[1:]]),
-    }
-    if first:
-        facts["initial"] = {"sha256": first.sha256} | {
-            name: first.facts.get(name) for name in INHERITED
-        }
-    if accelerator.is_main_process:
-        facts |= {"held_out": trainer.evaluate(), "calibration": trainer.calibrate().facts()}
-    head = Head(trainer.network, vocabulary, target.name, target.identity, facts)
-    if accelerator.is_main_process:
-        head.save(output)
-    accelerator.wait_for_everyone()
-    return head
+        trainer.check(job, target)
+        data = [Path(name).expanduser() for name in job.data if name != SELF]
+        data_files(data)
+        _check_tokenizer(data, target)
+        if SELF in job.data:
+            data.append(_distill(job, target, accelerator))
+        trained = trainer.train(job, target, data, accelerator)
+    accelerator.end_training()
+    return trained
+
+
+def trainer_of(decoder: str) -> DecoderTrainer:
+    """Return the trainer of a decoder. Raise BenchError with the nearest name for others."""
+    known = registry.names(registry.TRAINERS)
+    if decoder not in known and ":" not in decoder:
+        raise BenchError(f"no draft network to train for '{decoder}'", near(decoder, known))
+    return registry.resolve(registry.TRAINERS, decoder)
+
+
+def _choose_device(name: str) -> tuple[str, Accelerator]:
+    """Return this process's device, and the accelerator that connects it with the others."""
+    device = load.device_named(name)
+    accelerator = accelerator_for(device)
+    several = accelerator.num_processes > 1
+    if several and name not in ("auto", accelerator.device.type):
+        raise BenchError("several processes choose their own devices", "leave --device out")
+    if several or name == "auto":
+        device = str(accelerator.device)
+    return device, accelerator
+
+
+def _distill(job: TrainingJob, target: TransformersTarget, accelerator: Accelerator) -> Path:
+    """Generate the target's own conversations in the main process; the others wait for it."""
+    folder = job.output / "data"
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            # about eight files, so that an interruption costs little
+            shard = max(SMALLEST_SHARD, min(SHARD, job.tokens // 1000))
+            distill_own(target, folder, tokens=job.tokens, seed=job.recipe.seed, shard=shard)
+            if job.prompts:
+                overlap.report(folder, tokenizer_of(target), job.prompts)
+    return folder
 
 
 def _check_tokenizer(data: Sequence[Path], target: TransformersTarget) -> None:
-    """Raise BenchError for a data set whose token ids are another tokenizer's."""
+    """Raise BenchError for a data set whose token ids come from another tokenizer."""
     for folder in data:
-        manifest = folder / "manifest.json"
-        if manifest.is_file() and target.tokenizer:
-            made = json.loads(manifest.read_text(encoding="utf-8"))
-            if made.get("tokenizer", "") not in ("", tokenizer_hash(target.tokenizer)):
-                raise BenchError(
-                    f"{folder} is of {made.get('target')}, whose tokenizer is not {target.name}'s",
-                    "distil a data set from this target",
-                )
-
-
-def _stored(
-    target: TransformersTarget, files: Sequence[tuple[Path, list[Conversation]]], max_length: int
-) -> StoredFeatures:
-    """The features of the user's cache, those that are missing computed first."""
-    root = cache_home() / "features"
-    stores = []
-    try:
-        for path, conversations in files:
-            key = json.dumps(
-                [STORE, data_hash([path]), target.identity, str(target.dtype), max_length]
+        manifest = folder / MANIFEST
+        if not manifest.is_file() or target.tokenizer is None:
+            continue
+        try:
+            facts = json.loads(manifest.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BenchError(
+                f"{manifest} is damaged: {error}", "distill the data set again"
+            ) from error
+        if facts.get("tokenizer", "") not in ("", tokenizer_hash(target.tokenizer)):
+            raise BenchError(
+                f"{folder} is of {facts.get('target')}, whose tokenizer is not {target.name}'s",
+                "distill a data set from this target",
             )
-            folder = root / hashlib.sha256(key.encode()).hexdigest()[:16]
-            stores.append(FeatureStore(folder, conversations, target.config.hidden_size))
-        features = StoredFeatures(stores)
-        features.fill(target)
-    except OSError as error:
-        raise BenchError(
-            f"cannot keep features in {root}: {error}",
-            "free space, set FSPAD_BENCH_CACHE, or train with --live",
-        ) from error
-    return features

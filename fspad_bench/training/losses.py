@@ -1,28 +1,41 @@
-"""What a draft network is trained on (FSPAD section 3.3; EAGLE's losses are the same with h_logit = h_feature).
+"""The losses of FSPAD section 3.3; EAGLE's are the same with h_logit = h_feature.
 
-L_v pulls h_feature to the target's next feature, L_p the soft-max over h_logit to the target's. With a draft
-vocabulary the target's soft-max is renormalised on it and each position weighted by the mass it has there: the part
-of the published loss that such a draft can do something about, and the published loss itself on the full vocabulary.
+For one supervised position, with the target's next feature F and LM head W, the draft's outputs
+h_logit and h_feature, the draft vocabulary S, and W_S the rows of W for S:
+
+    L_v   = smooth_l1(h_feature, F)
+    L_p   = -m * sum_{t in S} p(t) log q(t),   p = softmax(W_S F),  q = softmax(W_S h_logit)
+    m     = sum_{t in S} softmax(W F)(t) = exp(logsumexp(W_S F) - logsumexp(W F))
+    L_top = L_p over the target's k likeliest tokens of S alone   (HASS, arXiv 2408.15766)
+
+- With S the full vocabulary, m = 1 and L_p is the published loss.
+- With a smaller one, p is renormalised on S and weighted by the target's mass m there: the part of
+  the published loss that such a draft can reduce.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Number = TypeVar("Number", Tensor, float)
 
-class Losses(NamedTuple):
-    """Means over the supervised positions; `agreement` is the share where the draft's first choice is the target's,
-    `mass` the target's probability of the draft vocabulary."""
 
-    feature: Tensor
-    logit: Tensor
-    top: Tensor
-    agreement: Tensor
-    mass: Tensor
+class Losses(NamedTuple, Generic[Number]):
+    """Means over the supervised positions: L_v, L_p, L_top, and two figures.
+
+    - `agreement`: how often the draft's first choice is the target's.
+    - `mass`: m, the target's probability of the draft vocabulary.
+    """
+
+    feature: Number
+    logit: Number
+    top: Number
+    agreement: Number
+    mass: Number
 
 
 def losses(
@@ -33,28 +46,28 @@ def losses(
     choice: Tensor,
     lm_head: Tensor,
     top_k: int = 0,
-) -> Losses:
-    """Each of N supervised rows against its target.
+) -> Losses[Tensor]:
+    """Return the losses of N supervised positions.
 
-    h_logit, h_feature, target_feature `[N, d]`; normaliser `[N]`, the log-sum-exp of the target's
-    logits over its whole vocabulary; choice `[N]`, the draft-vocabulary index of the target's first choice, -1 where it
-    has none; lm_head `[S, d]`, the target's rows of the draft vocabulary.
-    `top` is the cross-entropy on the target's `top_k` likeliest tokens alone (HASS, arXiv 2408.15766); 0 of none.
+    - h_logit, h_feature, target_feature `[N, d]`.
+    - normaliser `[N]`: logsumexp(W F) over the target's whole vocabulary.
+    - choice `[N]`: the target's first choice as an index of the draft vocabulary, -1 where it is
+      not in it.
+    - lm_head `[S, d]`: W_S.
+    - top_k: k of L_top; 0 leaves that loss at 0.
     """
     feature = F.smooth_l1_loss(h_feature.float(), target_feature.float())
     with torch.no_grad():
-        logits = F.linear(target_feature.to(lm_head.dtype), lm_head).float()
-        law = logits.softmax(-1)
-        inside = (
-            logits.amax(-1) - law.amax(-1).log()
-        )  # their log-sum-exp, without another pass of exponentials
-        mass = (inside - normaliser).exp().clamp(max=1)
-    guess = F.linear(h_logit.to(lm_head.dtype), lm_head).float()
-    said = guess.log_softmax(-1)
-    logit = -(law * said).sum(
-        -1
-    )  # a product of the two would be rounded to bfloat16 under autocast
-    likely = law.topk(top_k, dim=-1)
-    top = -(likely.values * said.gather(-1, likely.indices)).sum(-1)
-    agreement = (guess.argmax(-1) == choice).float().mean()
+        target_logits = F.linear(target_feature.to(lm_head.dtype), lm_head).float()
+        p = target_logits.softmax(-1)
+        # max(x) - log(max(softmax(x))) is logsumexp(x), without exponentiating a second time
+        log_sum_exp = target_logits.amax(-1) - p.amax(-1).log()
+        mass = (log_sum_exp - normaliser).exp().clamp(max=1)
+    draft_logits = F.linear(h_logit.to(lm_head.dtype), lm_head).float()
+    log_q = draft_logits.log_softmax(-1)
+    # not as a matrix product, which autocast would round to bfloat16
+    logit = -(p * log_q).sum(-1)
+    likely = p.topk(top_k, dim=-1)
+    top = -(likely.values * log_q.gather(-1, likely.indices)).sum(-1)
+    agreement = (draft_logits.argmax(-1) == choice).float().mean()
     return Losses(feature, (mass * logit).mean(), (mass * top).mean(), agreement, mass.mean())

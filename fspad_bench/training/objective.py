@@ -1,32 +1,44 @@
-"""What a training step minimises: a recipe's losses of a batch, by teacher forcing or on the draft's own features.
+"""The objective of a training step, and the recipe that sets its weights.
 
-loss = feature_weight * L_v + logit_weight * L_p + top_weight * L_top; with `unroll` > 1 their mean over so many draft
-levels, each fed by the one before (HASS, EAGLE-3).
+    loss = feature_weight * L_v + logit_weight * L_p + top_weight * L_top
+
+The symbols are those of `losses`. By teacher forcing the network reads the target's features. With
+`unroll` = k > 1 the loss is the mean over k draft levels, each of which reads the outputs of the
+one before (HASS, EAGLE-3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fspad_bench.drafts.network import DraftNetwork
+from fspad_bench.drafts.network import DraftNetwork, DraftOutput
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.errors import BenchError, near
 from fspad_bench.training.features import Batch, Features
 from fspad_bench.training.losses import Losses, losses
 
 TOP_K = 10
+SUPERVISE = ("answers", "all")
+VOCABULARIES = ("prompt", "head")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every setting of a training run; a checkpoint resumes only under the same ones, the number of epochs aside."""
+    """Settings of a training run. A checkpoint resumes under the same ones only, `epochs` excepted.
 
-    supervise: str = "answers"  # the assistant's tokens, as published, or all
+    - `supervise`: learn the assistant's tokens, as published, or all tokens.
+    - `vocabulary`: the draft proposes the head's tokens and those of the text, or the head's alone.
+    - `noise`: scale of the uniform noise on input features; `clip`: bound of gradient values.
+    """
+
+    supervise: str = "answers"
     epochs: float = 8.0
     batch_tokens: int = 2048
     lr: float = 1e-3
@@ -38,92 +50,137 @@ class Recipe:
     noise: float = 0.2
     clip: float = 0.5
     seed: int = 0
-    vocabulary: str = "prompt"  # the head's tokens and those of the text, or the head's alone
+    vocabulary: str = "prompt"
+
+    def __post_init__(self) -> None:
+        if self.supervise not in SUPERVISE:
+            raise BenchError(
+                f"cannot supervise '{self.supervise}'", near(self.supervise, SUPERVISE)
+            )
+        if self.vocabulary not in VOCABULARIES:
+            raise BenchError(
+                f"unknown vocabulary '{self.vocabulary}'", near(self.vocabulary, VOCABULARIES)
+            )
+        for name in ("epochs", "batch_tokens", "lr", "unroll"):
+            if not getattr(self, name) > 0:
+                raise BenchError(
+                    f"{name} is {getattr(self, name)}", f"give {name} a number above 0"
+                )
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of a step: up in a straight line, then down to zero in another."""
-        rise = min(1.0, (step + 1) / max(1, self.warmup))
-        return self.lr * min(rise, (steps - step) / max(1, steps - self.warmup))
+        """Return the learning rate of a step: linear warm-up, then linear decay to 0."""
+        warmup = min(1.0, (step + 1) / max(1, self.warmup))
+        decay = (steps - step) / max(1, steps - self.warmup)
+        return self.lr * min(warmup, decay)
+
+
+class Inputs(NamedTuple):
+    """The network's inputs of a batch, and what it is compared with.
+
+    - `e`, `f` `[B, L - 1, d]`: embeddings of the next tokens, and features.
+    - `vocabulary [S]`: the ids that a draft can propose for these texts.
+    - `choice [N]`: the target's first choices as indices of the vocabulary, -1 where a draft could
+      not propose it.
+    """
+
+    e: Tensor
+    f: Tensor
+    batch: Batch
+    vocabulary: Tensor
+    choice: Tensor
 
 
 class Objective(nn.Module):
-    """What a batch costs: the recipe's losses, the mean over `unroll` draft levels."""
+    """A draft network with the loss of a batch.
+
+    `lm_head [V, d]` is the target's, on the network's device.
+    """
 
     def __init__(self, network: DraftNetwork, lm_head: Tensor, recipe: Recipe) -> None:
-        """`lm_head [V, d]` is the target's, on the network's device."""
         super().__init__()
         self.network = network
         self.recipe = recipe
         self.lm_head = lm_head
 
-    def forward(self, e: Tensor, f: Tensor, batch: Batch) -> tuple[Tensor, Losses]:
-        """e, f `[B, L - 1, d]`; the batch's choice is an index of its vocabulary, -1 outside it."""
-        rows = batch.rows[:, :-1]
-        levels = self.recipe.unroll if self.training else 1
-        lm_head = self.lm_head[batch.vocabulary]
-        if levels == 1:
-            found = [self._level(*self.network(e, f, rows), batch, rows, lm_head)]
-        else:
-            reach = torch.arange(rows.shape[1], device=rows.device)
-            found = [
-                self._level(out.h_logit[deep], out.h_feature[deep], batch, deep, lm_head)
-                for level, out in enumerate(self.network.unrolled(e, f, levels))
-                for deep in [rows & (reach >= level)]
-            ]
-        mean = Losses(*(sum(parts) / len(found) for parts in zip(*found, strict=True)))
-        weights = self.recipe
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Losses[Tensor]]:
+        """Return the loss, and the losses of the first draft level."""
+        levels = self._levels(inputs)
+        mean = Losses(*(sum(parts) / len(levels) for parts in zip(*levels, strict=True)))
         loss = (
-            weights.feature_weight * mean.feature
-            + weights.logit_weight * mean.logit
-            + weights.top_weight * mean.top
+            self.recipe.feature_weight * mean.feature
+            + self.recipe.logit_weight * mean.logit
+            + self.recipe.top_weight * mean.top
         )
-        return loss, found[0]
+        return loss, levels[0]
 
-    def _level(
-        self, h_logit: Tensor, h_feature: Tensor, batch: Batch, rows: Tensor, lm_head: Tensor
-    ) -> Losses:
-        """The losses of these supervised rows `[B, L - 1]`, a subset of the batch's."""
-        kept = rows[batch.rows[:, :-1]]
-        behind = batch.features[:, 1:][rows]
-        top_k = min(TOP_K, len(lm_head)) if self.recipe.top_weight else 0
+    def _levels(self, inputs: Inputs) -> list[Losses[Tensor]]:
+        """Return the losses of each draft level; outside training that is the first level alone."""
+        supervised = inputs.batch.supervised[:, :-1]
+        count = self.recipe.unroll if self.training else 1
+        lm_head = self.lm_head[inputs.vocabulary]
+        if count == 1:
+            output = self.network(inputs.e, inputs.f, supervised)
+            return [self._losses(output, inputs, supervised, lm_head)]
+        position = torch.arange(supervised.shape[1], device=supervised.device)
+        levels = []
+        for level, output in enumerate(self.network.unrolled(inputs.e, inputs.f, count)):
+            # a position with fewer than `level` positions before it has no draft of that depth
+            reached = supervised & (position >= level)
+            own = DraftOutput(output.h_logit[reached], output.h_feature[reached])
+            levels.append(self._losses(own, inputs, reached, lm_head))
+        return levels
+
+    def _losses(
+        self, output: DraftOutput, inputs: Inputs, positions: Tensor, lm_head: Tensor
+    ) -> Losses[Tensor]:
+        """Return the losses at `positions [B, L - 1]`, a subset of the supervised ones.
+
+        output `[N, d]` each, lm_head `[S, d]`.
+        """
+        batch = inputs.batch
+        kept = positions[batch.supervised[:, :-1]]
         return losses(
-            h_logit, h_feature, behind, batch.normaliser[kept], batch.choice[kept], lm_head, top_k
+            output.h_logit,
+            output.h_feature,
+            batch.features[:, 1:][positions],
+            batch.normaliser[kept],
+            inputs.choice[kept],
+            lm_head,
+            top_k=min(TOP_K, len(lm_head)) if self.recipe.top_weight else 0,
         )
 
 
-def inputs(
-    target: TransformersTarget, features: Features, group: Sequence[int], sayable: Vocabulary
-) -> tuple[Tensor, Tensor, Batch]:
-    """Embeddings e and features f `[B, L - 1, d]` of these sequences, and their batch on the target's device.
+def load_inputs(
+    target: TransformersTarget, features: Features, group: Sequence[int], vocabulary: Vocabulary
+) -> Inputs:
+    """Load these sequences to the target's device.
 
-    The batch has a vocabulary, the usual tokens and its own; its choice is an index of that, -1 where a draft could not
-    say it.
+    The vocabulary is the draft's and, if that includes tokens of the text, the batch's own.
     """
-    batch = features.load(list(group))
-    ids, given, rows, normaliser, choice = (part.to(target.device) for part in batch[:5])
-    said = sayable.of(ids)
-    reached = sayable.reached(choice, ids, rows[:, :-1])
-    choice = torch.where(reached, sayable.index(said)[choice], -1)
-    e = target.embedding(ids[:, 1:]).to(torch.bfloat16).detach()
-    return e, given[:, :-1], Batch(ids, given, rows, normaliser, choice, said)
+    batch = Batch(*(part.to(target.device) for part in features.load(list(group))))
+    ids = vocabulary.of(batch.ids)
+    proposable = vocabulary.covers(batch.choice, batch.ids, batch.supervised[:, :-1])
+    choice = torch.where(proposable, vocabulary.index(ids)[batch.choice], -1)
+    e = target.embedding(batch.ids[:, 1:]).to(torch.bfloat16).detach()
+    return Inputs(e, batch.features[:, :-1], batch, ids, choice)
 
 
 def uniform_noise(
     shape: torch.Size,
-    lengths: list[int],
+    lengths: Sequence[int],
     scale: float,
-    keys: list[tuple[int, ...]],
+    keys: Sequence[tuple[int, ...]],
     device: torch.device,
 ) -> Tensor:
-    """(U(0, 1) - 1/2) * scale * 512 / L on each sequence of length L: EAGLE's, as published. `[B, L, d]`.
+    """Return (U(0, 1) - 1/2) * scale * 512 / L for sequences of length L, `[B, L, d]`.
 
-    Each sequence's noise follows from its key alone, whatever else is in the batch.
+    This is EAGLE's published noise. Each sequence's follows from its key, not from its batch.
     """
     noise = torch.zeros(shape, device=device)
     generator = torch.Generator(device)
-    for row, length, key in zip(noise, lengths, keys, strict=True):
-        generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-        row[:length].uniform_(
-            -0.5 * scale * 512 / length, 0.5 * scale * 512 / length, generator=generator
-        )
+    for own, length, key in zip(noise, lengths, keys, strict=True):
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+        generator.manual_seed(seed)
+        bound = 0.5 * scale * 512 / length
+        own[:length].uniform_(-bound, bound, generator=generator)
     return noise

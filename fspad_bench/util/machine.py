@@ -1,94 +1,41 @@
-"""Where a run takes place: the machine, the versions, the commit, and how much else it was doing meanwhile."""
+"""The machine of a run: its processor, the cores available, and how much other work it did
+meanwhile.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
-import resource
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from time import perf_counter, process_time
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "datasets",
-    "numpy",
-    "sacrebleu",
-    "triton",
-)
-
+CPU_INFO = Path("/proc/cpuinfo")
+CPU_TIMES = Path("/proc/stat")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-NOISY = 0.05  # cores; where other work takes more, times are not to be relied on
+NOISY = 0.05  # cores; where other work uses more, times are not reliable
 
 
 def describe(gpu: str = "") -> str:
-    """The processor and how many of its cores this process may use, behind the GPU where one is the device."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        named = (
-            line.split(":", 1)[1]
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        )
-        model = next(named, model).strip()
-    return ", ".join(filter(None, [gpu, model, f"{cores()} cores"]))
+    """Return the processor and its available cores, after the GPU where that is the device."""
+    parts = [gpu, _processor(), f"{cores()} cores"]
+    return ", ".join(part for part in parts if part)
 
 
 def cores() -> int:
-    """How many processor cores this process may use, by its affinity and its container's quota."""
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Return how many cores this process may use, by its affinity and its container's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
     try:
         quota, period = QUOTA.read_text().split()
         return min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no container, or one that may use all
+    except (OSError, ValueError):  # no container, or one without a quota
         return count
 
 
-def provenance() -> dict[str, Any]:
-    """What a record says of its origin; the commit is of the installed package's checkout, if it is one."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    about = {
-        "machine": describe(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
-    return about | {"packages": found, "argv": sys.argv[1:], **_commit()}
-
-
-def _commit() -> dict[str, Any]:
-    def git(*words: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(
-            ["git", "-C", folder, *words], capture_output=True, text=True, timeout=5
-        ).stdout.strip()
-
-    try:
-        tracked = git("ls-files", "--error-unmatch", __file__)
-        return (
-            {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-            if tracked
-            else {}
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-
-
 class Load:
-    """How busy the machine was with other things since this was made, in cores; 0 where that cannot be read."""
+    """The load that other processes put on the machine, since this object was made."""
 
     def __init__(self) -> None:
         self.wall = perf_counter()
@@ -96,17 +43,26 @@ class Load:
         self.own = _own_seconds()
 
     def others(self) -> float:
+        """Return the cores that other processes used on average; 0 where that cannot be read."""
         busy = _busy_seconds() - self.busy
         own = _own_seconds() - self.own
-        return max(0.0, busy - own) / max(1e-9, perf_counter() - self.wall)
+        wall = perf_counter() - self.wall
+        return max(0.0, busy - own) / max(1e-9, wall)
+
+
+def _processor() -> str:
+    if CPU_INFO.exists():
+        for line in CPU_INFO.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _busy_seconds() -> float:
-    """Processor seconds spent by everything since boot, from /proc/stat."""
+    """Return the processor seconds of all processes since boot; 0 where they cannot be read."""
     try:
-        ticks = [
-            int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        ]
+        words = CPU_TIMES.read_text().split("\n", 1)[0].split()
+        ticks = [int(word) for word in words[1:9]]
         user, nice, system, _idle, _wait, irq, softirq, steal = ticks
     except (OSError, ValueError):
         return 0.0
@@ -114,5 +70,5 @@ def _busy_seconds() -> float:
 
 
 def _own_seconds() -> float:
-    mine = resource.getrusage(resource.RUSAGE_SELF)
-    return mine.ru_utime + mine.ru_stime
+    """Return the processor seconds of this process, all its threads included."""
+    return process_time()

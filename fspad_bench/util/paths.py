@@ -1,12 +1,14 @@
-"""Where the package's data lie: the task cards, the baselines and their heads; and files written whole or not at all.
+"""Locate the package's data and the user's cache, and write files atomically.
 
-In a checkout and an editable install they are top-level folders; in a wheel they ship as `fspad_bench/data/...`.
+The package's data (task cards, baselines and their heads) are top-level folders in a checkout and
+an editable install; in a wheel they are `fspad_bench/data/...`.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 from fspad_bench.errors import BenchError
 
@@ -14,24 +16,32 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def data_folder(name: str) -> Path:
-    """The folder `tasks` or `baselines`, wherever this installation keeps it."""
+    """Return the folder `tasks` or `baselines` of this installation."""
     for folder in (PACKAGE / "data" / name, PACKAGE.parent / name):
         if folder.is_dir():
             return folder
     raise BenchError(f"the package's data folder '{name}' is missing", "install fspad-bench again")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file by its new content; whoever is killed meanwhile leaves the old one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content as a whole.
+
+    A process killed meanwhile leaves the old content; of several writers the last one wins.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:  # its permissions honour the umask
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def cache_home() -> Path:
     """Return the folder of converted targets, features, costs and compiled code.
 
-    FSPAD_BENCH_CACHE names it; elsewhere it is the platform's cache folder.
+    It is FSPAD_BENCH_CACHE if that is set, else in the platform's cache folder.
     """
     if override := os.environ.get("FSPAD_BENCH_CACHE"):
         return Path(override).expanduser()

@@ -1,28 +1,68 @@
-"""How long work shows itself: a bar on a terminal, a plain line now and then in a log. Always on stderr."""
+"""Show the progress of long work on stderr: a bar on a terminal, plain lines in a log.
+
+    with Progress("features", 100) as progress:
+        progress.advance(note="loss 1.2")
+
+- A bar is redrawn at most every 0.2 s; a log gets a line at the start, every 30 s, and at the end.
+- `start` counts the work of an earlier run; it is left out of the rate and of the time left.
+"""
 
 from __future__ import annotations
 
 import sys
-import time
 from types import TracebackType
+from typing import Any
 
+from tqdm import tqdm
+
+REDRAW_EVERY = 0.2
 LOG_EVERY = 30.0
 
 
+class Bar(tqdm):
+    """tqdm's bar without its monitor thread, which would run beside what is measured."""
+
+    monitor_interval = 0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(mininterval=REDRAW_EVERY, dynamic_ncols=True, **options)
+
+
+class LogLines(tqdm):
+    """tqdm's counting and timing, shown as whole lines."""
+
+    monitor_interval = 0
+
+    def __init__(self, **options: Any) -> None:
+        line = "{desc} {n}/{total} [{elapsed}<{remaining}{postfix}]"
+        super().__init__(mininterval=LOG_EVERY, bar_format=line, leave=False, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        is_clearing = msg == ""  # on closing; written lines stay
+        if not is_clearing:
+            print(self, file=self.fp, flush=True)
+        return not is_clearing
+
+
 class Progress:
-    """`with Progress("features", 100) as p: ... p.advance(note="loss 1.2")`"""
+    """A context manager that counts work done; `quiet` shows nothing."""
 
     def __init__(self, title: str, total: int, *, start: int = 0, quiet: bool = False) -> None:
         self.title = title
         self.total = total
-        self.count = start
-        self.first = start
-        self.terminal = sys.stderr.isatty()
+        self.start = start
         self.quiet = quiet
-        self.began = self.shown = time.monotonic()
 
     def __enter__(self) -> Progress:
-        self._show("")
+        display = Bar if sys.stderr.isatty() else LogLines
+        self.bar = display(
+            desc=self.title,
+            total=self.total,
+            initial=self.start,
+            disable=self.quiet,
+            file=sys.stderr,
+            miniters=0,  # a note without a step is shown, too
+        )
         return self
 
     def __exit__(
@@ -31,33 +71,11 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._show("" if kind is None else "interrupted")
-        if self.terminal and not self.quiet:
-            print(file=sys.stderr)
+        self.bar.set_postfix_str("" if kind is None else "interrupted", refresh=False)
+        self.bar.refresh()
+        self.bar.close()
 
     def advance(self, step: int = 1, note: str = "") -> None:
-        self.count += step
-        if time.monotonic() - self.shown > (0.2 if self.terminal else LOG_EVERY):
-            self._show(note)
-
-    def _show(self, note: str) -> None:
-        self.shown = time.monotonic()
-        if self.quiet:
-            return
-        done = self.count - self.first
-        left = max(0, self.total - self.count) * (self.shown - self.began) / done if done else 0
-        text = f"{self.title} {self.count}/{self.total}"
-        text += f", {_clock(left)} left" if left else ""
-        text += f"  {note}" if note else ""
-        print(
-            f"\r\x1b[K{text}" if self.terminal else text,
-            end="" if self.terminal else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        """Count `step` more units as done and show `note` beside the count."""
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(step)

@@ -1,4 +1,4 @@
-"""A run that takes no longer than it must, on five questions."""
+"""Fixtures of a short run on five questions."""
 
 import os
 from types import SimpleNamespace
@@ -7,37 +7,44 @@ import pytest
 from runs import write
 
 from fspad_bench.benchmark import runner
-from fspad_bench.decoders.build import Method
-from fspad_bench.util import machine
+from fspad_bench.decoders.build import Decoder
+from fspad_bench.util import provenance
 
 
 @pytest.fixture
 def one_target(monkeypatch, tiny):
-    """The same tiny target for every run, a short warm-up, no git and no waiting for the disk: all that takes time."""
+    """Make runs fast: one tiny target for all, a short warm-up, no git, no waiting for the disk."""
     monkeypatch.setattr(runner, "load_target", lambda name, *, device, dtype: tiny)
     monkeypatch.setattr(runner, "WARM_UP_TOKENS", 2)
-    monkeypatch.setattr(machine, "_commit", dict)
+    monkeypatch.setattr(provenance, "_commit", dict)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Five questions; the fourth holds the character that `Raises` cannot bear."""
+    """Return a file of five questions; `Raises` fails on the fourth."""
     return write(tmp_path, [f"What is {i} and {i}, and what is it not?" for i in (1, 2, 3, 9, 5)])
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What every method was asked, in order: label, prompt, temperature, stream."""
-    asked, real = [], Method.generate
+    """Return the list of all generations, in order: label, prompt, temperature, stream."""
+    generations = []
+    real = Decoder.generate
 
     def generate(self, target, sampler, prompt, limit):
-        asked.append(
+        generations.append(
             SimpleNamespace(
                 label=self.label, prompt=prompt, t=sampler.temperature, stream=sampler.stream
             )
         )
         return real(self, target, sampler, prompt, limit)
 
-    monkeypatch.setattr(Method, "generate", generate)
-    return asked
+    monkeypatch.setattr(Decoder, "generate", generate)
+    return generations
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return the path of a record whose folder does not exist yet."""
+    return tmp_path / "new" / "folder" / "run.jsonl"

@@ -1,12 +1,14 @@
-"""What the tests of a run share: decoders that misbehave, small plans, and how to read the record."""
+"""Shared by the tests of a run: faulty decoders, small plans, and readers of records."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.plan import Plan
+from fspad_bench.benchmark.record import Records, lines
 from fspad_bench.benchmark.rows import rows
-from fspad_bench.benchmark.runner import Plan, Runner
+from fspad_bench.benchmark.runner import Runner
 from fspad_bench.core.loop import Generation, Limit, generate
 from fspad_bench.core.verification import Accepted
 from fspad_bench.decoders.vanilla import Vanilla
@@ -17,7 +19,7 @@ LENGTH = 6
 
 
 class Raises(Vanilla):
-    """Fails on prompts that hold the character '9' (token 25), and on every prompt if `always`."""
+    """A decoder that fails on prompts with the character '9' (token 25), or on all if `always`."""
 
     def __init__(self, target, *, always: bool = False):
         self.always = always
@@ -28,34 +30,38 @@ class Raises(Vanilla):
 
 
 class Own(Vanilla):
-    """A rule of its own, which cares for no noise: the least likely token that is possible."""
+    """A decoder whose own rule ignores the noise and takes the least likely token."""
 
-    def verify(self, tree, logits, sampler, position):
+    def rule(tree, logits, sampler, position):
         return Accepted([0], int(logits[0].argmin()))
 
 
 class Headed(Vanilla):
-    """Names a file whose content belongs to its run key."""
+    """A decoder that names a file whose content belongs to its key."""
 
     digest = "first"
 
     def __init__(self, target, *, head: str = "", depth: int = 2):
-        self.files = {"head": self.digest}
+        self.head = head
+        self.depth = depth
+
+    def settings(self):
+        return {"head": self.head, "depth": self.depth, "head_sha256": self.digest}
 
 
 class Costly(Vanilla):
-    """Says what its rounds cost, and cannot be told otherwise."""
+    """A decoder that measures, and takes no other measurements."""
 
-    def __init__(self, target):
-        super().__init__(target)
-        self.costs = {"greedy": {"first": 1.0}}
+    def prepare(self, target, known=None):
+        return {"greedy": {"first": 1.0}}
 
 
 class Foreign:
-    """An engine of its own, whose tokens `edit` may spoil; it claims to take no time at all."""
+    """An external engine that reports no time; `edit` says how it changes vanilla's tokens."""
 
     def __init__(self, target, *, edit: str = "none"):
-        self.target, self.edit = target, edit
+        self.target = target
+        self.edit = edit
 
     def generate(self, prompt, sampler, limit):
         tokens = generate(
@@ -69,6 +75,19 @@ class Foreign:
             "other": [(token + 1) % 90 for token in tokens],
         }
         return Generation(edits[self.edit], prefill_seconds=0.0, decode_seconds=0.0)
+
+
+class Learner(Vanilla):
+    """A decoder that learns across prompts."""
+
+    scope = "run"
+
+
+class Skipping(Foreign):
+    """An external engine that skips layers in two forwards per generation."""
+
+    def generate(self, prompt, sampler, limit):
+        return replace(super().generate(prompt, sampler, limit), partial_forwards=2)
 
 
 class Useless:
@@ -87,24 +106,14 @@ def write(folder, questions, **more):
 
 
 def plan_of(source, /, *decoders, **changes):
-    plan = {
+    settings = {
         "decoders": ["vanilla", *decoders],
         "tasks": ["gsm8k"],
         "target": "tiny",
-        "options": {},
         "data": str(source),
-        "limit": None,
-        "temperatures": [0.0],
-        "top_p": 1.0,
-        "top_k": 0,
-        "seed": 0,
         "max_new_tokens": LENGTH,
-        "dtype": None,
-        "device": "cpu",
-        "threads": None,
-        "log_samples": False,
     }
-    return Plan(**plan | changes)
+    return Plan(**settings | changes)
 
 
 def run(plan, output):
@@ -112,28 +121,33 @@ def run(plan, output):
     return path, Records.read(path)
 
 
-def row_of(found, decoder):
-    (row,) = [row for row in rows(found) if row["decoder"] == decoder]
+def header_of(path):
+    return next(lines(path))
+
+
+def row_of(records, decoder):
+    (row,) = [row for row in rows(records) if row["decoder"] == decoder]
     return row
 
 
-def tokens_of(found):
-    """(decoder, temperature, sample, turn) -> tokens, of the last generation of each."""
-    key = found.keys
+def tokens_of(records):
+    """Return (decoder, temperature, sample, turn) -> tokens, of the last generation of each."""
+    key = records.keys
     return {
         (key[s.key].decoder, key[s.key].temperature, s.sample, s.turn): s.tokens
-        for s in found.samples
+        for s in records.samples
     }
 
 
 def foreign(data, output, edit, **changes):
+    """Run `Foreign` with an edit. Returns the records and its row."""
     label = f"{ME}:Foreign"
-    _, found = run(plan_of(data, label, options={label: {"edit": edit}}, **changes), output)
-    return found, row_of(found, label)
+    _, records = run(plan_of(data, label, options={label: {"edit": edit}}, **changes), output)
+    return records, row_of(records, label)
 
 
 def unfinished(plan, output, monkeypatch):
-    """A run that has measured everything, and was stopped before its scores."""
+    """Run a plan that measures everything and is interrupted before its scores."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Runner, "_score", interrupt)
         run(plan, output)

@@ -1,4 +1,6 @@
-"""The audit against its definition: regrets and margins by brute force, and verdicts on rules good or bad."""
+"""The audit against its definition: regrets and margins by brute force, verdicts on good and bad
+rules.
+"""
 
 import random
 
@@ -8,7 +10,8 @@ import torch
 from fspad_bench.benchmark.audit import Auditor, Recorder, gap, margins, regret, regrets
 from fspad_bench.benchmark.record import Audit
 from fspad_bench.benchmark.verdict import verdict
-from fspad_bench.core.loop import Limit, generate
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.target import TransformersTarget
@@ -31,10 +34,11 @@ LAWS = [(0.0, 0, 1.0), *((t, *cut) for t in (0.3, 1.0, 1.7) for cut in CUTS)]
 
 
 def cases(count, seed=0):
-    """Random logits over small vocabularies, from flat to peaked, each with a position."""
+    """Yield random logits over small vocabularies, from flat to peaked, each with a position."""
     rng = random.Random(seed)
     for _ in range(count):
-        size, spread = rng.randint(2, 9), rng.choice([0.1, 1.0, 4.0])
+        size = rng.randint(2, 9)
+        spread = rng.choice([0.1, 1.0, 4.0])
         yield (
             torch.tensor([rng.gauss(0, spread) for _ in range(size)], dtype=torch.float64),
             rng.randrange(5000),
@@ -46,25 +50,29 @@ def kept(logits, token, sampler):
 
 
 def margin_by_shifting(logits, token, sampler):
-    """How far a token's logit can fall before the real sampler cuts it off: shift it, and ask again."""
+    """Return how far a token's logit can fall before the real sampler cuts it, by shifting it."""
 
     def kept_at(value):
         moved = logits.clone()
         moved[token] = value
         return kept(moved, token, sampler)
 
-    low, high = float(logits.min()) - 60, float(logits.max()) + 60
+    low = float(logits.min()) - 60
+    high = float(logits.max()) + 60
     assert kept_at(high)
     if kept_at(low):
         return float("inf")
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (low, middle) if kept_at(middle) else (middle, high)
+        if kept_at(middle):
+            high = middle
+        else:
+            low = middle
     return float(logits[token]) - high
 
 
 def regret_by_definition(z, margin, token):
-    """The least e of DESIGN section 5, by bisection over e."""
+    """Return the least e that explains a token (see `audit`), by bisection over e."""
 
     def explained(e):
         leads = all(z[token] + e >= z[w] - e for w in range(len(z)) if margin[w] > e)
@@ -72,10 +80,14 @@ def regret_by_definition(z, margin, token):
 
     if explained(0.0):
         return 0.0
-    low, high = 0.0, 200.0
+    low = 0.0
+    high = 200.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if explained(middle) else (middle, high)
+        if explained(middle):
+            high = middle
+        else:
+            low = middle
     return high
 
 
@@ -83,7 +95,8 @@ def regret_by_definition(z, margin, token):
 def test_regret_is_its_definition(law):
     sampler = Sampler(*law, seed=1, stream="regret")
     for logits, position in cases(3, seed=str(law)):
-        z, margin = logits, [float("inf")] * len(logits)
+        z = logits
+        margin = [float("inf")] * len(logits)
         if sampler.temperature:
             z = (
                 logits
@@ -96,11 +109,10 @@ def test_regret_is_its_definition(law):
 
 
 @pytest.mark.parametrize("law", [law for law in LAWS if law[0] and law[1:] != (0, 1.0)])
-def test_margins_are_found_by_shifting_one_logit(law):
+def test_margins_agree_with_shifting_one_logit(law):
     sampler = Sampler(*law)
     for logits, _ in cases(3, seed=str(law)):
-        found = margins(logits, range(len(logits)), sampler)
-        for token, margin in enumerate(found):
+        for token, margin in enumerate(margins(logits, range(len(logits)), sampler)):
             expected = margin_by_shifting(logits, token, sampler)
             if expected == float("inf"):
                 assert margin > 10 * sampler.temperature
@@ -127,8 +139,9 @@ def test_every_other_token_has_some(law):
 
 @pytest.mark.parametrize("law", [law for law in LAWS if law[2] == 1])
 def test_an_error_of_the_logits_explains_no_more_than_itself(law):
-    """The choice made on logits that are off by at most e regrets at most e on the true ones, 2e at a cut."""
-    sampler, generator = Sampler(*law, seed=5, stream="shaken"), torch.Generator().manual_seed(6)
+    """A choice on logits with errors up to e regrets at most e on the true ones, 2e at a cut."""
+    sampler = Sampler(*law, seed=5, stream="shaken")
+    generator = torch.Generator().manual_seed(6)
     for logits, position in cases(40, seed=7):
         e = 10 ** -(2 + position % 3)
         shaken = logits + e * (
@@ -139,10 +152,8 @@ def test_an_error_of_the_logits_explains_no_more_than_itself(law):
 
 
 def test_regrets_go_by_absolute_position():
-    sampler, rows = (
-        Sampler(1.0, seed=1),
-        torch.randn(5, 11, generator=torch.Generator().manual_seed(0)),
-    )
+    sampler = Sampler(1.0, seed=1)
+    rows = torch.randn(5, 11, generator=torch.Generator().manual_seed(0))
     tokens = [sampler.next(row, 40 + i) for i, row in enumerate(rows)]
     assert regrets(rows, tokens, 40, sampler) == pytest.approx([0.0] * 5, abs=1e-6)
     assert max(regrets(rows, tokens, 41, sampler)) > 0.01
@@ -172,14 +183,12 @@ def test_the_recorder_changes_nothing_and_notes_each_lead(law):
 
 
 class Shaken:
-    """A chooser that hears the logits with an error of `scale`."""
+    """A sampler that gets the logits with an error of `scale`."""
 
     def __init__(self, sampler, scale, seed):
-        self.sampler, self.scale, self.generator = (
-            sampler,
-            scale,
-            torch.Generator().manual_seed(seed),
-        )
+        self.sampler = sampler
+        self.scale = scale
+        self.generator = torch.Generator().manual_seed(seed)
 
     def next(self, logits, position):
         noise = torch.randn(len(logits), generator=self.generator, dtype=torch.float64)
@@ -187,10 +196,11 @@ class Shaken:
 
 
 class AnyOfTwo:
-    """A lossy rule: whichever of the two leaders a coin says."""
+    """A lossy rule: one of the two leading tokens, by a coin."""
 
     def __init__(self, sampler, seed):
-        self.recorder, self.coin = Recorder(sampler), random.Random(seed)
+        self.recorder = Recorder(sampler)
+        self.coin = random.Random(seed)
 
     def next(self, logits, position):
         token = self.recorder.next(logits, position)
@@ -201,23 +211,27 @@ PROMPTS = [[40 + i, 41, 42 + 2 * i, 7] for i in range(5)]
 
 
 def audited(target, rule, sampler, length=24):
-    """Audits of the prompts whose outputs differ under `rule(sampler, seed)`, and all that was said."""
-    auditor, limit, found, tokens = Auditor(target), Limit(length), [], 0
+    """Return the audits of prompts whose outputs differ under `rule(sampler, seed)`, and all
+    tokens.
+    """
+    auditor = Auditor(target)
+    limit = Limit(length)
+    audits = []
+    tokens = 0
     for i, prompt in enumerate(PROMPTS):
         law = sampler.streamed(str(i))
         vanilla = generate(target, Vanilla(target), law, prompt, limit).tokens
         decoder = generate(target, Vanilla(target), rule(law, i), prompt, limit).tokens
         tokens += len(decoder)
         if vanilla != decoder:
-            found.append(
-                Audit("k", str(i), 0, "r", *auditor.audit(law, prompt, vanilla, decoder, limit))
-            )
-    return found, tokens
+            finding = auditor.audit(law, prompt, vanilla, decoder, limit)
+            audits.append(Audit("k", str(i), 0, "r", *finding))
+    return audits, tokens
 
 
 @pytest.fixture(scope="module")
 def twins():
-    """The tiny target in float32 whose tokens come in pairs with almost the same logit: near ties everywhere."""
+    """Return the tiny target in float32, whose tokens come in pairs with almost the same logit."""
     model = tiny_model()
     weight = model.lm_head.weight.data
     error = torch.randn(
@@ -228,51 +242,55 @@ def twins():
 
 
 @pytest.mark.parametrize("law", [(0.0,), (1.0,), (0.7, 8, 1.0), (1.2, 0, 0.8)])
-def test_a_lossy_rule_is_found_out(tiny, law):
-    found, tokens = audited(tiny, AnyOfTwo, Sampler(*law))
-    assert len(found) == len(PROMPTS)
+def test_a_lossy_rule_is_lossy(tiny, law):
+    audits, tokens = audited(tiny, AnyOfTwo, Sampler(*law))
+    assert len(audits) == len(PROMPTS)
     for dtype in ("float32", "bfloat16", "float64"):
-        assert verdict(len(found), tokens, found, found, dtype) == "lossy"
-    assert max(max(a.vanilla_regrets) for a in found) < 1e-9
+        assert verdict(len(audits), tokens, audits, audits, dtype) == "lossy"
+    assert max(max(a.vanilla_regrets) for a in audits) < 1e-9
 
 
 def test_rounding_at_near_ties_is_a_tie(twins):
-    found, tokens = audited(twins, lambda sampler, seed: Shaken(sampler, 3e-7, seed), Sampler())
-    assert len(found) >= 3
-    assert 0 < max(a.margin_error for a in found) < 2e-5
-    assert verdict(len(found), tokens, found, found, "bfloat16") == "tie"
-    assert verdict(1, 5000, found[:1], found, "float32") == "tie"
+    audits, tokens = audited(twins, lambda sampler, seed: Shaken(sampler, 3e-7, seed), Sampler())
+    assert len(audits) >= 3
+    assert 0 < max(a.margin_error for a in audits) < 2e-5
+    assert verdict(len(audits), tokens, audits, audits, "bfloat16") == "tie"
+    assert verdict(1, 5000, audits[:1], audits, "float32") == "tie"
 
 
 def test_a_larger_error_is_not(twins):
-    found, tokens = audited(twins, lambda sampler, seed: Shaken(sampler, 1e-2, seed), Sampler())
-    assert verdict(len(found), tokens, found, found, "bfloat16") == "lossy"
+    audits, tokens = audited(twins, lambda sampler, seed: Shaken(sampler, 1e-2, seed), Sampler())
+    assert verdict(len(audits), tokens, audits, audits, "bfloat16") == "lossy"
 
 
-def test_the_audit_says_where_outputs_part(tiny):
-    limit, sampler, prompt = Limit(12), Sampler(1.0, seed=4), PROMPTS[0]
+def test_the_audit_names_the_divergence(tiny):
+    limit = Limit(12)
+    sampler = Sampler(1.0, seed=4)
+    prompt = PROMPTS[0]
     vanilla = generate(tiny, Vanilla(tiny), sampler, prompt, limit).tokens
     decoder = [*vanilla[:5], (vanilla[5] + 1) % 97, *vanilla[6:]]
-    found = Auditor(tiny).audit(sampler, prompt, vanilla, decoder, limit)
-    assert found.divergence == 5
-    assert len(found.decoder_regrets) == len(found.vanilla_regrets) == 12
-    assert max(found.decoder_regrets[:5]) < 1e-9 < found.decoder_regrets[5]
-    assert found.margin_error < 1e-10
+    finding = Auditor(tiny).audit(sampler, prompt, vanilla, decoder, limit)
+    assert finding.divergence == 5
+    assert len(finding.decoder_regrets) == len(finding.vanilla_regrets) == 12
+    assert max(finding.decoder_regrets[:5]) < 1e-9 < finding.decoder_regrets[5]
+    assert finding.margin_error < 1e-10
 
 
 def test_the_first_token_is_audited_too(tiny):
-    limit, prompt = Limit(3), PROMPTS[1]
+    limit = Limit(3)
+    prompt = PROMPTS[1]
     vanilla = generate(tiny, Vanilla(tiny), Sampler(), prompt, limit).tokens
-    found = Auditor(tiny).audit(
+    finding = Auditor(tiny).audit(
         Sampler(), prompt, vanilla, [(vanilla[0] + 1) % 97, *vanilla[1:]], limit
     )
-    assert found.divergence == 0
-    assert found.decoder_regrets[0] > 1e-3
+    assert finding.divergence == 0
+    assert finding.decoder_regrets[0] > 1e-3
 
 
-def test_nothing_of_the_target_is_changed(tiny):
+def test_the_target_is_not_changed(tiny):
     before = {name: weight.clone() for name, weight in tiny.model.state_dict().items()}
-    limit, prompt = Limit(3), PROMPTS[1]
+    limit = Limit(3)
+    prompt = PROMPTS[1]
     auditor = Auditor(tiny)
     auditor.audit(Sampler(), prompt, [1, 2, 3], [1, 2, 4], limit)
     assert auditor.model is not tiny.model

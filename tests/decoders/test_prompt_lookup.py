@@ -1,4 +1,4 @@
-"""Prompt lookup against its definition: what followed the latest occurrence of the longest suffix seen before."""
+"""Prompt lookup proposes what followed the latest occurrence of the longest known suffix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fspad_bench.core.loop import Context, Step
+from fspad_bench.core.protocols import Context, Step
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Accepted
 from fspad_bench.decoders.prompt_lookup import PromptLookup
@@ -38,7 +38,7 @@ def draft(drafter: PromptLookup, tokens: list[int], budget: int = 99) -> list[in
     return list(tree.tokens[1:])
 
 
-def began(tokens: list[int], **options: int) -> PromptLookup:
+def started(tokens: list[int], **options: int) -> PromptLookup:
     drafter = PromptLookup(TARGET, **options)
     drafter.begin(Context(tokens, 0), None)
     return drafter
@@ -61,7 +61,7 @@ def began(tokens: list[int], **options: int) -> PromptLookup:
     ],
 )
 def test_by_hand(tokens, expected):
-    assert draft(began(tokens), tokens) == expected
+    assert draft(started(tokens), tokens) == expected
 
 
 @pytest.mark.parametrize(
@@ -69,30 +69,31 @@ def test_by_hand(tokens, expected):
 )
 @pytest.mark.parametrize("alphabet", [1, 2, 3, 6])
 def test_equals_the_definition(alphabet, options):
-    rng, settings = random.Random(alphabet), {"ngram": 3, "shortest": 2, "length": 8, **options}
+    rng = random.Random(alphabet)
+    settings = {"ngram": 3, "shortest": 2, "length": 8, **options}
     for _ in range(150):
         tokens = [rng.randrange(alphabet) for _ in range(rng.randrange(1, 30))]
-        assert draft(began(tokens, **options), tokens) == by_definition(tokens, **settings)
+        assert draft(started(tokens, **options), tokens) == by_definition(tokens, **settings)
 
 
-def test_observing_equals_beginning_again():
+def test_observing_equals_starting_anew():
     rng = random.Random(0)
     context = Context([rng.randrange(3) for _ in range(4)], 0)
-    drafter = began(context.tokens)
+    drafter = started(context.tokens)
     for _ in range(60):
         context.tokens += [rng.randrange(3) for _ in range(rng.randrange(1, 5))]
         drafter.observe(Step(context, Tree.root(0), None, Accepted([0], 0)))
-        assert draft(drafter, context.tokens) == draft(began(context.tokens), context.tokens)
+        assert draft(drafter, context.tokens) == draft(started(context.tokens), context.tokens)
 
 
 @pytest.mark.parametrize("budget", [0, 1, 3, 8, 20])
 def test_stays_within_budget_and_length(budget):
     tokens = [*range(12), 0, 1, 2]
-    assert draft(began(tokens), tokens, budget) == list(range(3, 12))[: min(budget, 8)]
+    assert draft(started(tokens), tokens, budget) == list(range(3, 12))[: min(budget, 8)]
 
 
-def test_a_new_prompt_knows_nothing_of_the_last():
-    drafter = began([1, 2, 3, 9, 1, 2, 3])
+def test_a_new_prompt_starts_from_nothing():
+    drafter = started([1, 2, 3, 9, 1, 2, 3])
     drafter.begin(Context([5, 1, 2, 3], 0), None)
     assert draft(drafter, [5, 1, 2, 3]) == []
 

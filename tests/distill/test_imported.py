@@ -1,4 +1,4 @@
-"""Other people's conversations: the shapes they come in, and what is wrong with them."""
+"""Given conversations are read in all their forms, and unusable rows are named."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ def given(tmp_path, *rows, listed=False):
     return read_given(str(path))
 
 
-def test_sharegpt_and_messages_say_the_same(tmp_path):
+def test_sharegpt_and_messages_are_equal(tmp_path):
     assert given(tmp_path, SHAREGPT, {"messages": TALK}).scripts == [TALK, TALK]
     assert given(tmp_path, SHAREGPT, SHAREGPT, listed=True).scripts == [TALK, TALK]
 
@@ -45,44 +45,43 @@ def test_a_system_message_stays(tmp_path):
         ({"text": "hm"}, "no messages"),
         ({"messages": []}, "no messages"),
         ([1], "no messages"),
-        ({"messages": TALK[:1]}, "nobody answers"),
+        ({"messages": TALK[:1]}, "no assistant message"),
         ({"messages": TALK[1:]}, "user and assistant do not take turns"),
         ({"messages": [*TALK, TALK[1]]}, "user and assistant do not take turns"),
         (
             {"messages": [TALK[0], {"role": "assistant", "content": "  "}]},
             "an empty message of the assistant",
         ),
-        ({"messages": [{"role": "tool", "content": "x"}, TALK[1]]}, "an unknown speaker 'tool'"),
+        ({"messages": [{"role": "tool", "content": "x"}, TALK[1]]}, "an unknown role 'tool'"),
         (
             {"messages": [TALK[0], {"role": "assistant", "content": None}]},
             "a message of the assistant without text",
         ),
-        ({"messages": ["Hi", "Hello"]}, "a message that is no object"),
-        ({"messages": 5}, "messages is no list"),
+        ({"messages": ["Hi", "Hello"]}, "a message that is not an object"),
+        ({"messages": 5}, "messages is not a list"),
         (
             {"messages": [{"role": ["user"], "content": "x"}, TALK[1]]},
-            "an unknown speaker ['user']",
+            "an unknown role ['user']",
         ),
         (
             {"messages": [TALK[0], {"role": "assistant", "content": "a\ud83d"}]},
-            "a message of the assistant that is no text",
+            "a message of the assistant with half a surrogate pair",
         ),
     ],
 )
-def test_rows_that_are_none_are_left_out_and_named(tmp_path, row, why):
-    found = given(tmp_path, {"messages": TALK}, row)
-    assert found.scripts == [TALK]
-    assert found.left_out == [f"{tmp_path / 'given.json'}:2: {why}"] or found.left_out[
-        0
-    ].startswith(f"{tmp_path / 'given.json'}:2: {why}")
+def test_unusable_rows_are_left_out_and_named(tmp_path, row, why):
+    read = given(tmp_path, {"messages": TALK}, row)
+    assert read.scripts == [TALK]
+    (reason,) = read.left_out
+    assert reason.startswith(f"{tmp_path / 'given.json'}:2: {why}")
 
 
-def test_words_are_taken_without_the_blanks_around_them(tmp_path):
+def test_contents_are_stripped(tmp_path):
     blank = [{"role": m["role"], "content": f"\n\n {m['content']} \n"} for m in TALK]
     assert given(tmp_path, {"messages": blank}).scripts == [TALK]
 
 
-def test_what_the_template_refuses_is_left_out():
+def test_conversations_the_template_refuses_are_left_out():
     class Strict:
         def whole(self, script):
             if script[0]["role"] == "system":
@@ -95,13 +94,13 @@ def test_what_the_template_refuses_is_left_out():
     assert left_out == ["'Be brief.': System role not supported"]
 
 
-def test_nothing_usable_is_an_error(tmp_path):
+def test_no_usable_conversation_is_an_error(tmp_path):
     with pytest.raises(BenchError, match=r"no usable conversation; .*given\.json:1: no messages"):
         given(tmp_path, {"messages": []})
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ("[]", "is empty"),
@@ -109,10 +108,10 @@ def test_nothing_usable_is_an_error(tmp_path):
         ("[1, 2", "given.json: not JSON"),
     ],
 )
-def test_what_is_no_data_is_an_error(tmp_path, text, said):
+def test_a_source_without_data_is_an_error(tmp_path, text, message):
     path = tmp_path / "given.json"
     path.write_text(text)
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         read_given(str(path))
     with pytest.raises(BenchError, match="no such data"):
         read_given(str(tmp_path / "absent.json"))
@@ -126,31 +125,33 @@ class Rows(list):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A local double of `datasets`, and what it was asked for."""
-    asked, answers = [], {}
+    """A double of `datasets`: the requests it got, and the data sets it has."""
+    requests = []
+    data_sets = {}
 
     def load_dataset(name, *, split, revision):
-        asked.append((name, split, revision))
-        if name not in answers:
+        requests.append((name, split, revision))
+        if name not in data_sets:
             raise ConnectionError("the hub cannot be reached\nat all")
-        return answers[name]
+        return data_sets[name]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    return asked, answers
+    return requests, data_sets
 
 
 def test_a_hub_data_set_is_read_at_its_revision(hub):
-    asked, answers = hub
-    answers["me/talks"] = Rows({"messages": TALK}, {"messages": []})
-    found = read_given("hub:me/talks:test@abc")
-    assert asked == [("me/talks", "test", "abc")]
-    assert (found.scripts, found.left_out) == ([TALK], ["me/talks[1]: no messages"])
+    requests, data_sets = hub
+    data_sets["me/talks"] = Rows({"messages": TALK}, {"messages": []})
+    read = read_given("hub:me/talks:test@abc")
+    assert requests == [("me/talks", "test", "abc")]
+    assert read.scripts == [TALK]
+    assert read.left_out == ["me/talks[1]: no messages"]
     read_given("hub:me/talks@abc")
-    assert asked[1] == ("me/talks", "train", "abc")
+    assert requests[1] == ("me/talks", "train", "abc")
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("hub:me/talks", "names no revision"),
         (
@@ -160,8 +161,8 @@ def test_a_hub_data_set_is_read_at_its_revision(hub):
         ("hub:me/texts@abc", "has no column of messages, but text"),
     ],
 )
-def test_hub_errors_say_what_to_do(hub, source, said):
+def test_hub_errors_say_what_to_do(hub, source, message):
     hub[1]["me/texts"] = Rows({"text": "x"})
-    with pytest.raises(BenchError, match=said) as caught:
+    with pytest.raises(BenchError, match=message) as caught:
         read_given(source)
     assert caught.value.hint

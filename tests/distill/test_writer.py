@@ -1,82 +1,99 @@
-"""A data set on disk: whole shards, resumed to the same end, refused where it would be mixed."""
+"""A data set is written in whole shards, resumes to the same end, and never mixes settings."""
 
 import json
+import multiprocessing
 
 import pytest
 
-from fspad_bench.distill import writer
+from fspad_bench.distill import conversations, writer
 from fspad_bench.distill.imported import read_given
-from fspad_bench.distill.writer import answer_tokens, distill_given, shard_files
+from fspad_bench.distill.lock import exclusive
+from fspad_bench.distill.shards import answer_tokens, shard_files
+from fspad_bench.distill.writer import distill_given
 from fspad_bench.engine.batch import Wave
 from fspad_bench.errors import BenchError
-from fspad_bench.training.features import read_conversations
+from fspad_bench.training.conversations import all_conversations, read_files
 
 
 def content(folder):
     return [path.read_text() for path in shard_files(folder)]
 
 
+def read(folder):
+    return all_conversations(read_files([folder], 97, 8192))
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
 def test_a_data_set_has_as_many_answer_tokens_as_were_asked_for(write, tmp_path):
     folder = write(tmp_path / "set")
-    manifest = json.loads((folder / "manifest.json").read_text())
     counts = [answer_tokens(path) for path in shard_files(folder)]
-    assert manifest["answer_tokens"] == sum(counts) >= 1500 > sum(counts[:-1])
-    assert manifest["shards"] == len(counts) >= 2
-    assert read_conversations([folder], 97, 8192)
+    assert manifest(folder)["answer_tokens"] == sum(counts) >= 1500 > sum(counts[:-1])
+    assert manifest(folder)["shards"] == len(counts) >= 2
+    assert read(folder)
 
 
-def test_interrupted_it_goes_on_to_the_same_end(write, tmp_path, monkeypatch):
+def test_an_interrupted_set_continues_to_the_same_end(write, tmp_path, monkeypatch):
     whole = content(write(tmp_path / "whole", tokens=3000))
-    real, calls = writer.Talks.free, []
+    real = writer.ConversationGenerator.generate
+    calls = []
 
-    def third_one_torn(self, count):
+    def interrupted(self, count):
         calls.append(1)
-        torn = len(calls) == 3
-        made = yield from real(self, count)
-        if torn:
+        is_third = len(calls) == 3
+        rows = yield from real(self, count)
+        if is_third:
             raise KeyboardInterrupt
-        return made
+        return rows
 
-    monkeypatch.setattr(writer.Talks, "free", third_one_torn)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "torn", tokens=3000)
-    held = content(tmp_path / "torn")
-    assert held == whole[: len(held)]
-    assert len(held) < len(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.ConversationGenerator, "generate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "torn", tokens=3000)
+    written = content(tmp_path / "torn")
+    assert written == whole[: len(written)]
+    assert len(written) < len(whole)
     assert content(write(tmp_path / "torn", tokens=3000)) == whole
 
 
-def test_shards_are_the_same_however_many_are_at_work(write, tmp_path, monkeypatch):
+def test_shards_do_not_depend_on_how_many_are_in_progress(write, tmp_path, monkeypatch):
     whole = content(write(tmp_path / "whole"))
     monkeypatch.setattr(writer, "AHEAD", 1)
     assert content(write(tmp_path / "alone")) == whole
 
 
-def test_no_shard_is_begun_that_is_not_wanted(write, tmp_path, monkeypatch):
-    real, begun = writer.Talks.free, []
-    monkeypatch.setattr(
-        writer.Talks, "free", lambda self, count: begun.append(1) or real(self, count)
-    )
+def test_no_shard_is_started_that_is_not_needed(write, tmp_path, monkeypatch):
+    real = writer.ConversationGenerator.generate
+    started = []
+
+    def counted(self, count):
+        started.append(1)
+        return real(self, count)
+
+    monkeypatch.setattr(writer.ConversationGenerator, "generate", counted)
     folder = write(tmp_path / "set", tokens=200)
-    assert len(begun) == len(shard_files(folder)) == 1
+    assert len(started) == len(shard_files(folder)) == 1
     more = write(tmp_path / "set", tokens=4 * answer_tokens(shard_files(folder)[0]))
-    assert len(shard_files(more)) <= len(begun) <= len(shard_files(more)) + 1
+    assert len(shard_files(more)) <= len(started) <= len(shard_files(more)) + 1
 
 
-def test_a_shard_that_is_gone_is_made_again(write, tmp_path):
-    whole = content(write(tmp_path / "set"))
-    (tmp_path / "set" / "shard-00000.jsonl").unlink()
-    assert content(write(tmp_path / "set")) == whole
-    assert json.loads((tmp_path / "set" / "manifest.json").read_text())["shards"] == len(whole)
+def test_a_missing_shard_is_written_again(write, tmp_path):
+    folder = write(tmp_path / "set")
+    whole = content(folder)
+    (folder / "shard-00000.jsonl").unlink()
+    assert content(write(folder)) == whole
+    assert manifest(folder)["shards"] == len(whole)
 
 
-def test_a_file_is_no_folder(write, tmp_path):
+def test_a_file_is_refused(write, tmp_path):
     (tmp_path / "set").write_text("")
     with pytest.raises(BenchError, match="is a file"):
         write(tmp_path / "set")
 
 
-def test_more_tokens_continue_a_finished_one(write, tmp_path):
+def test_more_tokens_continue_a_complete_set(write, tmp_path):
     first = content(write(tmp_path / "set", tokens=200))
     more = content(write(tmp_path / "set", tokens=1500))
     assert len(more) > len(first)
@@ -84,58 +101,117 @@ def test_more_tokens_continue_a_finished_one(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"seed": 4}, "another seed: 3, not 4"), ({"shard": 5}, "another shard")]
+    ("changes", "message"),
+    [({"seed": 4}, "another seed: 3, not 4"), ({"shard": 5}, "another shard")],
 )
-def test_other_settings_are_refused(write, tmp_path, changes, said):
+def test_other_settings_are_refused(write, tmp_path, changes, message):
     write(tmp_path / "set", tokens=100)
-    with pytest.raises(BenchError, match=said):
+    with pytest.raises(BenchError, match=message):
         write(tmp_path / "set", **changes)
 
 
-def test_a_set_by_another_recipe_stays_what_it_is_and_does_not_grow(write, tmp_path, monkeypatch):
-    write(tmp_path / "set", tokens=100)
-    before = (tmp_path / "set" / "manifest.json").read_text()
-    monkeypatch.setattr(writer, "recipe", lambda: "another")
-    write(tmp_path / "set", tokens=100)
-    assert (tmp_path / "set" / "manifest.json").read_text() == before
+def test_a_set_of_another_recipe_stays_as_it_is_and_does_not_grow(write, tmp_path, monkeypatch):
+    folder = write(tmp_path / "set", tokens=100)
+    before = manifest(folder)
+    monkeypatch.setattr(conversations, "RECIPE_VERSION", conversations.RECIPE_VERSION + 1)
+    write(folder, tokens=100)
+    assert manifest(folder) == before
     with pytest.raises(BenchError, match="another recipe"):
-        write(tmp_path / "set")
+        write(folder)
 
 
-def test_a_folder_of_something_else_is_refused(write, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RECIPE_VERSION", 0),
+        ("TEMPERATURES", (0.0, 0.5, 1.0)),
+        ("WEIGHTS", (0.5, 0.3, 0.2)),
+        ("MATERIAL", ("chat",)),
+        ("FOLLOW_UPS", 0.5),
+        ("KINDS", {"chat": conversations.KINDS["chat"]}),
+        ("KINDS", conversations.KINDS | {"chat": conversations.KINDS["chat"]._replace(length=1)}),
+        ("QUESTION_LENGTH", 97),
+        ("HELD_OUT_EVERY", 10),
+    ],
+)
+def test_every_table_and_the_version_decide_the_recipe(monkeypatch, name, value):
+    before = conversations.recipe()
+    monkeypatch.setattr(conversations, name, value)
+    assert conversations.recipe() != before
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(write, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(BenchError, match="is not empty and holds no data set"):
         write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_target_that_says_nothing_is_refused(write, tmp_path, monkeypatch):
+def test_a_target_that_does_not_answer_is_refused(write, tmp_path, monkeypatch):
     def silent(self, count):
         yield Wave([], [])
         return []
 
-    monkeypatch.setattr(writer.Talks, "free", silent)
-    with pytest.raises(BenchError, match="says nothing"):
+    monkeypatch.setattr(writer.ConversationGenerator, "generate", silent)
+    with pytest.raises(BenchError, match="does not answer"):
         write(tmp_path / "set")
 
 
 @pytest.mark.parametrize("regenerate", [False, True])
 def test_given_conversations_become_a_data_set(tiny, short, tmp_path, regenerate):
     source = tmp_path / "given.jsonl"
-    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
-    source.write_text(
-        json.dumps({"messages": talk}) + "\n" + json.dumps({"messages": talk * 2}) + "\n"
-    )
+    turn = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    rows = [{"messages": turn}, {"messages": turn * 2}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = read_given(str(source))
     folder = distill_given(
-        tiny,
-        tmp_path / "set",
-        read_given(str(source)),
-        regenerate=regenerate,
-        seed=0,
-        rows=2,
-        shard=1,
+        tiny, tmp_path / "set", given, regenerate=regenerate, seed=0, slots=2, shard=1
     )
     assert len(shard_files(folder)) == 2
-    first, second = read_conversations([folder], 97, 8192)
+    first, second = read(folder)
     assert (len(first.answers), len(second.answers)) == (1, 2)
-    said = tiny.tokenizer.decode(first.tokens[slice(*first.answers[0])])
-    assert (said == "Hello there<|end|>") != regenerate
+    answer = tiny.tokenizer.decode(first.tokens[slice(*first.answers[0])])
+    assert (answer == "Hello there<|end|>") != regenerate
+
+
+def hold(folder, is_held, may_end):
+    with exclusive(folder):
+        is_held.set()
+        may_end.wait(60)
+
+
+def test_a_folder_in_use_by_another_process_is_refused_at_once(write, tmp_path):
+    folder = tmp_path / "set"
+    context = multiprocessing.get_context("fork")
+    is_held = context.Event()
+    may_end = context.Event()
+    process = context.Process(target=hold, args=(folder, is_held, may_end))
+    process.start()
+    try:
+        assert is_held.wait(60)
+        with pytest.raises(BenchError, match=f"is in use by process {process.pid} on") as raised:
+            write(folder, tokens=100)
+        assert "another --output" in raised.value.hint
+    finally:
+        may_end.set()
+        process.join(60)
+    assert content(write(folder, tokens=100))
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "shard-00000.jsonl"]
+
+
+def test_the_lock_of_a_killed_process_does_not_count_as_content(write, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / ".lock").write_text("")
+    (folder / ".lock-owner").write_text("process 1 on elsewhere")
+    assert content(write(folder, tokens=100))
+
+
+def test_a_folder_that_stays_empty_is_removed(tmp_path):
+    with pytest.raises(KeyError), exclusive(tmp_path / "set"):
+        raise KeyError
+    assert not (tmp_path / "set").exists()
+    (tmp_path / "mine").mkdir()
+    with exclusive(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").is_dir()

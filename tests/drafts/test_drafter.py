@@ -1,18 +1,19 @@
-"""The dynamic tree against a brute-force one that recomputes every path from the target's features."""
+"""The dynamic tree equals a brute-force one that recomputes every path from target features."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from fspad_bench.core.loop import Limit, generate
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Drafter, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.eagle import Eagle
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.drafts.cache import DraftRows
+from fspad_bench.drafts.cache import DraftCache
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import DraftNetwork, Shape
+from fspad_bench.drafts.network import Shape, architecture
 from fspad_bench.errors import BenchError
 
 DECODERS = {"eagle": Eagle, "fspad": Fspad}
@@ -20,11 +21,15 @@ GREEDY = Sampler()
 PROMPT = list(range(30, 52))
 
 
-class Witness:
-    """Passes everything through, and keeps what a brute-force drafter would need."""
+class Recorder(Drafter):
+    """Passes everything through, and keeps what a brute-force drafter would need.
+
+    `proposals`: (committed tokens, the target's features of them, the tree, the budget).
+    """
 
     def __init__(self, drafter):
-        self.drafter, self.trees = drafter, []
+        self.drafter = drafter
+        self.proposals = []
 
     def begin(self, context, scores):
         self.features = scores.features
@@ -32,7 +37,7 @@ class Witness:
 
     def propose(self, context, budget):
         tree = self.drafter.propose(context, budget)
-        self.trees.append((list(context.tokens), self.features, tree, budget))
+        self.proposals.append((list(context.tokens), self.features, tree, budget))
         return tree
 
     def observe(self, step):
@@ -41,149 +46,145 @@ class Witness:
 
 
 def vocabulary_after(drafter, tokens):
-    """What it could say after these tokens."""
-    usual = drafter.sayable.usual.tolist()
-    return torch.tensor([*usual, *sorted(set(tokens) - set(usual))])
+    """Return the ids that can be drafted after these tokens."""
+    base_ids = drafter.draft.vocabulary.base_ids.tolist()
+    return torch.tensor([*base_ids, *sorted(set(tokens) - set(base_ids))])
 
 
-def log_q(drafter, target, tokens, features, draft, *, feed_back="h_feature", sampler=GREEDY):
-    """log softmax(z), z = logits + T * G, over the draft vocabulary after `draft`, from scratch: no cache, no tree."""
-    said, tokens = vocabulary_after(drafter, tokens), [*tokens[1:], *draft]
-    noise = sampler.temperature * sampler.noise(len(tokens) + 1, said)
+def log_q(drafter, target, tokens, features, path, *, feed_back="h_feature", sampler=GREEDY):
+    """Return log softmax(logits + T * G) over the draft vocabulary after `path`.
+
+    From scratch: without a cache, without a tree.
+    """
+    ids = vocabulary_after(drafter, tokens)
+    tokens = [*tokens[1:], *path]
+    noise = sampler.temperature * sampler.noise(len(tokens) + 1, ids)
     e = target.embedding(torch.tensor(tokens))
     while True:
-        out = drafter.network(
-            e[None, : len(features)], features[None], torch.ones(1, len(features), dtype=torch.bool)
-        )
+        rows = torch.ones(1, len(features), dtype=torch.bool)
+        out = drafter.head.network(e[None, : len(features)], features[None], rows)
         if len(features) == len(tokens):
-            z = target.lm_head.weight[said] @ out.h_logit[-1] + noise
+            z = target.lm_head.weight[ids] @ out.h_logit[-1] + noise
             return z.log_softmax(-1)
         features = torch.cat([features, getattr(out, feed_back)[-1:]])
 
 
 def brute_force(drafter, target, tokens, features, depth, sampler):
-    """The paths of EAGLE-2's tree: expand the best k of a level, keep the best nodes - 1 of all candidates."""
-    k, frontier, pool = drafter.top_k, [((), 0.0)], []
+    """Return the paths of EAGLE-2's tree.
+
+    Expand the best k of a level; keep the best nodes - 1 of all candidates.
+    """
+    k = drafter.options.top_k
+    ids = vocabulary_after(drafter, tokens)
+    frontier = [((), 0.0)]
+    candidates = []
     for _ in range(depth):
         level = []
         for path, score in frontier:
             best = log_q(drafter, target, tokens, features, path, sampler=sampler).topk(k)
-            ids = vocabulary_after(drafter, tokens)[best.indices].tolist()
-            level += [
-                ((*path, t), score + q) for t, q in zip(ids, best.values.tolist(), strict=True)
-            ]
-        pool += level
-        frontier = sorted(level, key=lambda found: -found[1])[:k]
-    return {path for path, _ in sorted(pool, key=lambda found: -found[1])[: drafter.nodes - 1]}
+            for token, q in zip(ids[best.indices].tolist(), best.values.tolist(), strict=True):
+                level.append(((*path, token), score + q))
+        candidates += level
+        frontier = sorted(level, key=lambda candidate: -candidate[1])[:k]
+    best_first = sorted(candidates, key=lambda candidate: -candidate[1])
+    return {path for path, _ in best_first[: drafter.options.nodes - 1]}
 
 
-def tracked(tree):
-    """The drafted tokens that lead to each node."""
-    found = {0: ()}
+def path_of_node(tree):
+    """Return node -> the drafted tokens that lead to it."""
+    paths = {0: ()}
     for node in range(1, len(tree)):
-        found[node] = (*found[tree.parents[node]], tree.tokens[node])
-    return found
+        paths[node] = (*paths[tree.parents[node]], tree.tokens[node])
+    return paths
 
 
-def paths(tree):
-    return set(tracked(tree).values()) - {()}
+def drafted_paths(tree):
+    return set(path_of_node(tree).values()) - {()}
 
 
 def run(tiny, heads, name, sampler=GREEDY, **options):
     drafter = DECODERS[name](tiny, head=str(heads[name]), **options)
-    witness = Witness(drafter)
-    generate(tiny, witness, sampler, PROMPT, Limit(14))
-    return drafter, witness
+    recorder = Recorder(drafter)
+    generate(tiny, recorder, sampler, PROMPT, Limit(14))
+    return drafter, recorder
+
+
+@torch.inference_mode()
+def check_trees(tiny, heads, name, sampler, *, ranked_by=None, **options):
+    """Assert that every tree of a generation, of 12 nodes and 4 levels, equals brute force."""
+    drafter, recorder = run(tiny, heads, name, sampler, nodes=12, depth=4, top_k=3, **options)
+    assert len(recorder.proposals) > 3
+    for tokens, features, tree, budget in recorder.proposals:
+        depth = min(4, budget)
+        expected = brute_force(drafter, tiny, tokens, features, depth, ranked_by or sampler)
+        assert drafted_paths(tree) == expected, len(tokens)
 
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
 def test_trees_equal_brute_force(tiny, heads, name, temperature):
-    """At T > 0 with the very noise of each position: that is what makes the draft meet the target's choice."""
-    trees_equal_brute_force(tiny, heads, name, temperature)
-
-
-def trees_equal_brute_force(tiny, heads, name, temperature):
-    sampler = Sampler(temperature, stream="coupled")
-    drafter, witness = run(tiny, heads, name, sampler, nodes=12, depth=4, top_k=3)
-    assert len(witness.trees) > 3
-    with torch.inference_mode():
-        for tokens, features, tree, budget in witness.trees:
-            assert paths(tree) == brute_force(
-                drafter, tiny, tokens, features, min(4, budget), sampler
-            ), len(tokens)
+    """At T > 0 with the noise of each position, which makes the draft meet the target's choice."""
+    check_trees(tiny, heads, name, Sampler(temperature, stream="coupled"))
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_a_head_may_group_its_heads_otherwise_than_its_target(tiny, tmp_path, kv_heads):
     torch.manual_seed(3)
-    shape = replace(Shape.of_target(tiny.config, "fspad"), kv_heads=kv_heads)
-    Head(DraftNetwork(shape), torch.arange(97), tiny.name, tiny.identity).save(tmp_path)
+    shape = replace(Shape.of_target(tiny.config), kv_heads=kv_heads)
+    network = architecture("fspad")(shape)
+    Head(network, torch.arange(97), tiny.name, tiny.identity).save(tmp_path)
     assert kv_heads != tiny.config.num_key_value_heads
-    trees_equal_brute_force(tiny, {"fspad": tmp_path}, "fspad", 0.0)
+    check_trees(tiny, {"fspad": tmp_path}, "fspad", Sampler(stream="coupled"))
 
 
 def test_trees_survive_a_cache_that_grows_in_their_midst(tiny, heads, monkeypatch):
-    monkeypatch.setattr(DraftRows, "SPARE", 1)
-    drafter, witness = run(tiny, heads, "fspad", nodes=12, depth=4, top_k=3)
-    with torch.inference_mode():
-        for tokens, features, tree, budget in witness.trees:
-            assert paths(tree) == brute_force(
-                drafter, tiny, tokens, features, min(4, budget), GREEDY
-            ), len(tokens)
+    monkeypatch.setattr(DraftCache, "SPARE", 1)
+    check_trees(tiny, heads, "fspad", GREEDY)
 
 
 @pytest.mark.parametrize("spare", [1, 1024])
-def test_drawn_nodes_carry_the_laws_of_their_own_paths(tiny, heads, monkeypatch, spare):
-    monkeypatch.setattr(DraftRows, "SPARE", spare)
+def test_drawn_nodes_carry_the_distributions_of_their_own_paths(tiny, heads, monkeypatch, spare):
+    monkeypatch.setattr(DraftCache, "SPARE", spare)
     sampler = Sampler(0.9)
-    drafter, witness = run(
-        tiny, heads, "fspad", sampler, nodes=12, depth=3, top_k=3, drafting="sampled"
-    )
+    options = {"nodes": 12, "depth": 3, "top_k": 3, "drafting": "sampled"}
+    drafter, recorder = run(tiny, heads, "fspad", sampler, **options)
+    inner_nodes = 0
     with torch.inference_mode():
-        for tokens, features, tree, _ in witness.trees:
-            for node, path in tracked(tree).items():
-                if tree.offspring[node]:
-                    law = (
-                        log_q(drafter, tiny, tokens, features, path) / sampler.temperature
-                    ).softmax(-1)
-                    torch.testing.assert_close(
-                        tree.q[node][vocabulary_after(drafter, tokens)],
-                        law.double(),
-                        rtol=0,
-                        atol=1e-6,
-                    )
+        for tokens, features, tree, _ in recorder.proposals:
+            ids = vocabulary_after(drafter, tokens)
+            for node, path in path_of_node(tree).items():
+                if not tree.offspring[node]:
+                    continue
+                inner_nodes += 1
+                logits = log_q(drafter, tiny, tokens, features, path)
+                q = (logits / sampler.temperature).softmax(-1).double()
+                torch.testing.assert_close(tree.q[node][ids], q, rtol=0, atol=1e-6)
+    assert inner_nodes > 3
 
 
-def test_ranked_drafts_know_nothing_of_the_noise(tiny, heads):
-    drafter, witness = run(
-        tiny, heads, "fspad", Sampler(1.0), nodes=12, depth=4, top_k=3, drafting="ranked"
-    )
-    with torch.inference_mode():
-        for tokens, features, tree, budget in witness.trees:
-            assert paths(tree) == brute_force(
-                drafter, tiny, tokens, features, min(4, budget), GREEDY
-            ), len(tokens)
+def test_ranked_drafts_ignore_the_noise(tiny, heads):
+    check_trees(tiny, heads, "fspad", Sampler(1.0), ranked_by=GREEDY, drafting="ranked")
 
 
 def test_coupled_drafts_are_accepted_more_often(tiny):
-    """With the shipped heads; the outputs are the same, so only the number of forwards may differ."""
-    limit, samplers = Limit(64), [Sampler(1.0, seed=seed) for seed in range(4)]
+    """With the shipped heads. The outputs are equal, so only the number of forwards may differ."""
+    limit = Limit(64)
+    samplers = [Sampler(1.0, seed=seed) for seed in range(4)]
     vanilla = [generate(tiny, Vanilla(tiny), sampler, PROMPT, limit).tokens for sampler in samplers]
     forwards = {}
     for drafting in ("coupled", "ranked"):
-        made = [
+        generations = [
             generate(tiny, Fspad(tiny, drafting=drafting), sampler, PROMPT, limit)
             for sampler in samplers
         ]
-        assert [found.tokens for found in made] == vanilla
-        forwards[drafting] = sum(found.forwards for found in made)
+        assert [generation.tokens for generation in generations] == vanilla
+        forwards[drafting] = sum(generation.forwards for generation in generations)
     assert forwards["coupled"] < 0.97 * forwards["ranked"]
 
 
 def test_feeding_back_h_logit_would_draft_otherwise(tiny, heads):
-    drafter, witness = run(tiny, heads, "fspad", nodes=12, depth=3, top_k=3)
-    tokens, features, tree, _ = witness.trees[0]
+    drafter, recorder = run(tiny, heads, "fspad", nodes=12, depth=3, top_k=3)
+    tokens, features, tree, _ = recorder.proposals[0]
     first = (tree.tokens[1],)
     with torch.inference_mode():
         right = log_q(drafter, tiny, tokens, features, first)
@@ -191,28 +192,29 @@ def test_feeding_back_h_logit_would_draft_otherwise(tiny, heads):
     assert (right - wrong).abs().max() > 1e-3
 
 
-def test_the_draft_cache_holds_rows_of_target_features_only(tiny, heads):
-    drafter, witness = run(tiny, heads, "fspad", nodes=12, depth=3, top_k=3)
-    tokens, features, _, _ = next(
-        found for found in reversed(witness.trees) if found[3]
-    )  # the last that was drafted
-    assert drafter.rows.length == len(tokens) - 1
+def test_the_draft_cache_holds_entries_of_target_features_only(tiny, heads):
+    drafter, recorder = run(tiny, heads, "fspad", nodes=12, depth=3, top_k=3)
+    # the last proposal that drafted anything
+    tokens, features, _, _ = next(p for p in reversed(recorder.proposals) if p[3])
+    cache = drafter.draft.cache
+    network = drafter.head.network
+    assert cache.length == len(tokens) - 1
     e = tiny.embedding(torch.tensor(tokens[1:]))
     with torch.inference_mode():
-        x = drafter.network.fuse(e, features)
-        rope = drafter.network.rope(torch.arange(len(x))).to(x.dtype)
-        for held, fresh in zip(
-            drafter.rows.view(), drafter.network.attention.keys_values(x, rope), strict=True
-        ):
-            torch.testing.assert_close(held, fresh, rtol=0, atol=1e-9)
+        x = network.fuse(e, features)
+        rope = network.rope(torch.arange(len(x))).to(x.dtype)
+        fresh = network.attention.keys_values(x, rope)
+        for cached, computed in zip(cache.view(), fresh, strict=True):
+            torch.testing.assert_close(cached, computed, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(
     ("nodes", "depth", "top_k"), [(2, 1, 1), (60, 6, 10), (5, 1, 8), (40, 2, 3)]
 )
 def test_any_tree_shape_keeps_its_bounds(tiny, heads, nodes, depth, top_k):
-    _, witness = run(tiny, heads, "eagle", nodes=nodes, depth=depth, top_k=top_k, vocabulary="head")
-    for _, _, tree, budget in witness.trees:
+    options = {"nodes": nodes, "depth": depth, "top_k": top_k, "vocabulary": "head"}
+    _, recorder = run(tiny, heads, "eagle", **options)
+    for _, _, tree, budget in recorder.proposals:
         assert len(tree) <= nodes
         assert max(tree.depths) <= min(depth, budget)
         assert not any(token % 3 == 0 for token in tree.tokens[1:])
@@ -226,11 +228,12 @@ WRONG = [
     ({"tree": "best"}, "unknown tree 'best'"),
     ({"verify": "reject"}, "unknown verification 'reject'"),
     ({"drafting": "guess"}, "unknown drafting 'guess'"),
+    ({"vocabulary": "hed"}, "unknown vocabulary 'hed'"),
     ({"verify": "rejection", "drafting": "coupled"}, "makes no use of coupled drafts"),
 ]
 
 
-@pytest.mark.parametrize(("options", "said"), WRONG)
-def test_options_out_of_range_are_refused(tiny, heads, options, said):
-    with pytest.raises(BenchError, match=said):
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_options_out_of_range_are_refused(tiny, heads, options, message):
+    with pytest.raises(BenchError, match=message):
         Eagle(tiny, head=str(heads["eagle"]), **options)

@@ -1,68 +1,175 @@
-"""Heads on disk: they come back as they went, and a foreign or damaged one is refused with the reason."""
+"""Heads on disk load as they were saved; foreign or damaged ones are refused with the reason."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from fspad_bench.drafts.head import Head, content_hash, load_head
+from fspad_bench.drafts.drafter import find_head
+from fspad_bench.drafts.head import BY_SWITCHES, SWITCHES, Head, load_head, shipped
+from fspad_bench.drafts.network import Shape, architecture, architectures
+from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.errors import BenchError
 
+EAGLE = architecture("eagle")
+FSPAD = architecture("fspad")
+SIZES = ("d", "m", "heads", "kv_heads", "head_dim", "rope_theta", "eps")
 
-def changed(folder, tmp_path, **facts):
-    """A copy of a head whose head.json says something else."""
-    copy = tmp_path / "copy"
+
+def description(folder):
+    return json.loads((folder / "head.json").read_text())
+
+
+def copied(folder, copy, **facts):
+    """Return a copy of a head's folder whose head.json states these facts instead."""
     copy.mkdir()
     (copy / "head.safetensors").write_bytes((folder / "head.safetensors").read_bytes())
-    (copy / "head.json").write_text(
-        json.dumps(json.loads((folder / "head.json").read_text()) | facts)
-    )
+    (copy / "head.json").write_text(json.dumps(description(folder) | facts))
     return copy
 
 
-def test_round_trip(tiny, heads, tmp_path):
-    head = load_head(heads["fspad"], tiny, "fspad")
-    Head(head.network, head.vocabulary, head.target, head.identity).save(tmp_path)
-    again = load_head(tmp_path, tiny, "fspad")
-    assert torch.equal(head.vocabulary, again.vocabulary)
-    for name, weight in head.network.state_dict().items():
-        assert torch.equal(weight, again.network.state_dict()[name])
-    assert content_hash(tmp_path) == content_hash(heads["fspad"])
+def assert_same_head(one, other):
+    assert type(one.network) is type(other.network)
+    assert one.network.shape == other.network.shape
+    assert torch.equal(one.vocabulary, other.vocabulary)
+    weights = other.network.state_dict()
+    assert weights.keys() == one.network.state_dict().keys()
+    for name, weight in one.network.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_a_saved_head_loads_as_it_was(tiny, heads, tmp_path, name):
+    head = load_head(heads[name], tiny, architecture(name))
+    Head(head.network, head.vocabulary, head.target, head.identity, {"note": 1}).save(tmp_path)
+    again = load_head(tmp_path, tiny, architecture(name))
+    assert_same_head(head, again)
+    assert again.facts["note"] == 1
+    assert (again.target, again.identity) == (tiny.name, tiny.identity)
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_format_1_loads_to_the_same_network_as_format_2(tiny, heads, tmp_path, name):
+    """Format 1 has three switches among the sizes in place of the architecture's name."""
+    new = description(heads[name])
+    assert (new["format"], new["architecture"]) == (2, name)
+    assert set(new["shape"]) == set(SIZES)
+    (switches,) = (switches for switches, known in BY_SWITCHES.items() if known == name)
+    old = {k: v for k, v in new.items() if k != "architecture"} | {"format": 1}
+    old["shape"] = new["shape"] | dict(zip(SWITCHES, switches, strict=True))
+    folder = copied(heads[name], tmp_path / "old")
+    (folder / "head.json").write_text(json.dumps(old))
+    assert_same_head(load_head(folder, tiny), load_head(heads[name], tiny))
+
+
+def test_a_combination_of_switches_that_never_was_is_refused(tiny, heads, tmp_path):
+    facts = description(heads["eagle"])
+    switches = {"feature_sampling": True, "split_output": True, "wide": True}
+    folder = copied(heads["eagle"], tmp_path / "odd", shape=facts["shape"] | switches)
+    about = {k: v for k, v in description(folder).items() if k != "architecture"}
+    (folder / "head.json").write_text(json.dumps(about))
+    with pytest.raises(BenchError, match="not a usable draft head"):
+        load_head(folder, tiny)
+
+
+@pytest.mark.parametrize("decoder", ["eagle", "fspad"])
+@pytest.mark.parametrize("target", ["tiny", "smollm2-135m"])
+def test_every_shipped_head_loads(tiny, decoder, target):
+    """On a stand-in with the name, identity and sizes of the target that the file names."""
+    folder = shipped(decoder, target)
+    about = description(folder)
+    stand_in = StandIn(tiny, target, about)
+    head = load_head(folder, stand_in, architecture(decoder))
+    assert head.network.architecture == about["decoder"] == decoder
+    assert head.network.shape == Shape(**{name: about["shape"][name] for name in SIZES})
+    assert sum(p.numel() for p in head.network.parameters()) == about["parameters"]
+    assert all(p.isfinite().all() for p in head.network.parameters())
+    assert not any(p.requires_grad for p in head.network.parameters())
+    assert Calibration.of(head.facts["calibration"]).greedy
+    assert len(head.sha256) == 64
+
+
+class StandIn:
+    """A target without a model: the attributes that loading a head reads."""
+
+    def __init__(self, tiny, name, about):
+        self.name = name
+        self.identity = about["identity"]
+        self.device = tiny.device
+        self.dtype = torch.float32
+        self.config = type(tiny.config)(
+            hidden_size=about["shape"]["d"],
+            num_attention_heads=about["shape"]["heads"],
+            vocab_size=50_000,
+        )
+
+
+def test_a_head_is_known_by_the_content_of_both_files(tiny, heads, tmp_path):
+    original = load_head(heads["eagle"], tiny)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("head.json", "head.safetensors"):
+        (elsewhere / name).write_bytes((heads["eagle"] / name).read_bytes())
+    assert load_head(elsewhere, tiny).sha256 == original.sha256
+    described = copied(heads["eagle"], tmp_path / "described", calibration=Calibration().facts())
+    assert load_head(described, tiny).sha256 != original.sha256
+    trained = tmp_path / "trained"
+    network = load_head(heads["eagle"], tiny).network
+    network.fuse.fc.bias.add_(1.0)
+    Head(network, original.vocabulary, tiny.name, tiny.identity, {"decoder": "eagle"}).save(trained)
+    assert (trained / "head.json").read_bytes() == (heads["eagle"] / "head.json").read_bytes()
+    assert load_head(trained, tiny).sha256 != original.sha256
 
 
 @pytest.mark.parametrize(
-    ("facts", "says"),
+    ("facts", "message"),
     [
         ({"identity": "other", "target": "vicuna"}, "was trained for vicuna"),
         ({"shape": {}}, "not a usable draft head"),
+        ({"architecture": "fsapd"}, "unknown draft network 'fsapd'"),
     ],
 )
-def test_a_foreign_head_is_refused(tiny, heads, tmp_path, facts, says):
-    with pytest.raises(BenchError, match=says):
-        load_head(changed(heads["eagle"], tmp_path, **facts), tiny, "eagle")
+def test_a_foreign_head_is_refused(tiny, heads, tmp_path, facts, message):
+    with pytest.raises(BenchError, match=message):
+        load_head(copied(heads["eagle"], tmp_path / "copy", **facts), tiny, EAGLE)
 
 
-def test_a_head_of_another_kind_is_refused(tiny, heads):
+def test_a_head_of_another_architecture_is_refused(tiny, heads):
     with pytest.raises(BenchError, match="holds the head of 'eagle', not of 'fspad'"):
-        load_head(heads["eagle"], tiny, "fspad")
+        load_head(heads["eagle"], tiny, FSPAD)
 
 
-def test_other_shapes_are_refused(tiny, heads, tmp_path):
-    shape = json.loads((heads["eagle"] / "head.json").read_text())["shape"]
+def test_other_sizes_than_the_weights_have_are_refused(tiny, heads, tmp_path):
+    shape = description(heads["eagle"])["shape"] | {"m": 81}
     with pytest.raises(BenchError, match="not a usable draft head"):
-        load_head(changed(heads["eagle"], tmp_path, shape=shape | {"m": 81}), tiny, "eagle")
+        load_head(copied(heads["eagle"], tmp_path / "copy", shape=shape), tiny, EAGLE)
 
 
 def test_a_damaged_file_is_refused(tiny, heads, tmp_path):
-    copy = changed(heads["eagle"], tmp_path)
+    copy = copied(heads["eagle"], tmp_path / "copy")
     weights = (copy / "head.safetensors").read_bytes()
     (copy / "head.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(BenchError, match="not a usable draft head"):
-        load_head(copy, tiny, "eagle")
+        load_head(copy, tiny, EAGLE)
 
 
-def test_a_missing_head_says_how_to_get_one(tiny, tmp_path):
+def test_a_missing_head_comes_with_a_way_to_get_one(tiny, tmp_path):
     with pytest.raises(BenchError) as raised:
-        load_head(tmp_path / "absent", tiny, "eagle")
+        load_head(tmp_path / "absent", tiny, EAGLE)
     assert "no draft head at" in raised.value.message
     assert "fspad-bench train" in raised.value.hint
+
+
+def test_without_a_folder_the_shipped_head_is_found(tiny, monkeypatch):
+    assert find_head("", FSPAD, tiny).network.architecture == "fspad"
+    monkeypatch.setattr(tiny, "name", "unheard")
+    with pytest.raises(BenchError) as raised:
+        find_head("", FSPAD, tiny)
+    assert raised.value.message == "no fspad head is shipped for target 'unheard'"
+    assert "train --decoder fspad --target unheard" in raised.value.hint
+
+
+def test_a_home_folder_is_expanded(tiny, heads, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(heads["eagle"]).parent))
+    assert find_head("~/eagle", EAGLE, tiny).network.architecture == "eagle"

@@ -1,4 +1,4 @@
-"""The attention function alone against a plain soft-max over repeated keys, and in whole models against eager."""
+"""Attention against a plain soft-max, backend by backend, and in whole models against eager."""
 
 from __future__ import annotations
 
@@ -10,16 +10,27 @@ import torch
 from doubles import ARCHITECTURES, VOCABULARY, random_model, random_tree
 
 from fspad_bench.core.tree import Tree
-from fspad_bench.engine.attention import NAME, mask_of, tree_attention
+from fspad_bench.engine import gpu, stock
+from fspad_bench.engine.attention import (
+    HeadShape,
+    Pending,
+    TorchAttention,
+    additive_mask,
+    attention,
+    rotate,
+)
+from fspad_bench.engine.cache import KVCache
+from fspad_bench.engine.gpu.backend import KernelAttention
 from fspad_bench.engine.target import TransformersTarget
 
 CPU = torch.device("cpu")
 
 
 def plain(query, key, value, visible, scaling):
-    """softmax(scaling Q K^T) V over the rows that `visible` `[N, L]` names; every head has its keys repeated."""
+    """Return softmax(scaling Q K^T) V over the entries that `visible` `[N, L]` names."""
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    key = key.repeat_interleave(groups, 1)
+    value = value.repeat_interleave(groups, 1)
     scores = (query @ key.mT * scaling).masked_fill(~visible, float("-inf"))
     return (scores.softmax(-1) @ value).transpose(1, 2)
 
@@ -30,87 +41,193 @@ def random_heads(heads, kv_heads, rows, length, dim=8):
     return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
 
 
+def pending_of(tree, prefix):
+    return Pending(prefix, tree.ancestry, len(tree))
+
+
 @pytest.mark.parametrize("scaling", [None, 0.125, 1.0])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1), (1, 1)])
 class TestFunction:
-    def held(self, query, key, value, visible, scaling, mask):
-        out, weights = tree_attention(
+    def check(self, query, key, value, visible, scaling, mask):
+        out, weights = stock.tree_attention(
             SimpleNamespace(), query, key, value, None, scaling=scaling, tree_mask=mask
         )
         assert weights is None
-        expected = plain(
-            query, key, value, visible, query.shape[-1] ** -0.5 if scaling is None else scaling
-        )
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        expected = plain(query, key, value, visible, scale)
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
 
-    def test_one_row_sees_everything(self, heads, kv_heads, scaling):
-        self.held(
-            *random_heads(heads, kv_heads, 1, 9), torch.ones(1, 9, dtype=torch.bool), scaling, None
-        )
+    def test_one_query_attends_to_everything(self, heads, kv_heads, scaling):
+        visible = torch.ones(1, 9, dtype=torch.bool)
+        self.check(*random_heads(heads, kv_heads, 1, 9), visible, scaling, None)
 
     def test_a_prefill_is_causal(self, heads, kv_heads, scaling):
-        self.held(
-            *random_heads(heads, kv_heads, 7, 7), torch.ones(7, 7).tril().bool(), scaling, None
-        )
+        visible = torch.ones(7, 7).tril().bool()
+        self.check(*random_heads(heads, kv_heads, 7, 7), visible, scaling, None)
 
     @pytest.mark.parametrize("nodes", [2, 3, 20, 70])
     @pytest.mark.parametrize("prefix", [0, 1, 11])
-    def test_a_node_sees_the_prefix_and_its_line(self, heads, kv_heads, scaling, prefix, nodes):
+    def test_a_node_attends_to_the_prefix_and_its_path(
+        self, heads, kv_heads, scaling, prefix, nodes
+    ):
         tree = random_tree(random.Random(nodes), nodes, vocabulary=99)
         visible = torch.cat([torch.ones(nodes, prefix, dtype=torch.bool), tree.visible()], dim=1)
-        mask = mask_of(tree, prefix, heads // kv_heads, dtype=torch.float64, device=CPU)
-        self.held(*random_heads(heads, kv_heads, nodes, prefix + nodes), visible, scaling, mask)
+        mask = additive_mask(pending_of(tree, prefix), heads // kv_heads, torch.float64, CPU)
+        self.check(*random_heads(heads, kv_heads, nodes, prefix + nodes), visible, scaling, mask)
 
 
-def test_a_single_node_needs_no_mask():
-    assert mask_of(Tree.root(1), 5, 2, dtype=torch.float32, device=CPU) is None
+def test_causal_attention_over_earlier_keys_is_refused():
+    query, key, value = random_heads(4, 2, 3, 9)
+    with pytest.raises(ValueError, match="causal attention of 3 queries over 9 keys"):
+        attention(query, key, value, causal=True)
 
 
-def test_a_mask_is_zero_where_a_node_sees_and_repeats_for_every_group():
-    tree = Tree([1, 2, 3], [-1, 0, 0])
-    mask = mask_of(tree, 2, 2, dtype=torch.bfloat16, device=CPU)
-    hidden = float("-inf")
-    rows = [[0, 0, 0, hidden, hidden], [0, 0, 0, 0, hidden], [0, 0, 0, hidden, 0]]
-    assert mask.tolist() == rows + rows
-    assert mask.dtype == torch.bfloat16
+class TestMask:
+    def test_a_single_node_needs_none(self):
+        assert additive_mask(pending_of(Tree.root(1), 5), 2, torch.float32, CPU) is None
+
+    def test_is_zero_where_a_node_attends_and_repeats_for_every_group(self):
+        tree = Tree([1, 2, 3], [-1, 0, 0])
+        mask = additive_mask(pending_of(tree, 2), 2, torch.bfloat16, CPU)
+        hidden = float("-inf")
+        rows = [[0, 0, 0, hidden, hidden], [0, 0, 0, 0, hidden], [0, 0, 0, hidden, 0]]
+        assert mask.tolist() == rows + rows
+        assert mask.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("new", [1, 2, 69])
+    def test_new_entries_have_the_last_rows_of_the_whole(self, new):
+        tree = random_tree(random.Random(3), 70, vocabulary=99)
+        whole = additive_mask(pending_of(tree, 4), 1, torch.float64, CPU)
+        part = Pending(4, tree.ancestry, new)
+        assert part.start == 4 + 70 - new
+        assert additive_mask(part, 1, torch.float64, CPU).equal(whole[-new:])
+
+
+def backend_of(name, shape):
+    if name == "torch":
+        return TorchAttention(shape)
+    return KernelAttention(shape, gpu.chosen(CPU))
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
+class TestBackends:
+    DIM = 8
+
+    def problem(self, heads, kv_heads, prefix, nodes, name, monkeypatch):
+        """Return a backend, a cache with a prefix, and projections and angles of new entries."""
+        monkeypatch.setenv(gpu.VARIABLE, "reference")
+        shape = HeadShape(heads, kv_heads, self.DIM, self.DIM**-0.5)
+        generator = torch.Generator().manual_seed(heads + nodes)
+
+        def some(*sizes):
+            return torch.randn(*sizes, dtype=torch.float64, generator=generator)
+
+        cache = KVCache(2, kv_heads, prefix + nodes + 3, self.DIM, torch.float64, CPU)
+        cache.entries[...] = some(*cache.entries.shape)
+        angles = some(nodes, self.DIM // 2)
+        sin = torch.cat([-angles.sin(), angles.sin()], dim=1)
+        rope = torch.stack([angles.cos().repeat(1, 2), sin])
+        return backend_of(name, shape), cache, some(nodes, heads + 2 * kv_heads, self.DIM), rope
+
+    def expected(self, backend, cache, projections, rope, prefix, visible):
+        shape = backend.shape
+        heads = shape.heads
+        kv_heads = shape.kv_heads
+        q, k, v = projections.transpose(0, 1).split([heads, kv_heads, kv_heads])
+        keys = torch.cat([cache.keys[1][:, :prefix], rotate(k, rope)], dim=1)
+        values = torch.cat([cache.values[1][:, :prefix], v], dim=1)
+        seen = plain(rotate(q, rope)[None], keys[None], values[None], visible, shape.scaling)
+        return seen[0].flatten(1), keys, values
+
+    def check(self, backend, cache, attend, projections, rope, prefix, visible):
+        expected, keys, values = self.expected(backend, cache, projections, rope, prefix, visible)
+        before = cache.entries.clone()
+        seen = attend(1, projections, rope)
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-12)
+        end = keys.shape[1]
+        torch.testing.assert_close(cache.keys[1][:, :end], keys, rtol=0, atol=1e-12)
+        torch.testing.assert_close(cache.values[1][:, :end], values, rtol=0, atol=0)
+        assert cache.entries[0].equal(before[0])  # the other layer
+        assert cache.entries[1][..., end:, :].equal(before[1][..., end:, :])
+
+    @pytest.mark.parametrize("count", [1, 7])
+    def test_a_prefill_is_causal(self, heads, kv_heads, name, count, monkeypatch):
+        problem = self.problem(heads, kv_heads, 0, count, name, monkeypatch)
+        backend, cache, projections, rope = problem
+        visible = torch.ones(count, count).tril().bool()
+        attend = backend.prefill(cache, count)
+        self.check(backend, cache, attend, projections, rope, 0, visible)
+
+    @pytest.mark.parametrize("nodes", [1, 2, 70])
+    @pytest.mark.parametrize("prefix", [1, 11])
+    def test_a_tree(self, heads, kv_heads, name, prefix, nodes, monkeypatch):
+        problem = self.problem(heads, kv_heads, prefix, nodes, name, monkeypatch)
+        backend, cache, projections, rope = problem
+        tree = random_tree(random.Random(nodes), nodes, vocabulary=99)
+        visible = torch.cat([torch.ones(nodes, prefix, dtype=torch.bool), tree.visible()], dim=1)
+        attend = backend.tree(cache, pending_of(tree, prefix))
+        self.check(backend, cache, attend, projections, rope, prefix, visible)
+
+    @pytest.mark.parametrize("first", [1, 5, 66])
+    def test_a_tree_in_two_parts(self, heads, kv_heads, name, first, monkeypatch):
+        prefix = 11
+        nodes = 70
+        problem = self.problem(heads, kv_heads, prefix, nodes, name, monkeypatch)
+        backend, cache, projections, rope = problem
+        tree = random_tree(random.Random(first), nodes, vocabulary=99)
+        visible = torch.cat([torch.ones(nodes, prefix, dtype=torch.bool), tree.visible()], dim=1)
+
+        def attend(layer, projections, rope):
+            parts = []
+            for start, end in ((0, first), (first, nodes)):
+                part = Pending(prefix, tree.ancestry[:end], end - start)
+                parts.append(
+                    backend.tree(cache, part)(layer, projections[start:end], rope[:, start:end])
+                )
+            return torch.cat(parts)
+
+        self.check(backend, cache, attend, projections, rope, prefix, visible)
 
 
 @pytest.mark.parametrize(("stock_attention", "tolerance"), [("sdpa", 1e-9), ("eager", 1e-5)])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "not fused"])
 @torch.inference_mode()
 def test_a_tree_equals_the_stock_model_with_a_4d_mask(name, stock_attention, tolerance):
-    """Eager attention takes its soft-max in float32 whatever the model's dtype."""
-    stock, target, rng = (
-        random_model(name),
-        TransformersTarget(random_model(name), None),
-        random.Random(name),
-    )
-    stock.set_attn_implementation(stock_attention)
-    assert stock.config._attn_implementation == stock_attention
-    assert target.config._attn_implementation == NAME
+    """Eager attention computes its soft-max in float32, whatever the model's dtype."""
+    options = {}
+    rng = random.Random(name)
+    if name == "not fused":
+        name = "llama"
+        options = {"hidden_act": "gelu"}
+    model = random_model(name, **options)
+    target = TransformersTarget(random_model(name, **options), None)
+    assert target.forward_name == ("stock" if options else "fused, stock")
+    model.set_attn_implementation(stock_attention)
+    assert model.config._attn_implementation == stock_attention
+    assert target.config._attn_implementation == stock.ATTENTION
     for prefix, nodes in ((1, 1), (1, 2), (9, 24), (17, 128)):
         prompt = [rng.randrange(VOCABULARY) for _ in range(prefix)]
         tree = random_tree(rng, nodes, VOCABULARY)
-        first, scores = target.prefill(prompt, 8), target.score(tree)
-        seen = torch.ones(prefix + nodes, prefix + nodes).tril().bool()
-        seen[prefix:, prefix:] = tree.visible()
-        out = stock(
+        with target.session(prefix + 8) as session:
+            first = session.prefill(prompt)
+            scores = session.score(tree)
+        visible = torch.ones(prefix + nodes, prefix + nodes).tril().bool()
+        visible[prefix:, prefix:] = tree.visible()
+        mask = torch.zeros(visible.shape, dtype=torch.float64)
+        positions = [*range(prefix), *(prefix + depth for depth in tree.depths)]
+        out = model(
             input_ids=torch.tensor([prompt + list(tree.tokens)]),
-            position_ids=torch.tensor(
-                [[*range(prefix), *(prefix + depth for depth in tree.depths)]]
-            ),
-            attention_mask=torch.zeros(seen.shape, dtype=torch.float64).masked_fill(
-                ~seen, float("-inf")
-            )[None, None],
+            position_ids=torch.tensor([positions]),
+            attention_mask=mask.masked_fill(~visible, float("-inf"))[None, None],
             output_hidden_states=True,
         )
-        torch.testing.assert_close(
-            first.logits[0], out.logits[0, prefix - 1], rtol=0, atol=tolerance
-        )
-        torch.testing.assert_close(scores.logits, out.logits[0, prefix:], rtol=0, atol=tolerance)
-        torch.testing.assert_close(
-            first.features, out.hidden_states[-1][0, :prefix], rtol=0, atol=tolerance
-        )
-        torch.testing.assert_close(
-            scores.features, out.hidden_states[-1][0, prefix:], rtol=0, atol=tolerance
-        )
+        logits = out.logits[0]
+        features = out.hidden_states[-1][0]
+        for ours, expected in (
+            (first.logits[0], logits[prefix - 1]),
+            (scores.logits, logits[prefix:]),
+            (first.features, features[:prefix]),
+            (scores.features, features[prefix:]),
+        ):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)

@@ -1,4 +1,4 @@
-"""The rows of the cache against a list that does the same."""
+"""The entries of a cache against a list that keeps the same paths."""
 
 from __future__ import annotations
 
@@ -7,96 +7,123 @@ import random
 import pytest
 import torch
 
-from fspad_bench.engine.cache import Rows, TreeCache
+from fspad_bench.engine import gpu, stock
+from fspad_bench.engine.cache import KVCache, move_entries
+from fspad_bench.engine.gpu.backend import kernel_compaction
 
-LAYERS, HEADS, DIM = 3, 2, 4
-
-
-def rows_of(marks: list[int], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values `[1, H, N, D]` that carry their marks; no two layers, heads or kinds are alike."""
-    base = torch.tensor(marks, dtype=torch.float64)[:, None] * 1000 + torch.arange(DIM)
-    keys = torch.stack([base + 100 * layer + 10 * head for head in range(HEADS)])[None]
-    return keys, -keys - 1
+LAYERS = 3
+HEADS = 2
+DIM = 4
+CPU = torch.device("cpu")
 
 
-def write(cache: TreeCache, marks: list[int]) -> None:
+@pytest.fixture(params=["host", "reference"])
+def cache(request, monkeypatch):
+    """`cache(slots)`: an empty cache, compacted by the host or by the kernels' reference."""
+    monkeypatch.setenv(gpu.VARIABLE, request.param)
+    kernels = gpu.chosen(CPU)
+    compact = kernel_compaction(kernels) if kernels else None
+
+    def cache(slots):
+        return KVCache(LAYERS, HEADS, slots, DIM, torch.float64, CPU, compact)
+
+    return cache
+
+
+def entries_of(marks: list[int]) -> torch.Tensor:
+    """Return entries `[layers, 2, H, N, D]` that carry their marks; no two of them are equal."""
+    values = torch.tensor(marks, dtype=torch.float64)[:, None] * 1000 + torch.arange(DIM)
+    heads = torch.arange(LAYERS * 2 * HEADS, dtype=torch.float64) * 10
+    return (values + heads[:, None, None]).view(LAYERS, 2, HEADS, len(marks), DIM)
+
+
+def write(cache: KVCache, start: int, marks: list[int]) -> None:
+    cache.entries[..., start : start + len(marks), :] = entries_of(marks)
+
+
+def assert_holds(cache: KVCache, marks: list[int]) -> None:
+    expected = entries_of(marks)
+    assert cache.entries[..., : len(marks), :].equal(expected)
     for layer in range(LAYERS):
-        cache.update(*rows_of(marks, layer), layer)
+        assert cache.keys[layer][:, : len(marks)].equal(expected[layer, 0])
+        assert cache.values[layer][:, : len(marks)].equal(expected[layer, 1])
 
 
-def assert_holds(cache: TreeCache, marks: list[int]) -> None:
-    assert cache.length == cache.get_seq_length() == len(marks)
-    for index, layer in enumerate(cache.layers):
-        keys, values = rows_of(marks, index)
-        assert layer.length == len(marks)
-        assert layer.keys[:, :, : len(marks)].equal(keys)
-        assert layer.values[:, :, : len(marks)].equal(values)
-
-
-def test_update_returns_all_rows_as_a_view():
-    layer = Rows(10)
-    first, second = rows_of([1, 2, 3], 0), rows_of([4], 0)
-    layer.update(*first)
-    keys, values = layer.update(*second)
-    assert keys.equal(torch.cat([first[0], second[0]], dim=2))
-    assert values.equal(torch.cat([first[1], second[1]], dim=2))
-    assert keys.data_ptr() == layer.keys.data_ptr()
-    assert layer.get_seq_length() == 4
-    assert layer.get_mask_sizes(5) == (9, 0)
-    assert layer.get_max_length() == layer.get_max_cache_shape() == 10
-
-
-def test_keys_and_values_may_differ_in_width_and_keep_their_dtype():
-    layer = Rows(4)
-    keys, values = layer.update(
-        torch.ones(1, 2, 1, 8, dtype=torch.bfloat16), torch.ones(1, 2, 1, 6)
-    )
-    assert keys.shape == (1, 2, 1, 8)
-    assert values.shape == (1, 2, 1, 6)
-    assert keys.dtype == torch.bfloat16
+def test_keys_and_values_are_views_of_one_tensor(cache):
+    empty = cache(10)
+    assert empty.slots == 10
+    assert empty.entries.shape == (LAYERS, 2, HEADS, 10, DIM)
+    assert not empty.entries.any()
+    for view in (*empty.keys, *empty.values):
+        assert view.untyped_storage().data_ptr() == empty.entries.untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_rounds_keep_exactly_the_paths(seed):
-    rng, cache, kept, mark = random.Random(seed), TreeCache(LAYERS, 400), [], 0
+def test_random_steps_keep_exactly_the_paths(cache, seed):
+    rng = random.Random(seed)
+    filled = cache(400)
+    kept = []
+    mark = 0
     for _ in range(10):
         nodes = rng.randrange(1, 30)
-        marks, mark = list(range(mark, mark + nodes)), mark + nodes
-        write(cache, marks)
-        path = [0, *sorted(rng.sample(range(1, nodes), rng.randrange(nodes)))]
-        cache.keep(len(kept), path)
+        marks = list(range(mark, mark + nodes))
+        mark += nodes
+        write(filled, len(kept), marks)
+        path = sorted(rng.sample(range(nodes), rng.randrange(nodes + 1)))
+        filled.keep(len(kept), path)
         kept += [marks[node] for node in path]
-        assert_holds(cache, kept)
+        assert_holds(filled, kept)
 
 
-@pytest.mark.parametrize("path", [[0], [0, 1], [0, 1, 2, 3], [0, 3], [0, 2, 3], [0, 1, 3]])
-def test_keep_leaves_what_stands_before_it(path):
-    cache = TreeCache(LAYERS, 16)
-    write(cache, [7, 8, 9])
-    write(cache, [20, 21, 22, 23])
-    cache.keep(3, path)
-    assert_holds(cache, [7, 8, 9, *(20 + node for node in path)])
+@pytest.mark.parametrize("path", [[], [0], [0, 1], [0, 1, 2, 3], [0, 3], [0, 2, 3], [1, 3], [3]])
+def test_keep_leaves_earlier_entries_as_they_are(cache, path):
+    filled = cache(16)
+    write(filled, 0, [7, 8, 9])
+    write(filled, 3, [20, 21, 22, 23])
+    filled.keep(3, path)
+    assert_holds(filled, [7, 8, 9, *(20 + node for node in path)])
 
 
-def test_rewind_and_clear_forget_the_end():
-    cache = TreeCache(LAYERS, 16)
-    cache.clear()
-    write(cache, [1, 2, 3, 4])
-    cache.rewind(2)
-    assert_holds(cache, [1, 2])
-    write(cache, [5])
-    assert_holds(cache, [1, 2, 5])
-    cache.clear()
-    assert cache.length == 0
+def test_a_path_that_lies_in_place_moves_nothing():
+    moves = []
+    filled = KVCache(
+        LAYERS, HEADS, 8, DIM, torch.float64, CPU, lambda *move: moves.append(move[1:])
+    )
+    for path in ([], [0], [0, 1, 2]):
+        filled.keep(3, path)
+    filled.keep(3, [0, 2])
+    assert moves == [(3, [0, 2])]
 
 
-def test_buffers_are_allocated_once():
-    cache = TreeCache(LAYERS, 64)
-    write(cache, [0])
-    buffers = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
-    for start in range(1, 40):
-        write(cache, [start, start + 100, start + 200])
-        cache.keep(start, [0])
-    cache.clear()
-    write(cache, [1, 2])
-    assert [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers] == buffers
+def test_overlapping_moves_read_before_they_write():
+    entries = torch.arange(6.0).view(1, 1, 1, 6, 1).clone()
+    move_entries(entries, 1, [1, 2, 3, 4])
+    assert entries.flatten().tolist() == [0, 2, 3, 4, 5, 5]
+
+
+def test_the_buffer_is_allocated_once(cache):
+    filled = cache(64)
+    address = filled.entries.data_ptr()
+    for start in range(40):
+        write(filled, start, [start, start + 100, start + 200])
+        filled.keep(start, [0, 2])
+    assert filled.entries.data_ptr() == address
+    assert filled.keys[0].data_ptr() == address
+
+
+def test_the_stock_forward_writes_and_reads_the_same_entries(cache):
+    filled = cache(10)
+    marks = [1, 2, 3]
+    write(filled, 0, marks)
+    layer = stock._StockLayer(filled.keys[1], filled.values[1], len(marks))
+    new = entries_of([4, 5])[1]
+    keys, values = layer.update(new[0][None], new[1][None])
+    expected = entries_of([1, 2, 3, 4, 5])[1]
+    assert keys[0].equal(expected[0])
+    assert values[0].equal(expected[1])
+    assert keys.data_ptr() == filled.keys[1].data_ptr()
+    assert layer.get_seq_length() == 5
+    assert layer.get_mask_sizes(4) == (9, 0)
+    assert layer.get_max_length() == layer.get_max_cache_shape() == 10
+    with pytest.raises(RuntimeError, match="allocated by its session"):
+        layer.lazy_initialization(keys, values)

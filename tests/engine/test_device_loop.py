@@ -1,4 +1,4 @@
-"""The loop on the device says, round for round, what the loop on the host says, and asks the host nothing meanwhile."""
+"""The loop on the device equals the loop on the host step for step, and a step needs no sync."""
 
 import gc
 from contextlib import contextmanager
@@ -7,24 +7,24 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fspad_bench.core.loop import Limit, generate
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
-from fspad_bench.decoders.build import build
+from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.prompt_lookup import PromptLookup
-from fspad_bench.decoders.registry import DECODERS, names
+from fspad_bench.drafts import measure
 from fspad_bench.drafts.sizing import costs
-from fspad_bench.drafts.sizing.policy import FixedSize
+from fspad_bench.drafts.sizing.policy import FixedTree
 from fspad_bench.engine import gpu as kernels
-from fspad_bench.engine.device_loop import Replay, repeated
-from fspad_bench.engine.gpu.tensors import Law
-from fspad_bench.lossless import identity
+from fspad_bench.engine.device_loop import DeviceLoop, Replay, repeated, runs_on_device
 from fspad_bench.models.load import load_target
+from fspad_bench.util.registry import DECODERS, names
 
 CPU = torch.device("cpu")
 PROMPTS = [[40, 41, 42] * 3, list(range(20, 50)), [7]]
-LAWS = [Sampler(), Sampler(1.0, seed=4), Sampler(0.8, top_k=30, top_p=0.9, seed=5)]
-GROWING = [name for name in names(DECODERS) if name in ("vanilla", "eagle", "fspad")]
+SAMPLERS = [Sampler(), Sampler(1.0, seed=4), Sampler(0.8, top_k=30, top_p=0.9, seed=5)]
+ON_DEVICE = [name for name in names(DECODERS) if name in ("vanilla", "eagle", "fspad")]
 
 
 @pytest.fixture
@@ -34,19 +34,20 @@ def target(monkeypatch):
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 40])
-@pytest.mark.parametrize("sampler", LAWS, ids=["greedy", "T=1", "cut"])
-@pytest.mark.parametrize("decoder", GROWING)
-def test_device_and_host_agree_round_for_round(target, decoder, sampler, length):
-    method = build(decoder, target, {} if decoder == "vanilla" else {decoder: {"tree": "fixed"}})
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["greedy", "T=1", "cut"])
+@pytest.mark.parametrize("decoder", ON_DEVICE)
+def test_device_and_host_agree_step_for_step(target, decoder, sampler, length):
+    built = build_decoder(
+        decoder, target, {} if decoder == "vanilla" else {decoder: {"tree": "fixed"}}
+    )
     for prompt in PROMPTS:
         limit = Limit(length, target.stop_ids)
-        found, wanted = (
-            method.loop.generate(sampler, prompt, limit),
-            generate(target, method.decoder, sampler, prompt, limit),
-        )
-        assert found.tokens == wanted.tokens
-        assert found.committed == wanted.committed
-        assert found.forwards == wanted.forwards == len(found.committed)
+        device = built.loop.generate(sampler, prompt, limit)
+        host = generate(target, built.drafter, sampler, prompt, limit)
+        assert device.tokens == host.tokens
+        assert device.committed == host.committed
+        assert device.forwards == host.forwards == len(device.committed)
+        assert device.draft_seconds is device.score_seconds is None
 
 
 @pytest.mark.parametrize(
@@ -63,139 +64,196 @@ def test_device_and_host_agree_round_for_round(target, decoder, sampler, length)
     ids=lambda shape: "-".join(shape.values()),
 )
 def test_trees_of_any_shape(target, shape):
-    method = build("fspad", target, {"fspad": shape})
-    for sampler in LAWS:
+    built = build_decoder("fspad", target, {"fspad": shape})
+    for sampler in SAMPLERS:
         limit = Limit(30)
-        found = method.loop.generate(sampler, PROMPTS[0], limit)
-        wanted = generate(target, method.decoder, sampler, PROMPTS[0], limit)
-        assert (found.tokens, found.committed[:-1]) == (wanted.tokens, wanted.committed[:-1])
-        assert found.drafted[0] == wanted.drafted[0]
+        device = built.loop.generate(sampler, PROMPTS[0], limit)
+        host = generate(target, built.drafter, sampler, PROMPTS[0], limit)
+        assert device.tokens == host.tokens
+        assert device.committed[:-1] == host.committed[:-1]
+        assert device.drafted[0] == host.drafted[0]
 
 
-@pytest.mark.parametrize("decoder", GROWING)
+@pytest.mark.parametrize("decoder", ON_DEVICE)
 def test_certification_holds_the_device_to_identity(target, decoder, monkeypatch):
-    def found():
-        checks = identity.check(lambda: build(decoder, target, {}), target, grid, vanilla)
+    from fspad_bench.lossless import identity
+
+    def verdicts():
+        checks = identity.check(lambda: build_decoder(decoder, target, {}), target, grid, vanilla)
         return {check.name: check.verdict for check in checks if "device" in check.name}
 
     grid = identity.cells(target)[:6]
     vanilla = identity.reference(target, grid)
-    assert found() == {"identity, device": "PASS", "cache, device": "PASS"}
+    assert verdicts() == {"identity, device": "PASS", "cache, device": "PASS"}
+    compact_late(target, monkeypatch)
+    if decoder != "vanilla":  # its entries never move
+        assert "FAIL" in verdicts().values()
+
+
+def compact_late(target, monkeypatch):
+    """Let the kernels move accepted entries one slot too far."""
     compact = target.kernels.compact
     late = target.kernels._replace(
-        compact=lambda rows, length, walk: compact(rows, length + 1, walk)
+        compact=lambda entries, length, walk: compact(entries, length + 1, walk)
     )
-    monkeypatch.setattr(target, "kernels", late)
-    if decoder != "vanilla":  # whose rows never move
-        assert "FAIL" in found().values()
+    monkeypatch.setattr(target.attention, "kernels", late)
+
+
+def test_a_wrong_compaction_changes_the_tokens(target, monkeypatch):
+    limit = Limit(40, target.stop_ids)
+    expected = build_decoder("fspad", target, {}).loop.generate(SAMPLERS[1], PROMPTS[0], limit)
+    compact_late(target, monkeypatch)
+    late = build_decoder("fspad", target, {}).loop.generate(SAMPLERS[1], PROMPTS[0], limit)
+    assert late.tokens != expected.tokens
 
 
 def test_a_longer_prompt_needs_another_cache(target):
-    method = build("fspad", target, {})
+    built = build_decoder("fspad", target, {})
     for prompt in (PROMPTS[0], list(range(90)) * 8, PROMPTS[0]):
         limit = Limit(12, target.stop_ids)
         assert (
-            method.loop.generate(LAWS[1], prompt, limit).tokens
-            == generate(target, method.decoder, LAWS[1], prompt, limit).tokens
+            built.loop.generate(SAMPLERS[1], prompt, limit).tokens
+            == generate(target, built.drafter, SAMPLERS[1], prompt, limit).tokens
         )
 
 
+SYNCING = {
+    f"aten::{name}"
+    for name in (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "is_nonzero",
+        "equal",
+        "lift_fresh",
+        "unique_dim",
+    )
+}
+
+
 @contextmanager
-def no_word_to_the_host():
-    """Raises where a value would be read on the host, or made there: what a device would have to be waited for."""
+def no_sync():
+    """Fail where the host reads a value of the device, or makes one there: it would wait."""
 
     class Silent(TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            assert operation.overloadpacket._qualified_op_name.removeprefix("aten::") not in {
-                "_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "lift_fresh", "unique_dim",
-            }  # fmt: skip
+            assert operation.overloadpacket._qualified_op_name not in SYNCING
             return operation(*args, **(kwargs or {}))
 
     with Silent():
         yield
 
 
-@pytest.mark.parametrize("sampler", LAWS, ids=["greedy", "T=1", "cut"])
-@pytest.mark.parametrize("decoder", GROWING)
-def test_a_round_is_silent(target, decoder, sampler):
-    method = build(decoder, target, {})
-    method.loop.generate(sampler, PROMPTS[0], Limit(4))
-    kind = Law.of(sampler, target.device).kind
-    with no_word_to_the_host(), torch.inference_mode():
-        method.loop.replays[kind]()
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["greedy", "T=1", "cut"])
+@pytest.mark.parametrize("decoder", ON_DEVICE)
+def test_a_step_needs_no_sync(target, decoder, sampler):
+    built = build_decoder(decoder, target, {})
+    built.loop.generate(sampler, PROMPTS[0], Limit(4))
+    (replay,) = built.loop.replays.values()
+    with no_sync(), torch.inference_mode():
+        replay()
 
 
-def test_silence_is_noticed_when_broken():
-    with pytest.raises(AssertionError), no_word_to_the_host():
+def test_a_sync_is_noticed():
+    with pytest.raises(AssertionError), no_sync():
         int(torch.ones(1).argmax())
 
 
-def test_who_has_no_grower_stays_with_the_host(target, tiny):
-    assert build("prompt_lookup", target, {}).loop is None
-    assert build("fspad", target, {"fspad": {"verify": "rejection"}}).loop is None
-    assert (
-        build("fspad", target, {"fspad": {"depth": "20", "top_k": "10"}}).loop is None
-    )  # more rows than bits
-    assert build("fspad", tiny, {}).loop is None
-    assert not hasattr(PromptLookup(target), "grower")
+def test_other_decoders_stay_with_the_host(target, tiny):
+    assert build_decoder("prompt_lookup", target, {}).loop is None
+    assert build_decoder("fspad", target, {"fspad": {"verify": "rejection"}}).loop is None
+    more_entries_than_bits = {"depth": "20", "top_k": "10"}
+    assert build_decoder("fspad", target, {"fspad": more_entries_than_bits}).loop is None
+    assert build_decoder("fspad", tiny, {}).loop is None
+    assert PromptLookup(target).device_drafter() is None
+
+
+def test_a_target_without_kernels_has_no_device_loop(target, tiny):
+    assert runs_on_device(target)
+    assert not runs_on_device(tiny)
+    drafter = build_decoder("vanilla", target, {}).drafter.device_drafter()
+    with pytest.raises(ValueError, match="tiny has no kernels"):
+        DeviceLoop(tiny, drafter)
 
 
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(1.0, seed=2)], ids=["greedy", "T=1"])
-def test_a_tree_sized_by_the_machine_has_one_shape_on_a_device(target, sampler):
-    method = build("fspad", target, {"fspad": {"tree": "auto", "nodes": "20"}})
-    size = method.decoder.sizes[True]
-    assert isinstance(size, FixedSize)
-    assert (method.loop.grower.nodes, method.loop.grower.depth) == (size.nodes, size.depth)
-    assert 2 <= size.nodes <= 20
+def test_an_adaptive_tree_has_one_shape_on_a_device(target, sampler):
+    built = build_decoder("fspad", target, {"fspad": {"tree": "auto", "nodes": "20"}})
+    loop = built.loop
+    shape = built.drafter.shape
+    assert built.drafter.policies == {True: shape, False: shape}
+    assert isinstance(shape, FixedTree)
+    assert (loop.drafter.nodes, loop.drafter.depth) == (shape.nodes, shape.depth)
+    assert built.options["captured_nodes"] == shape.nodes
+    assert 2 <= shape.nodes <= 20
     limit = Limit(24, target.stop_ids)
-    found, hosts = (
-        method.loop.generate(sampler, PROMPTS[0], limit),
-        generate(target, method.decoder, sampler, PROMPTS[0], limit),
-    )
-    assert (found.tokens, found.committed) == (hosts.tokens, hosts.committed)
+    device = loop.generate(sampler, PROMPTS[0], limit)
+    host = generate(target, built.drafter, sampler, PROMPTS[0], limit)
+    assert (device.tokens, device.committed) == (host.tokens, host.committed)
 
 
 def test_costs_of_captured_and_of_hosted_drafting_are_kept_apart(target, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        costs, "of", lambda target, about, measure, **_: asked.append(about) or costs.TINY
-    )
+    keys = []
+
+    def measured(target, about, measure_draft, **options):
+        keys.append(about)
+        return costs.TINY
+
+    monkeypatch.setattr(costs, "measure", measured)
     for options in (
         {"tree": "auto"},
         {"tree": "auto", "verify": "rejection", "drafting": "ranked"},
     ):
-        build("fspad", target, {"fspad": options})
-    assert asked[0] != asked[1]
+        build_decoder("fspad", target, {"fspad": options}).prepare()
+    captured, *hosted = keys
+    assert captured["captured"]
+    assert len(hosted) == 2
+    assert captured not in hosted
 
 
 def test_drafting_is_timed_as_it_is_replayed(target):
-    decoder = build("fspad", target, {}).decoder
-    ((first, level),) = decoder._replayed(target, [32])
+    drafter = build_decoder("fspad", target, {}).drafter
+    ((first, level),) = measure._captured_seconds(target, drafter.draft, drafter.options, [32])
     assert 0 <= level < 20 * first < 20
 
 
-def test_a_round_can_be_repeated(target):
+def test_a_step_can_be_repeated(target, monkeypatch):
+    sessions = []
+    opened = target.session
+
+    def session(*arguments, **options):
+        sessions.append(opened(*arguments, **options))
+        return sessions[-1]
+
+    monkeypatch.setattr(target, "session", session)
     prompt = list(range(40))
     run = repeated(target, Tree.chain(41, [42, 43, 44]), prompt)
     run()
-    rows, length = target.cache.rows.clone(), 40
+    (repeating,) = sessions
+    entries = repeating.cache.entries.clone()
     run()
-    assert torch.equal(rows[..., : length + 1, :], target.cache.rows[..., : length + 1, :])
-    target.prefill(prompt, 8)
-    scored = target.score(Tree.root(41))
-    assert scored.logits.isfinite().all()
+    end = len(prompt) + 1
+    assert torch.equal(entries[..., :end, :], repeating.cache.entries[..., :end, :])
+    with target.session(48) as other:
+        other.prefill(prompt)
+        assert other.cache is not repeating.cache
+        assert other.score(Tree.root(41)).logits.isfinite().all()
+        kept = other.cache.entries[..., :end, :]
+        torch.testing.assert_close(kept, entries[..., :end, :], rtol=0, atol=1e-9)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("decoder", GROWING)
-def test_on_a_gpu_a_round_is_a_graph_that_waits_for_nothing(decoder):
+@pytest.mark.parametrize("decoder", ON_DEVICE)
+def test_on_a_gpu_a_step_is_a_graph_without_syncs(decoder):
     target = load_target("tiny", device="cuda", dtype="float32")
-    method = build(decoder, target, {})
-    for sampler in LAWS:
+    built = build_decoder(decoder, target, {})
+    for sampler in SAMPLERS:
         limit = Limit(40, target.stop_ids)
-        found = method.loop.generate(sampler, PROMPTS[0], limit)
-        assert found.tokens == generate(target, method.decoder, sampler, PROMPTS[0], limit).tokens
-        replay = method.loop.replays[Law.of(sampler, target.device).kind]
+        before = set(built.loop.replays)
+        device = built.loop.generate(sampler, PROMPTS[0], limit)
+        assert device.tokens == generate(target, built.drafter, sampler, PROMPTS[0], limit).tokens
+        (kind,) = set(built.loop.replays) - before
+        replay = built.loop.replays[kind]
         assert replay.graph is not None
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -205,38 +263,39 @@ def test_on_a_gpu_a_round_is_a_graph_that_waits_for_nothing(decoder):
 
 
 class Graphs:
-    """Stands for torch.cuda: a capture notes what is run in it and runs nothing."""
+    """Stand-in for torch.cuda: a capture records the calls made in it."""
 
     def __init__(self):
-        self.seen = []
+        self.calls = []
 
     def CUDAGraph(self):
         return self
 
     @contextmanager
     def graph(self, _):
-        self.seen.append("capture")
+        self.calls.append("capture")
         yield
 
     def synchronize(self):
-        self.seen.append("wait")
+        self.calls.append("wait")
 
     def replay(self):
-        self.seen.append("replay")
+        self.calls.append("replay")
 
 
-def test_a_round_is_run_then_captured_then_replayed(monkeypatch):
+def test_a_step_is_run_then_captured_then_replayed(monkeypatch):
     graphs = Graphs()
     monkeypatch.setattr(torch, "cuda", graphs)
-    replay = Replay(lambda: graphs.seen.append("work"), torch.device("cuda"))
+    replay = Replay(lambda: graphs.calls.append("work"), torch.device("cuda"))
     for _ in range(4):
         replay()
-    assert graphs.seen == ["work", "wait", "capture", "work", "replay", "replay", "replay"]
+    assert graphs.calls == ["work", "wait", "capture", "work", "replay", "replay", "replay"]
 
 
 def test_no_garbage_is_collected_while_a_graph_is_captured(monkeypatch):
     """The end of another graph, wherever the collector finds it, would end the capture."""
-    graphs, collecting = Graphs(), []
+    graphs = Graphs()
+    collecting = []
     monkeypatch.setattr(torch, "cuda", graphs)
     replay = Replay(lambda: collecting.append(gc.isenabled()), torch.device("cuda"))
     for _ in range(3):
@@ -256,8 +315,8 @@ def test_no_garbage_is_collected_while_a_graph_is_captured(monkeypatch):
 
 
 def test_without_a_gpu_nothing_is_captured():
-    seen = []
-    replay = Replay(lambda: seen.append("work"), CPU)
+    calls = []
+    replay = Replay(lambda: calls.append("work"), CPU)
     for _ in range(3):
         replay()
-    assert (seen, replay.graph) == (["work"] * 3, None)
+    assert (calls, replay.graph) == (["work"] * 3, None)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fspad_bench.cli import main as cli
+from fspad_bench.core import sampling
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
@@ -18,10 +19,10 @@ ME = __name__
 class Hasty(PromptLookup):
     """Takes a child that the target did not choose when it is likely enough: typical acceptance."""
 
-    def verify(self, tree, logits, sampler, position):
+    def rule(tree, logits, sampler, position):
         path, bonus = match(tree, logits, sampler, position)
         for child in tree.offspring[path[-1]]:
-            if sampler.law(logits[path[-1]])[tree.tokens[child]] > 0.05:
+            if sampler.distribution(logits[path[-1]])[tree.tokens[child]] > 0.05:
                 return Accepted([*path, child], sampler.next(logits[child], position + len(path)))
         return Accepted(path, bonus)
 
@@ -40,9 +41,9 @@ class Broken:
 def quick(monkeypatch):
     """The foundations and the wrong rules have tests of their own."""
     monkeypatch.setattr(
-        certify, "QUICK", replace(certify.QUICK, draws=10_000, ways=("ranked",), distance=0.3)
+        certify, "QUICK", replace(certify.QUICK, draws=10_000, drafts=("ranked",), distance=0.3)
     )
-    monkeypatch.setattr(certify, "WRONG_RULES", certify.WRONG_RULES[-1:])
+    monkeypatch.setattr(certify, "MUTATIONS", certify.MUTATIONS[-1:])
 
 
 def run(capsys, *arguments):
@@ -62,11 +63,13 @@ def test_a_lossless_decoder_is_certified(quick, capsys):
 
 def test_a_lossy_decoder_is_not(quick, capsys):
     code, out, _ = run(capsys, "--decoder", f"{ME}:Hasty", "--format", "json")
-    found = json.loads(out)
-    failed = {check["name"] for check in found["checks"] if check["verdict"] == "FAIL"}
-    assert (code, found["certified"]) == (1, False)
-    assert failed == {"exact law"}  # a rule of its own: identity is asked of its greedy texts only
-    assert {check["subject"] for check in found["checks"] if check["verdict"] == "FAIL"} == {
+    document = json.loads(out)
+    failed = {check["name"] for check in document["checks"] if check["verdict"] == "FAIL"}
+    assert (code, document["certified"]) == (1, False)
+    assert failed == {
+        "exact distribution"
+    }  # a rule of its own: identity is asked of its greedy texts only
+    assert {check["subject"] for check in document["checks"] if check["verdict"] == "FAIL"} == {
         f"{ME}:Hasty"
     }
 
@@ -91,11 +94,11 @@ def test_options_reach_the_decoder(quick, capsys):
     identity = next(
         c for c in json.loads(out)["checks"] if (c["name"], c["subject"]) == ("identity", "fspad")
     )
-    assert "greedy ones: the rest by law" in identity["figure"]
+    assert "greedy ones: the rest by distribution" in identity["figure"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--decoder", "fspda"], "unknown decoder 'fspda'"),
         (["--decoder", "fspad", "-D", "fspad.verify=rejekt"], "unknown verification 'rejekt'"),
@@ -109,10 +112,10 @@ def test_options_reach_the_decoder(quick, capsys):
         (["--decoder", "vanilla", "--thorough"], "not allowed with"),
     ],
 )
-def test_bad_input_is_one_clear_error(arguments, said, capsys):
+def test_bad_input_is_one_clear_error(arguments, message, capsys):
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
 
 
@@ -125,8 +128,8 @@ def test_proofs_hold(tiny):
 
 
 def test_proofs_see_a_wrong_noise(monkeypatch):
-    real = proofs.gumbel
-    monkeypatch.setattr(proofs, "gumbel", lambda h: real(h) * 0.98)
+    gumbel = sampling.gumbel
+    monkeypatch.setattr(sampling, "gumbel", lambda h: gumbel(h) * 0.98)
     assert proofs.check_sampler(1_000_000)[1].verdict == "FAIL"
 
 

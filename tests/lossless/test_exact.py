@@ -1,38 +1,38 @@
-"""Exact laws of the production loop, and that a distance is found where there is one."""
+"""Exact distributions of the production loop; a wrong one must be far from the target's."""
 
 import pytest
 
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.core.verification import RULES, Accepted, match
+from fspad_bench.core.verification import RULES, Accepted, Rule, match
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.errors import BenchError
-from fspad_bench.lossless import exact
+from fspad_bench.lossless import exact, oracle
 from fspad_bench.lossless.oracle import distance
 from fspad_bench.lossless.report import ELSEWHERE
 from fspad_bench.lossless.scripted import ScriptedTarget
 
 
-def test_the_reference_is_a_law():
-    law = exact.product_law(ScriptedTarget(3), Sampler(0.7), 4)
-    assert len(law) == 81
-    assert sum(law.values()) == pytest.approx(1)
+def test_the_reference_is_a_distribution():
+    outputs = exact.product_distribution(ScriptedTarget(3), Sampler(0.7), 4)
+    assert len(outputs) == 81
+    assert sum(outputs.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("way", ["ranked", "drawn, own vocabulary"])
-def test_every_rule_keeps_the_law(rule, way):
+@pytest.mark.parametrize("draft", ["ranked", "drawn, own vocabulary"])
+def test_every_rule_keeps_the_distribution(rule, draft):
     checks = [
-        check for check in exact.check_rules([way], (0,)) if check.subject == f"{rule}, {way}"
+        check for check in exact.check_rules([draft], (0,)) if check.subject == f"{rule}, {draft}"
     ]
     assert [check.verdict for check in checks] == ["PASS"]
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("way", exact.WAYS)
-def test_every_rule_keeps_the_law_of_wide_trees(way):
-    assert {check.verdict for check in exact.check_rules([way])} == {"PASS"}
+@pytest.mark.parametrize("draft", exact.DRAFTS)
+def test_every_rule_keeps_the_distribution_of_wide_trees(draft):
+    assert {check.verdict for check in exact.check_rules([draft])} == {"PASS"}
 
 
 def test_a_drafter_that_is_verified_at_another_temperature_is_far_off():
@@ -40,16 +40,16 @@ def test_a_drafter_that_is_verified_at_another_temperature_is_far_off():
         def logits(self, prefix):
             return super().logits(prefix) * 0.8
 
-    law = exact.loop_law(Warm(3), Vanilla(None), exact.LAWS["T=1"])
-    assert (
-        distance(law, exact.product_law(ScriptedTarget(3), exact.LAWS["T=1"], exact.LENGTH)) > 0.05
-    )
+    sampler = exact.SAMPLERS["T=1"]
+    warm = exact.loop_distribution(Warm(3), Vanilla(None), sampler)
+    right = exact.product_distribution(ScriptedTarget(3), sampler, exact.LENGTH)
+    assert distance(warm, right) > 0.05
 
 
 def test_decoders_that_can_stand_on_a_script_do(tiny):
-    for name, made in (("prompt_lookup", PromptLookup), ("vanilla", Vanilla)):
-        found = exact.check_decoder(name, made, tiny)
-        assert (found.verdict, "over 5 laws" in found.figure) == ("PASS", True)
+    for name, decoder in (("prompt_lookup", PromptLookup), ("vanilla", Vanilla)):
+        check = exact.check_decoder(name, decoder, tiny)
+        assert (check.verdict, "over 5 samplers" in check.figure) == ("PASS", True)
 
 
 @pytest.mark.parametrize(
@@ -61,34 +61,33 @@ def test_decoders_that_can_stand_on_a_script_do(tiny):
     ],
 )
 def test_those_that_cannot_stand_on_tiny(options, tiny):
-    found = exact.check_decoder("fspad", lambda target: Fspad(target, **options), tiny)
-    assert found.verdict == "PASS", found
-    assert "on tiny" in found.figure
+    check = exact.check_decoder("fspad", lambda target: Fspad(target, **options), tiny)
+    assert check.verdict == "PASS", check
+    assert "on tiny (on a script: AttributeError: 'ScriptedTarget'" in check.figure
 
 
 def test_a_head_of_another_target_is_left_to_other_checks(tiny):
     def make(target):
         raise BenchError("the head does not fit tiny")
 
-    found = exact.check_decoder("fspad", make, tiny)
-    assert found.verdict == ELSEWHERE
-    assert "does not fit tiny" in found.figure
+    check = exact.check_decoder("fspad", make, tiny)
+    assert check.verdict == ELSEWHERE
+    assert "does not fit tiny" in check.figure
 
 
 def test_a_rule_of_its_own_that_is_lossy_is_seen_wherever_it_stands(tiny):
-    class Hasty(Fspad):
-        def verify(self, tree, logits, sampler, position):
-            path, bonus = match(tree, logits, sampler, position)
-            for child in tree.offspring[path[-1]]:
-                if sampler.law(logits[path[-1]])[tree.tokens[child]] > 0.2:
-                    return Accepted(
-                        [*path, child], sampler.next(logits[child], position + len(path))
-                    )
-            return Accepted(path, bonus)
+    @Rule
+    def hasty(tree, logits, sampler, position):
+        path, bonus = match(tree, logits, sampler, position)
+        for child in tree.offspring[path[-1]]:
+            if sampler.distribution(logits[path[-1]])[tree.tokens[child]] > 0.2:
+                return Accepted([*path, child], sampler.next(logits[child], position + len(path)))
+        return Accepted(path, bonus)
 
-        def __setattr__(self, name, value):
-            if name != "verify":
-                super().__setattr__(name, value)
+    class Hasty(Fspad):
+        def __init__(self, target):
+            super().__init__(target)
+            self.rule = hasty
 
     assert exact.check_decoder("hasty", Hasty, tiny).verdict == "FAIL"
 
@@ -96,15 +95,52 @@ def test_a_rule_of_its_own_that_is_lossy_is_seen_wherever_it_stands(tiny):
 def test_a_foreign_engine_has_nothing_to_explore(tiny):
     class Engine:
         def __init__(self, target):
-            self.generate = None
+            pass
+
+        def generate(self, prompt, sampler, limit):
+            raise AssertionError("never called")
 
     assert exact.check_decoder("engine", Engine, tiny).verdict == "-"
 
 
-def test_what_would_take_for_ever_is_left_to_other_checks(tiny, monkeypatch):
-    monkeypatch.setitem(exact.explore.__globals__, "MOST", 5)
+def test_too_large_a_decision_tree_is_left_to_other_checks(tiny, monkeypatch):
+    monkeypatch.setattr(oracle, "MAX_PATHS", 5)
     assert exact.check_decoder("prompt_lookup", PromptLookup, tiny).verdict == "-"
 
 
 def test_a_drafter_that_is_never_tested_is_vacuous(tiny):
     assert exact.check_decoder("silent", Vanilla, tiny).verdict == "VACUOUS"
+
+
+def crashing(error):
+    class Crashing(Vanilla):
+        def __init__(self, target):
+            if isinstance(target, ScriptedTarget):
+                raise error
+
+    return Crashing
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AttributeError("no tokenizer"), TypeError("not a model"), BenchError("no head for this")],
+)
+def test_a_decoder_that_needs_more_than_a_script_is_told_by_the_type_of_its_error(error):
+    reason = exact.reason_it_needs_more(crashing(error))
+    assert reason == f"{type(error).__name__}: {error}"
+    assert exact.reason_it_needs_more(Vanilla) == ""
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), ZeroDivisionError("no such thing")])
+def test_a_decoder_that_crashes_on_a_script_has_failed(error, tiny):
+    with pytest.raises(type(error), match=str(error)):
+        exact.check_decoder("crashing", crashing(error), tiny)
+
+
+def test_a_crash_while_decoding_on_a_script_is_no_excuse(tiny):
+    class Late(Vanilla):
+        def begin(self, context, scores):
+            raise AttributeError("no such thing")
+
+    with pytest.raises(AttributeError, match="no such thing"):
+        exact.check_decoder("late", Late, tiny)

@@ -1,20 +1,26 @@
-"""Every registered decoder against vanilla, and that the check sees what it should."""
+"""Every registered decoder against vanilla, and the mistakes that the check must detect."""
 
 from itertools import combinations, product
 
 import pytest
 
-from fspad_bench.core.loop import Generation, Limit, generate
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Drafter, Generation, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Accepted, match
-from fspad_bench.decoders.build import Method, build
+from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.decoders.prompt_lookup import PromptLookup
-from fspad_bench.decoders.registry import DECODERS, names
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.engine.cache import TreeCache
+from fspad_bench.engine.cache import KVCache
 from fspad_bench.lossless import identity
-from fspad_bench.lossless.witness import Sights
+from fspad_bench.lossless.witness import Observations
+from fspad_bench.util.registry import DECODERS, names
+
+
+def drafting(label, drafter):
+    """Return a decoder of a drafter that is not registered."""
+    return Decoder(label, None, drafter=drafter)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +39,8 @@ def verdicts(checks):
 
 @pytest.mark.parametrize("name", names(DECODERS))
 def test_every_registered_decoder_is_lossless(name, tiny, grid, vanilla):
-    found = identity.check(lambda: build(name, tiny, {}), tiny, grid, vanilla)
-    assert {check.verdict for check in found} <= {"PASS", "-"}, found
+    checks = identity.check(lambda: build_decoder(name, tiny, {}), tiny, grid, vanilla)
+    assert {check.verdict for check in checks} <= {"PASS", "-"}, checks
 
 
 @pytest.mark.parametrize(
@@ -42,20 +48,20 @@ def test_every_registered_decoder_is_lossless(name, tiny, grid, vanilla):
     [{"verify": rule, "drafting": how} for rule, how in product(RULES, ["ranked", "sampled"])],
 )
 def test_every_rule_and_drafting_is_greedy_at_0(options, tiny, grid, vanilla):
-    found = identity.check(lambda: build("fspad", tiny, {"fspad": options}), tiny, grid, vanilla)
-    assert set(verdicts(found).values()) == {"PASS"}, found
+    checks = identity.check(
+        lambda: build_decoder("fspad", tiny, {"fspad": options}), tiny, grid, vanilla
+    )
+    assert set(verdicts(checks).values()) == {"PASS"}, checks
 
 
 @pytest.mark.parametrize(
     "options", [{"depth": "4", "nodes": "24"}, {"depth": "1", "top_k": "1", "nodes": "2"}]
 )
 def test_other_trees_are_lossless_too(options, tiny, grid, vanilla):
-    assert (
-        verdicts(
-            identity.check(lambda: build("eagle", tiny, {"eagle": options}), tiny, grid, vanilla)
-        )["identity"]
-        == "PASS"
+    checks = identity.check(
+        lambda: build_decoder("eagle", tiny, {"eagle": options}), tiny, grid, vanilla
     )
+    assert verdicts(checks)["identity"] == "PASS"
 
 
 def test_every_pair_of_levels_meets():
@@ -74,56 +80,46 @@ def test_the_thorough_grid_has_every_pair_of_levels(tiny):
 
 
 class Off(PromptLookup):
-    """Its bonus token after two accepted drafts is not what the target said."""
+    """Commits a wrong bonus token after two accepted drafts."""
 
-    def verify(self, tree, logits, sampler, position):
+    def rule(tree, logits, sampler, position):
         path, bonus = match(tree, logits, sampler, position)
         return Accepted(path, (bonus + 1) % 97 if len(path) > 2 else bonus)
 
 
-def test_a_single_other_token_is_seen(tiny, grid, vanilla):
-    found = identity.check(lambda: Method("off", Off(tiny), {}), tiny, grid, vanilla)
-    assert verdicts(found)["identity"] == "FAIL"
+def test_a_single_other_token_is_detected(tiny, grid, vanilla):
+    checks = identity.check(lambda: drafting("off", Off(tiny)), tiny, grid, vanilla)
+    assert verdicts(checks)["identity"] == "FAIL"
 
 
-def test_a_row_that_stayed_behind_is_seen(tiny, grid, vanilla, monkeypatch):
-    real = TreeCache.keep
-    monkeypatch.setattr(
-        TreeCache, "keep", lambda self, start, path: real(self, start, range(len(path)))
-    )
-    found = identity.check(lambda: build("fspad", tiny, {}), tiny, grid, vanilla)
-    assert verdicts(found)["cache"] == verdicts(found)["identity"] == "FAIL"
+def test_an_entry_that_was_not_moved_is_detected(tiny, grid, vanilla, monkeypatch):
+    monkeypatch.setattr(KVCache, "keep", lambda self, start, path: None)
+    checks = identity.check(lambda: build_decoder("fspad", tiny, {}), tiny, grid, vanilla)
+    assert verdicts(checks)["cache"] == verdicts(checks)["identity"] == "FAIL"
 
 
-class Wrong:
-    """Always drafts, and is hardly ever right."""
-
-    def __init__(self, target):
-        pass
-
-    def begin(self, context, scores):
-        pass
+class Wrong(Drafter):
+    """Always drafts the same tokens, which are hardly ever right."""
 
     def propose(self, context, budget):
         return Tree.chain(context.tokens[-1], [1, 2, 3][:budget])
 
-    def observe(self, step):
-        pass
+
+class Silent(Wrong):
+    """Never drafts anything."""
+
+    def propose(self, context, budget):
+        return Tree.root(context.tokens[-1])
 
 
-def test_what_never_happened_is_named(tiny, grid, vanilla):
-    mute = Method(
-        "mute",
-        type("Silent", (Wrong,), {"propose": lambda self, c, b: Tree.root(c.tokens[-1])})(tiny),
-        {},
-    )
-    found = identity.check(lambda: mute, tiny, grid, vanilla)
-    assert (verdicts(found)["identity"], verdicts(found)["non-vacuity"]) == ("PASS", "VACUOUS")
-    assert "nothing was ever drafted" in next(
-        check.figure for check in found if check.name == "non-vacuity"
-    )
-    found = identity.check(lambda: Method("wrong", Wrong(tiny), {}), tiny, grid, vanilla)
-    assert verdicts(found)["non-vacuity"] == "VACUOUS"
+def test_a_case_that_never_occurred_is_named(tiny, grid, vanilla):
+    silent = drafting("silent", Silent())
+    checks = identity.check(lambda: silent, tiny, grid, vanilla)
+    assert (verdicts(checks)["identity"], verdicts(checks)["non-vacuity"]) == ("PASS", "VACUOUS")
+    (vacuous,) = [check for check in checks if check.name == "non-vacuity"]
+    assert "nothing was ever drafted" in vacuous.figure
+    checks = identity.check(lambda: drafting("wrong", Wrong()), tiny, grid, vanilla)
+    assert verdicts(checks)["non-vacuity"] == "VACUOUS"
 
 
 def test_a_foreign_engine_is_held_to_its_greedy_outputs(tiny, grid, vanilla):
@@ -132,69 +128,71 @@ def test_a_foreign_engine_is_held_to_its_greedy_outputs(tiny, grid, vanilla):
             greedy = Sampler() if not sampler.temperature else Sampler(sampler.temperature, seed=99)
             return Generation(generate(tiny, Vanilla(tiny), greedy, prompt, limit).tokens, 0.0, 0.0)
 
-    found = identity.check(lambda: Method("foreign", Foreign(), {}), tiny, grid, vanilla)
-    assert verdicts(found) == {"identity": "PASS", "non-vacuity": "-"}
-    assert "20 of 20" in found[0].figure
-    assert "greedy" not in found[0].figure
+    checks = identity.check(lambda: Decoder("foreign", tiny, engine=Foreign()), tiny, grid, vanilla)
+    assert verdicts(checks) == {"identity": "PASS", "non-vacuity": "-"}
+    assert "20 of 20" in checks[0].figure
+    assert "greedy" not in checks[0].figure
 
 
 def test_own_stops_are_taken_from_what_was_accepted(tiny, grid):
-    sights = Sights()
-    made = identity.outputs(build("fspad", tiny, {}), tiny, grid, sights)
-    again = identity.with_stops(grid, sights)
-    assert 0 < len(again) <= identity.OWN_STOPS
-    for cell in again:
+    observations = Observations()
+    outputs = identity.outputs(build_decoder("fspad", tiny, {}), tiny, grid, observations)
+    stopped = identity.with_stops(grid, observations)
+    assert 0 < len(stopped) <= identity.OWN_STOPS
+    for cell in stopped:
         (stop,) = cell.limit.stop_ids
-        whole = made.tokens[cell.name.removesuffix(" stop")]
+        whole = outputs.tokens[cell.name.removesuffix(" stop")]
         ended = generate(tiny, Vanilla(tiny), cell.sampler, cell.prompt, cell.limit).tokens
         assert ended == whole[: whole.index(stop) + 1]
 
 
 def test_the_cache_error_is_zero_for_a_prefill(tiny):
-    tiny.prefill([1, 2, 3, 4], 4)
-    assert identity.cache_error(tiny, [1, 2, 3, 4]) == 0
-    tiny.prefill([1, 2, 3, 5], 4)
-    assert identity.cache_error(tiny, [1, 2, 3, 4]) > 1e-3
+    for tokens, is_equal in (([1, 2, 3, 4], True), ([1, 2, 3, 5], False)):
+        with tiny.session(8) as session:
+            session.prefill(tokens)
+        error = identity.cache_error(tiny, [1, 2, 3, 4])
+        assert error == 0 if is_equal else error > 1e-3
 
 
-def test_a_limit_of_one_token_runs_no_round(tiny):
-    sights = Sights()
+def test_a_limit_of_one_token_runs_no_step(tiny):
+    observations = Observations()
     cell = identity.Cell("one", [5, 6, 7], Sampler(), Limit(1))
-    assert len(identity.outputs(build("fspad", tiny, {}), tiny, [cell], sights).tokens["one"]) == 1
-    assert not sights.accepted
+    outputs = identity.outputs(build_decoder("fspad", tiny, {}), tiny, [cell], observations)
+    assert len(outputs.tokens["one"]) == 1
+    assert not observations.accepted
 
 
 @pytest.mark.parametrize("name", ["eagle", "fspad"])
-def test_children_come_from_the_law_they_claim(name, tiny, grid, vanilla):
+def test_children_come_from_the_distribution_they_claim(name, tiny, grid, vanilla):
     options = {name: {"verify": "rejection"}}
-    found = identity.check(lambda: build(name, tiny, options), tiny, grid, vanilla)
-    assert verdicts(found)["draws"] == "PASS"
+    checks = identity.check(lambda: build_decoder(name, tiny, options), tiny, grid, vanilla)
+    assert verdicts(checks)["draws"] == "PASS"
 
 
 @pytest.mark.parametrize(
     "spoil", [lambda q: (q + 0.01) / (q + 0.01).sum(1, keepdim=True), lambda q: q.sqrt()]
 )
-def test_children_from_another_law_are_seen(spoil, tiny, grid, vanilla):
-    made = build("fspad", tiny, {"fspad": {"verify": "rejection"}}).decoder
-    real = made.propose
+def test_children_from_another_distribution_are_detected(spoil, tiny, grid, vanilla):
+    drafter = build_decoder("fspad", tiny, {"fspad": {"verify": "rejection"}}).drafter
+    real = drafter.propose
 
     def propose(context, budget):
         tree = real(context, budget)
         return tree if tree.q is None else Tree(tree.tokens, tree.parents, spoil(tree.q))
 
-    made.propose = propose
-    found = identity.check(lambda: Method("spoiled", made, {}), tiny, grid, vanilla)
-    assert verdicts(found)["draws"] == "FAIL"
+    drafter.propose = propose
+    checks = identity.check(lambda: drafting("spoiled", drafter), tiny, grid, vanilla)
+    assert verdicts(checks)["draws"] == "FAIL"
 
 
 def test_children_that_could_not_be_drawn_are_refused(tiny, grid, vanilla):
-    made = build("fspad", tiny, {"fspad": {"verify": "rejection"}}).decoder
-    real = made.propose
+    drafter = build_decoder("fspad", tiny, {"fspad": {"verify": "rejection"}}).drafter
+    real = drafter.propose
 
     def propose(context, budget):
         tree = real(context, budget)
         return tree if tree.q is None else Tree(tree.tokens, tree.parents, tree.q.roll(1, dims=1))
 
-    made.propose = propose
-    with pytest.raises(ValueError, match="was drawn from a law that gives it 0"):
-        identity.check(lambda: Method("spoiled", made, {}), tiny, grid, vanilla)
+    drafter.propose = propose
+    with pytest.raises(ValueError, match="was drawn from a distribution that gives it 0"):
+        identity.check(lambda: drafting("spoiled", drafter), tiny, grid, vanilla)

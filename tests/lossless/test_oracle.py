@@ -1,20 +1,23 @@
-"""The explorer finds every way a play can go, and weighs it rightly."""
+"""`explore` visits every decision path and weighs it by its probability."""
 
 import pytest
 import torch
 
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.lossless.oracle import Oracle, distance, explore
+from fspad_bench.lossless import oracle as oracle_module
+from fspad_bench.lossless.oracle import DecisionTreeTooLarge, Oracle, distance, explore
 
 P = torch.tensor([0.5, 0.25, 0.0, 0.25], dtype=torch.float64)
 
 
 def test_two_draws_are_a_product():
-    law = explore(Sampler(1.0), lambda oracle: (oracle.draw(P), oracle.draw(P)))
-    assert law == pytest.approx({(a, b): float(P[a] * P[b]) for a in (0, 1, 3) for b in (0, 1, 3)})
+    outputs = explore(Sampler(1.0), lambda oracle: (oracle.draw(P), oracle.draw(P)))
+    assert outputs == pytest.approx(
+        {(a, b): float(P[a] * P[b]) for a in (0, 1, 3) for b in (0, 1, 3)}
+    )
 
 
-def test_what_is_asked_may_depend_on_what_was_answered():
+def test_a_decision_may_depend_on_earlier_ones():
     def play(oracle):
         first = oracle.draw(P)
         return (first, oracle.accept(0.1)) if first == 1 else (first,)
@@ -24,13 +27,12 @@ def test_what_is_asked_may_depend_on_what_was_answered():
     )
 
 
-def test_next_has_the_samplers_law():
-    sampler, logits = (
-        Sampler(0.7, top_p=0.8),
-        torch.randn(6, generator=torch.Generator().manual_seed(1)).double(),
-    )
-    law = explore(sampler, lambda oracle: (oracle.next(logits, 9),))
-    assert law == pytest.approx({(i,): float(x) for i, x in enumerate(sampler.law(logits)) if x})
+def test_next_has_the_samplers_distribution():
+    sampler = Sampler(0.7, top_p=0.8)
+    logits = torch.randn(6, generator=torch.Generator().manual_seed(1)).double()
+    outputs = explore(sampler, lambda oracle: (oracle.next(logits, 9),))
+    p = sampler.distribution(logits)
+    assert outputs == pytest.approx({(i,): float(x) for i, x in enumerate(p) if x})
 
 
 @pytest.mark.parametrize(
@@ -38,9 +40,8 @@ def test_next_has_the_samplers_law():
     [(0.0, {False}), (1.0, {True}), (7.0, {True}), (float("nan"), {False})],
 )
 def test_a_certain_answer_is_no_decision(probability, answers):
-    assert set(explore(Sampler(1.0), lambda oracle: (oracle.accept(probability),))) == {
-        (a,) for a in answers
-    }
+    outputs = explore(Sampler(1.0), lambda oracle: (oracle.accept(probability),))
+    assert set(outputs) == {(answer,) for answer in answers}
 
 
 def test_forced_decisions_are_replayed():
@@ -51,3 +52,20 @@ def test_forced_decisions_are_replayed():
 
 def test_distance_is_total_variation():
     assert distance({(0,): 0.5, (1,): 0.5}, {(0,): 0.25, (2,): 0.75}) == 0.75
+
+
+def test_too_many_paths_are_an_error(monkeypatch):
+    monkeypatch.setattr(oracle_module, "MAX_PATHS", 5)
+    with pytest.raises(DecisionTreeTooLarge, match="more than 5 decision paths"):
+        explore(Sampler(1.0), lambda oracle: (oracle.draw(P), oracle.draw(P)))
+
+
+def test_a_play_with_state_of_its_own_is_an_error():
+    plays = []
+
+    def play(oracle):
+        plays.append(1)
+        return (oracle.draw(P if len(plays) == 1 else P.roll(1)),)
+
+    with pytest.raises(RuntimeError, match="keep no state"):
+        explore(Sampler(1.0), play)

@@ -1,16 +1,15 @@
-"""Promises are read with clear errors, and judged by a run's row."""
+"""Baselines are read with clear errors, and their expectations judged by a run's row."""
 
 import json
 
 import pytest
 
 from fspad_bench.cli import main as cli
-from fspad_bench.decoders.registry import DECODERS, names
 from fspad_bench.errors import BenchError
-from fspad_bench.lossless import promises as promise
-from fspad_bench.lossless.promises import Promise
+from fspad_bench.lossless.promises import Expectation, read_baseline, shipped_baselines
+from fspad_bench.util.registry import DECODERS, names
 
-GOOD = Promise("fspad", "tiny", "gsm8k", 2.0)
+GOOD = Expectation("fspad", "tiny", "gsm8k", 2.0)
 ROW = {"verdict": "exact", "errors": 0, "tokens_per_step": 2.0}
 
 
@@ -30,27 +29,26 @@ def test_a_row_is_held_to_both(changes, verdicts):
     assert [check.verdict for check in GOOD.judge(ROW | changes)] == verdicts
 
 
-def test_every_decoder_that_drafts_promises_something_on_tiny():
-    found = {
-        p.decoder for path in promise.shipped() for p in promise.read(path) if p.target == "tiny"
-    }
-    assert found == {
+def test_every_decoder_that_drafts_has_an_expectation_on_tiny():
+    expectations = [entry for path in shipped_baselines() for entry in read_baseline(path)]
+    decoders = {entry.decoder for entry in expectations if entry.target == "tiny"}
+    assert decoders == {
         name for name in names(DECODERS) if name != "vanilla" and not name.startswith("acme")
     }
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("decoder: [", "cannot read"),
-        ("- a list", "is no baseline"),
-        ("promises: []", "is no baseline"),
-        ("decoder: fspad\npromises: 3", "promises are a list, not 3"),
+        ("- a list", "is not a baseline"),
+        ("promises: []", "is not a baseline"),
+        ("decoder: fspad\npromises: 3", "`promises` is a list, not 3"),
         (
             "decoder: a\npromises: [{target: tiny, task: nq, tokens_per_step: 2, options: 3}]",
             "options are a mapping",
         ),
-        ("decoder: fspad\npromises: [3]", "a promise is a mapping, not 3"),
+        ("decoder: fspad\npromises: [3]", "an expectation is a mapping, not 3"),
         (
             "decoder: fspad\npromises: [{target: tiny, task: nq, tokens_per_stop: 2}]",
             "no field 'tokens_per_stop'",
@@ -62,23 +60,23 @@ def test_every_decoder_that_drafts_promises_something_on_tiny():
         ),
     ],
 )
-def test_a_baseline_that_is_wrong_is_one_clear_error(text, said, tmp_path):
+def test_a_baseline_that_is_wrong_is_one_clear_error(text, message, tmp_path):
     path = tmp_path / "fspad.yaml"
     path.write_text(text)
-    with pytest.raises(BenchError, match=said) as caught:
-        promise.read(path)
+    with pytest.raises(BenchError, match=message) as caught:
+        read_baseline(path)
     assert str(path) in caught.value.message
     assert caught.value.hint
 
 
 def test_a_baseline_that_is_not_there(tmp_path):
     with pytest.raises(BenchError, match="cannot read"):
-        promise.read(tmp_path / "none.yaml")
+        read_baseline(tmp_path / "none.yaml")
 
 
 @pytest.fixture
 def own(tmp_path):
-    """A baseline of one's own, with a bound to choose."""
+    """`own(bound)`: the path of a baseline with one expectation."""
 
     def own(bound):
         path = tmp_path / "mine.yaml"
@@ -96,37 +94,39 @@ def own(tmp_path):
 
 
 @pytest.mark.parametrize(("bound", "code"), [(0.9, 0), (9.0, 1)])
-def test_the_exit_code_says_whether_it_was_kept(own, bound, code, capsys):
+def test_the_exit_code_says_whether_it_holds(own, bound, code, capsys):
     assert cli.main(["check", own(bound), "--format", "json"]) == code
-    found = json.loads(capsys.readouterr().out)
-    assert found["certified"] == (code == 0)
-    assert [check["verdict"] for check in found["checks"]] == [
+    report = json.loads(capsys.readouterr().out)
+    assert report["certified"] == (code == 0)
+    assert [check["verdict"] for check in report["checks"]] == [
         "PASS",
         "PASS" if code == 0 else "FAIL",
     ]
 
 
-def test_one_that_cannot_be_run_leaves_the_others_their_say(own, tmp_path, capsys):
+def test_the_others_are_checked_where_one_cannot_be_run(own, tmp_path, capsys):
     entry = {"target": "tiny", "task": "gsm9k", "tokens_per_step": 1}
     (tmp_path / "wrong.yaml").write_text(json.dumps({"decoder": "fspad", "promises": [entry]}))
     assert cli.main(["check", str(tmp_path / "wrong.yaml"), own(0.9), "--format", "json"]) == 2
-    said = capsys.readouterr()
-    checks = json.loads(said.out)["checks"]
+    out, err = capsys.readouterr()
+    checks = json.loads(out)["checks"]
     assert [check["verdict"] for check in checks] == ["FAIL", "PASS", "PASS"]
     assert "gsm9k" in checks[0]["figure"]
-    assert "1 of 2 promises could not be put to the test" in said.err
-    assert "did you mean 'gsm8k'" in said.err
+    assert "1 of 2 expectations could not be run" in err
+    assert "did you mean 'gsm8k'" in err
 
 
-def test_a_decoder_without_promises_is_bad_input(capsys):
+def test_a_decoder_without_a_baseline_is_bad_input(capsys):
     assert cli.main(["check", "--decoder", "fspad,eagel"]) == 2
-    assert "did you mean 'eagle'" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "no baseline defines 'eagel'" in err
+    assert "did you mean 'eagle'" in err
 
 
 def test_nothing_to_check_is_bad_input(capsys):
     assert cli.main(["check", "--target", "nobody"]) == 2
-    assert "nobody promised anything of that" in capsys.readouterr().err
+    assert "no baseline matches these filters" in capsys.readouterr().err
 
 
-def test_the_shipped_promises_on_tiny_are_kept(capsys):
+def test_the_shipped_baselines_on_tiny_hold(capsys):
     assert cli.main(["check", "--target", "tiny"]) == 0, capsys.readouterr().out

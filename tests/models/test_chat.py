@@ -1,4 +1,4 @@
-"""Where in a templated conversation the user begins and the answers stand, for templates of every habit."""
+"""Rendered conversations: the user's prefix and the answers' spans, for several templates."""
 
 import copy
 
@@ -33,18 +33,18 @@ def chat(template=None):
 
 
 @pytest.mark.parametrize("template", [None, CHATML, SYSTEM])
-def test_answers_are_what_the_assistant_said_with_its_end(template):
-    found = chat(template)
-    tokens, answers = found.whole(TALK)
-    said = [found.tokenizer.decode(tokens[start:end]) for start, end in answers]
-    assert said == ["Yes?" + END, "So." + END]
+def test_answers_are_the_assistants_words_with_their_end(template):
+    template_chat = chat(template)
+    tokens, answers = template_chat.whole(TALK)
+    texts = [template_chat.tokenizer.decode(tokens[start:end]) for start, end in answers]
+    assert texts == ["Yes?" + END, "So." + END]
 
 
 @pytest.mark.parametrize("template", [None, CHATML, SYSTEM])
 def test_a_prompt_is_the_beginning_of_the_whole(template):
-    found = chat(template)
-    tokens, answers = found.prompt(TALK[:3])
-    whole = found.whole(TALK)
+    template_chat = chat(template)
+    tokens, answers = template_chat.prompt(TALK[:3])
+    whole = template_chat.whole(TALK)
     assert tokens == whole.tokens[: whole.answers[1][0]]
     assert answers == whole.answers[:1]
 
@@ -52,11 +52,11 @@ def test_a_prompt_is_the_beginning_of_the_whole(template):
 @pytest.mark.parametrize("template", [None, CHATML, SYSTEM])
 @pytest.mark.parametrize("earlier", [[], TALK[:2]])
 def test_the_prefix_ends_where_the_users_words_begin(template, earlier):
-    found = chat(template)
-    text = found.tokenizer.decode(found.user_prefix(earlier) + found.tokenizer("Hm")["input_ids"])
-    assert found.tokenizer.apply_chat_template([*earlier, user("Hm")], tokenize=False).startswith(
-        text
-    )
+    template_chat = chat(template)
+    tokenizer = template_chat.tokenizer
+    text = tokenizer.decode(template_chat.user_prefix(earlier) + tokenizer("Hm")["input_ids"])
+    whole = tokenizer.apply_chat_template([*earlier, user("Hm")], tokenize=False)
+    assert whole.startswith(text)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():

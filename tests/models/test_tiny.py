@@ -1,4 +1,4 @@
-"""The target of the tests: the same numbers everywhere, text that varies, characters that survive."""
+"""The preset `tiny`: fixed weights, varied text, a lossless tokenizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import string
 import pytest
 import torch
 
-from fspad_bench.core.loop import Limit, generate
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.models.tiny import CONFIG, END, tiny_model, tiny_tokenizer
@@ -25,7 +26,7 @@ def weights_hash(model) -> str:
 
 
 def test_weights_never_change():
-    """The shipped heads are fitted to these very weights; other weights need another identity and other heads."""
+    """Heads are shipped for these weights; others would need another identity and other heads."""
     golden = "0d06318a4746163a2d7166b9dc531af750054fa380f1f33953b83e6022e2e4e2"
     assert weights_hash(tiny_model()) == golden
 
@@ -33,13 +34,13 @@ def test_weights_never_change():
 def test_weights_leave_the_random_stream_alone():
     torch.manual_seed(5)
     tiny_model()
-    drawn = torch.rand(3)
+    after = torch.rand(3)
     torch.manual_seed(5)
-    assert torch.rand(3).equal(drawn)
+    assert torch.rand(3).equal(after)
 
 
 def test_models_share_nothing(tiny):
-    """Another attention for one must not reach the others through their configuration."""
+    """Changing one model's attention must not change the others through a shared configuration."""
     one = tiny_model()
     one.set_attn_implementation("eager")
     assert tiny.model.config._attn_implementation == "fspad_tree"
@@ -55,13 +56,13 @@ def test_is_small_and_in_float64():
 
 
 def test_rotary_tables_are_real(tiny):
-    """`to_empty` leaves buffers that no checkpoint fills with whatever the memory held."""
+    """`to_empty` leaves buffers that no checkpoint fills undefined."""
     half = torch.arange(8) / 8
     torch.testing.assert_close(tiny.model.model.rotary_emb.inv_freq.float(), 10000.0**-half)
 
 
 @torch.inference_mode()
-def test_logits_are_spread_so_that_both_ways_of_choosing_mean_something(tiny):
+def test_logits_are_spread_so_that_greedy_and_sampled_choices_differ(tiny):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(97, (1, 400), generator=generator)
     p = tiny.model(ids).logits[0].softmax(-1)

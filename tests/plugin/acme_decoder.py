@@ -1,4 +1,7 @@
-"""A third-party package in miniature: one decoder, one task, nothing imported from anywhere else."""
+"""A third-party package in miniature.
+
+One decoder, one task, nothing imported from anywhere else.
+"""
 
 from pathlib import Path
 

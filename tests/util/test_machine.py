@@ -1,15 +1,11 @@
-"""What a machine says of itself, and of what else it was doing."""
+"""The machine: its description, its cores, and the load of other processes."""
+
+import subprocess
+import sys
 
 import pytest
 
 from fspad_bench.util import machine
-
-
-def test_the_machine_says_what_it_is():
-    about = machine.provenance()
-    assert about["machine"] == machine.describe()
-    assert "cores" in about["machine"]
-    assert {"torch", "transformers", "numpy"} <= about["packages"].keys()
 
 
 def test_a_gpu_is_part_of_the_machine():
@@ -27,7 +23,7 @@ def test_a_gpu_is_part_of_the_machine():
         ("", 8),
     ],
 )
-def test_a_container_may_use_what_its_quota_says(monkeypatch, tmp_path, quota, count):
+def test_a_containers_quota_bounds_the_cores(monkeypatch, tmp_path, quota, count):
     monkeypatch.setattr(
         machine.os, "sched_getaffinity", lambda process: set(range(8)), raising=False
     )
@@ -37,7 +33,7 @@ def test_a_container_may_use_what_its_quota_says(monkeypatch, tmp_path, quota, c
     assert machine.cores() == count
 
 
-def test_load_counts_others_and_not_ourselves(monkeypatch):
+def test_load_counts_other_processes_and_not_this_one(monkeypatch):
     clock = {"wall": 0.0, "busy": 100.0, "own": 5.0}
     monkeypatch.setattr(machine, "perf_counter", lambda: clock["wall"])
     monkeypatch.setattr(machine, "_busy_seconds", lambda: clock["busy"])
@@ -49,7 +45,30 @@ def test_load_counts_others_and_not_ourselves(monkeypatch):
     assert load.others() == 0.0
 
 
+def test_own_seconds_are_processor_time():
+    before = machine._own_seconds()
+    sum(range(2_000_000))
+    assert machine._own_seconds() > before
+
+
 @pytest.mark.parametrize("stat", ["", "cpu\n", "cpu 1 2 3\n", "nonsense and more of it here\n"])
-def test_a_strange_proc_stat_is_no_load(monkeypatch, stat):
-    monkeypatch.setattr(machine.Path, "read_text", lambda self: stat)
+def test_an_unreadable_proc_stat_is_no_load(monkeypatch, tmp_path, stat):
+    monkeypatch.setattr(machine, "CPU_TIMES", tmp_path / "stat")
     assert machine._busy_seconds() == 0.0
+    machine.CPU_TIMES.write_text(stat)
+    assert machine._busy_seconds() == 0.0
+
+
+def test_the_machine_and_records_need_no_module_of_unix():
+    """On Windows neither `fcntl` nor `resource` exists."""
+    program = (
+        "import sys\n"
+        "sys.modules['fcntl'] = sys.modules['resource'] = None\n"
+        "from fspad_bench.util import machine\n"
+        "machine.Load().others()\n"
+        "import filelock\n"
+        "del sys.modules['fcntl']\n"
+        "from fspad_bench.benchmark import record\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,8 +1,10 @@
-"""How sure a draft may be of its children: its soft-max says too much or too little, differently at every depth.
+"""Confidence calibration: draft probabilities are over- or under-confident, differently at each
+depth.
 
-For each depth a logistic curve from the child's probability q to the share of such children that the target chooses,
-fitted on held-out conversations once the network is trained, for greedy targets and for sampled ones (where q is that
-of the draft's logits plus the target's noise). It decides how large a tree is worth its forward, nothing else.
+For each depth a logistic curve from a child's probability q to the share of such children that the
+target accepts, fitted on held-out conversations once the network is trained: for greedy targets,
+and for sampled ones, where q is the probability under the draft's logits plus the target's noise.
+It decides how large a tree is worth its forward, and nothing else.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ MOST = log(1 - EDGE)
 
 @dataclass(frozen=True)
 class Curve:
-    """P(child is chosen) = sigmoid(shift + slope * logit(q)); of a node's `top_k` children the mean chance that the
-    first is right, and that any of them is."""
+    """P(child is accepted) = sigmoid(shift + slope * logit(q)).
+
+    `first` and `any`: the mean chance that a node's first child is accepted, and that any of its
+    children is.
+    """
 
     shift: float = 0.0
     slope: float = 1.0
@@ -32,9 +37,10 @@ class Curve:
     any: float = 0.75
 
     def grade(self, log_q: Sequence[float]) -> list[float]:
-        """The calibrated probabilities of children whose log-probabilities are `log_q`: a few numbers, on the host.
+        """Return the calibrated probabilities of children with log-probabilities `log_q`: a few
+        numbers, on the host.
 
-        None is 0 or 1, so that every path is less likely than its parent's.
+        They are never exactly 0 or 1, so that every path is less likely than its parent's.
         """
         shift = self.shift
         slope = self.slope
@@ -46,13 +52,16 @@ class Curve:
         ]
 
     def shares(self, top_k: int) -> list[float]:
-        """The mean chances of `top_k` children, the likeliest first; the others share what it leaves."""
+        """Return the mean chances of `top_k` children, the likeliest first.
+
+        The others share `any - first` equally.
+        """
         return [self.first] + [(self.any - self.first) / max(1, top_k - 1)] * (top_k - 1)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A curve a depth; what is deeper than the last shares it."""
+    """One curve a depth; deeper levels share the last."""
 
     greedy: tuple[Curve, ...] = (Curve(),)
     sampled: tuple[Curve, ...] = (Curve(),)
@@ -66,7 +75,7 @@ class Calibration:
 
     @classmethod
     def of(cls, facts: dict[str, Any] | None) -> Calibration:
-        """From what a head's file says; the curves of a draft that knows itself where it says nothing."""
+        """Return what a head's file states; identity curves where it states nothing."""
         if not facts:
             return cls()
         return cls(
@@ -75,7 +84,10 @@ class Calibration:
 
 
 def fit(q: np.ndarray, right: np.ndarray) -> Curve:
-    """The curve of rows of children: q `[N, K]`, likeliest first, and which of them the target chose `[N, K]`."""
+    """Fit the curve of rows of children.
+
+    Q `[N, K]`, likeliest first, and which of them the target chose `[N, K]`.
+    """
     clipped = np.clip(q, EDGE, 1 - EDGE).astype(np.float64)
     x = np.stack([np.ones(clipped.size), np.log(clipped / (1 - clipped)).ravel()], axis=1)
     y = right.ravel().astype(np.float64)

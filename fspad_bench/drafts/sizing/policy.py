@@ -1,10 +1,13 @@
-"""How far a tree grows: to a fixed size, or to where expected tokens a second are highest on this machine.
+"""How large a tree is: of a fixed size, or to where expected tokens a second are highest on this
+machine.
 
-A round yields one token and every drafted one whose whole path is chosen; it costs the draft's levels and one forward
-of the tree. The sized tree keeps the nodes that raise the ratio, drafts another level only where it would raise it
-further, and drafts nothing at all where no node is worth its cost (cf. Sequoia, Chen et al. 2024, arXiv 2402.12374,
-whose hardware-aware optimiser chooses one shape for all rounds; here each round has its own, unless a device's graph
-holds it to one). What nodes are likely to bring is what a calibration says, times what this text has made of it so far.
+A step yields one token and every drafted one whose whole path is accepted; it costs the draft's
+levels and one forward of the tree. The adaptive tree keeps the nodes that raise the ratio, drafts
+another level only where that would raise it further, and proposes nothing at all where no node is
+worth its cost (cf. Sequoia, Chen et al. 2024, arXiv 2402.12374, whose hardware-aware optimiser
+chooses one shape for all steps; here each step has its own, unless a device's graph holds it to
+one). The chance of a node is what a calibration says, times how far this text has kept to it so
+far.
 """
 
 from __future__ import annotations
@@ -17,58 +20,64 @@ from typing import Protocol
 
 from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.drafts.sizing.costs import NEAR, SIZES, Costs
-from fspad_bench.drafts.sizing.machine_speed import Paced
+from fspad_bench.drafts.sizing.machine_speed import CurrentCosts
 
 PRIOR = 8.0  # drafted tokens for which a calibration is believed
-FADING = 0.98  # what a round still counts for one round later
+FADING = 0.98  # the weight of a step one step later
 GRAIN = 32  # tokens by which a prefix grows before its costs are looked up anew
 FAINT = 0.005  # a chance below which no node is worth its share of a forward, however cheap
 
 
 @dataclass(frozen=True)
 class Trust:
-    """Which share of the drafted tokens that its calibration promises a text has been choosing.
+    """Drafted tokens of this text expected to be accepted, and those accepted, both fading.
 
-    A calibration is that of the conversations it was fitted on; a text may be half or twice as easy.
+    `share` is their ratio, drawn to 1 by a prior: a calibration is that of the conversations it was
+    fitted on, and a text may be half or twice as easy.
     """
 
-    promised: float = 0.0
-    chosen: float = 0.0
+    expected: float = 0.0
+    accepted: float = 0.0
 
     @property
     def share(self) -> float:
-        return (PRIOR + self.chosen) / (PRIOR + self.promised)
+        return (PRIOR + self.accepted) / (PRIOR + self.expected)
 
-    def after(self, promised: float, chosen: int) -> Trust:
-        """With one more round, in which `chosen` of the `promised` tokens came."""
-        return Trust(FADING * self.promised + promised, FADING * self.chosen + chosen)
+    def after(self, expected: float, accepted: int) -> Trust:
+        """Return the trust after a step that accepted `accepted` of `expected` tokens."""
+        return Trust(FADING * self.expected + expected, FADING * self.accepted + accepted)
 
 
-class Size(Protocol):
-    """`behind` is the same for a tree behind so many tokens of a text that deserves so much `trust`; `grade` turns
-    children's log-probabilities into the chances that count; `grow` says whether a level beyond `levels` is drafted;
-    `keep` how many of all candidates make the tree. What these two are given are chances of whole paths, best first."""
+class TreePolicy(Protocol):
+    """Decides how large a tree grows. `chances` are those of whole paths, best first."""
 
-    def behind(self, tokens: int, trust: float) -> Size: ...
-    def grade(self, log_q: Sequence[float], level: int) -> list[float]: ...
-    def grow(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool: ...
-    def keep(self, chances: Sequence[float], levels: int) -> int: ...
+    def at(self, prefix: int, trust: float) -> TreePolicy:
+        """Return this policy at a prefix length, for a text with so much trust."""
+
+    def grade(self, log_q: Sequence[float], level: int) -> list[float]:
+        """Turn the log-probabilities of children at a level into chances of being accepted."""
+
+    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
+        """Whether another level is drafted after `levels`, from the nodes of the frontier."""
+
+    def keep(self, chances: Sequence[float], levels: int) -> int:
+        """Return how many of all candidates make the tree."""
 
 
 @dataclass(frozen=True)
-class FixedSize:
-    """EAGLE-2's: so many nodes with the root, so many levels."""
+class FixedTree:
+    """EAGLE-2's: `nodes` with the root, `depth` levels."""
 
     nodes: int
     depth: int
 
-    def behind(self, tokens: int, trust: float) -> FixedSize:
+    def at(self, prefix: int, trust: float) -> FixedTree:
         return self
 
     def grade(self, log_q: Sequence[float], level: int) -> list[float]:
         return [exp(value) for value in log_q]
 
-    def grow(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
+    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
         return levels < self.depth
 
     def keep(self, chances: Sequence[float], levels: int) -> int:
@@ -76,50 +85,51 @@ class FixedSize:
 
 
 @dataclass(frozen=True)
-class BestSize:
-    """What pays on this machine, within `nodes` and `depth`."""
+class AdaptiveTree:
+    """The tree that pays on this machine, within `nodes` and `depth`."""
 
     nodes: int
     depth: int
     top_k: int
-    costs: Costs | Paced
+    costs: Costs | CurrentCosts
     calibration: Calibration
     greedy: bool
-    tokens: int = NEAR
+    prefix: int = NEAR
     trust: float = 1.0
 
-    def behind(self, tokens: int, trust: float) -> BestSize:
-        return replace(self, tokens=tokens - tokens % GRAIN, trust=trust)
+    def at(self, prefix: int, trust: float) -> AdaptiveTree:
+        return replace(self, prefix=prefix - prefix % GRAIN, trust=trust)
 
     def grade(self, log_q: Sequence[float], level: int) -> list[float]:
         return self.calibration.curve(level, greedy=self.greedy).grade(log_q)
 
-    def grow(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
-        """Whether the level that the frontier would have, as children usually turn out, raises the rate."""
+    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
+        """Whether a next level whose children turn out as on average raises the rate."""
         if levels >= self.depth:
             return False
         shares = self.calibration.curve(levels, greedy=self.greedy).shares(self.top_k)
-        hoped = [chance * share for chance in frontier for share in shares]
+        expected = [chance * share for chance in frontier for share in shares]
         now, _ = self._best(chances, levels)
-        then, _ = self._best(sorted([*chances, *hoped], reverse=True), levels + 1)
+        then, _ = self._best(sorted([*chances, *expected], reverse=True), levels + 1)
         return then > now
 
     def keep(self, chances: Sequence[float], levels: int) -> int:
         return self._best(chances, levels)[1]
 
     def _best(self, chances: Sequence[float], levels: int) -> tuple[float, int]:
-        """The highest rate, in tokens a second, over the number of drafted nodes, and that number."""
-        spent = self.costs.beside(levels, self.tokens)
-        trust = self.trust
-        tokens = 1.0
+        """Return the highest rate, in tokens a second, over the number of drafted nodes, and that
+        number.
+        """
+        overhead = self.costs.overhead_seconds(levels, self.prefix)
         forwards = self._forwards
-        best = tokens / (spent + forwards[0])
+        tokens = 1.0
+        best = tokens / (overhead + forwards[0])
         nodes = 0
         for number, chance in enumerate(chances[: self.nodes - 1], 1):
             if chance < FAINT:
                 break
-            tokens += trust * chance
-            rate = tokens / (spent + forwards[number])
+            tokens += self.trust * chance
+            rate = tokens / (overhead + forwards[number])
             if rate > best:
                 best = rate
                 nodes = number
@@ -127,37 +137,38 @@ class BestSize:
 
     @cached_property
     def _forwards(self) -> list[float]:
-        """Of trees with so many drafted nodes, beginning with none."""
-        return self.costs.forwards(self.tokens)[1:]
+        """Seconds of trees with so many drafted nodes, beginning with none."""
+        return self.costs.all_forwards(self.prefix)[1:]
 
 
 def best_shape(
     costs: Costs, calibration: Calibration, *, nodes: int, depth: int, top_k: int
-) -> FixedSize:
-    """The fixed size within these bounds whose rate is highest in a round like any other, greedy and sampled together.
+) -> FixedTree:
+    """Return the fixed tree within these bounds whose rate is highest in an average step.
 
-    For a device, where a round is captured with one shape.
+    Greedy and sampled steps count alike. For a device, where a step is captured with one shape.
     """
 
-    def rate(size: FixedSize, greedy: bool) -> float:
-        chances = sorted(_usual(calibration, size.depth, top_k, greedy), reverse=True)
-        return (1 + sum(chances[: size.nodes - 1])) / (
-            costs.beside(size.depth) + costs.forward(size.nodes)
-        )
+    def rate(tree: FixedTree, greedy: bool) -> float:
+        chances = sorted(_average_chances(calibration, tree.depth, top_k, greedy), reverse=True)
+        tokens = 1 + sum(chances[: tree.nodes - 1])
+        return tokens / (costs.overhead_seconds(tree.depth) + costs.forward_seconds(tree.nodes))
 
     shapes = [
-        FixedSize(n, levels) for n in SIZES if 2 <= n <= nodes for levels in range(1, depth + 1)
+        FixedTree(n, levels) for n in SIZES if 2 <= n <= nodes for levels in range(1, depth + 1)
     ]
-    return max(shapes, key=lambda size: rate(size, True) * rate(size, False))
+    return max(shapes, key=lambda tree: rate(tree, True) * rate(tree, False))
 
 
-def _usual(calibration: Calibration, depth: int, top_k: int, greedy: bool) -> list[float]:
-    """The chances of all candidates of a tree so deep, when every node's children turn out as they usually do."""
-    found = []
+def _average_chances(calibration: Calibration, depth: int, top_k: int, greedy: bool) -> list[float]:
+    """Return the chances of all candidates of a tree so deep, when every node's children turn out
+    as on average.
+    """
+    chances: list[float] = []
     frontier = [1.0]
     for level in range(depth):
         shares = calibration.curve(level, greedy=greedy).shares(top_k)
-        grown = [chance * share for chance in frontier for share in shares]
-        found += grown
-        frontier = sorted(grown, reverse=True)[:top_k]
-    return found
+        children = [chance * share for chance in frontier for share in shares]
+        chances += children
+        frontier = sorted(children, reverse=True)[:top_k]
+    return chances

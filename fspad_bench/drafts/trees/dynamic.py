@@ -1,10 +1,12 @@
-"""EAGLE-2's dynamic tree (Li et al. 2024, arXiv 2406.16858), with the target's own noise where there is any.
+"""EAGLE-2's dynamic tree (Li et al. 2024, arXiv 2406.16858), with the target's own noise where
+there is any.
 
-Level by level the `top_k` most probable paths are expanded by their `top_k` next tokens; of all candidates the most
-probable make the tree, as many as its `size` says. Under sampling the target will choose the argmax of its logits +
-T * G, with noise G that is known beforehand (Daliri et al. 2024, arXiv 2408.07978). So a child's probability is that of
-softmax(z), z = draft logits + T * G at its position: how surely the draft's own choice is the target's. Softmax of the
-logits alone would prune the very children that the noise favours. At T = 0 this is EAGLE-2's rule.
+Level by level the `top_k` most probable paths are expanded by their `top_k` next tokens; of all
+candidates the most probable make the tree, as many as its policy says. Under sampling the target
+will choose the argmax of its logits + T * G, with noise G that is known beforehand (Daliri et al.
+2024, arXiv 2408.07978). So a child's probability is that of softmax(z), z = draft logits + T * G at
+its position: how likely the draft's own choice is the target's. Softmax of the logits alone would
+prune the very children that the noise favours. At T = 0 this is EAGLE-2's rule.
 """
 
 from __future__ import annotations
@@ -15,74 +17,96 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fspad_bench.core.loop import Context
+from fspad_bench.core.protocols import Context
 from fspad_bench.core.tree import Tree
-from fspad_bench.drafts.cache import lineage
+from fspad_bench.drafts.cache import extend_visibility
 from fspad_bench.drafts.draft import Draft
-from fspad_bench.drafts.sizing.policy import Size
+from fspad_bench.drafts.sizing.policy import TreePolicy
 
 
-class Grown(NamedTuple):
-    """A tree, how many levels were drafted for it, and how many of its drafted tokens will be chosen if their chances
-    tell the truth."""
+class DraftTree(NamedTuple):
+    """A tree, its number of drafted levels, and how many of its drafted tokens its chances expect
+    to be accepted.
+    """
 
     tree: Tree
     levels: int = 0
-    promised: float = 0.0
+    expected: float = 0.0
+
+
+class Candidates(NamedTuple):
+    """All candidates so far, level by level.
+
+    Token, chance of the whole path, parent (-1: the root).
+    """
+
+    tokens: list[int]
+    chances: list[float]
+    parents: list[int]
 
 
 def dynamic_tree(
-    draft: Draft, context: Context, *, size: Size, budget: int, top_k: int, coupled: bool
-) -> Grown:
-    """What grows below the last committed token, at most `budget` levels deep.
+    draft: Draft, context: Context, *, policy: TreePolicy, budget: int, top_k: int, coupled: bool
+) -> DraftTree:
+    """Draft a tree below the last committed token, at most `budget` levels deep.
 
-    Networks run on tensors; which candidates to expand and to keep is decided on the host, by lists of a few numbers.
+    Networks run on tensors; which candidates to expand and to keep is decided on the host, by lists
+    of a few numbers.
     """
-    # of all candidates, level by level; the root's children come from -1
-    tokens = []
-    chances = []
-    origins = []
+    candidates = Candidates([], [], [])
     out = draft.absorb()
     ancestors = None
-    expanded = [-1]
-    frontier = [1.0]
+    frontier = [-1]  # the nodes whose children are drafted next
+    path_chances = [1.0]  # theirs
     for level in range(budget):
-        logits = draft.logits(out)
+        logits = draft.logits(out)  # [K, V_draft], from h_logit
         if coupled:
             logits += _noise(draft, context, level)
         best = logits.log_softmax(-1).topk(top_k, dim=-1)
-        first = len(tokens)
-        tokens += draft.vocabulary[best.indices].flatten().tolist()
-        graded = size.grade(best.values.flatten().tolist(), level)
-        paths = [frontier[number // top_k] * chance for number, chance in enumerate(graded)]
-        chances += [chance if chance >= 0 else 0.0 for chance in paths]  # a draft may say NaN
-        origins += [origin for origin in expanded for _ in range(top_k)]
-        expanded = _leading(chances, range(first, len(chances)))[:top_k]
-        frontier = [chances[node] for node in expanded]
-        if level + 1 == budget or not size.grow(sorted(chances, reverse=True), frontier, level + 1):
+        first = len(candidates.tokens)
+        graded = policy.grade(best.values.flatten().tolist(), level)
+        paths = [path_chances[number // top_k] * chance for number, chance in enumerate(graded)]
+        candidates.tokens.extend(draft.ids[best.indices].flatten().tolist())
+        candidates.chances.extend(p if p >= 0 else 0.0 for p in paths)  # a draft may yield NaN
+        candidates.parents.extend(node for node in frontier for _ in range(top_k))
+        frontier = _leading(candidates.chances, range(first, len(candidates.chances)))[:top_k]
+        path_chances = [candidates.chances[node] for node in frontier]
+        ranked = sorted(candidates.chances, reverse=True)
+        if level + 1 == budget or not policy.deepen(ranked, path_chances, level + 1):
             break
         device = out.h_feature.device
-        rows = [(node - first) // top_k for node in expanded]
+        rows = [(node - first) // top_k for node in frontier]
         parents = torch.tensor(rows, device=device)
-        ancestors = lineage(ancestors, parents)
-        chosen = torch.tensor([tokens[node] for node in expanded], device=device)
-        out = draft.expand(chosen, out.h_feature[parents], ancestors, level)
+        ancestors = extend_visibility(ancestors, parents)
+        tokens = torch.tensor([candidates.tokens[node] for node in frontier], device=device)
+        out = draft.expand(tokens, out.h_feature[parents], ancestors, level)
+    return _pruned(context.tokens[-1], candidates, policy, level + 1)
+
+
+def _pruned(root: int, candidates: Candidates, policy: TreePolicy, levels: int) -> DraftTree:
+    """Return the tree of the most likely candidates, as many as the policy keeps."""
+    chances = candidates.chances
     order = _leading(chances, range(len(chances)))
-    kept = sorted(order[: size.keep([chances[node] for node in order], level + 1)])
+    count = policy.keep([chances[node] for node in order], levels)
+    kept = sorted(order[:count])
     place = {node: number for number, node in enumerate([-1, *kept])}
     tree = Tree(
-        [context.tokens[-1], *(tokens[node] for node in kept)],
-        [-1, *(place[origins[node]] for node in kept)],
+        [root, *(candidates.tokens[node] for node in kept)],
+        [-1, *(place[candidates.parents[node]] for node in kept)],
     )
-    return Grown(tree, level + 1, sum(chances[node] for node in kept))
+    return DraftTree(tree, levels, sum(chances[node] for node in kept))
 
 
 def _noise(draft: Draft, context: Context, level: int) -> Tensor:
-    """T * G of the position that children at `level` stand at, over the draft vocabulary."""
+    """Return T * G of the position that children at `level` stand at, over the draft vocabulary."""
     sampler = context.sampler
-    return sampler.temperature * sampler.noise(context.position + level, draft.vocabulary)
+    assert sampler is not None
+    return sampler.temperature * sampler.noise(context.position + level, draft.ids)
 
 
 def _leading(chances: Sequence[float], nodes: Iterable[int]) -> list[int]:
-    """These candidates, best first. Equal chances keep their order, so no node outlives its parent."""
+    """Return these candidates, best first.
+
+    Equal chances keep their order, so no node outlives its parent.
+    """
     return sorted(nodes, key=chances.__getitem__, reverse=True)

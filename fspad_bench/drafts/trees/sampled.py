@@ -1,8 +1,10 @@
-"""A tree of fixed shape whose children are drawn from the draft's law, for the rules that need to know it.
+"""A tree of fixed shape whose children are drawn from the draft's distribution, for the rules that
+need to know it.
 
-Which nodes have how many children is settled beforehand: a sampled tree that is pruned by what was drawn is no
-longer exact. A path of draft ranks r_1, r_2, ... costs sum(1 + r_i), as if each rank halved the odds, and the
-cheapest `nodes - 1` paths make the shape (in the spirit of Sequoia, Chen et al. 2024, arXiv 2402.12374).
+The shape, which nodes have how many children, is settled beforehand: a sampled tree that is pruned
+by what was drawn is no longer exact. A path of draft ranks r_1, r_2, ... costs sum(1 + r_i), as if
+each rank halved the odds, and the cheapest `nodes - 1` paths make the shape (in the spirit of
+Sequoia, Chen et al. 2024, arXiv 2402.12374).
 """
 
 from __future__ import annotations
@@ -13,71 +15,70 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
-from fspad_bench.core.loop import Context
+from fspad_bench.core.protocols import Context
 from fspad_bench.core.tree import Tree
-from fspad_bench.core.verification import without
-from fspad_bench.drafts.cache import lineage
+from fspad_bench.core.verification import Dice, without
+from fspad_bench.drafts.cache import extend_visibility
 from fspad_bench.drafts.draft import Draft
 
 Ranks = tuple[int, ...]
+"""A node by the ranks of the draws that lead to it; the root is ()."""
 
 
 def sampled_tree(draft: Draft, context: Context, *, nodes: int, depth: int, top_k: int) -> Tree:
-    """The tree below the last committed token, its laws `q` over the target's vocabulary beside it."""
+    """Draw the tree below the last committed token, with its distributions `q` over the target's
+    vocabulary.
+    """
+    assert context.sampler is not None
     shape = fixed_shape(nodes, depth, top_k)
     dice = context.sampler.dice(context.position, "draft")
+    device = draft.ids.device
     tokens = [context.tokens[-1]]
     parents = [-1]
-    places = {(): 0}
-    rows: list[tuple[int, Tensor]] = []
+    places: dict[Ranks, int] = {(): 0}
+    drawn_from: list[tuple[int, Tensor]] = []  # (node, the distribution of its children)
     out = draft.absorb()
-    level = [()]
+    level: list[Ranks] = [()]
     ancestors = None
     for reach in range(1, depth + 1):
-        laws = [context.sampler.law(logits) for logits in draft.logits(out)]
-        grown = []
-        for ranks, law in zip(level, laws, strict=True):
-            rows.append((places[ranks], law))
+        children: list[Ranks] = []
+        for ranks, logits in zip(level, draft.logits(out), strict=True):
+            q = context.sampler.distribution(logits)
+            drawn_from.append((places[ranks], q))
             wanted = [path for path in shape if len(path) == reach and path[:-1] == ranks]
-            for path, token in zip(wanted, draw(law, len(wanted), dice), strict=False):
+            for path, token in zip(wanted, draw(q, len(wanted), dice), strict=False):
                 places[path] = len(tokens)
-                tokens.append(int(draft.vocabulary[token]))
+                tokens.append(int(draft.ids[token]))
                 parents.append(places[ranks])
-                grown.append(path)
-        inner = [path for path in grown if any(longer[:-1] == path for longer in shape)]
+                children.append(path)
+        inner = [path for path in children if any(longer[:-1] == path for longer in shape)]
         if not inner:
             break
-        above = torch.tensor(
-            [level.index(path[:-1]) for path in inner], device=draft.vocabulary.device
-        )
-        chosen = torch.tensor(
-            [tokens[places[path]] for path in inner], device=draft.vocabulary.device
-        )
-        ancestors = lineage(ancestors, above)
+        above = torch.tensor([level.index(path[:-1]) for path in inner], device=device)
+        chosen = torch.tensor([tokens[places[path]] for path in inner], device=device)
+        ancestors = extend_visibility(ancestors, above)
         out = draft.expand(chosen, out.h_feature[above], ancestors, reach - 1)
         level = inner
-    q = torch.zeros(
-        len(tokens), draft.sayable.size, dtype=torch.float64, device=draft.vocabulary.device
-    )
-    for node, law in rows:
-        q[node, draft.vocabulary] = law
-    return Tree(tokens, parents, q)
+    all_q = torch.zeros(len(tokens), draft.vocabulary.size, dtype=torch.float64, device=device)
+    for node, q in drawn_from:
+        all_q[node, draft.ids] = q
+    return Tree(tokens, parents, all_q)
 
 
-def draw(law: Tensor, count: int, dice: object) -> list[int]:
-    """Up to `count` different indices of `law`, one after the other, each from what is left of it."""
-    found: list[int] = []
-    while len(found) < count and law.any():
-        found.append(dice.draw(law))
-        law = without(law, found[-1])
-    return found
+def draw(q: Tensor, count: int, dice: Dice) -> list[int]:
+    """Draw up to `count` different indices of q, each from what is left of it."""
+    indices: list[int] = []
+    while len(indices) < count and q.any():
+        indices.append(dice.draw(q))
+        q = without(q, indices[-1])
+    return indices
 
 
 @cache
 def fixed_shape(nodes: int, depth: int, top_k: int) -> list[Ranks]:
-    """The paths of ranks of a tree of at most `nodes` nodes, parents before children."""
-    waiting = [(1, 1, (0,))]
-    cheapest = []
+    """Return the paths of ranks of a tree of at most `nodes` nodes, parents before children."""
+    waiting: list[tuple[int, int, Ranks]] = [(1, 1, (0,))]
+    cheapest: list[Ranks] = []
     while waiting and len(cheapest) < nodes - 1:
         cost, length, path = heappop(waiting)
         cheapest.append(path)

@@ -1,8 +1,9 @@
-"""The tree verifier's kernels, and the one place that chooses between them.
+"""The kernels of tree verification, and the choice between their implementations.
 
-On a CUDA device Triton's are used where Triton is installed, the torch reference otherwise. On the CPU there are none:
-there the host walks the tree, and asks about the nodes that it reaches alone. `FSPAD_KERNELS=host|reference|triton`
-chooses for any device; Triton's run on the CPU in its interpreter (TRITON_INTERPRET=1), which is for tests.
+- On a CUDA device Triton's kernels run if Triton is installed, otherwise the torch reference.
+- On the CPU there are none: the host walks the tree and evaluates only the nodes it reaches.
+- `FSPAD_KERNELS=host|reference|triton` overrides the choice on any device. On the CPU Triton's
+  kernels need its interpreter (TRITON_INTERPRET=1), which is slow and meant for tests.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fspad_bench.engine.gpu.tensors import Law, Nodes, Walk, interpreted
+from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk, interpreted
 from fspad_bench.errors import BenchError, near
 
 HOST = "host"
@@ -25,17 +26,20 @@ VARIABLE = "FSPAD_KERNELS"
 
 
 class Kernels(NamedTuple):
-    """`reference` says what each computes."""
+    """One implementation of every kernel; the module `reference` defines what each computes."""
 
     name: str
     attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
-    choose: Callable[[Tensor, Tensor, Tensor, Law], Tensor]
+    choose: Callable[[Tensor, Tensor, Tensor, SamplerTensors], Tensor]
     walk: Callable[[Nodes, Tensor], Walk]
     compact: Callable[[Tensor, Tensor, Walk], None]
 
 
 def chosen(device: torch.device) -> Kernels | None:
-    """The kernels for tensors on this device, None where the host does their work. Raises BenchError."""
+    """Return the kernels for tensors on this device, or None if the host does their work.
+
+    Raise BenchError if the requested ones are unknown or cannot run.
+    """
     name = os.environ.get(VARIABLE, "")
     if not name:
         if device.type != "cuda":
@@ -52,14 +56,14 @@ def chosen(device: torch.device) -> Kernels | None:
     return Kernels(name, reference.attend, reference.choose, reference.walk, reference.compact)
 
 
-@cache
+@cache  # every step asks
 def installed() -> bool:
-    """Whether Triton is; every round asks, so the answer is kept."""
+    """Return whether Triton is installed."""
     return find_spec("triton") is not None
 
 
 def triton(device: torch.device) -> Kernels:
-    """Triton's own. Raises BenchError where they cannot run."""
+    """Return Triton's kernels. Raise BenchError if they cannot run on this device."""
     if not installed():
         raise BenchError("Triton is not installed", "pip install 'fspad-bench[kernels]'")
     if device.type == "cpu" and not interpreted():
@@ -67,8 +71,12 @@ def triton(device: torch.device) -> Kernels:
             "Triton's kernels need a GPU",
             "on the CPU, TRITON_INTERPRET=1 runs them slowly, for tests",
         )
-    from fspad_bench.engine.gpu import attention
-    from fspad_bench.engine.gpu import compaction as rows
-    from fspad_bench.engine.gpu import verification as choice
+    from fspad_bench.engine.gpu import attention, compaction, verification
 
-    return Kernels("triton", attention.attend, choice.choose, choice.walk, rows.compact)
+    return Kernels(
+        "triton",
+        attention.attend,
+        verification.choose,
+        verification.walk,
+        compaction.compact,
+    )

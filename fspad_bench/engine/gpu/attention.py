@@ -1,10 +1,15 @@
-"""Tree attention on a GPU: every node sees the prefix and its own ancestors, K and V are read once.
+"""Tree attention on a GPU: every node sees the prefix and its own ancestors; K and V are read once.
 
-The query heads that share a key-value head are packed with the nodes into the rows of one tile (row = node * G + g), so
-even a single node fills a matrix product. The prefix is split over programs that keep a running soft-max each
-(flash-decoding, Dao et al. 2023); a second kernel joins them. Tiles that lie in the prefix test no mask; in the tree a
-node's ancestor bits decide. The prefix's length lives on the device and the split does not depend on it, so one
-captured launch serves a whole generation.
+- The query heads that share a key-value head are packed with the nodes into the rows of one tile
+  (row = node * G + g for the G heads of a group), so that one node already fills a matrix product.
+- The prefix is split over programs with a running soft-max each (flash-decoding, Dao et al. 2023);
+  a second kernel joins the splits.
+- Tiles inside the prefix have no mask. In the tree a node's ancestor bits decide.
+- The prefix length lives on the device and does not decide the number of splits, so one captured
+  launch serves a whole generation.
+
+Names: H query heads, H_kv key-value heads, N nodes, D = DIM the head dimension, DIMS = D rounded up
+to a power of two, C entries of the cache, R = ROWS and B = COLUMNS the sides of a tile.
 """
 
 from __future__ import annotations
@@ -17,9 +22,9 @@ from torch import Tensor
 from fspad_bench.engine.gpu.tensors import interpreted
 
 LOG2E = 1.4426950408889634
-SHORT = 256  # rows of the cache that are worth a program of their own
-MOST_SPLITS = 64
-JOINED = 16  # rows that one program joins
+MIN_SPLIT = 256  # cache entries that are worth a program of their own
+MAX_SPLITS = 64
+JOINED = 16  # rows that one program of `_join` handles
 TYPES = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,
@@ -30,46 +35,70 @@ TYPES = {
 
 @triton.jit
 def _tile(
-    q, keys, values, seen, m, total, acc, columns, dims, stride,
+    q, keys, values, visible, m, total, acc, columns, dims, stride,
     SCALE: tl.constexpr, DIM: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """One tile of columns joins the running soft-max: maximum m, sum `total`, weighted values `acc`."""
-    k = tl.load(
+    """Add one tile of B columns to the running soft-max of R rows.
+
+    m [R] is the maximum so far, `total` [R] the sum of exponentials relative to it, and `acc`
+    [R, DIMS] the values weighted by them. SCALE includes log2(e), because exp2 is used.
+    """
+    k = tl.load(  # [DIMS, B]
         keys + columns[None, :] * stride + dims[:, None], mask=(dims < DIM)[:, None], other=0.0
     )
-    scores = tl.dot(q, k.to(FACTOR), input_precision="ieee") * SCALE
-    scores = tl.where(seen, scores, float("-inf"))
-    top = tl.maximum(m, tl.max(scores, 1))
-    safe = tl.where(top == float("-inf"), 0.0, top)  # a split may have seen masked columns only
-    p = tl.exp2(scores - safe[:, None])
-    shrink = tl.exp2(m - safe)
-    v = tl.load(
+    products = tl.dot(q, k.to(FACTOR), input_precision="ieee") * SCALE  # [R, B]
+    products = tl.where(visible, products, float("-inf"))
+    top = tl.maximum(m, tl.max(products, 1))
+    # A row that has seen only masked columns has top = -inf, and -inf - -inf would be NaN.
+    safe = tl.where(top == float("-inf"), 0.0, top)
+    p = tl.exp2(products - safe[:, None])
+    shrink = tl.exp2(m - safe)  # rescales what was summed relative to the old maximum
+    v = tl.load(  # [B, DIMS]
         values + columns[:, None] * stride + dims[None, :], mask=(dims < DIM)[None, :], other=0.0
     )
     acc = acc * shrink[:, None] + tl.dot(p.to(FACTOR), v.to(FACTOR), input_precision="ieee")
     return top, total * shrink + tl.sum(p, 1), acc
 
 
+@triton.jit
+def _related(BITS, WORDS, node, live, columns, length):
+    """Return whether each row's node descends from each column's or is it, [R, B].
+
+    Columns in the prefix read the root's bit; the caller tells them apart.
+    """
+    other = tl.maximum(columns - length, 0)  # [B]: the node that a column belongs to
+    word = tl.load(  # [R, B]: the word of the row's bits that holds that node's bit
+        BITS + node[:, None] * WORDS + (other // 64)[None, :], mask=live[:, None], other=0
+    )
+    return ((word >> (other % 64).to(tl.int64)[None, :]) & 1) == 1
+
+
 @triton.jit(do_not_specialize=["NODES", "WORDS"])
 def _split(
-    Q, K, V, BITS, LENGTH, OUT, PART, MAXIMA, SUMS, NODES, WORDS, query_head, query_node, cache_head, cache_row,
+    Q, K, V, BITS, LENGTH, OUT, PART, MAXIMA, SUMS, NODES, WORDS,
+    query_head, query_node, cache_head, cache_row,  # strides
     GROUP: tl.constexpr, SPLITS: tl.constexpr, SCALE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr,
     FACTOR: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    """Attend from one tile of rows of one key-value head to one split of prefix and tree.
+
+    With one split the result goes to OUT, otherwise the running soft-max to PART, MAXIMA, SUMS.
+    """
     head = tl.program_id(1)
     split = tl.program_id(2)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     node = rows // GROUP
-    query = head * GROUP + rows % GROUP
+    query = head * GROUP + rows % GROUP  # the query head of each row
     live = rows < NODES * GROUP
     dims = tl.arange(0, DIMS)
+    # Columns are cache entries: the prefix is 0 .. length, the tree length .. end.
     length = tl.load(LENGTH)
     end = length + NODES
-    chunk = tl.cdiv(tl.cdiv(end, SPLITS), COLUMNS) * COLUMNS
+    chunk = tl.cdiv(tl.cdiv(end, SPLITS), COLUMNS) * COLUMNS  # a split's columns, whole tiles
     first = split * chunk
     last = tl.minimum((split + 1) * chunk, end)
-    q = tl.load(
+    q = tl.load(  # [R, DIMS]
         Q + query[:, None] * query_head + node[:, None] * query_node + dims[None, :],
         mask=live[:, None] & (dims < DIM)[None, :], other=0.0,
     ).to(FACTOR)  # fmt: skip
@@ -78,34 +107,28 @@ def _split(
     m = tl.full([ROWS], float("-inf"), WIDE)
     total = tl.zeros([ROWS], WIDE)
     acc = tl.zeros([ROWS, DIMS], WIDE)
+    # Tiles that lie whole in the prefix: every row sees every column.
     plain = tl.maximum(first, tl.minimum(last, length // COLUMNS * COLUMNS))
-    for start in range(first, plain, COLUMNS):  # tiles of the prefix: all seen
+    for start in range(first, plain, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         m, total, acc = _tile(
-            q, keys, values, live[:, None], m, total, acc, columns, dims, cache_row, SCALE, DIM, FACTOR
+            q, keys, values, live[:, None], m, total, acc,
+            columns, dims, cache_row, SCALE, DIM, FACTOR,
         )  # fmt: skip
-    for start in tl.range(
-        plain, last, COLUMNS, num_stages=1
-    ):  # the few tiles that touch the tree, not prefetched
+    # The few tiles that touch the tree. Prefetching them would not pay: num_stages=1.
+    for start in tl.range(plain, last, COLUMNS, num_stages=1):
         wanted = start + tl.arange(0, COLUMNS)
-        columns = tl.minimum(wanted, last - 1)
-        behind = tl.maximum(columns - length, 0)
-        word = tl.load(
-            BITS + node[:, None] * WORDS + (behind // 64)[None, :], mask=live[:, None], other=0
-        )
-        related = ((word >> (behind % 64).to(tl.int64)[None, :]) & 1) == 1
-        seen = live[:, None] & (wanted < last)[None, :] & ((columns < length)[None, :] | related)
+        columns = tl.minimum(wanted, last - 1)  # never read an entry that was not written
+        related = _related(BITS, WORDS, node, live, columns, length)
+        visible = live[:, None] & (wanted < last)[None, :] & ((columns < length)[None, :] | related)
         m, total, acc = _tile(
-            q, keys, values, seen, m, total, acc, columns, dims, cache_row, SCALE, DIM, FACTOR
+            q, keys, values, visible, m, total, acc,
+            columns, dims, cache_row, SCALE, DIM, FACTOR,
         )  # fmt: skip
     if SPLITS == 1:
-        total = tl.where(live, total, 1.0)
         out = OUT + (query * NODES + node)[:, None] * DIM + dims[None, :]
-        tl.store(
-            out,
-            (acc / total[:, None]).to(OUT.dtype.element_ty),
-            mask=live[:, None] & (dims < DIM)[None, :],
-        )
+        result = (acc / tl.where(live, total, 1.0)[:, None]).to(OUT.dtype.element_ty)
+        tl.store(out, result, mask=live[:, None] & (dims < DIM)[None, :])
     else:
         at = (split * tl.num_programs(1) + head) * NODES * GROUP + rows
         tl.store(PART + at[:, None] * DIMS + dims[None, :], acc, mask=live[:, None])
@@ -118,6 +141,10 @@ def _join(
     OUT, PART, MAXIMA, SUMS, NODES, GROUP: tl.constexpr, SPLITS: tl.constexpr,
     ROWS: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    """Join the splits of ROWS rows of one key-value head into the output.
+
+    Each split left m, total and acc as in `_tile`; they are rescaled to a common maximum.
+    """
     head = tl.program_id(1)
     dims = tl.arange(0, DIMS)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -129,31 +156,34 @@ def _join(
         at = (split * tl.num_programs(1) + head) * NODES * GROUP + rows
         other = tl.load(MAXIMA + at, mask=live, other=float("-inf"))
         top = tl.maximum(m, other)
-        safe = tl.where(top == float("-inf"), 0.0, top)
-        mine = tl.exp2(m - safe)
-        theirs = tl.exp2(other - safe)
+        safe = tl.where(top == float("-inf"), 0.0, top)  # as in `_tile`
+        shrink = tl.exp2(m - safe)  # of the splits joined so far
+        shrink_other = tl.exp2(other - safe)  # of this one
         part = tl.load(PART + at[:, None] * DIMS + dims[None, :], mask=live[:, None], other=0.0)
-        acc = acc * mine[:, None] + part * theirs[:, None]
-        total = total * mine + tl.load(SUMS + at, mask=live, other=1.0) * theirs
+        acc = acc * shrink[:, None] + part * shrink_other[:, None]
+        total = total * shrink + tl.load(SUMS + at, mask=live, other=1.0) * shrink_other
         m = top
     out = (
         OUT + ((head * GROUP + rows % GROUP) * NODES + rows // GROUP)[:, None] * DIM + dims[None, :]
     )
-    found = acc / tl.where(live, total, 1.0)[:, None]  # a node sees itself, so no live row is empty
-    tl.store(out, found.to(OUT.dtype.element_ty), mask=live[:, None] & (dims < DIM)[None, :])
+    # A node sees itself, so the total of a live row is never 0.
+    result = acc / tl.where(live, total, 1.0)[:, None]
+    tl.store(out, result.to(OUT.dtype.element_ty), mask=live[:, None] & (dims < DIM)[None, :])
 
 
 def attend(
     query: Tensor, keys: Tensor, values: Tensor, bits: Tensor, length: Tensor, scale: float
 ) -> Tensor:
-    """query `[H, N, D]` at the rows `length ..` of keys and values `[H_kv, C, D]`, bits `[N, W]` -> `[H, N, D]`."""
+    """Attend as `reference.attend` defines; returns `[H, N, D]`.
+
+    query `[H, N, D]`; keys, values `[H_kv, C, D]`; bits `[N, W]`.
+    """
     heads, nodes, dim = query.shape
     kv_heads, capacity, _ = keys.shape
     group = heads // kv_heads
-    dims = max(16, triton.next_power_of_2(dim))
-    rows = min(
-        64 if query.dtype.itemsize == 2 else 16, max(16, triton.next_power_of_2(nodes * group))
-    )
+    dims = max(16, triton.next_power_of_2(dim))  # 16 is the least side of a matrix product
+    most = 64 if query.dtype.itemsize == 2 else 16
+    rows = min(most, max(16, triton.next_power_of_2(nodes * group)))
     tiles = triton.cdiv(nodes * group, rows)
     splits = _splits(capacity, tiles * kv_heads, query.device)
     out = query.new_empty(heads, nodes, dim)
@@ -179,25 +209,27 @@ def attend(
 
 
 def tile(dtype: torch.dtype, rows: int, dims: int) -> tuple[int, int]:
-    """Columns of a tile, and how many tiles are on their way at once: what fits the shared memory of smaller cards."""
+    """Return the columns of a tile and the number of tiles in flight (num_stages).
+
+    Both are bounded by the shared memory of smaller cards.
+    """
     if dtype.itemsize > 2:
         return 32, 2
     return 64, 3 if rows * dims <= 32 * 128 else 2
 
 
 def _factor(dtype: torch.dtype) -> tl.dtype:
-    """What the matrix products multiply; the interpreter knows no products of 16 bits."""
+    """Return the type of a matrix product's factors; the interpreter has no 16-bit products."""
     return tl.float32 if interpreted() and dtype.itemsize == 2 else TYPES[dtype]
 
 
 def _splits(capacity: int, programs: int, device: torch.device) -> int:
-    """A power of two that fills the device without cutting the cache into rows too few to be worth a program."""
-    useful = max(1, capacity // SHORT)
+    """Return how many splits, a power of two, fill the device with parts worth a program each.
+
+    `programs` run per split.
+    """
+    splits = max(1, capacity // MIN_SPLIT)
     if device.type == "cuda":
-        useful = min(
-            useful,
-            triton.cdiv(
-                2 * torch.cuda.get_device_properties(device).multi_processor_count, programs
-            ),
-        )
-    return min(MOST_SPLITS, triton.next_power_of_2(useful))
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        splits = min(splits, triton.cdiv(2 * processors, programs))
+    return min(MAX_SPLITS, triton.next_power_of_2(splits))

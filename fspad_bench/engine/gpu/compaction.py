@@ -1,4 +1,4 @@
-"""Compaction on a GPU: the accepted nodes' keys and values move to where they belong, in place, in one launch."""
+"""Cache compaction on a GPU: move the accepted nodes' keys and values in place, in one launch."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from fspad_bench.engine.gpu.tensors import Walk
 
 
 @triton.jit
-def _compact(ROWS, PATH, COUNT, LENGTH, stride, DIM: tl.constexpr, DIMS: tl.constexpr):
+def _compact(ENTRIES, PATH, COUNT, LENGTH, stride, DIM: tl.constexpr, DIMS: tl.constexpr):
+    """One program moves the entries of one layer, of keys or values, of one head.
+
+    DIMS is DIM rounded up to a power of two; `stride` is C * D.
+    """
     dims = tl.arange(0, DIMS)
-    rows = ROWS + tl.program_id(0).to(tl.int64) * stride + tl.load(LENGTH).to(tl.int64) * DIM
-    for rank in range(
-        0, tl.load(COUNT)
-    ):  # a row only moves down, and the path ascends: none is overwritten unread
+    entries = ENTRIES + tl.program_id(0).to(tl.int64) * stride + tl.load(LENGTH).to(tl.int64) * DIM
+    # Nodes ascend along a path, so source >= rank: no entry is overwritten before it is read.
+    for rank in range(0, tl.load(COUNT)):
         source = tl.load(PATH + rank)
-        moved = tl.load(rows + source * DIM + dims, mask=dims < DIM)
-        tl.store(rows + rank * DIM + dims, moved, mask=dims < DIM)
+        moved = tl.load(entries + source * DIM + dims, mask=dims < DIM)
+        tl.store(entries + rank * DIM + dims, moved, mask=dims < DIM)
 
 
-def compact(rows: Tensor, length: Tensor, found: Walk) -> None:
-    """Of the rows from `length` on of `[..., C, D]`, contiguous, keep those of the path as the next ones, in place."""
-    capacity, dim = rows.shape[-2:]
-    parts = rows.numel() // (capacity * dim)
-    _compact[parts,](
-        rows,
-        found.path,
-        found.count,
+def compact(entries: Tensor, length: Tensor, walk: Walk) -> None:
+    """Compact a contiguous cache `[..., C, D]` as `reference.compact` defines."""
+    capacity, dim = entries.shape[-2:]
+    programs = entries.numel() // (capacity * dim)
+    _compact[programs,](
+        entries,
+        walk.path,
+        walk.count,
         length,
         capacity * dim,
         DIM=dim,

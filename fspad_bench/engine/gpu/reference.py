@@ -1,7 +1,7 @@
-"""What each kernel computes, in torch: the definition that the Triton ones are held to, on any device.
+"""The definition of every kernel, in torch, on any device. Triton's kernels are tested against it.
 
-Nothing here is fast: masks are dense, a vocabulary is sorted. Nothing here waits for the device either, so shapes are
-fixed and what a kernel decides stays a tensor.
+- Not fast: masks are dense, and the vocabulary is sorted.
+- No device-to-host sync: shapes are fixed, and decisions stay tensors.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ from torch import Tensor
 
 from fspad_bench.core.sampling import gumbel, hash32_rows
 from fspad_bench.core.tree import WORD
-from fspad_bench.engine.gpu.tensors import Law, Nodes, Walk
+from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk
 
 
 def attend(
     query: Tensor, keys: Tensor, values: Tensor, bits: Tensor, length: Tensor, scale: float
 ) -> Tensor:
-    """query `[H, N, D]` at the rows `length ..` of keys and values `[H_kv, C, D]`, bits `[N, W]` -> `[H, N, D]`.
+    """Attend from the N nodes of a tree to the prefix and the tree; returns `[H, N, D]`.
 
-    A node sees the `length` rows of the prefix and, of the N rows behind them, those whose bit it has.
+    query `[H, N, D]`; keys, values `[H_kv, C, D]`, in which the prefix has the entries
+    `0 .. length` and node n the entry `length + n`; bits `[N, W]`. A node sees the whole prefix
+    and the nodes whose bit it has.
     """
     heads, nodes, dim = query.shape
-    columns = torch.arange(keys.shape[1], device=query.device)
-    inside = (columns - length).clamp(0, nodes - 1)
-    bit = (bits[:, inside // WORD] >> (inside % WORD)) & 1
-    seen = (columns < length) | ((columns < length + nodes) & (bit == 1))
-    folded = query.reshape(keys.shape[0], -1, nodes, dim)
+    columns = torch.arange(keys.shape[1], device=query.device)  # [C]
+    node = (columns - length).clamp(0, nodes - 1)  # [C], of the entries after the prefix
+    bit = (bits[:, node // WORD] >> (node % WORD)) & 1  # [N, C]
+    visible = (columns < length) | ((columns < length + nodes) & (bit == 1))
+    grouped = query.reshape(keys.shape[0], -1, nodes, dim)  # [H_kv, G, N, D]
     wide = torch.promote_types(query.dtype, torch.float32)
-    scores = torch.einsum("kgnd,kcd->kgnc", folded.to(wide) * scale, keys.to(wide))
-    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    products = torch.einsum("kgnd,kcd->kgnc", grouped.to(wide) * scale, keys.to(wide))
+    weights = products.masked_fill(~visible, float("-inf")).softmax(-1)
     return (
         torch.einsum("kgnc,kcd->kgnd", weights, values.to(wide))
         .reshape(heads, nodes, dim)
@@ -37,49 +39,60 @@ def attend(
     )
 
 
-def choose(logits: Tensor, depths: Tensor, position: Tensor, law: Law) -> Tensor:
-    """The target's token after every node, `[N]`: logits `[N, V]`, depths `[N]`; `position` follows the root's."""
-    if not law.sampled:
+def choose(logits: Tensor, depths: Tensor, position: Tensor, sampler: SamplerTensors) -> Tensor:
+    """Return the target's token after every node, `[N]`.
+
+    logits `[N, V]`; depths `[N]`; `position` is that of the token after the root.
+    """
+    if not sampler.sampled:
         return logits.argmax(-1)
-    temperature, top_p = law.numbers
-    scores = logits.float() / temperature
+    temperature, top_p = sampler.numbers
+    scores = logits.float() / temperature  # [N, V]
     tokens = torch.arange(logits.shape[1], device=logits.device)
-    if law.few or law.nucleus:
+    if sampler.has_top_k or sampler.has_top_p:
         order = scores.sort(dim=-1, descending=True, stable=True)
         ranks = torch.empty_like(order.indices).scatter_(
             1, order.indices, tokens.expand_as(order.indices)
         )
-        few = torch.where(law.words[2] > 0, law.words[2], logits.shape[1])
-        mass = order.values.masked_fill(tokens >= few, float("-inf")).softmax(-1)
-        above = mass.cumsum(-1) - mass
-        kept = torch.minimum(few, (above < top_p).sum(-1).clamp(min=1))
+        top_k = torch.where(sampler.words[2] > 0, sampler.words[2], logits.shape[1])
+        mass = order.values.masked_fill(tokens >= top_k, float("-inf")).softmax(-1)
+        above = mass.cumsum(-1) - mass  # the mass of the tokens ranked before each
+        kept = torch.minimum(top_k, (above < top_p).sum(-1).clamp(min=1))  # [N]
         scores = scores.masked_fill(ranks >= kept[:, None], float("-inf"))
-    noise = gumbel(hash32_rows(law.words[0], law.words[1], position + depths, tokens))
+    noise = gumbel(hash32_rows(sampler.words[0], sampler.words[1], position + depths, tokens))
     return (scores + noise).argmax(-1)
 
 
 def walk(nodes: Nodes, choice: Tensor) -> Walk:
-    """From the root down where a child agrees: the deepest node that agrees with all its ancestors.
+    """Find the deepest node that agrees with the target, as all of its ancestors do.
 
-    Siblings differ, so the nodes that agree all the way form one path.
+    `choice` `[N]` is the target's token after every node. Siblings have different tokens, so the
+    nodes that agree along with all their ancestors form one path.
     """
     agrees = (nodes.parents < 0) | (nodes.tokens == choice[nodes.parents.clamp(min=0)])
     agrees &= nodes.depths >= 0
     size = len(nodes.bits)
     columns = torch.arange(size, device=choice.device)
-    lineage = (nodes.bits[:, columns // WORD] >> (columns % WORD)) & 1 == 1
-    whole = agrees & ~(lineage & ~agrees).any(-1)
-    best = torch.where(whole, nodes.depths, -1).argmax()
-    on = lineage[best]
-    rank = on.cumsum(0) - 1
+    lineage = (nodes.bits[:, columns // WORD] >> (columns % WORD)) & 1 == 1  # [N, N]
+    on_path = agrees & ~(lineage & ~agrees).any(-1)
+    deepest = torch.where(on_path, nodes.depths, -1).argmax()
+    accepted = lineage[deepest]  # [N]
+    rank = accepted.cumsum(0) - 1
     path = torch.zeros_like(nodes.parents)
-    path.scatter_(0, torch.where(on, rank, size - 1), torch.where(on, columns, 0).to(path.dtype))
-    return Walk(path, on.sum().to(path.dtype), choice[best])
+    # A node that is not accepted writes a 0 to the last place. That place is the path's only if
+    # every node is accepted, and then no node writes such a 0.
+    path.scatter_(
+        0, torch.where(accepted, rank, size - 1), torch.where(accepted, columns, 0).to(path.dtype)
+    )
+    return Walk(path, accepted.sum().to(path.dtype), choice[deepest])
 
 
-def compact(rows: Tensor, length: Tensor, found: Walk) -> None:
-    """Of the rows from `length` on of `[..., C, D]` keep those of the path as the next ones, in place."""
-    size = len(found.path)
-    kept = torch.arange(size, device=rows.device)
-    source = length + torch.where(kept < found.count, found.path, kept)
-    rows.index_copy_(-2, length + kept, rows.index_select(-2, source))
+def compact(entries: Tensor, length: Tensor, walk: Walk) -> None:
+    """Move the path's entries of a cache `[..., C, D]` to the places from `length` on, in place.
+
+    Node n has the entry `length + n`. Entries after the path keep what they held.
+    """
+    size = len(walk.path)
+    places = torch.arange(size, device=entries.device)
+    source = length + torch.where(places < walk.count, walk.path, places)
+    entries.index_copy_(-2, length + places, entries.index_select(-2, source))

@@ -1,7 +1,7 @@
-"""What kernels read and return: a sampler's law, a tree's nodes and a walk, all as tensors on the device.
+"""The inputs and outputs of the kernels as tensors on the device: a sampler, a tree, a walk.
 
-A graph that was captured once reads their new contents at every replay, so nothing that changes between rounds may be
-a Python number here.
+A captured CUDA graph reads their current contents at every replay. What changes between steps is
+therefore a tensor; a Python number would be frozen at capture.
 """
 
 from __future__ import annotations
@@ -18,43 +18,52 @@ from fspad_bench.core.tree import Tree
 
 
 def interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter, on the CPU."""
+    """Return whether Triton's kernels run in its interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @dataclass(frozen=True)
-class Law:
-    """`words` int32 `[3]`: the two halves of the noise's key, and top-k (0: no cut). `numbers` float32 `[2]`:
-    temperature and top-p. Greedy where not `sampled`; top-k leaves tokens out where `few`, top-p where `nucleus`."""
+class SamplerTensors:
+    """A sampler on the device.
+
+    words: int32 `[3]`, the two halves of the noise's key, and top-k (0: off).
+    numbers: float32 `[2]`, temperature and top-p.
+    sampled: false means greedy.
+    has_top_k, has_top_p: whether each can leave tokens out.
+    """
 
     words: Tensor
     numbers: Tensor
     sampled: bool
-    few: bool
-    nucleus: bool
+    has_top_k: bool
+    has_top_p: bool
 
     @classmethod
-    def of(cls, sampler: Sampler, device: torch.device) -> Law:
+    def of(cls, sampler: Sampler, device: torch.device) -> SamplerTensors:
         key = [signed(half) for half in sampler.key]
         words = torch.tensor([*key, sampler.top_k], dtype=torch.int32, device=device)
         numbers = torch.tensor(
             [sampler.temperature, sampler.top_p], dtype=torch.float32, device=device
         )
         return cls(
-            words, numbers, bool(sampler.temperature), bool(sampler.top_k), sampler.top_p < 1
+            words,
+            numbers,
+            sampled=bool(sampler.temperature),
+            has_top_k=bool(sampler.top_k),
+            has_top_p=sampler.top_p < 1,
         )
 
     @property
     def kind(self) -> tuple[bool, bool, bool]:
-        """What decides which kernels run: a graph is captured for each."""
-        return self.sampled, self.few, self.nucleus
+        """The flags that decide which kernels are launched; each kind has a graph of its own."""
+        return self.sampled, self.has_top_k, self.has_top_p
 
 
 class Nodes(NamedTuple):
-    """A tree of N nodes, dead ones among them: tokens, parents, depths int32 `[N]`, bits int64 `[N, ceil(N / 64)]`.
+    """A tree of N nodes: tokens, parents, depths int32 `[N]`, bits int64 `[N, ceil(N / 64)]`.
 
-    A dead node fills up a shape: its token is -1, its depth -1, its parent the root, and it sees only itself and the
-    prefix.
+    A padding node fills a fixed shape. Its token is -1, its depth -1, its parent the root, and it
+    sees only the prefix and itself.
     """
 
     tokens: Tensor
@@ -64,23 +73,30 @@ class Nodes(NamedTuple):
 
     @classmethod
     def of(cls, tree: Tree, device: torch.device, size: int = 0) -> Nodes:
-        """A tree's, filled up with dead nodes to `size`."""
-        live = len(tree)
-        size = max(size, len(tree))
-        dead = size - live
-        parents = [*tree.parents, *[0] * dead]
-        bits = Tree([*tree.tokens, *range(-dead, 0)], parents).bits
-        for node in range(live, size):
-            bits[node] &= ~bits[0]  # its parent's bits aside, only its own
+        """Return the tree's nodes, followed by padding nodes up to `size`."""
+        count = len(tree)
+        size = max(size, count)
+        padding = size - count
+        parents = [*tree.parents, *[0] * padding]
+        # Siblings need different tokens, so padding nodes have negative ones while bits are made.
+        bits = Tree([*tree.tokens, *range(-padding, 0)], parents).bits
+        for node in range(count, size):
+            bits[node] &= ~bits[0]  # does not see the root, its parent
         columns = torch.tensor(
-            [[*tree.tokens, *[-1] * dead], parents, [*tree.depths, *[-1] * dead]], dtype=torch.int32
+            [[*tree.tokens, *[-1] * padding], parents, [*tree.depths, *[-1] * padding]],
+            dtype=torch.int32,
         )
-        return cls(*columns.to(device), bits.to(device))
+        tokens, parent, depths = columns.to(device)
+        return cls(tokens, parent, depths, bits.to(device))
 
 
 class Walk(NamedTuple):
-    """The accepted nodes, root first, in the first `count` places of `path` int32 `[N]`, and the token after them."""
+    """The accepted nodes and the token that follows them.
+
+    path: int32 `[N]`, the accepted nodes, root first, in its first `count` places.
+    count, bonus: scalars.
+    """
 
     path: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # not the method of tuples
     bonus: Tensor

@@ -1,6 +1,7 @@
-"""Verification on a GPU: what the target says after every node, and the walk down the tree, with no word to the host.
+"""Verification on a GPU without a device-to-host sync: the target's tokens and the walk.
 
-Logits become scores (temperature), tokens that top-k or top-p leave out are dropped, noise is added, and the best wins.
+The target's token after a node: logits become scores (temperature), tokens outside top-k or top-p
+are dropped, noise is added, and the best score wins.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fspad_bench.engine.gpu.scores import noise, pair, scores_of
-from fspad_bench.engine.gpu.tensors import Law, Nodes, Walk
+from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk
 from fspad_bench.engine.gpu.top_k_top_p import best_kept
 
-BLOCK = 2048
+BLOCK = 2048  # tokens of one program
 
 
 @triton.jit
@@ -22,7 +23,7 @@ def _best(
     LOGITS, DEPTHS, POSITION, WORDS, NUMBERS, VALUES, TOKENS,
     V: tl.constexpr, BLOCK: tl.constexpr, SAMPLED: tl.constexpr,
 ):  # fmt: skip
-    """The best token of a block of a node's row."""
+    """Find the best token of one block of a node's logits, and its score."""
     node = tl.program_id(0)
     block = tl.program_id(1)
     tokens = block * BLOCK + tl.arange(0, BLOCK)
@@ -40,7 +41,10 @@ def _best(
 
 @triton.jit
 def _gather(VALUES, TOKENS, CHOICE, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
-    """The best token of a node's row, of the best of its blocks; the first where some are equal."""
+    """Choose a node's token among the best of its blocks; the smallest id of equal ones.
+
+    WIDTH is BLOCKS rounded up to a power of two.
+    """
     node = tl.program_id(0)
     block = tl.arange(0, WIDTH)
     values = tl.load(VALUES + node * BLOCKS + block, mask=block < BLOCKS, other=float("-inf"))
@@ -49,58 +53,64 @@ def _gather(VALUES, TOKENS, CHOICE, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit(do_not_specialize=["NODES"])
 def _walk(
-    NODE_TOKENS, PARENTS, DEPTHS, BITS, CHOICE, PATH, COUNT, BONUS, NODES, WORDS: tl.constexpr, WIDTH: tl.constexpr,
+    NODE_TOKENS, PARENTS, DEPTHS, BITS, CHOICE, PATH, COUNT, BONUS, NODES,
+    WORDS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """The deepest node that agrees with the target as all its ancestors do, from the bits alone."""
+    """Walk a whole tree in one program, as `reference.walk` defines; all vectors are [WIDTH].
+
+    WIDTH is at least NODES, WORDS the int64 words of a node's bits.
+    """
     node = tl.arange(0, WIDTH)
     live = node < NODES
     parent = tl.load(PARENTS + node, mask=live, other=0)
     depth = tl.load(DEPTHS + node, mask=live, other=-1)
-    said = tl.load(CHOICE + tl.maximum(parent, 0), mask=live, other=-2)
-    agrees = (
-        live
-        & (depth >= 0)
-        & ((parent < 0) | (tl.load(NODE_TOKENS + node, mask=live, other=-1) == said))
-    )
-    whole = agrees
+    # The target's token after each node's parent.
+    target_token = tl.load(CHOICE + tl.maximum(parent, 0), mask=live, other=-2)
+    token = tl.load(NODE_TOKENS + node, mask=live, other=-1)
+    agrees = live & (depth >= 0) & ((parent < 0) | (token == target_token))
+    # A node is on the path if its bits, itself and all its ancestors, are a subset of those that
+    # agree. The latter are packed a word at a time: a sum of different powers of two is their OR.
+    on_path = agrees
     for word in tl.static_range(WORDS):
         own = tl.full([WIDTH], 1, tl.int64) << (node % 64).to(tl.int64)
         agreed = tl.sum(tl.where(agrees & (node // 64 == word), own, 0), 0)
         bits = tl.load(BITS + node * WORDS + word, mask=live, other=-1)
-        whole &= (bits & ~agreed) == 0
-    best = tl.argmax(tl.where(whole, depth, -1), 0)
-    word = tl.load(BITS + best * WORDS + tl.minimum(node // 64, WORDS - 1))
-    on = live & (((word >> (node % 64).to(tl.int64)) & 1) == 1)
-    rank = (
-        tl.cumsum(on.to(tl.int32), 0) - 1
-    )  # parents precede children: the order of nodes is that of the path
-    tl.store(PATH + rank, node, mask=on)
-    tl.store(COUNT, tl.sum(on.to(tl.int32), 0))
-    tl.store(BONUS, tl.load(CHOICE + best))
+        on_path &= (bits & ~agreed) == 0
+    deepest = tl.argmax(tl.where(on_path, depth, -1), 0)
+    word = tl.load(BITS + deepest * WORDS + tl.minimum(node // 64, WORDS - 1))
+    accepted = live & (((word >> (node % 64).to(tl.int64)) & 1) == 1)
+    # Parents precede their children, so the order of nodes is that of the path.
+    rank = tl.cumsum(accepted.to(tl.int32), 0) - 1
+    tl.store(PATH + rank, node, mask=accepted)
+    tl.store(COUNT, tl.sum(accepted.to(tl.int32), 0))
+    tl.store(BONUS, tl.load(CHOICE + deepest))
 
 
-def choose(logits: Tensor, depths: Tensor, position: Tensor, law: Law) -> Tensor:
-    """The target's token after every node, `[N]`: logits `[N, V]`, depths `[N]`; `position` follows the root's."""
-    if logits.dtype == torch.float64 and not law.sampled:  # scores are float32 here
+def choose(logits: Tensor, depths: Tensor, position: Tensor, sampler: SamplerTensors) -> Tensor:
+    """Return the target's token after every node, `[N]`, as `reference.choose` defines.
+
+    logits `[N, V]`; depths `[N]`; `position` is that of the token after the root.
+    """
+    if logits.dtype == torch.float64 and not sampler.sampled:  # scores are float32 here
         return logits.argmax(-1).to(torch.int32)
     nodes, size = logits.shape
     logits = logits.contiguous()
     choice = logits.new_empty(nodes, dtype=torch.int32)
-    if law.sampled and (law.few or law.nucleus):
-        values, tokens = best_kept(logits, depths, position, law)
+    if sampler.sampled and (sampler.has_top_k or sampler.has_top_p):
+        values, tokens = best_kept(logits, depths, position, sampler)
     else:
         values, tokens = pair(logits, nodes, triton.cdiv(size, BLOCK))
         _best[values.shape](
             logits,
             depths,
             position,
-            law.words,
-            law.numbers,
+            sampler.words,
+            sampler.numbers,
             values,
             tokens,
             V=size,
             BLOCK=BLOCK,
-            SAMPLED=law.sampled,
+            SAMPLED=sampler.sampled,
         )
     blocks = values.shape[1]
     _gather[nodes,](values, tokens, choice, BLOCKS=blocks, WIDTH=triton.next_power_of_2(blocks))
@@ -108,7 +118,7 @@ def choose(logits: Tensor, depths: Tensor, position: Tensor, law: Law) -> Tensor
 
 
 def walk(nodes: Nodes, choice: Tensor) -> Walk:
-    """From the root down where a child agrees."""
+    """Find the accepted path as `reference.walk` defines; `choice` `[N]` as of `choose`."""
     size, words = nodes.bits.shape
     path = torch.zeros_like(nodes.parents)
     count = path.new_empty(())

@@ -1,4 +1,4 @@
-"""What a round costs is measured once and then known."""
+"""The costs of a step are measured once and then known."""
 
 import json
 from time import sleep
@@ -6,12 +6,13 @@ from time import sleep
 import pytest
 from doubles import random_model
 
-from fspad_bench.core.loop import Context
+from fspad_bench.core.protocols import Context
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import match
 from fspad_bench.drafts.sizing import costs
-from fspad_bench.drafts.sizing.costs import NEAR, SIZES, TINY, Costs
+from fspad_bench.drafts.sizing.costs import NEAR, SIZES, TINY, Costs, Turn
+from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.models.tiny import tiny_tokenizer
 from fspad_bench.util.machine import NOISY, Load, cores
@@ -22,111 +23,127 @@ def target(tmp_path, monkeypatch):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(Load, "others", lambda self: 0.0)
     monkeypatch.setattr(costs, "_measured", {})
-    return TransformersTarget(
-        random_model("llama", max_position_embeddings=1024), tiny_tokenizer(), "other", "abc"
-    )
+    model = random_model("llama", max_position_embeddings=1024)
+    return TransformersTarget(model, tiny_tokenizer(), "other", "abc")
 
 
-def always(first, level):
-    """A draft that costs the same behind any prefix."""
-    return lambda prefixes: [(first, level)] * len(prefixes)
+def constant(overhead, per_level):
+    """Return the measurement of a draft that costs the same at any prefix length."""
+    return lambda prefixes: [(overhead, per_level)] * len(prefixes)
 
 
-def kept(folder):
-    return [json.loads(path.read_text())["key"] for path in (folder / "costs").glob("*.json")]
+def keys_in(folder):
+    files = (folder / "costs").glob("*.json")
+    return [json.loads(path.read_text())["key"] for path in files]
+
+
+def forget():
+    """Forget what this process measured, as another process would start."""
+    costs._measured.clear()
 
 
 def test_costs_are_measured_once_and_again_on_demand(target, tmp_path, monkeypatch):
     far = target.max_length - LARGEST_TREE
     drafts = {NEAR: (0.5, 0.25), far: (0.5 + (far - NEAR) * 1e-3, 0.2)}
-    first = costs.of(target, {"head": "x"}, lambda prefixes: [drafts[n] for n in prefixes])
-    assert len(first.verify) == len(SIZES)
-    assert min(first.verify) > 0
-    assert (first.first, first.level) == (0.5, 0.25)
-    assert first.draft_longer == (pytest.approx(1e-3), 0.0)
-    told = [(key["target"], key["prefixes"], key.get("head")) for key in kept(tmp_path)]
-    assert sorted(told, key=str) == [("abc", [NEAR, far], head) for head in ("x", None)]
-    assert costs.of(target, {"head": "x"}, pytest.fail) == first
-    costs._measured.clear()  # as another process would begin
-    assert costs.of(target, {"head": "x"}, pytest.fail) == first
-    costs._measured.clear()
+    first = costs.measure(target, {"head": "x"}, lambda prefixes: [drafts[n] for n in prefixes])
+    assert len(first.forward) == len(SIZES)
+    assert min(first.forward) > 0
+    assert (first.overhead, first.per_level) == (0.5, 0.25)
+    assert first.draft_per_token == (pytest.approx(1e-3), 0.0)
+    keys = [(key["target"], key["prefixes"], key.get("head")) for key in keys_in(tmp_path)]
+    assert sorted(keys, key=str) == [("abc", [NEAR, far], head) for head in ("x", None)]
+    assert costs.measure(target, {"head": "x"}, pytest.fail) == first
+    forget()
+    assert costs.measure(target, {"head": "x"}, pytest.fail) == first
+    forget()
     monkeypatch.setenv("FSPAD_BENCH_COSTS", "new")
-    assert costs.of(target, {"head": "x"}, always(0.75, 0.5)).first == 0.75
-    assert costs.of(target, {"head": "x"}, pytest.fail).first == 0.75
+    assert costs.measure(target, {"head": "x"}, constant(0.75, 0.5)).overhead == 0.75
+    assert costs.measure(target, {"head": "x"}, pytest.fail).overhead == 0.75
 
 
-def test_a_shape_for_all_rounds_is_not_asked_what_it_costs_behind_long_prompts(target, tmp_path):
-    costs.of(target, {}, always(0.5, 0.25), everywhere=False)
-    assert [key["prefixes"] for key in kept(tmp_path)] == [[NEAR]] * 2
+def test_a_shape_for_all_steps_is_not_measured_at_long_prefixes(target, tmp_path):
+    costs.measure(target, {}, constant(0.5, 0.25), with_far=False)
+    assert [key["prefixes"] for key in keys_in(tmp_path)] == [[NEAR]] * 2
 
 
-def test_what_other_code_cost_is_not_known_of_this(target, monkeypatch):
-    costs.of(target, {}, always(0.5, 0.25))
-    monkeypatch.setattr(type(target.lean.parts), "signature", "other", raising=False)
-    assert costs.of(target, {}, always(0.25, 0.25)).first == 0.25
+def test_costs_of_other_compiled_code_are_not_taken(target, monkeypatch):
+    costs.measure(target, {}, constant(0.5, 0.25))
+    monkeypatch.setattr(TransformersTarget, "signature", "other")
+    assert costs.measure(target, {}, constant(0.25, 0.25)).overhead == 0.25
 
 
-def test_what_was_measured_beside_other_work_is_not_kept(target, monkeypatch, capsys):
+def test_costs_measured_while_other_work_goes_on_are_not_kept(target, monkeypatch, capsys):
     with monkeypatch.context() as busy:
         busy.setattr(Load, "others", lambda self: 1.01 * NOISY * cores())
-        costs.of(target, {}, always(0.5, 0.25))
-        assert costs.of(target, {}, pytest.fail).first == 0.5  # but for this process
-    costs._measured.clear()
+        costs.measure(target, {}, constant(0.5, 0.25))
+        # this process goes on with them
+        assert costs.measure(target, {}, pytest.fail).overhead == 0.5
+    forget()
     assert "not kept" in capsys.readouterr().err
-    assert costs.of(target, {}, always(0.25, 0.25)).first == 0.25
+    assert costs.measure(target, {}, constant(0.25, 0.25)).overhead == 0.25
     assert "not kept" not in capsys.readouterr().err
 
 
-def test_a_cache_that_cannot_be_written_costs_the_next_run_time(target, tmp_path, capsys):
-    (tmp_path / "costs").write_text("in the way of the folder")
-    assert costs.of(target, {}, always(0.5, 0.25)).first == 0.5
+def test_a_cache_that_cannot_be_written_is_no_error(target, tmp_path, capsys):
+    (tmp_path / "costs").write_text("a file in the place of the folder")
+    assert costs.measure(target, {}, constant(0.5, 0.25)).overhead == 0.5
     assert "FSPAD_BENCH_CACHE" in capsys.readouterr().err
 
 
-def test_another_draft_has_costs_of_its_own(target, tmp_path):
-    first = costs.of(target, {"head": "x"}, always(0.5, 0.25))
-    second = costs.of(target, {"head": "y"}, always(0.75, 0.25))
-    assert (first.first, second.first) == (0.5, 0.75)
-    assert first.verify == second.verify  # measured once
+def test_another_draft_has_costs_of_its_own(target):
+    first = costs.measure(target, {"head": "x"}, constant(0.5, 0.25))
+    second = costs.measure(target, {"head": "y"}, constant(0.75, 0.25))
+    assert (first.overhead, second.overhead) == (0.5, 0.75)
+    assert first.forward == second.forward  # measured once
 
 
-def test_another_release_measures_anew(target, tmp_path, monkeypatch):
-    costs.of(target, {}, always(0.5, 0.25))
+def test_another_release_measures_anew(target, monkeypatch):
+    costs.measure(target, {}, constant(0.5, 0.25))
     monkeypatch.setattr(costs, "__version__", "later")
-    assert costs.of(target, {}, always(0.25, 0.25)).first == 0.25
+    assert costs.measure(target, {}, constant(0.25, 0.25)).overhead == 0.25
 
 
 def test_tests_do_not_depend_on_the_machine(tiny):
-    assert costs.of(tiny, {}, pytest.fail) == TINY
+    assert costs.is_tiny(tiny)
+    assert costs.measure(tiny, {}, pytest.fail) == TINY
 
 
 def test_larger_trees_cost_in_proportion_beyond_the_largest_measured():
-    made = Costs(tuple(float(n) for n in SIZES), 0, 0)
-    assert made.forward(128) == pytest.approx(128)
+    linear = Costs(tuple(float(n) for n in SIZES), 0, 0)
+    assert linear.forward_seconds(128) == pytest.approx(128)
 
 
-def test_a_round_is_timed_beside_its_forward_and_leaves_the_cache_as_it_was(target):
-    steps = []
-    scores = target.prefill([1, 2, 3], 64)
-    context = Context([1, 2, 3, int(scores.logits[-1].argmax())], 3, Sampler())
-    length, score = target.length, target.score
+def test_overhead_is_timed_without_its_forward_and_leaves_the_session_as_it_was(
+    target, monkeypatch
+):
+    forwards = []
+    score = Session.score
 
-    def scored(tree):
-        steps.append("forward")
+    def slow_score(self, tree):
+        forwards.append(len(tree))
         sleep(0.03)
-        return score(tree)
+        return score(self, tree)
 
-    target.score = scored
-    turn = context, lambda: Tree.chain(context.tokens[-1], [5, 6])
-    seconds = costs.beside_forward(target, [turn] * 2, match)
+    monkeypatch.setattr(Session, "score", slow_score)
+    with target.session(64) as session:
+        scores = session.prefill([1, 2, 3])
+        context = Context([1, 2, 3, int(scores.logits[-1].argmax())], 3, Sampler())
+        turn = Turn(session, context, lambda: Tree.chain(context.tokens[-1], [5, 6]))
+        seconds = costs.overhead_seconds([turn] * 2, match)
+        assert (session.length, session.pending) == (3, 0)
     assert 0 < min(seconds) <= max(seconds) < 0.03
-    assert len(steps) == 2 * (costs.WARM + costs.TURNS)
-    assert (target.length, target.pending) == (length, 0)
+    assert forwards == [3] * (2 * (costs.WARM + costs.TURNS))
 
 
-def test_every_forward_that_is_timed_stands_behind_its_prefix(target):
-    lengths, score = [], target.score
-    target.score = lambda tree: lengths.append((target.length, len(tree))) or score(tree)
+def test_every_timed_forward_stands_at_its_prefix_length(target, monkeypatch):
+    lengths = []
+    score = Session.score
+
+    def recording_score(self, tree):
+        lengths.append((self.length, len(tree)))
+        return score(self, tree)
+
+    monkeypatch.setattr(Session, "score", recording_score)
     assert len(costs.forward_seconds(target, [(1, 20), (3, 40), (3, 20)])) == 3
     assert lengths == [(20, 1), (40, 3), (20, 3)] * (costs.WARM + costs.TURNS)
 
@@ -136,14 +153,15 @@ def test_no_forward_costs_more_than_a_larger_one(target, monkeypatch):
     monkeypatch.setattr(
         costs,
         "forward_seconds",
-        lambda target, cases: [clock[n] + tokens / 1e9 for n, tokens in cases],
+        lambda target, cases: [clock[n] + prefix / 1e9 for n, prefix in cases],
     )
-    found = costs.of(target, {}, always(0.5, 0.25)).verify
-    assert list(found) == sorted(found)
-    assert found[SIZES.index(4)] == found[SIZES.index(6)] == 8.0 + NEAR / 1e9
+    forward = costs.measure(target, {}, constant(0.5, 0.25)).forward
+    assert list(forward) == sorted(forward)
+    assert forward[SIZES.index(4)] == forward[SIZES.index(6)] == 8.0 + NEAR / 1e9
 
 
-def test_those_that_take_turns_lose_one_each_to_a_busy_moment(tiny):
+def test_runs_take_turns(tiny):
+    """So that a busy moment costs each of them one turn."""
     log = []
     runs = [lambda: log.append("a"), lambda: log.append("b")]
     assert len(costs.best_of(runs, tiny)) == 2
@@ -160,8 +178,8 @@ def test_a_context_too_short_to_tell_a_slope_has_none(monkeypatch, tmp_path):
     monkeypatch.setattr(costs, "_measured", {})
     model = random_model("llama", max_position_embeddings=costs.NEAR + LARGEST_TREE + 1)
     target = TransformersTarget(model, tiny_tokenizer(), "other", "abc")
-    found = costs.of(target, {}, always(0.5, 0.25))
-    assert {*found.longer, *found.draft_longer} == {0.0}
+    measured = costs.measure(target, {}, constant(0.5, 0.25))
+    assert {*measured.forward_per_token, *measured.draft_per_token} == {0.0}
 
 
 def test_a_slow_target_is_measured_less_often(tiny, monkeypatch):

@@ -1,4 +1,7 @@
-"""Compiles every kernel for a GPU of the given capability, as it would be launched there: `compile_all.py 90`."""
+"""Compile every kernel for a GPU of a capability, as it would be launched: `compile_all.py 90`.
+
+Prints a line per kernel: its name, whether there is machine code, its bytes of shared memory.
+"""
 
 import sys
 
@@ -8,10 +11,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fspad_bench.engine.gpu import attention
-from fspad_bench.engine.gpu import compaction as rows
-from fspad_bench.engine.gpu import top_k_top_p as cut
-from fspad_bench.engine.gpu import verification as choice
+from fspad_bench.engine.gpu import attention, compaction, top_k_top_p, verification
 
 TREE = {"GROUP": 3, "SPLITS": 8, "WIDE": tl.float32}
 POINTERS = {
@@ -41,42 +41,49 @@ POINTERS = {
     "cache_row": "i32",
     "stride": "i64",
 }
-KINDS = {
+DTYPES = {
     "*bf16": (torch.bfloat16, tl.bfloat16),
     "*fp16": (torch.float16, tl.float16),
     "*fp32": (torch.float32, tl.float32),
     "*fp64": (torch.float64, tl.float64),
 }
+UNALIGNED = ("NODES", "STEP", "WORDS", "query_node")  # not known to be multiples of 16
 
 
 def split(kind, rows, dim, splits=8):
     """An attention kernel as it is launched for these rows and this head dimension."""
-    dtype, factor = KINDS[kind]
-    columns, stages = attention.tile(dtype, rows, triton.next_power_of_2(dim))
-    wide = tl.float64 if kind == "*fp64" else tl.float32
-    shape = {
+    dtype, factor = DTYPES[kind]
+    dims = triton.next_power_of_2(dim)
+    columns, stages = attention.tile(dtype, rows, dims)
+    constants = TREE | {
         "SCALE": 0.1,
         "ROWS": rows,
         "DIM": dim,
-        "DIMS": triton.next_power_of_2(dim),
+        "DIMS": dims,
         "COLUMNS": columns,
+        "FACTOR": factor,
+        "SPLITS": splits,
+        "WIDE": tl.float64 if kind == "*fp64" else tl.float32,
     }
-    words = {"WORDS": "i32"} | (
-        dict.fromkeys(("PART", "MAXIMA", "SUMS"), "*fp64") if kind == "*fp64" else {}
-    )
-    return (
-        attention._split,
-        TREE | shape | {"FACTOR": factor, "SPLITS": splits, "WIDE": wide},
-        kind,
-        words,
-        stages,
-    )
+    types = {"WORDS": "i32"}
+    if kind == "*fp64":
+        types |= dict.fromkeys(("PART", "MAXIMA", "SUMS"), "*fp64")
+    return attention._split, constants, kind, types, stages
 
 
 WORDS = {"WORDS": "*i32"}
-ROW = {"V": 128256, "SPLIT": cut.SPLIT, "SPLITS": 16, "WIDTH": 16, "BLOCK": cut.BLOCK}
+LARGE = {
+    "V": 128256,
+    "SPLIT": top_k_top_p.SPLIT,
+    "SPLITS": 16,
+    "WIDTH": 16,
+    "BLOCK": top_k_top_p.BLOCK,
+}
 SMALL = {"V": 97, "SPLIT": 128, "SPLITS": 1, "WIDTH": 1, "BLOCK": 128}
-BOTH = [(ROW, False), (ROW, True), (SMALL, True)]
+CASES = [(LARGE, False), (LARGE, True), (SMALL, True)]
+BOTH = (False, True)
+
+# kernel, its constants, the type of the pointers that POINTERS does not name, other types, stages
 KERNELS = [
     split("*bf16", 64, 128),
     split("*bf16", 16, 64),
@@ -88,23 +95,32 @@ KERNELS = [
     split("*fp64", 16, 16, 1),
     (attention._join, TREE | {"ROWS": 16, "DIM": 96, "DIMS": 128}, "*bf16", {}, 3),
     *(
-        (choice._best, {"V": v, "BLOCK": choice.BLOCK, "SAMPLED": sampled}, kind, WORDS, 3)
+        (
+            verification._best,
+            {"V": v, "BLOCK": verification.BLOCK, "SAMPLED": sampled},
+            kind,
+            WORDS,
+            3,
+        )
         for v, sampled, kind in ((49152, True, "*bf16"), (97, False, "*fp64"))
     ),
-    (cut._tops, ROW, "*bf16", WORDS, 3),
-    *((cut._weigh, row | {"NUCLEUS": nucleus}, "*fp32", WORDS, 3) for row, nucleus in BOTH),
-    *((cut._top_k, ROW | {"FEW": few}, "*bf16", WORDS, 3) for few in (False, True)),
-    *((cut._last, ROW | {"NUCLEUS": nucleus}, "*fp32", WORDS, 3) for nucleus in (False, True)),
-    *((cut._best_kept, row | {"NUCLEUS": nucleus}, "*bf16", WORDS, 3) for row, nucleus in BOTH),
+    (top_k_top_p._tops, LARGE, "*bf16", WORDS, 3),
+    *((top_k_top_p._weigh, sizes | {"BY_MASS": on}, "*fp32", WORDS, 3) for sizes, on in CASES),
+    *((top_k_top_p._top_k, LARGE | {"HAS_TOP_K": on}, "*bf16", WORDS, 3) for on in BOTH),
+    *((top_k_top_p._last, LARGE | {"HAS_TOP_P": on}, "*fp32", WORDS, 3) for on in BOTH),
     *(
-        (choice._gather, {"BLOCKS": blocks, "WIDTH": width}, "", {}, 3)
+        (top_k_top_p._best_kept, sizes | {"HAS_TOP_P": on}, "*bf16", WORDS, 3)
+        for sizes, on in CASES
+    ),
+    *(
+        (verification._gather, {"BLOCKS": blocks, "WIDTH": width}, "", {}, 3)
         for blocks, width in ((24, 32), (1, 1))
     ),
     *(
-        (choice._walk, {"WORDS": words, "WIDTH": width}, "", {}, 3)
+        (verification._walk, {"WORDS": words, "WIDTH": width}, "", {}, 3)
         for words, width in ((2, 128), (1, 1))
     ),
-    (rows._compact, {"DIM": 96, "DIMS": 128}, "*fp16", {}, 3),
+    (compaction._compact, {"DIM": 96, "DIMS": 128}, "*fp16", {}, 3),
 ]
 for kernel, constants, kind, others, stages in KERNELS:
     names = kernel.arg_names
@@ -112,14 +128,14 @@ for kernel, constants, kind, others, stages in KERNELS:
     signature = {
         name: "constexpr" if name in constants else types.get(name, kind) for name in names
     }
-    at = {(names.index(name),): value for name, value in constants.items() if name in names}
+    values = {(names.index(name),): value for name, value in constants.items() if name in names}
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if signature[name] != "constexpr" and name not in ("NODES", "STEP", "WORDS", "query_node")
+        if signature[name] != "constexpr" and name not in UNALIGNED
     }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=at, attrs=aligned)
-    made = triton.compile(
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
+    compiled = triton.compile(
         source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_stages": stages}
     )
-    print(kernel.__name__, len(made.asm["cubin"]) > 0, made.metadata.shared)
+    print(kernel.__name__, len(compiled.asm["cubin"]) > 0, compiled.metadata.shared)

@@ -1,4 +1,4 @@
-"""Tree attention: Triton's kernel and the reference against float64, over shapes that a serving stack meets."""
+"""Tree attention: Triton's kernel and the reference against float64, over many shapes."""
 
 from random import Random
 
@@ -9,15 +9,18 @@ from fspad_bench.engine.gpu import attention, reference
 from fspad_bench.engine.gpu.tensors import Nodes
 
 BOUND = {torch.float64: 1e-9, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-NODES, DIMS, GROUPS = (1, 2, 8, 31, 64, 65, 128), (64, 96, 128), (1, 2, 3, 4, 8)
+NODES = (1, 2, 8, 31, 64, 65, 128)
+DIMS = (64, 96, 128)
+GROUPS = (1, 2, 3, 4, 8)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PREFIXES = (0, 1, 63, 64, 65, 200, 256, 511)
 LONG = (1, 100, 1023, 4096, 32768)
 
 
 def sampled(count, prefixes):
-    """So many random cases, every value of every axis among them."""
-    dice, columns = Random(6), []
+    """Draw `count` random cases in which every value of every axis occurs."""
+    dice = Random(6)
+    columns = []
     for axis in (prefixes, NODES, DIMS, GROUPS, DTYPES):
         column = [axis[i % len(axis)] for i in range(count)]
         dice.shuffle(column)
@@ -31,13 +34,14 @@ def problem(prefix, nodes, dim, group, dtype, device, tree, kv_heads=2):
     query, keys, values = (
         torch.randn(s, generator=generator, device=device).to(dtype) for s in shapes
     )
-    keys[:, prefix + nodes :] = values[:, prefix + nodes :] = torch.nan  # rows that nobody may read
+    keys[:, prefix + nodes :] = torch.nan  # must not be read
+    values[:, prefix + nodes :] = torch.nan
     length = torch.tensor([prefix], dtype=torch.int32, device=device)
     return query, keys, values, Nodes.of(tree, device).bits, length, dim**-0.5
 
 
 def exact(query, keys, values, bits, length, scale):
-    """By the reference in float64, the rows behind the tree cut off."""
+    """Return the reference in float64, without the entries after the tree."""
     end = int(length) + query.shape[1]
     return reference.attend(
         query.double(), keys[:, :end].double(), values[:, :end].double(), bits, length, scale
@@ -45,10 +49,10 @@ def exact(query, keys, values, bits, length, scale):
 
 
 def check(prefix, nodes, dim, group, dtype, device, grown):
-    given = problem(prefix, nodes, dim, group, dtype, device, grown(nodes))
-    found = attention.attend(*given)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double(), exact(*given), rtol=0, atol=BOUND[dtype])
+    inputs = problem(prefix, nodes, dim, group, dtype, device, grown(nodes))
+    output = attention.attend(*inputs)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), exact(*inputs), rtol=0, atol=BOUND[dtype])
 
 
 @pytest.mark.parametrize("case", sampled(20, PREFIXES), ids=str)
@@ -58,7 +62,7 @@ def test_it_equals_attention_in_float64(case, device, grown):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", sampled(90, LONG), ids=str)
-def test_it_does_behind_long_prefixes(case, device, grown):
+def test_it_does_after_long_prefixes(case, device, grown):
     check(*case, device, grown)
 
 
@@ -67,11 +71,11 @@ def test_large_scores_stay_finite(dtype, device, grown):
     query, keys, values, bits, length, scale = problem(
         70, 6, 128, 2, torch.float32, device, grown(6)
     )
-    given = ((30 * query).to(dtype), (20 * keys).to(dtype), values.to(dtype), bits, length, scale)
+    inputs = ((30 * query).to(dtype), (20 * keys).to(dtype), values.to(dtype), bits, length, scale)
     for kernel in (attention, reference):
-        end = 76 if kernel is reference else None  # it weighs what nobody may read by 0
-        found = kernel.attend(given[0], given[1][:, :end], given[2][:, :end], *given[3:])
-        torch.testing.assert_close(found.double(), exact(*given), rtol=0, atol=4 * BOUND[dtype])
+        end = 76 if kernel is reference else None  # it multiplies masked entries by 0
+        output = kernel.attend(inputs[0], inputs[1][:, :end], inputs[2][:, :end], *inputs[3:])
+        torch.testing.assert_close(output.double(), exact(*inputs), rtol=0, atol=4 * BOUND[dtype])
 
 
 def test_in_float64_too(device, grown):
@@ -84,37 +88,42 @@ def test_the_reference_is_soft_max_over_what_a_node_sees(prefix, device, grown):
     query, keys, values, bits, length, scale = problem(
         prefix, 9, 16, 2, torch.float64, device, tree
     )
-    found = reference.attend(
+    output = reference.attend(
         query, keys[:, : prefix + 9], values[:, : prefix + 9], bits, length, scale
     )
     for node in range(9):
-        line, at = [], node
-        while at >= 0:
-            line, at = [prefix + at, *line], tree.parents[at]
-        rows = [*range(prefix), *line]
+        line = []
+        ancestor = node
+        while ancestor >= 0:
+            line.insert(0, prefix + ancestor)
+            ancestor = tree.parents[ancestor]
+        entries = [*range(prefix), *line]
         for head in range(4):
-            weights = (keys[head // 2, rows] @ query[head, node] * scale).softmax(0)
-            torch.testing.assert_close(found[head, node], weights @ values[head // 2, rows])
+            weights = (keys[head // 2, entries] @ query[head, node] * scale).softmax(0)
+            torch.testing.assert_close(output[head, node], weights @ values[head // 2, entries])
 
 
-def test_dead_nodes_change_nothing(device, grown):
+def test_padding_nodes_change_nothing(device, grown):
     tree = grown(20)
     query, keys, values, bits, length, scale = problem(77, 20, 64, 3, torch.float32, device, tree)
     more = torch.randn(6, 32, 64, device=device)
     more[:, :20] = query
-    rows = torch.zeros(2, 2, 120, 64, device=device)
-    rows[0, :, :106], rows[1, :, :106] = keys.nan_to_num(1.0), values.nan_to_num(1.0)
-    found = attention.attend(more, rows[0], rows[1], Nodes.of(tree, device, 32).bits, length, scale)
+    cache = torch.zeros(2, 2, 120, 64, device=device)
+    cache[0, :, :106] = keys.nan_to_num(1.0)
+    cache[1, :, :106] = values.nan_to_num(1.0)
+    output = attention.attend(more, *cache, Nodes.of(tree, device, 32).bits, length, scale)
     torch.testing.assert_close(
-        found[:, :20], attention.attend(query, keys, values, bits, length, scale)
+        output[:, :20], attention.attend(query, keys, values, bits, length, scale)
     )
-    assert found.isfinite().all()
+    assert output.isfinite().all()
 
 
 def test_many_splits_are_joined(device, grown, monkeypatch):
-    given = problem(300, 12, 64, 4, torch.float32, device, grown(12))
+    inputs = problem(300, 12, 64, 4, torch.float32, device, grown(12))
     monkeypatch.setattr(attention, "_splits", lambda *_: 16)
-    torch.testing.assert_close(attention.attend(*given).double(), exact(*given), rtol=0, atol=3e-6)
+    torch.testing.assert_close(
+        attention.attend(*inputs).double(), exact(*inputs), rtol=0, atol=3e-6
+    )
 
 
 def test_splits_are_a_power_of_two_and_no_more_than_the_cache_is_worth():

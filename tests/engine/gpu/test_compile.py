@@ -1,4 +1,6 @@
-"""Every kernel compiles to machine code for a GPU, which needs none: the interpreter would not notice if it did not."""
+"""Every kernel compiles to machine code for a GPU. Compiling needs no GPU, and the interpreter
+would not show a failure.
+"""
 
 import os
 import subprocess
@@ -7,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-CUT = ["_tops", *["_weigh"] * 3, *["_top_k"] * 2, *["_last"] * 2, *["_best_kept"] * 3]
+TOP_K_TOP_P = ["_tops", *["_weigh"] * 3, *["_top_k"] * 2, *["_last"] * 2, *["_best_kept"] * 3]
 NAMES = [
     *["_split"] * 8,
     "_join",
     *["_best"] * 2,
-    *CUT,
+    *TOP_K_TOP_P,
     *["_gather"] * 2,
     *["_walk"] * 2,
     "_compact",
@@ -23,12 +25,12 @@ NAMES = [
 def test_every_kernel_compiles(capability, tmp_path):
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     script = Path(__file__).with_name("compile_all.py")
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, script, str(capability)], capture_output=True, text=True, env=env
     )
-    assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    assert result.returncode == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
     assert [name for name, *_ in lines] == NAMES
-    for _, made, shared in lines:
-        assert made == "True"
+    for _, has_code, shared in lines:
+        assert has_code == "True"
         assert int(shared) <= 99 << 10  # what a block may use on the smaller cards too

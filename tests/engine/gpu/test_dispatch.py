@@ -1,4 +1,4 @@
-"""Which kernels run where, and what is said where they cannot."""
+"""The choice of kernels by device and variable, and the errors of impossible choices."""
 
 import pytest
 import torch
@@ -28,13 +28,13 @@ def test_without_triton_a_gpu_runs_the_reference(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["reference", "triton"])
-def test_either_can_be_asked_for(name, monkeypatch):
+def test_both_can_be_requested(name, monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, name)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert kernels.chosen(CPU).name == name
 
 
-def test_the_host_can_be_asked_for_on_a_gpu(monkeypatch):
+def test_the_host_can_be_requested_on_a_gpu(monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, "host")
     assert kernels.chosen(torch.device("cuda")) is None
 

@@ -1,4 +1,4 @@
-"""What the target says after every node, and the walk: Triton's kernels, the reference and the host's own agree."""
+"""The target's token after every node, and the walk: Triton, the reference and the host agree."""
 
 import pytest
 import torch
@@ -6,13 +6,11 @@ import torch
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import match
-from fspad_bench.engine.gpu import reference
-from fspad_bench.engine.gpu import top_k_top_p as cut
-from fspad_bench.engine.gpu import verification as choice
-from fspad_bench.engine.gpu.tensors import Law, Nodes
+from fspad_bench.engine.gpu import reference, top_k_top_p, verification
+from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors
 
-BOTH = [choice, reference]
-LAWS = [
+BOTH = [verification, reference]
+SAMPLERS = [
     Sampler(),
     Sampler(1.0, seed=3),
     Sampler(0.3, stream="another"),
@@ -27,38 +25,43 @@ LAWS = [
 DEPTHS = [0, 1, 1, 2, 2, 3]
 
 
-def said(sampler, logits, position):
+def expected(sampler, logits, position):
     return [
         sampler.next(row, position + depth) for row, depth in zip(logits.cpu(), DEPTHS, strict=True)
     ]
 
 
-def chosen(kernels, sampler, logits, position, device):
+def choices(kernels, sampler, logits, position, device):
     depths = torch.tensor(DEPTHS, dtype=torch.int32, device=device)
     at = torch.tensor([position], dtype=torch.int32, device=device)
-    return kernels.choose(logits, depths, at, Law.of(sampler, device)).tolist()
+    return kernels.choose(logits, depths, at, SamplerTensors.of(sampler, device)).tolist()
 
 
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
-@pytest.mark.parametrize("sampler", LAWS, ids=lambda s: f"{s.temperature:g}-{s.top_k}-{s.top_p:g}")
+@pytest.mark.parametrize(
+    "sampler", SAMPLERS, ids=lambda s: f"{s.temperature:g}-{s.top_k}-{s.top_p:g}"
+)
 @pytest.mark.parametrize("vocabulary", [97, 700])
-def test_every_node_hears_what_the_sampler_says(kernels, sampler, vocabulary, device):
+def test_every_node_gets_the_token_of_the_sampler(kernels, sampler, vocabulary, device):
     logits = torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 3
-    logits[2:4] = (
-        logits[2:4] * 4
-    ).round() / 4  # equal logits, at the cuts too: the smaller id comes first
+    # Equal logits, also where top-k and top-p end: the smaller id comes first.
+    logits[2:4] = (logits[2:4] * 4).round() / 4
     logits[4:] = logits[4:].round()
-    assert chosen(kernels, sampler, logits.to(device), 17, device) == said(sampler, logits, 17)
+    assert choices(kernels, sampler, logits.to(device), 17, device) == expected(sampler, logits, 17)
 
 
-@pytest.mark.parametrize("sampler", [LAWS[4], LAWS[6], LAWS[9]], ids=["top-k", "top-p", "both"])
-def test_a_row_that_many_programs_share(sampler, device, monkeypatch):
-    """The last tokens that are kept are equal ones of several splits: the smaller ids come first."""
-    monkeypatch.setattr(cut, "SPLIT", 64)
+@pytest.mark.parametrize(
+    "sampler", [SAMPLERS[4], SAMPLERS[6], SAMPLERS[9]], ids=["top-k", "top-p", "both"]
+)
+def test_logits_that_many_programs_share(sampler, device, monkeypatch):
+    """The last kept tokens are equal ones of several splits: the smaller ids come first."""
+    monkeypatch.setattr(top_k_top_p, "SPLIT", 64)
     logits = torch.zeros(6, 200)
     logits[:, [3, 70]] = 2.0
     logits[3:] += torch.randn(3, 200, generator=torch.Generator().manual_seed(0)).round()
-    assert chosen(choice, sampler, logits.to(device), 17, device) == said(sampler, logits, 17)
+    assert choices(verification, sampler, logits.to(device), 17, device) == expected(
+        sampler, logits, 17
+    )
 
 
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
@@ -66,63 +69,67 @@ def test_a_nucleus_that_ends_among_the_last_of_top_k(kernels, device):
     logits = torch.zeros(6, 40)
     logits[:, :4] = 1.0
     sampler = Sampler(1.0, top_k=10, top_p=0.7)  # 0.7 of 4 e + 6 is 4 e + 0.94: one of the six ties
-    assert int((sampler.law(logits[0]) > 0).sum()) == 5
-    assert chosen(kernels, sampler, logits.to(device), 5, device) == said(sampler, logits, 5)
+    assert int((sampler.distribution(logits[0]) > 0).sum()) == 5
+    assert choices(kernels, sampler, logits.to(device), 5, device) == expected(sampler, logits, 5)
 
 
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_other_precisions(kernels, dtype, device):
     logits = torch.randn(6, 700, generator=torch.Generator().manual_seed(1)).to(dtype)
-    for sampler in (LAWS[0], LAWS[1], LAWS[8]):
-        assert chosen(kernels, sampler, logits.to(device), 3, device) == said(sampler, logits, 3)
+    for sampler in (SAMPLERS[0], SAMPLERS[1], SAMPLERS[8]):
+        assert choices(kernels, sampler, logits.to(device), 3, device) == expected(
+            sampler, logits, 3
+        )
 
 
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
-@pytest.mark.parametrize("sampler", [LAWS[1], LAWS[6], LAWS[8]], ids=["free", "top-p", "both"])
+@pytest.mark.parametrize(
+    "sampler", [SAMPLERS[1], SAMPLERS[6], SAMPLERS[8]], ids=["free", "top-p", "both"]
+)
 def test_forbidden_tokens_stay_forbidden(kernels, sampler, device):
     logits = torch.full((6, 300), float("-inf"))
     logits[:, [7, 200]] = torch.tensor([0.5, 0.0])
-    found = chosen(kernels, sampler, logits.to(device), 9, device)
-    assert found == said(sampler, logits, 9)
-    assert set(found) <= {7, 200}
+    tokens = choices(kernels, sampler, logits.to(device), 9, device)
+    assert tokens == expected(sampler, logits, 9)
+    assert set(tokens) <= {7, 200}
 
 
 @pytest.mark.parametrize("position", [0, 2**20, 2**31 - 9])
-def test_far_positions_wrap_alike(position, device):
+def test_far_positions_wrap_as_on_the_host(position, device):
     logits = torch.zeros(6, 90)
-    assert chosen(choice, LAWS[1], logits.to(device), position, device) == said(
-        LAWS[1], logits, position
+    assert choices(verification, SAMPLERS[1], logits.to(device), position, device) == expected(
+        SAMPLERS[1], logits, position
     )
 
 
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
 @pytest.mark.parametrize("nodes", [1, 5, 40, 64, 65, 128])
-@pytest.mark.parametrize("dead", [False, True])
-def test_the_walk_is_that_of_match(kernels, nodes, dead, device, grown):
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_walk_is_that_of_match(kernels, nodes, padded, device, grown):
     for seed in range(4):
         tree = grown(nodes, seed)
         dice = torch.Generator().manual_seed(seed)
-        heard = [children or [0] for children in tree.offspring]
-        picks = [row[int(torch.randint(len(row), (), generator=dice))] for row in heard]
-        choices = [tree.tokens[pick] for pick in picks]
-        logits = torch.nn.functional.one_hot(torch.tensor(choices), nodes + 2).float()
-        wanted = match(tree, logits, Sampler(), 1)
-        size = 128 if dead else nodes
-        padded = torch.tensor(choices + [0] * (size - nodes), dtype=torch.int32, device=device)
-        found = kernels.walk(Nodes.of(tree, device, size), padded)
-        assert found.path[: int(found.count)].tolist() == wanted.path
-        assert int(found.bonus) == wanted.bonus
+        candidates = [children or [0] for children in tree.offspring]
+        picks = [row[int(torch.randint(len(row), (), generator=dice))] for row in candidates]
+        tokens = [tree.tokens[pick] for pick in picks]
+        logits = torch.nn.functional.one_hot(torch.tensor(tokens), nodes + 2).float()
+        accepted = match(tree, logits, Sampler(), 1)
+        size = 128 if padded else nodes
+        choice = torch.tensor(tokens + [0] * (size - nodes), dtype=torch.int32, device=device)
+        walk = kernels.walk(Nodes.of(tree, device, size), choice)
+        assert walk.path[: int(walk.count)].tolist() == accepted.path
+        assert int(walk.bonus) == accepted.bonus
 
 
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
-def test_a_dead_node_is_never_taken(kernels, device):
+def test_a_padding_node_is_never_accepted(kernels, device):
     nodes = Nodes.of(Tree.root(3), device, 8)
-    found = kernels.walk(nodes, torch.full((8,), -1, dtype=torch.int32, device=device))
-    assert (int(found.count), int(found.bonus)) == (1, -1)
+    walk = kernels.walk(nodes, torch.full((8,), -1, dtype=torch.int32, device=device))
+    assert (int(walk.count), int(walk.bonus)) == (1, -1)
 
 
-def test_dead_nodes_see_themselves_alone():
+def test_padding_nodes_see_only_themselves():
     nodes = Nodes.of(Tree.chain(5, [6, 7]), torch.device("cpu"), 5)
     assert nodes.bits.flatten().tolist() == [0b1, 0b11, 0b111, 0b1000, 0b10000]
     assert nodes.tokens.tolist() == [5, 6, 7, -1, -1]

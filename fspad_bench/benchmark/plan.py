@@ -1,0 +1,31 @@
+"""The plan of a run: what the user wants measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings of a run. Equal plans are the same run: an unfinished record of an equal plan is
+    resumed.
+
+    `options` holds the options of each decoder, as given. None leaves a choice to the task
+    (`max_new_tokens`), to the target (`dtype`), to torch (`threads`), or sets no bound (`limit`).
+    """
+
+    decoders: list[str]
+    tasks: list[str]
+    target: str
+    options: dict[str, dict[str, str]] = field(default_factory=dict)
+    data: str = "auto"
+    limit: int | None = None
+    temperatures: list[float] = field(default_factory=lambda: [0.0])
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    max_new_tokens: int | None = None
+    dtype: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    log_samples: bool = False

@@ -1,0 +1,81 @@
+"""Prompts of a run: conversations through the target's chat template, and whether they fit its
+context.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from fspad_bench.benchmark.tasks import Card, Question, TaskData
+from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.errors import BenchError
+
+TURN_TOKENS = 64  # an upper estimate of what a chat template writes around a turn
+
+Message = dict[str, str]
+
+
+class Prompts:
+    """The target's chat template. Raises BenchError where it has none."""
+
+    def __init__(self, target: TransformersTarget, name: str) -> None:
+        tokenizer = target.tokenizer
+        if tokenizer is None or not tokenizer.chat_template:
+            raise BenchError(
+                f"the tokenizer of {name} has no chat template", "name an instruct model"
+            )
+        self.tokenizer = tokenizer
+
+    @property
+    def template_sha256(self) -> str:
+        """The hash of the template's text, or of its texts where a tokenizer has several."""
+        template = self.tokenizer.chat_template
+        text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Return the prompt that asks for the assistant's next message."""
+        rendered: Any = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, return_dict=True
+        )
+        return list(rendered["input_ids"])
+
+    def ask(self, text: str) -> list[int]:
+        """Return the prompt of a conversation that begins with `text`."""
+        return self.tokens([{"role": "user", "content": text}])
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def longest_conversation(
+    data: Iterable[TaskData], prompts: Prompts, answer: Callable[[Card], int], context: int
+) -> int:
+    """Return the most tokens a conversation may take, answers of full length included, within the
+    context.
+
+    `answer` gives the length of a task's answers. Raises BenchError where no prompt fits the
+    context; a prompt that alone does not fit is the error of that sample.
+    """
+    shortest = []
+    whole = []
+    for task in data:
+        room = answer(task.card)
+        for question in task.questions:
+            shortest.append(len(prompts.ask(question.turns[0])) + room)
+            whole.append(_whole_conversation(question, prompts, room))
+    if min(shortest) > context:
+        raise BenchError(
+            f"no prompt fits: with its new tokens the shortest takes {min(shortest)}, "
+            f"the context of the target is {context}",
+            "lower --max-new-tokens, or name another task or target",
+        )
+    return min(max(whole), context)
+
+
+def _whole_conversation(question: Question, prompts: Prompts, room: int) -> int:
+    turns = len(question.turns)
+    return len(prompts.ask("\n".join(question.turns))) + turns * (room + TURN_TOKENS)

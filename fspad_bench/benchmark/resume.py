@@ -1,0 +1,87 @@
+"""The record of a plan: a new one, or the newest unfinished one of an equal plan.
+
+A record is resumed by the software that began it and by no other: otherwise a row would hold the
+tokens and times of two programs.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fspad_bench import __version__
+from fspad_bench.benchmark import tasks
+from fspad_bench.benchmark.plan import Plan
+from fspad_bench.benchmark.record import SCHEMA, RecordFile, Records, lines
+from fspad_bench.errors import BenchError
+from fspad_bench.util import provenance
+
+# what must not change within a record, and how a message calls it
+SOFTWARE = {
+    "schema": "schema",
+    "version": "version",
+    "packages": "set of packages",
+    "commit": "commit",
+    "source_sha256": "source",
+}
+
+Header = dict[str, Any]
+
+
+def open_record(plan: Plan, cards: Sequence[tasks.Card], output: Path) -> tuple[RecordFile, Header]:
+    """Return the record to write and its first line, whose `sources` name the data of each task.
+
+    Sources are resolved once: a resumed record keeps those it began with.
+    """
+    now = datetime.now(UTC)
+    started = {"version": __version__, "started": now.isoformat(timespec="seconds")}
+    origin = {"schema": SCHEMA, **started, **provenance.provenance()}
+    for path in sorted(output.glob("*.jsonl"), reverse=True):
+        header = _header(path)
+        if _resumable(path, header, plan, origin):
+            print(f"resuming {path}", file=sys.stderr)
+            return RecordFile.reopen(path), header
+    sources = tasks.resolve_source(plan.data, cards)
+    header = {"plan": asdict(plan), "sources": sources, **origin}
+    return RecordFile(output / _file_name(plan, now), header), header
+
+
+def check_folder(output: Path) -> None:
+    """Raise BenchError where no record could be written, before anything is measured."""
+    absolute = output.absolute()
+    nearest = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise BenchError(
+            f"cannot write records to {output}: see {nearest}", "give another folder with --output"
+        )
+
+
+def _resumable(path: Path, header: Header, plan: Plan, origin: Header) -> bool:
+    if header.get("plan") != asdict(plan):
+        return False
+    changed = [text for name, text in SOFTWARE.items() if header.get(name) != origin.get(name)]
+    newer = header.get("schema", 0) > SCHEMA  # it cannot be read here
+    if not newer and Records.read(path).complete:
+        return False
+    if changed:
+        print(f"not resuming {path}: it was begun with another {changed[0]}", file=sys.stderr)
+    return not changed
+
+
+def _header(path: Path) -> Header:
+    """Return the first line of a record, and nothing for any other file."""
+    try:
+        return next(lines(path), {})
+    except BenchError:
+        return {}
+
+
+def _file_name(plan: Plan, now: datetime) -> str:
+    target = plan.target.strip("/").split("/")[-1]
+    return f"{now:%Y%m%dT%H%M%S}-{target}-{secrets.token_hex(2)}.jsonl"

@@ -1,0 +1,64 @@
+"""The verb `certify`: prove that decoders are lossless, as a table of checks."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from fspad_bench.cli.arguments import (
+    REPORT_FORMATS,
+    add_decoder_options,
+    add_device,
+    add_format,
+    add_target,
+    add_threads,
+)
+
+if TYPE_CHECKING:
+    from fspad_bench.lossless.certify import Effort
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoder",
+        required=True,
+        help="names, name@preset or module:Class, comma-separated, or all",
+    )
+    add_target(parser, default="tiny")
+    add_device(parser)
+    add_decoder_options(parser)
+    effort = parser.add_mutually_exclusive_group()
+    effort.add_argument("--quick", action="store_true", help="less power, within a minute")
+    effort.add_argument("--thorough", action="store_true", help="more of everything, for a night")
+    add_threads(parser)
+    add_format(parser, REPORT_FORMATS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fspad_bench.cli.environment import quiet_libraries, use_threads
+    from fspad_bench.decoders.options import decoder_labels, read_options
+    from fspad_bench.lossless.certify import certify
+    from fspad_bench.lossless.report import passed, render
+    from fspad_bench.models.load import load_target
+
+    quiet_libraries()
+    use_threads(arguments.threads)
+    labels = decoder_labels(arguments.decoder)
+    options = read_options(arguments.options)
+    tiny = load_target("tiny", device=arguments.device)
+    target = tiny
+    if arguments.target != "tiny":
+        target = load_target(arguments.target, device=arguments.device, dtype="float32")
+    parts = certify(labels, options, target, tiny, _effort(arguments))
+    print(render(parts, arguments.format))
+    return 0 if passed(parts) else 1
+
+
+def _effort(arguments: argparse.Namespace) -> Effort:
+    from fspad_bench.lossless import certify
+
+    if arguments.thorough:
+        return certify.THOROUGH
+    if arguments.quick:
+        return certify.QUICK
+    return certify.STANDARD

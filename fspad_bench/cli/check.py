@@ -1,0 +1,31 @@
+"""The verb `check`: hold baselines to what their files say: identity, tokens per step."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fspad_bench.cli.arguments import REPORT_FORMATS, add_format
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "baselines", nargs="*", type=Path, help="YAML files (default: those of this suite)"
+    )
+    parser.add_argument("--target", help="check only the expectations on this target")
+    parser.add_argument("--decoder", help="check only these decoders, comma-separated")
+    add_format(parser, REPORT_FORMATS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fspad_bench.cli.environment import quiet_libraries
+    from fspad_bench.decoders.options import split_names
+    from fspad_bench.lossless.promises import check_baselines, require_runs
+    from fspad_bench.lossless.report import passed, render
+
+    quiet_libraries()
+    decoders = split_names(arguments.decoder) if arguments.decoder else None
+    part = check_baselines(arguments.baselines, decoders, arguments.target)
+    print(render([part], arguments.format))
+    require_runs(part)
+    return 0 if passed([part]) else 1

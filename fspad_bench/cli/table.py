@@ -1,0 +1,57 @@
+"""The verb `table`: print the table of existing records."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fspad_bench.cli.arguments import TABLE_FORMATS, add_format
+from fspad_bench.errors import BenchError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("records", nargs="+", type=Path, help="record files, or folders of them")
+    add_format(parser, TABLE_FORMATS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return print_table(_record_files(arguments.records), arguments.format)
+
+
+def print_table(paths: list[Path], style: str) -> int:
+    """Print the table of some records; return 1 if a row is lossy or a sample failed."""
+    from fspad_bench.benchmark.divergence import divergences
+    from fspad_bench.benchmark.record import Records
+    from fspad_bench.benchmark.render import render
+    from fspad_bench.benchmark.rows import failed, rows
+
+    records = Records.read(*paths)
+    table = rows(records)
+    if not table:
+        raise BenchError(
+            f"{paths[0]} holds no generation yet",
+            "repeat the same `fspad-bench run` command to resume it",
+        )
+    print(render(table, style))
+    if style == "text":
+        for divergence in divergences(records):
+            print(f"\n{divergence}")
+    return int(failed(table))
+
+
+def _record_files(given: list[Path]) -> list[Path]:
+    """Return the files given and those in the folders given.
+
+    Raises BenchError if there are none.
+    """
+    paths: list[Path] = []
+    for path in given:
+        paths += sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+    for path in paths:
+        if not path.is_file():
+            raise BenchError(
+                f"no such record: {path}", "name a record file, or a folder that contains some"
+            )
+    if not paths:
+        raise BenchError(f"no records in {given[0]}", "`fspad-bench run` writes records")
+    return paths

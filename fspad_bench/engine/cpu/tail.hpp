@@ -1,0 +1,135 @@
+// All that lies between two attentions: residual sums, RMS norms, MLPs and the next projections.
+//
+// - Rows are computed independently of one another.
+// - A residual sum is rounded to the element type before its norm is taken, as torch's is.
+
+#pragma once
+
+#include <cmath>
+
+#include "products.hpp"
+
+namespace {
+
+// x <- x + delta, out <- rms_norm(x) * weight, for x, delta, out [rows, width]. delta may be null.
+template <typename T>
+void add_norm(T* x, const T* delta, const T* weight, T* out, long rows, long width, float eps,
+              int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * width > MIN_PARALLEL_WORK)
+  for (long row = 0; row < rows; row++) {
+    T* x_row = x + row * width;
+    T* out_row = out + row * width;
+    Floats squares = broadcast(0.f);
+    for (long i = 0; i < width; i += CHUNK) {
+      FloatPair value = T::load(x_row + i);
+      if (delta) {
+        const FloatPair change = T::load(delta + row * width + i);
+        T::store(x_row + i, {value.first + change.first, value.second + change.second});
+        value = T::load(x_row + i);
+      }
+      squares += value.first * value.first + value.second * value.second;
+    }
+    const float scale = 1.f / std::sqrt(sum_lanes(squares) / width + eps);
+    for (long i = 0; i < width; i += CHUNK) {
+      const FloatPair value = T::load(x_row + i);
+      const FloatPair factor = T::load(weight + i);
+      T::store(out_row + i,
+               {value.first * scale * factor.first, value.second * scale * factor.second});
+    }
+  }
+}
+
+inline Floats silu(Floats x) { return x / (1.f + exponential(-x)); }
+
+// out [rows, width] <- silu(gate) * up, for rows [gate, up] of gate_up [rows, 2 width].
+template <typename T>
+void gated(const T* gate_up, T* out, long rows, long width, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * width > MIN_PARALLEL_WORK)
+  for (long row = 0; row < rows; row++) {
+    const T* gate_row = gate_up + 2 * row * width;
+    const T* up_row = gate_row + width;
+    for (long i = 0; i < width; i += CHUNK) {
+      const FloatPair gate = T::load(gate_row + i);
+      const FloatPair up = T::load(up_row + i);
+      T::store(out + row * width + i,
+               {silu(gate.first) * up.first, silu(gate.second) * up.second});
+    }
+  }
+}
+
+// Weights of an MLP sublayer; those of products are packed, biases may be null.
+template <typename T> struct Mlp {
+  const T* norm;          // [width]
+  const T* gate_up;       // [2 mlp_width, width], gate before up
+  const T* gate_up_bias;  // [2 mlp_width]
+  const T* down;          // [width, mlp_width]
+  const T* down_bias;     // [width]
+};
+
+// The output projection of an attention, any number of MLPs (one, unless sublayers are skipped), a
+// norm, and the following projections.
+template <typename T> struct Tail {
+  const T* projection;  // [width, attention_width], null in a forward's first call: x is embeddings
+  const T* projection_bias;
+  const T* norm;       // [width]
+  const T* following;  // [following_width, width], null if following_width is 0
+  const T* following_bias;
+  const Mlp<T>* mlps;  // [mlp_count]
+  long attention_width;
+  long width;
+  long mlp_width;
+  long following_width;  // 0: the result is the normed x
+  long mlp_count;
+  float eps;
+
+  // Add all sublayers to x [rows, width]; write the following projections to `result`.
+  void run(T* x, const T* attention, T* result, long rows, int threads) const {
+    static thread_local std::vector<T> workspace;
+    T* update = grown(workspace, rows * (2 * width + 3 * mlp_width));  // [rows, width]
+    T* normed = update + rows * width;                                 // [rows, width]
+    T* gate_up = normed + rows * width;                                // [rows, 2 mlp_width]
+    T* activation = gate_up + 2 * rows * mlp_width;                    // [rows, mlp_width]
+    const T* delta = nullptr;
+    if (projection) {
+      product<T>({attention, projection, projection_bias, update, rows, attention_width, width},
+                 threads);
+      delta = update;
+    }
+    for (long i = 0; i < mlp_count; i++) {
+      const Mlp<T>& mlp = mlps[i];
+      add_norm<T>(x, delta, mlp.norm, normed, rows, width, eps, threads);
+      product<T>({normed, mlp.gate_up, mlp.gate_up_bias, gate_up, rows, width, 2 * mlp_width},
+                 threads);
+      gated<T>(gate_up, activation, rows, mlp_width, threads);
+      product<T>({activation, mlp.down, mlp.down_bias, update, rows, mlp_width, width}, threads);
+      delta = update;
+    }
+    add_norm<T>(x, delta, norm, following_width ? normed : result, rows, width, eps, threads);
+    if (following_width)
+      product<T>({normed, following, following_bias, result, rows, width, following_width},
+                 threads);
+  }
+};
+
+// Read a tail from the caller's arrays: `weights` in the order of Tail's and then each Mlp's
+// pointers, `numbers` in the order of Tail's widths and its number of MLPs.
+template <typename T>
+Tail<T> read_tail(const void* const* weights, const long* numbers, float eps) {
+  static_assert(sizeof(Mlp<T>) == 5 * sizeof(void*), "an MLP is five pointers");
+  Tail<T> tail;
+  tail.projection = (const T*)weights[0];
+  tail.projection_bias = (const T*)weights[1];
+  tail.norm = (const T*)weights[2];
+  tail.following = (const T*)weights[3];
+  tail.following_bias = (const T*)weights[4];
+  tail.mlps = (const Mlp<T>*)(weights + 5);
+  tail.attention_width = numbers[0];
+  tail.width = numbers[1];
+  tail.mlp_width = numbers[2];
+  tail.following_width = numbers[3];
+  tail.mlp_count = numbers[4];
+  tail.eps = eps;
+  return tail;
+}
+
+}  // namespace

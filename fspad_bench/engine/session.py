@@ -1,0 +1,240 @@
+"""A session: one sequence's KV state over a target.
+
+- `prefill` starts a sequence; `extend` scores more tokens, again and again, whose entries are
+  pending; `commit` keeps a path of them and drops the others; `rollback` drops them all. A tree
+  scored level by level gives the logits of the same tree scored at once.
+- A session may run some of a target's layers only (`layers`), hand out hidden states (`capture`),
+  and read the entries of another session of the same target (`share`): its own entries are pending
+  behind them until they are rolled back.
+- Writing past the last slot, extending before a prefill, and writing over another session's pending
+  entries raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from fspad_bench.core.protocols import ALL, LayerPlan
+from fspad_bench.core.tree import Tree, extend_ancestry
+from fspad_bench.engine.attention import Attend, Attention, Pending
+from fspad_bench.engine.cache import KVCache
+from fspad_bench.errors import BenchError
+
+LARGEST_TREE = 128  # pending entries of a session
+
+
+class Scores(NamedTuple):
+    """`logits [N, V]` (prefill.
+
+    The last token's, `[1, V]`), `features [N, d]`, or `[N, k d]` of k captured layers.
+    """
+
+    logits: Tensor
+    features: Tensor
+
+
+class Model(Protocol):
+    """A session's view of the target that opened it (`target.TransformersTarget`)."""
+
+    forwards: int
+    attention: Attention
+
+    @property
+    def logits(self) -> Callable[[Tensor], Tensor]: ...
+    def forward(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        attend: Attend,
+        cache: KVCache,
+        start: int,
+        mask: Tensor | None,
+        layers: LayerPlan,
+        capture: tuple[int, ...],
+    ) -> tuple[Tensor, list[Tensor]]: ...
+    def stock_mask(self, pending: Pending, cache: KVCache) -> Tensor | None: ...
+    def check_tokens(self, tokens: Sequence[int], guess: str) -> None: ...
+    def release(self, cache: KVCache) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+class Session:
+    """Opened by `TransformersTarget.session`.
+
+    A context manager that hands its cache back at the end.
+    """
+
+    def __init__(
+        self,
+        target: Model,
+        cache: KVCache,
+        *,
+        layers: LayerPlan = ALL,
+        capture: Sequence[int] = (),
+        share: Session | None = None,
+    ) -> None:
+        self.target = target
+        self.cache = cache
+        self.layers = layers
+        self.capture = tuple(capture)
+        self.share = share
+        self.prefilled = False
+        self.closed = False
+        self._length = 0
+        self._forget_pending()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop pending entries and hand the cache back: nothing more can run here."""
+        self.rollback()
+        self.closed = True
+        if self.share is None:
+            self.target.release(self.cache)
+
+    @property
+    def length(self) -> int:
+        """Committed entries; a sharing session has those of the session that it shares."""
+        return self._length if self.share is None else self.share.length
+
+    @property
+    def pending(self) -> int:
+        return len(self._parents)
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int]) -> Scores:
+        """Start the sequence anew.
+
+        Raises BenchError for tokens the target does not have, or too many of them.
+        """
+        if self.share is not None:
+            raise RuntimeError("a sharing session reads the entries of another: prefill that one")
+        self._check_open()
+        if not tokens:
+            raise BenchError("the prompt is empty", "a target needs at least one token to continue")
+        self.target.check_tokens(tokens, "the prompt was made with another tokenizer")
+        self.rollback()
+        self._check_room(0, len(tokens))
+        attend = self.target.attention.prefill(self.cache, len(tokens))
+        positions = range(len(tokens))
+        features, captured = self.target.forward(
+            tokens, positions, attend, self.cache, 0, None, self.layers, self.capture
+        )
+        self._length = len(tokens)
+        self.prefilled = True
+        return self._scores(features, captured, last_only=True)
+
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[int], parents: Sequence[int]) -> Scores:
+        """Score tokens as pending entries; `parents` number the pending entries so far, -1 is the
+        last committed.
+
+        Raises ValueError where a parent does not precede its child, BenchError for tokens the
+        target does not have and for more than `LARGEST_TREE` pending entries, RuntimeError before a
+        prefill or past the last slot.
+        """
+        self._check_extension(tokens, parents)
+        extend_ancestry(self._ancestry, parents)
+        for parent in parents:
+            self._depths.append(self._depths[parent] + 1 if parent >= 0 else 0)
+        self._parents += parents
+        self.cache.writer = self
+        pending = Pending(self.length, self._ancestry, len(tokens))
+        positions = [self.length + depth for depth in self._depths[-len(tokens) :]]
+        mask = self.target.stock_mask(pending, self.cache)
+        attend = self.target.attention.tree(self.cache, pending)
+        features, captured = self.target.forward(
+            tokens, positions, attend, self.cache, pending.start, mask, self.layers, self.capture
+        )
+        return self._scores(features, captured)
+
+    def score(self, tree: Tree) -> Scores:
+        """Extend by a whole tree. Raises RuntimeError where entries are pending already."""
+        if self._parents:
+            raise RuntimeError("score before the last tree was committed or rolled back")
+        return self.extend(tree.tokens, tree.parents)
+
+    @torch.inference_mode()
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep these pending entries and drop the others.
+
+        Raises ValueError unless they are a path from the top.
+        """
+        if self.share is not None:
+            raise RuntimeError("a sharing session commits nothing: roll it back")
+        for node, parent in zip(path, [-1, *path], strict=False):
+            if not 0 <= node < len(self._parents) or self._parents[node] != parent:
+                raise ValueError(f"{list(path)} is no path of the pending entries")
+        self.cache.keep(self._length, path)
+        self._length += len(path)
+        self._forget_pending()
+
+    def rollback(self) -> None:
+        """Drop all pending entries."""
+        self._forget_pending()
+
+    def rewind(self, length: int) -> None:
+        """Forget pending entries and all committed ones from `length` on."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"cannot rewind {self._length} entries to {length}")
+        self.rollback()
+        self._length = length
+
+    def advance(self, count: int) -> None:
+        """Note a step that ran whole on the device.
+
+        One full forward, after which `count` more entries are kept.
+        """
+        self.target.forwards += 1
+        self._length += count
+
+    def _check_extension(self, tokens: Sequence[int], parents: Sequence[int]) -> None:
+        self._check_open()
+        first = len(self._parents)
+        if not (self.prefilled if self.share is None else self.share.prefilled):
+            raise RuntimeError("extend before a prefill")
+        if self.cache.writer not in (None, self):
+            raise RuntimeError("another session has pending entries in this cache: roll it back")
+        if len(tokens) != len(parents) or not tokens:
+            raise ValueError(f"{len(tokens)} tokens with {len(parents)} parents")
+        if any(not -1 <= parent < first + i for i, parent in enumerate(parents)):
+            raise ValueError(f"a parent must precede its child: {list(parents)}")
+        if first + len(tokens) > LARGEST_TREE:
+            raise BenchError(
+                f"a tree of {first + len(tokens)} nodes is too large", f"at most {LARGEST_TREE}"
+            )
+        self.target.check_tokens(tokens, "the draft was made for another target")
+        self._check_room(self.length + first, len(tokens))
+
+    def _check_open(self) -> None:
+        """Raise RuntimeError once the cache may be another session's."""
+        if self.closed or (self.share is not None and self.share.closed):
+            raise RuntimeError("the session is closed")
+
+    def _check_room(self, start: int, count: int) -> None:
+        if start + count > self.cache.slots:
+            raise RuntimeError(
+                f"{start + count} entries do not fit a session of {self.cache.slots} slots: "
+                "open it with a larger capacity"
+            )
+
+    def _scores(
+        self, features: Tensor, captured: list[Tensor], *, last_only: bool = False
+    ) -> Scores:
+        logits = self.target.logits(features[-1:] if last_only else features)
+        return Scores(logits, torch.cat(captured, dim=-1) if captured else features)
+
+    def _forget_pending(self) -> None:
+        self._ancestry: list[int] = []
+        self._depths: list[int] = []
+        self._parents: list[int] = []
+        if self.cache.writer is self:
+            self.cache.writer = None

@@ -1,0 +1,117 @@
+"""The stock forward of transformers over our cache, for models that the fused forward does not fit.
+
+transformers looks attention up by name; ours is `fspad_tree`. A tree's mask travels as the forward
+keyword `tree_mask`; without one, several tokens are a causal prefill.
+"""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from fspad_bench.engine.attention import attention
+from fspad_bench.engine.cache import KVCache
+
+ATTENTION = "fspad_tree"
+
+
+class StockForward:
+    """tokens `[N]` -> features `[N, d]`, by the model's own modules. It runs whole models only."""
+
+    name = "stock"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        parameters = signature(model.base_model.forward).parameters
+        # the name of the argument in releases after 5.17, and before
+        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: list[int],
+        cache: KVCache,
+        start: int,
+        mask: Tensor | None,
+        capture: tuple[int, ...] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Write the tokens' entries from slot `start` on.
+
+        Features, and the captured hidden states `[N, d]`.
+        """
+        out = self.model.base_model(
+            input_ids=tokens[None],
+            position_ids=torch.tensor([positions], device=tokens.device),
+            use_cache=True,
+            tree_mask=mask,
+            output_hidden_states=bool(capture),
+            **{self.cache_argument: _StockCache(cache, start)},
+        )
+        captured = [out.hidden_states[index][0] for index in capture]
+        return out.last_hidden_state[0], captured
+
+
+class _StockLayer(CacheLayerMixin):
+    """One layer of a `KVCache`, as transformers' modules write and read it during one forward."""
+
+    def __init__(self, keys: Tensor, values: Tensor, start: int) -> None:
+        """keys and values `[H_kv, slots, D]`; new entries go to the slots from `start` on."""
+        super().__init__()
+        self.keys = keys
+        self.values = values
+        self.length = start
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise RuntimeError("the cache is allocated by its session")
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        start = self.length
+        self.length += key_states.shape[-2]
+        self.keys[:, start : self.length] = key_states[0]
+        self.values[:, start : self.length] = value_states[0]
+        return self.keys[None, :, : self.length], self.values[None, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[1]
+
+    get_max_cache_shape = get_max_length  # the name of the same method in transformers 5.17
+
+
+class _StockCache(Cache):
+    def __init__(self, cache: KVCache, start: int) -> None:
+        pairs = zip(cache.keys, cache.values, strict=True)
+        super().__init__(layers=[_StockLayer(keys, values, start) for keys, values in pairs])
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    tree_mask: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend as transformers calls it; the output is `[B, N, H, D]`."""
+    causal = tree_mask is None and query.shape[2] > 1
+    seen = attention(query, key, value, mask=tree_mask, causal=causal, scaling=scaling)
+    return seen.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, tree_attention)

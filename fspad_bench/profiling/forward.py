@@ -1,0 +1,92 @@
+"""The cost of a target's forward, against what the machine could do.
+
+- c(n): a forward of n tree nodes, against the bytes of the weights at a measured copy's bandwidth.
+- A one-token step at several prefix lengths, against the bytes of the keys and values added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from fspad_bench.drafts.sizing import costs
+from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
+from fspad_bench.profiling.timing import copy_bandwidth
+
+NODES = (1, 2, 4, 8, 16, 32, 64, 128)
+LENGTHS = (256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class ForwardCosts:
+    """Seconds of a forward by tree nodes (`curve`), and of one node by prefix length (`lengths`).
+
+    `weight_bytes`: read by a forward; `entry_bytes`: one token's keys and values in all layers;
+    `copy_bandwidth`: bytes per second.
+    """
+
+    curve: dict[int, float]
+    lengths: dict[int, float]
+    weight_bytes: int
+    entry_bytes: int
+    copy_bandwidth: float
+
+    def expected(self, length: int) -> float:
+        """Return a one-token step's seconds if cache entries were read at the copy's bandwidth."""
+        shortest = min(self.lengths)
+        added_bytes = (length - shortest) * self.entry_bytes
+        return self.lengths[shortest] + added_bytes / self.copy_bandwidth
+
+
+def forward_costs(target: TransformersTarget) -> ForwardCosts:
+    """Measure a target's forwards, up to the prefix lengths that its context allows."""
+    lengths = [n for n in LENGTHS if n + LARGEST_TREE <= target.max_length]
+    by_nodes = costs.forward_seconds(target, [(nodes, costs.NEAR) for nodes in NODES])
+    by_length = costs.forward_seconds(target, [(1, length) for length in lengths])
+    return ForwardCosts(
+        curve=dict(zip(NODES, by_nodes, strict=True)),
+        lengths=dict(zip(lengths, by_length, strict=True)),
+        weight_bytes=_weight_bytes(target),
+        entry_bytes=target.entry_bytes,
+        copy_bandwidth=copy_bandwidth(target.device),
+    )
+
+
+def _weight_bytes(target: TransformersTarget) -> int:
+    """Return the bytes of the weights that a forward reads.
+
+    An embedding that is not the LM head as well does not count: few of its rows are read.
+    """
+    total = sum(weight.numel() * weight.element_size() for weight in target.model.parameters())
+    embedding = target.embedding.weight
+    if embedding is target.lm_head.weight:
+        return total
+    return total - embedding.numel() * embedding.element_size()
+
+
+def render(costs: ForwardCosts) -> str:
+    """Return two tables: c(n), and a one-token step by prefix length."""
+    reading = costs.weight_bytes / costs.copy_bandwidth
+    curve: list[Sequence[object]] = []
+    for nodes, seconds in costs.curve.items():
+        ratio = seconds / costs.curve[1]
+        curve.append([nodes, milliseconds(seconds), f"{ratio:.2f}", f"{reading / seconds:.0%}"])
+    lengths: list[Sequence[object]] = []
+    for length, seconds in costs.lengths.items():
+        expected = costs.expected(length)
+        ratio = seconds / expected
+        lengths.append([length, milliseconds(seconds), milliseconds(expected), f"{ratio:.2f}"])
+    curve_head = ["nodes", "forward", "c(n) / c(1)", "of a copy's bandwidth"]
+    lengths_head = ["prefix", "one-token step", "by the bytes added", "ratio"]
+    return "\n\n".join(
+        [
+            tabulate(curve, curve_head, disable_numparse=True),
+            tabulate(lengths, lengths_head, disable_numparse=True),
+        ]
+    )
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.2f} ms"

@@ -1,0 +1,184 @@
+"""Trainers of draft networks, as registered in the group `fspad_bench.trainers`.
+
+    fspad-bench train --decoder fspad --data conversations.jsonl --output heads/mine
+
+A trainer writes a head's folder (see `drafts.head`) with its checkpoint and learning curve. All
+variants of a network share the features in the user's cache.
+"""
+
+from __future__ import annotations
+
+import copy
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fspad_bench import __version__
+from fspad_bench.drafts.head import Head, load_head
+from fspad_bench.drafts.network import DraftNetwork, Shape, architecture
+from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.training.checkpoint import Checkpoint
+from fspad_bench.training.conversations import (
+    Conversation,
+    DataFile,
+    all_conversations,
+    data_hash,
+    frequent_tokens,
+    read_files,
+)
+from fspad_bench.training.features import Features, LiveFeatures, cached_features
+from fspad_bench.training.job import Trained, TrainingJob
+from fspad_bench.training.trainer import Trainer
+
+VOCABULARY_SIZE = 8192
+INHERITED = ("command", "data_sha256", "tokens_seen", "initial")
+"""Facts of the head that training started with, kept in the new head's file."""
+
+
+@dataclass(frozen=True)
+class NetworkTrainer:
+    """Trains one variant of draft network."""
+
+    variant: str
+
+    def check(self, job: TrainingJob, target: TransformersTarget) -> None:
+        """Raise BenchError unless the initial head fits and a checkpoint has the same recipe."""
+        self._initial_head(job, target)
+        checkpoint = Checkpoint.load(job.output)
+        if checkpoint is not None:
+            checkpoint.check_recipe(job.recipe, job.output)
+
+    def train(
+        self,
+        job: TrainingJob,
+        target: TransformersTarget,
+        data: Sequence[Path],
+        accelerator: Accelerator,
+    ) -> Trained:
+        """Train the network on `data`; write the head, its facts and its curve to `job.output`."""
+        initial = self._initial_head(job, target)
+        max_length = min(job.max_length, target.max_length)
+        files = read_files(data, target.config.vocab_size, max_length)
+        conversations = all_conversations(files)
+        vocabulary = _vocabulary(job, target, conversations, initial)
+        digest = data_hash(data)
+        trainer = Trainer(
+            target,
+            _features(job, target, files, max_length, accelerator),
+            vocabulary,
+            initial_network(target, self.variant, job.recipe.seed, initial),
+            job.recipe,
+            accelerator,
+            origin={
+                "data": digest,
+                "longest conversation": max_length,
+                "initial head": initial.sha256 if initial else "",
+            },
+        )
+        trainer.run(job.output, checkpoint_every=job.checkpoint_every)
+        facts = self._facts(job, trainer, digest, conversations, initial)
+        return _save(trainer, vocabulary, facts, job.output)
+
+    def _initial_head(self, job: TrainingJob, target: TransformersTarget) -> Head | None:
+        if job.initial is None:
+            return None
+        return load_head(job.initial.expanduser(), target, architecture(self.variant))
+
+    def _facts(
+        self,
+        job: TrainingJob,
+        trainer: Trainer,
+        digest: str,
+        conversations: Sequence[Conversation],
+        initial: Head | None,
+    ) -> dict[str, Any]:
+        """Return what the head's file says of its training, the figures excepted."""
+        facts = {
+            "decoder": self.variant,
+            "version": __version__,
+            "recipe": asdict(job.recipe),
+            "parameters": sum(p.numel() for p in trainer.network.parameters()),
+            "processes": trainer.accelerator.num_processes,
+            "data_sha256": digest,
+            "conversations": len(conversations),
+            "answer_tokens": sum(c.answer_tokens() for c in conversations),
+            "tokens_seen": trainer.seen,
+            "command": shlex.join(["fspad-bench", *sys.argv[1:]]),
+        }
+        if initial is not None:
+            inherited = {name: initial.facts.get(name) for name in INHERITED}
+            facts["initial"] = {"sha256": initial.sha256, **inherited}
+        return facts
+
+
+EAGLE = NetworkTrainer("eagle")
+FSPAD = NetworkTrainer("fspad")
+FEATURE_SAMPLING = NetworkTrainer("feature-sampling")
+PARTIAL_ALIGNMENT = NetworkTrainer("partial-alignment")
+WIDE = NetworkTrainer("wide")
+
+
+def initial_network(
+    target: TransformersTarget, variant: str, seed: int, initial: Head | None = None
+) -> DraftNetwork:
+    """Return the float32 network that training starts from, on the target's device.
+
+    It is a copy of the head `initial`, or a network of the variant with random weights that follow
+    from `seed`.
+    """
+    if initial is not None:
+        return copy.deepcopy(initial.network).to(torch.float32).requires_grad_(True)
+    torch.manual_seed(seed)
+    network = architecture(variant)(Shape.of_target(target.config))
+    return network.to(target.device, torch.float32)
+
+
+def _vocabulary(
+    job: TrainingJob,
+    target: TransformersTarget,
+    conversations: Sequence[Conversation],
+    initial: Head | None,
+) -> Tensor:
+    """Return the draft vocabulary `[S]`.
+
+    The initial head's, unless a size is given: then the most frequent tokens of the answers.
+    """
+    if initial is not None and job.draft_vocabulary is None:
+        return initial.vocabulary.cpu()
+    size = job.draft_vocabulary or VOCABULARY_SIZE
+    return frequent_tokens(conversations, size, target.config.vocab_size)
+
+
+def _features(
+    job: TrainingJob,
+    target: TransformersTarget,
+    files: Sequence[DataFile],
+    max_length: int,
+    accelerator: Accelerator,
+) -> Features:
+    """Return the features that the recipe supervises, computed live or once for all processes."""
+    if job.recipe.supervise == "all":
+        files = [DataFile(path, [c.whole() for c in own]) for path, own in files]
+    if job.live:
+        return LiveFeatures(target, all_conversations(files))
+    with accelerator.main_process_first():
+        return cached_features(target, files, max_length)
+
+
+def _save(trainer: Trainer, vocabulary: Tensor, facts: dict[str, Any], output: Path) -> Trained:
+    """Measure and write the head in the main process; the others wait for it."""
+    figures: dict[str, float | None] = {}
+    if trainer.accelerator.is_main_process:
+        figures = trainer.evaluate()
+        facts |= {"held_out": figures, "calibration": trainer.calibrate().facts()}
+        target = trainer.target
+        Head(trainer.network, vocabulary, target.name, target.identity, facts).save(output)
+    trainer.accelerator.wait_for_everyone()
+    return Trained(output, figures)

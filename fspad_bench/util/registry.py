@@ -1,0 +1,78 @@
+"""Names of decoders, tasks, trainers and networks: built-in ones, and those of any package that
+declares them.
+
+- A name stands for `"module:attribute"` in an entry-point group, resolved only when it is used, so
+  listing names imports nothing heavy.
+- What is registered nowhere works too: `package.module:Name`, or `file:Name` for a file in the
+  working directory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from fspad_bench.errors import BenchError, near
+
+DECODERS = "fspad_bench.decoders"
+TASKS = "fspad_bench.tasks"
+TRAINERS = "fspad_bench.trainers"
+
+
+def names(group: str) -> dict[str, str]:
+    """Return every registered name of a group and the object it stands for.
+
+    Raises BenchError for a name that two packages claim.
+    """
+    known: dict[str, str] = {}
+    for entry in entry_points(group=group):
+        if known.setdefault(entry.name, entry.value) != entry.value:
+            raise BenchError(
+                f"the name '{entry.name}' is claimed by {known[entry.name]} and by {entry.value}",
+                "uninstall one of the two packages",
+            )
+    return dict(sorted(known.items()))
+
+
+def resolve(group: str, name: str) -> Any:
+    """Return the object of a registered name, or of `package.module:Name`.
+
+    Raises BenchError with the near match.
+    """
+    known = names(group)
+    value = known.get(name, name if ":" in name else None)
+    if value is None:
+        kind = group.rpartition(".")[2].removesuffix("s")
+        raise BenchError(f"unknown {kind} '{name}'", near(name, known))
+    module, _, attribute = value.partition(":")
+    if name not in known:
+        _see_working_directory()
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (
+        ImportError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:  # the last two for `.x:A`, `:A`
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        is_source = Path(where.filename).suffix == ".py"
+        place = f" ({where.filename}:{where.lineno})" if is_source else ""
+        raise BenchError(
+            f"cannot load '{name}' from {value}: {type(error).__name__}: {error}{place}",
+            "is the package installed, the name right?",
+        ) from error
+
+
+def _see_working_directory() -> None:
+    """Let modules in the working directory be found, after all installed ones.
+
+    None of them is shadowed.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())

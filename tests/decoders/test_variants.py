@@ -1,0 +1,36 @@
+"""Heads of any architecture draft for one decoder, and what they draft is lossless."""
+
+import pytest
+
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Limit
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.decoders.build import build_decoder
+from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.decoders.variants import AnyHead
+from fspad_bench.drafts.network import architectures
+from fspad_bench.errors import BenchError
+
+PROMPT = list(range(30, 52))
+
+
+@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_architecture_drafts_losslessly(tiny, heads, name, temperature):
+    sampler = Sampler(temperature, seed=4)
+    limit = Limit(24)
+    drafter = AnyHead(tiny, head=str(heads[name]), nodes=12, depth=3)
+    assert drafter.head.network.architecture == name
+    drafted = generate(tiny, drafter, sampler, PROMPT, limit)
+    assert drafted.tokens == generate(tiny, Vanilla(tiny), sampler, PROMPT, limit).tokens
+
+
+def test_the_command_in_the_docstring_builds(tiny, heads):
+    label = "wide=fspad_bench.decoders.variants:AnyHead"
+    decoder = build_decoder(label, tiny, {"wide": {"head": str(heads["wide"])}})
+    assert decoder.drafter.head.network.architecture == "wide"
+
+
+def test_a_decoder_for_any_head_needs_one(tiny):
+    with pytest.raises(BenchError, match="needs a head"):
+        AnyHead(tiny)

@@ -1,0 +1,216 @@
+"""The scripts for a lent GPU, in small on the CPU: bounded parts, kept failures, resumption."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+# Stands for the interpreter: a verb prints a line and does what the variable STUB_<verb> says.
+STUB = f"""#!/usr/bin/env bash
+if [ "$1" != -m ] || [ "$2" = pip ]; then exec {sys.executable} "$@"; fi
+shift
+name=$2
+if [ "$1" = pytest ]; then name=pytest; fi
+echo "$*" >> "$CALLS"
+echo "report of $name"
+action=STUB_$name
+eval "${{!action:-true}}"
+"""
+TRACEBACK = "printf 'Traceback (most recent call last):\\nValueError: kept\\n' >&2; exit 1"
+SMALL = {
+    "DEVICE": "cpu",
+    "TARGET": "tiny",
+    "SHAPES": "tiny@1",
+    "PREFIXES": "16",
+    "NODES": "2",
+    "TOKENS": "4",
+    "LEAST": "1",
+}
+
+
+@pytest.fixture
+def script(tmp_path):
+    """`script(path, *words, **environment)` runs a script of the checkout in `tmp_path`."""
+
+    def script(path, *words, **changes):
+        environment = os.environ | {
+            "PYTHON": sys.executable,
+            "OMP_NUM_THREADS": "1",
+            "FSPAD_BENCH_CACHE": str(tmp_path / "cache"),
+            "CALLS": str(tmp_path / "calls"),
+            **SMALL,
+            **changes,
+        }
+        command = ["bash", str(CHECKOUT / path), *map(str, words)]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, cwd=tmp_path
+        )
+
+    return script
+
+
+@pytest.fixture
+def stub(tmp_path):
+    path = tmp_path / "stub-python"
+    path.write_text(STUB)
+    path.chmod(0o755)
+    return str(path)
+
+
+def summary(folder):
+    """name -> (exit code, state) of the last line of each part."""
+    lines = (folder / "summary.tsv").read_text().splitlines()
+    return {
+        name: (int(code), state)
+        for name, code, seconds, state in (line.split("\t") for line in lines)
+        if int(seconds) >= 0
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "baselines/parts.sh",
+        "baselines/heads/train.sh",
+        "results/gpu.sh",
+        "results/variants.sh",
+        "results/trees.sh",
+    ],
+)
+def test_scripts_parse(path):
+    subprocess.run(["bash", "-n", str(CHECKOUT / path)], check=True)
+
+
+def test_a_failing_part_stops_no_other_and_its_traceback_is_kept(script, stub, tmp_path):
+    """Exit code 1 without a traceback is a finding; every other failure is repeated."""
+    output = tmp_path / "out"
+    settings = {"PYTHON": stub, "OUTPUT": str(output), "STUB_run": TRACEBACK}
+    done = script("results/gpu.sh", **settings, STUB_pytest="exit 3", STUB_certify="exit 1")
+    assert done.returncode == 1, done.stderr
+    states = summary(output)
+    assert states["kernels"] == (3, "failed")
+    assert states["speed-tiny"] == (1, "failed")
+    assert states["certify"] == (1, "finding")
+    assert states["costs-tiny@1"] == (0, "done")
+    assert "ValueError: kept" in (output / "speed-tiny.log").read_text()
+    calls = len((tmp_path / "calls").read_text().splitlines())
+    again = script("results/gpu.sh", PYTHON=stub, OUTPUT=str(output))
+    assert again.returncode == 0, again.stderr
+    assert {state for _, state in summary(output).values()} == {"done", "finding"}
+    new = (tmp_path / "calls").read_text().splitlines()[calls:]
+    assert {line.split()[1] for line in new} == {"-q", "run"}  # pytest and runs alone
+
+
+def test_a_part_that_hangs_is_cut_off_and_the_budget_ends_the_call(script, stub, tmp_path):
+    output = tmp_path / "out"
+    settings = {"PYTHON": stub, "OUTPUT": str(output)}
+    words = ["forwards-tiny@1", "certify"]
+    done = script("results/gpu.sh", *words, **settings, BUDGET="2", STUB_profile="exec sleep 60")
+    assert done.returncode == 1
+    assert summary(output) == {"forwards-tiny@1": (124, "timeout")}
+    none = script("results/gpu.sh", *words, **settings, BUDGET="0")
+    assert none.returncode == 75
+    done = script("results/gpu.sh", *words, **settings)
+    assert done.returncode == 0, done.stderr
+    assert list(summary(output)) == ["forwards-tiny@1", "certify"]
+    order = [line.split("\t")[0] for line in (output / "summary.tsv").read_text().splitlines()]
+    assert order == ["forwards-tiny@1", "certify", "forwards-tiny@1"]  # what failed comes last
+
+
+def test_done_parts_are_repeated_on_request(script, stub, tmp_path):
+    settings = {"PYTHON": stub, "OUTPUT": str(tmp_path / "out")}
+    for changes in ({}, {}, {"AGAIN": "1"}):
+        assert script("results/gpu.sh", "certify", **settings, **changes).returncode == 0
+    assert len((tmp_path / "out" / "summary.tsv").read_text().splitlines()) == 2
+
+
+def test_an_unknown_part_is_refused(script, tmp_path):
+    done = script("results/gpu.sh", "kernel", OUTPUT=str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "no part is called kernel" in done.stderr
+
+
+def test_what_is_packed_goes_on_elsewhere(script, stub, tmp_path):
+    kept = tmp_path / "kept"
+    settings = {"PYTHON": stub, "PACK": str(kept)}
+    first = script("results/gpu.sh", "certify", OUTPUT=str(tmp_path / "one"), **settings)
+    assert first.returncode == 0, first.stderr
+    assert [path.name for path in kept.iterdir()] == ["gpu.tgz.part-aa"]
+    settings |= {"FROM": str(kept), "OUTPUT": str(tmp_path / "two")}
+    assert script("results/gpu.sh", "certify", **settings).returncode == 0
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+def test_the_model_is_joined_of_pieces(script, stub, tmp_path):
+    pieces = tmp_path / "pieces"
+    pieces.mkdir()
+    (pieces / "smollm2.gguf.part-ab").write_text("second")
+    (pieces / "smollm2.gguf.part-aa").write_text("first ")
+    settings = {"PYTHON": stub, "MODEL": str(pieces), "OUTPUT": str(tmp_path / "out")}
+    done = script("results/gpu.sh", "model", **settings)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cache" / "pieces" / "smollm2.gguf").read_text() == "first second"
+    assert "fetch --from" in (tmp_path / "calls").read_text()
+
+
+def test_a_checkout_that_is_not_installed_has_its_decoders(script, tmp_path):
+    """The interpreter sees no site packages, as on a machine where nothing was installed."""
+    probe = (
+        "from importlib.metadata import distributions as found\n"
+        "print([d.name for d in found(path=['cache/site'])])"
+    )
+    hidden = tmp_path / "hidden-python"
+    hidden.write_text(f'#!/usr/bin/env bash\nexec {sys._base_executable} -S "$@"\n')
+    hidden.chmod(0o755)
+    done = script("results/gpu.sh", "machine", PYTHON=str(hidden), OUTPUT="out", PYTHONPATH="")
+    assert done.returncode == 0, done.stderr
+    shown = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True)
+    assert shown.stdout.decode().strip() == "['fspad-bench']"
+
+
+def test_kernels_and_decoders_run_in_small(script, tmp_path):
+    """The true verbs on the CPU, Triton's kernels in the interpreter."""
+    output = tmp_path / "out"
+    words = ["identity-tiny", "costs-tiny@1"]
+    unhurried = {"SLOWER": "9", "BUDGET": "2000", "FSPAD_KERNELS": "reference"}
+    done = script("results/gpu.sh", *words, OUTPUT=str(output), TRITON_INTERPRET="1", **unhurried)
+    assert done.returncode == 0, done.stderr
+    assert summary(output) == dict.fromkeys(words, (0, "done"))
+    assert "rows identical to vanilla" in (output / "identity-tiny.log").read_text()
+    assert "a matrix product does" in (output / "costs-tiny@1.log").read_text()
+    assert len(list(output.glob("*/*.jsonl"))) == 1
+
+
+def test_a_head_is_trained_on_what_there_is_when_time_is_up(script, stub, tmp_path):
+    """The data set and the training are cut off; the head is ended at its last checkpoint."""
+    output = tmp_path / "heads"
+    head = output / "fspad-tiny-0"
+    body = f"""
+case "$*" in *"--epochs 3 "*) mkdir -p {head}
+    printf 'step,steps\\n10,100\\n' > {head}/curve.csv; exec sleep 60;; esac
+echo '{{"held_out": {{"agreement": 0.5}}}}' > {head}/head.json"""
+    data = f"mkdir -p {output}/data; touch {output}/data/shard-00000.jsonl; exec sleep 60"
+    settings = {"PYTHON": stub, "DATA_SECONDS": "1", "TRAIN_SECONDS": "1"}
+    settings |= {"STUB_train": body, "STUB_distill": data}
+    done = script("baselines/heads/train.sh", output, **settings)
+    assert done.returncode == 0, done.stderr
+    states = summary(output)
+    assert states["data"] == (124, "timeout")
+    assert states["train-fspad-tiny-0"] == (124, "timeout")
+    assert states["finish-fspad-tiny-0"] == (0, "done")
+    assert json.loads((head / "held_out.json").read_text()) == {"agreement": 0.5}
+    epochs = [line for line in (tmp_path / "calls").read_text().splitlines() if "train" in line]
+    assert "--epochs 0.36 " in epochs[-1]  # 12 of 100 steps of 3 epochs
+    assert script("baselines/heads/train.sh", output, **settings).returncode == 0
+    assert len(summary(output)) == 3
+
+
+def test_data_that_failed_is_an_error(script, stub, tmp_path):
+    settings = {"PYTHON": stub, "STUB_distill": "exit 2"}
+    done = script("baselines/heads/train.sh", tmp_path / "heads", **settings)
+    assert done.returncode == 1
+    assert "there is no data yet" in done.stderr

@@ -1,0 +1,188 @@
+"""The use case of `train`: what it writes, and what it refuses before it does any work."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fspad_bench.distill.lock import exclusive
+from fspad_bench.drafts.head import load_head
+from fspad_bench.drafts.network import architectures
+from fspad_bench.drafts.sizing.calibration import Calibration
+from fspad_bench.errors import BenchError
+from fspad_bench.models import load
+from fspad_bench.training import job as training
+from fspad_bench.training.job import Trained, TrainingJob, run, trainer_of
+from fspad_bench.training.networks import NetworkTrainer
+from fspad_bench.training.objective import Recipe
+
+BRIEF = Recipe(epochs=1)
+NO_STEPS = Recipe(epochs=1e-6)
+
+
+@pytest.fixture(autouse=True)
+def tiny_target(tiny, tmp_path, monkeypatch):
+    """One tiny target for all jobs, and a cache of its own for each test."""
+    monkeypatch.setattr(load, "load_target", lambda name, **options: tiny)
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def job(conversations, tmp_path):
+    """`job(...)`: a brief training of eagle's network, but for the settings given here."""
+
+    def job(**changes):
+        settings = {
+            "decoder": "eagle",
+            "data": [str(conversations)],
+            "output": tmp_path / "head",
+            "target": "tiny",
+            "device": "cpu",
+            "recipe": BRIEF,
+        }
+        return TrainingJob(**settings | changes)
+
+    return job
+
+
+@pytest.fixture
+def train(tiny, job):
+    """`train(...)`: run the job and load the head that it wrote."""
+
+    def train(**changes):
+        return load_head(run(job(**changes)).folder, tiny)
+
+    return train
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fail when data are generated or a trainer starts."""
+
+    def fail(*arguments, **settings):
+        pytest.fail("work began before the settings were checked")
+
+    monkeypatch.setattr(training, "distill_own", fail)
+    monkeypatch.setattr(NetworkTrainer, "train", fail)
+
+
+def test_a_head_describes_its_training(train):
+    head = train(decoder="fspad", draft_vocabulary=10)
+    assert head.facts["answer_tokens"] > 0
+    assert 0 < head.facts["held_out"]["vocabulary_mass"] < 1
+    assert len(head.vocabulary) == 10
+
+
+def test_figures_are_those_of_the_head(job, tiny):
+    trained = run(job())
+    assert load_head(trained.folder, tiny).facts["held_out"] == trained.figures
+
+
+def test_answers_of_two_tokens_give_a_head_without_calibration(train, tmp_path):
+    data = tmp_path / "short.jsonl"
+    data.write_text('{"prompt": [1], "response": [4, 5]}\n' * 40)
+    head = train(data=[str(data)])
+    assert Calibration.of(head.facts["calibration"]).greedy
+
+
+def test_training_starts_with_the_given_head(train, job, tiny, tmp_path):
+    folder = tmp_path / "first"
+    first = train(decoder="fspad", output=folder, draft_vocabulary=15)
+    again = train(decoder="fspad", recipe=replace(NO_STEPS, seed=1), initial=folder)
+    assert again.facts["tokens_seen"] == 0
+    for name, weight in again.network.state_dict().items():
+        assert torch.equal(weight, first.network.state_dict()[name]), name
+    assert torch.equal(again.vocabulary, first.vocabulary)
+    assert again.facts["initial"]["sha256"] == first.sha256
+    assert again.facts["initial"]["tokens_seen"] == first.facts["tokens_seen"] > 0
+
+
+def test_every_token_may_be_learned_and_held_out_answers_measure_it(train, tmp_path):
+    heads = {
+        name: train(
+            output=tmp_path / name, recipe=replace(NO_STEPS, supervise=name), draft_vocabulary=15
+        )
+        for name in ("answers", "all")
+    }
+    stores = list((tmp_path / "cache" / "features").glob("*/features.bin"))
+    assert len(stores) == 1  # the store does not depend on what is supervised
+    answers = heads["answers"].facts
+    every = heads["all"].facts
+    assert every["held_out"] == answers["held_out"]
+    assert every["answer_tokens"] == answers["answer_tokens"]
+    # the draft vocabulary is that of the answers in both
+    assert torch.equal(heads["all"].vocabulary, heads["answers"].vocabulary)
+    trained = [
+        train(output=tmp_path / f"{name} 1", recipe=replace(BRIEF, supervise=name))
+        for name in ("answers", "all")
+    ]
+    assert trained[0].facts["held_out"] != trained[1].facts["held_out"]
+
+
+def test_all_variants_have_a_trainer():
+    for variant in architectures():
+        assert trainer_of(variant) == NetworkTrainer(variant)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "hint"), [("vanilla", "known: eagle, "), ("egle", "did you mean 'eagle'?")]
+)
+def test_a_decoder_without_a_trainer_is_refused(job, no_work, decoder, hint):
+    with pytest.raises(BenchError, match=f"no draft network to train for '{decoder}'") as raised:
+        run(job(decoder=decoder))
+    assert hint in raised.value.hint
+
+
+def test_a_trainer_from_elsewhere_is_used(job, monkeypatch, tmp_path):
+    class Table:
+        def check(self, job, target):
+            self.target = target
+
+        def train(self, job, target, data, accelerator):
+            (job.output / "table").write_text(str(len(data)))
+            return Trained(job.output, {"entries": 3.0})
+
+    monkeypatch.setattr(training, "trainer_of", lambda decoder: Table())
+    trained = run(job(decoder="acme"))
+    assert trained == (tmp_path / "head", {"entries": 3.0})
+    assert (tmp_path / "head" / "table").read_text() == "1"
+    assert trainer_of("fspad_bench.training.networks:WIDE") == NetworkTrainer("wide")
+
+
+def test_a_data_set_of_another_tokenizer_is_refused(job, no_work, conversations, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "shard-00000.jsonl").write_text(conversations.read_text())
+    (folder / "manifest.json").write_text('{"target": "other", "tokenizer": "abc"}')
+    with pytest.raises(BenchError, match="is of other, whose tokenizer is not tiny's"):
+        run(job(data=[str(folder)]))
+    (folder / "manifest.json").write_text('{"target":')
+    with pytest.raises(BenchError, match="is damaged"):
+        run(job(data=[str(folder)]))
+
+
+def test_the_head_of_another_decoder_is_refused_before_data_are_generated(job, no_work, heads):
+    with pytest.raises(BenchError, match="holds the head of 'fspad', not of 'eagle'"):
+        run(job(data=["self"], initial=heads["fspad"]))
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_before_data_are_generated(
+    job, tmp_path, request
+):
+    run(job())
+    request.getfixturevalue("no_work")
+    with pytest.raises(BenchError, match="belongs to another recipe"):
+        run(job(data=["self"], recipe=replace(BRIEF, lr=0.1)))
+
+
+def test_missing_data_are_refused_before_data_are_generated(job, no_work, tmp_path):
+    with pytest.raises(BenchError, match="no such training data"):
+        run(job(data=["self", str(tmp_path / "gone.jsonl")]))
+    assert not (tmp_path / "head").exists()
+
+
+def test_an_output_in_use_is_refused_before_the_target_is_loaded(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "load_target", lambda name, **options: pytest.fail("loaded"))
+    output = tmp_path / "head"
+    with exclusive(output), pytest.raises(BenchError, match=r"is in use by process \d+ on"):
+        run(job(output=output))
