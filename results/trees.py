@@ -1,5 +1,7 @@
-"""How near trees sized by the machine come to the best fixed size of each task, from a run of `trees.sh`:
-python results/trees.py FOLDER. Speedups over vanilla are those of the tables."""
+"""Compare the speedup of adaptive trees with the best fixed size of each task (a run of trees.sh).
+
+python results/trees.py results/bfloat16-trees
+"""
 
 import sys
 from collections import defaultdict
@@ -9,29 +11,9 @@ from tabulate import tabulate
 
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.rows import rows
-from fspad_bench.decoders.registry import Label
+from fspad_bench.decoders.label import Label
 
-speeds = defaultdict(dict)  # (temperature, task) -> name -> (speedup, tokens a step)
-for row in rows(Records.read(*sorted(Path(sys.argv[1]).glob("*.jsonl")))):
-    name = Label.of(row["decoder"]).shown
-    if name != "vanilla":
-        speeds[row["temperature"], row["task"]][name] = row["speedup"], row["tokens_per_step"]
-grid = []
-for (heat, task), found in sorted(speeds.items()):
-    auto, steps = found.pop("auto")
-    best = max(found, key=lambda name: found[name][0])
-    speed, best_steps = found[best]
-    line = [
-        f"{heat:g}",
-        task,
-        f"{auto:.3f}",
-        f"{steps:.2f}",
-        best,
-        f"{speed:.3f}",
-        f"{best_steps:.2f}",
-    ]
-    grid.append([*line, f"{auto / speed:.3f}"])
-heads = [
+NAMES = [
     "T",
     "task",
     "auto: speedup",
@@ -41,4 +23,26 @@ heads = [
     "tokens/step",
     "auto / best",
 ]
-print(tabulate(grid, heads, "pipe", disable_numparse=True))
+
+
+def table(folder: Path) -> str:
+    """Return the table of a record's folder."""
+    speeds = defaultdict(dict)  # (temperature, task) -> name -> (speedup, tokens per step)
+    for row in rows(Records.read(*sorted(folder.glob("*.jsonl")))):
+        name = Label.of(row["decoder"]).shown
+        if name != "vanilla":
+            figures = row["speedup"], row["tokens_per_step"]
+            speeds[row["temperature"], row["task"]][name] = figures
+    lines = []
+    for (temperature, task), by_name in sorted(speeds.items()):
+        auto, auto_steps = by_name.pop("auto")
+        best = max(by_name, key=lambda name: by_name[name][0])
+        speed, steps = by_name[best]
+        adaptive = [f"{auto:.3f}", f"{auto_steps:.2f}"]
+        fixed = [best, f"{speed:.3f}", f"{steps:.2f}"]
+        lines.append([f"{temperature:g}", task, *adaptive, *fixed, f"{auto / speed:.3f}"])
+    return tabulate(lines, NAMES, "pipe", disable_numparse=True)
+
+
+if __name__ == "__main__":
+    print(table(Path(sys.argv[1])))

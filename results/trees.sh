@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Trees sized by the machine beside trees of fixed sizes (nodes/depth), one run; `python results/trees.py FOLDER` compares.
+# Compare adaptive trees with trees of fixed sizes (nodes/depth) in one run.
 #
-#   DECODER=fspad SIZES="8/2 16/3" results/trees.sh question_odd.jsonl [more options of run]
+#   DECODER=fspad SIZES="8/2 16/3" HEAD=FOLDER results/trees.sh question_odd.jsonl [more options of run]
 #
-# Nothing else may run meanwhile: what is compared are speeds a few percent apart.
+# - `python results/trees.py FOLDER` makes the table of such a record.
+# - Run nothing else meanwhile: the speeds compared are a few percent apart.
 set -euo pipefail
 questions=${1:?a file of Spec-Bench questions}
 shift
