@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from commands import ME, Interrupted
+from commands import ME
 from test_rows import CONTRACT
 
 from fspad_bench.benchmark.record import Records
@@ -107,7 +107,7 @@ def test_all_tasks_are_run_with_all(arguments, capsys, data):
 
 def test_ctrl_c_is_130_and_the_same_command_resumes(arguments, capsys, tmp_path, monkeypatch):
     argv = arguments("--decoder", f"{ME}:Interrupted")
-    monkeypatch.setattr(Interrupted, "calls", 0)
+    monkeypatch.setattr(f"{ME}.Interrupted.calls", 0)  # the class that the label names
     assert main(argv) == 130
     out, err = capsys.readouterr()
     assert out == ""
