@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from fspad_bench.errors import BenchError
+from fspad_bench.util import locks
 
 SCHEMA = 2
 VANILLA = "vanilla"
@@ -207,26 +208,24 @@ class RecordFile:
     def hold(self) -> None:
         """Keep other processes from writing the record.
 
-        Raises BenchError where one is writing it.
+        Raises BenchError where one is writing it, or it cannot be written.
         """
-        lock = FileLock(f"{self.path}.lock", timeout=0)
         try:
-            lock.acquire()
+            self.lock = locks.hold(Path(f"{self.path}.lock"))
         except Timeout as error:
             raise BenchError(
                 f"another run is writing {self.path}",
                 "wait for it, or give this one another --output",
             ) from error
-        except (OSError, NotImplementedError):  # a file system without locks
-            return
-        self.lock = lock
+        except OSError as error:
+            raise BenchError(
+                f"cannot write {self.path}: {error.strerror}", "give another --output"
+            ) from error
 
     def release(self) -> None:
         """Let other processes write the record."""
         if self.lock:
-            self.lock.release()
-            with suppress(OSError):
-                os.unlink(self.lock.lock_file)
+            locks.drop(self.lock)
             self.lock = None
 
     def key(self, key: Key) -> str:

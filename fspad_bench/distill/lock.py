@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from fspad_bench.errors import BenchError
+from fspad_bench.util import locks
 
 LOCK = ".lock"
 OWNER = ".lock-owner"  # its own file, because filelock truncates the lock file
@@ -30,10 +31,9 @@ def exclusive(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise BenchError(f"{folder} is a file", "give --output the name of a folder")
     is_new = not folder.exists()
-    lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock = locks.hold(folder / LOCK)
     except Timeout as error:
         raise BenchError(
             f"{folder} is in use by {_owner(folder)}",
@@ -48,8 +48,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         (folder / OWNER).unlink(missing_ok=True)
-        (folder / LOCK).unlink(missing_ok=True)
-        lock.release()
+        if lock:
+            locks.drop(lock)
         if is_new:
             with suppress(OSError):  # it has content now
                 folder.rmdir()

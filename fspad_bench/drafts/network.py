@@ -13,6 +13,7 @@ output. What is a method's own, the fusion and the output, stands in its file of
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -155,7 +156,7 @@ class Output(nn.Module):
         return DraftOutput(h, h)
 
 
-class DraftNetwork(nn.Module):
+class DraftNetwork(nn.Module, ABC):
     """fuse -> attention -> output. A subclass names its architecture, its fusion and its output."""
 
     architecture: ClassVar[str] = ""
@@ -170,12 +171,12 @@ class DraftNetwork(nn.Module):
         self.output = self.build_output(shape)
 
     @classmethod
+    @abstractmethod
     def build_fusion(cls, shape: Shape) -> nn.Module:
         """Return the module (e, f) -> x.
 
         It has `fused(ops)`, the same for decoding (`fused.Fuse`).
         """
-        raise NotImplementedError
 
     @classmethod
     def build_output(cls, shape: Shape) -> Output:

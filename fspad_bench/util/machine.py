@@ -12,12 +12,16 @@ from time import perf_counter, process_time
 CPU_INFO = Path("/proc/cpuinfo")
 CPU_TIMES = Path("/proc/stat")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
+"""The vector instructions that decide how fast a step is, the fastest first."""
 NOISY = 0.05  # cores; where other work uses more, times are not reliable
 
 
 def describe(gpu: str = "") -> str:
-    """Return the processor and its available cores, after the GPU where that is the device."""
-    parts = [gpu, _processor(), f"{cores()} cores"]
+    """Return the processor, its fastest vector instructions and its available cores, after the GPU
+    where that is the device. Hypervisors give processors of several generations one name.
+    """
+    parts = [gpu, _processor(), _instructions(), f"{cores()} cores"]
     return ", ".join(part for part in parts if part)
 
 
@@ -56,6 +60,15 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """Return the first of INSTRUCTIONS that the processor has; nothing where that is unknown."""
+    if not CPU_INFO.exists():
+        return ""
+    lines = CPU_INFO.read_text().splitlines()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
+    return next((name for name in INSTRUCTIONS if name in flags), "")
 
 
 def _busy_seconds() -> float:

@@ -1,5 +1,6 @@
 """Fixtures of a short run on five questions."""
 
+import json
 import os
 from types import SimpleNamespace
 
@@ -48,3 +49,18 @@ def calls(monkeypatch):
 def path(tmp_path):
     """Return the path of a record whose folder does not exist yet."""
     return tmp_path / "new" / "folder" / "run.jsonl"
+
+
+@pytest.fixture(name="write")
+def write_rows(tmp_path):
+    """Return `write(rows)`, which writes a file of rows; a row that is text is written as it is."""
+
+    def write(rows, name="data.jsonl"):
+        path = tmp_path / name
+        lines = [
+            row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows
+        ]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return path
+
+    return write

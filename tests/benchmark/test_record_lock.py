@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from by_hand import SAMPLE, written_record
 
-from fspad_bench.benchmark import record
 from fspad_bench.benchmark.record import RecordFile, Records
 from fspad_bench.errors import BenchError
+from fspad_bench.util import locks
 
 
 def test_a_record_has_one_writer_at_a_time(path):
@@ -64,7 +64,19 @@ def test_a_file_system_without_locks_works(path, monkeypatch, error):
     def fail(self):
         raise error
 
-    monkeypatch.setattr(record.FileLock, "acquire", fail)
+    monkeypatch.setattr(locks.FileLock, "acquire", fail)
     written_record(path, SAMPLE).release()
     RecordFile.reopen(path).add(replace(SAMPLE, sample="two"))
     assert [s.sample for s in Records.read(path).samples] == ["one", "two"]
+
+
+def test_a_lock_that_may_not_be_taken_is_one_clear_error(path, monkeypatch):
+    written_record(path, SAMPLE).release()
+
+    def fail(self):
+        raise PermissionError(errno.EACCES, "not yours")
+
+    monkeypatch.setattr(locks.FileLock, "acquire", fail)
+    with pytest.raises(BenchError, match=f"cannot write {path}: not yours") as caught:
+        RecordFile.reopen(path)
+    assert "--output" in caught.value.hint

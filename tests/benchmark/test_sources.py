@@ -6,36 +6,12 @@ import re
 import pytest
 
 from fspad_bench.benchmark import tasks
-from fspad_bench.benchmark.tasks import load, load_card, read_card, read_jsonl
+from fspad_bench.benchmark.tasks import load, load_card
 from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import data_folder
 
 CARDS = sorted(data_folder("tasks").rglob("*.yaml"))
 NAMES = [path.stem for path in CARDS]
-ON_HUB = [path.stem for path in CARDS if read_card(path).dataset_path]
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Return `write(rows)`, which writes a file of rows; a row that is text is written as it is."""
-
-    def write(rows, name="data.jsonl"):
-        path = tmp_path / name
-        lines = [
-            row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows
-        ]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return path
-
-    return write
-
-
-def bundled(name):
-    return load(load_card(name), "bundled", None)
-
-
-def raw(name):
-    return [doc for _, doc in read_jsonl(load_card(name).bundled)]
 
 
 # limits and hashes

@@ -1,7 +1,6 @@
 """Tasks: the cards and samples of the package."""
 
 import hashlib
-import json
 import re
 
 import pytest
@@ -16,21 +15,6 @@ CARDS = sorted(data_folder("tasks").rglob("*.yaml"))
 NAMES = [path.stem for path in CARDS]
 GSM8K = data_folder("tasks") / "gsm8k.yaml"
 ON_HUB = [path.stem for path in CARDS if read_card(path).dataset_path]
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Return `write(rows)`, which writes a file of rows; a row that is text is written as it is."""
-
-    def write(rows, name="data.jsonl"):
-        path = tmp_path / name
-        lines = [
-            row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows
-        ]
-        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        return path
-
-    return write
 
 
 def bundled(name):

@@ -13,6 +13,23 @@ def test_a_gpu_is_part_of_the_machine():
 
 
 @pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("flags\t\t: fpu avx avx2 fma", "AMD EPYC, avx2, 2 cores"),
+        ("flags\t\t: avx2 avx512f avx512_bf16", "AMD EPYC, avx512_bf16, 2 cores"),
+        ("flags\t\t: avx2 avx512f", "AMD EPYC, avx512f, 2 cores"),
+        ("Features\t: fp asimd", "AMD EPYC, asimd, 2 cores"),
+        ("flags\t\t: fpu", "AMD EPYC, 2 cores"),
+    ],
+)
+def test_processors_of_one_name_differ_by_their_instructions(monkeypatch, tmp_path, flags, name):
+    monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    machine.CPU_INFO.write_text(f"model name\t: AMD EPYC\n{flags}\n")
+    assert machine.describe() == name
+
+
+@pytest.mark.parametrize(
     ("quota", "count"),
     [
         ("max 100000", 8),
