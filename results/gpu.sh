@@ -100,7 +100,7 @@ run_part() {
                 --dtype bfloat16 --limit "${LIMIT:-4}" --max-new-tokens "${TOKENS:-128}" ;;
         costs-*)
             shape=${1#costs-}
-            part "$1" 100 "$python" -m fspad_bench profile --kernels --target "random:${shape/@/:}" \
+            part "$1" 150 "$python" -m fspad_bench profile --kernels --target "random:${shape/@/:}" \
                 --device "$device" --prefixes "${PREFIXES:-1024,4096,16384}" \
                 --nodes "${NODES:-1,8,32,64}" --picture "$output/$1.png" ;;
         forwards-*)

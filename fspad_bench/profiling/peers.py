@@ -13,6 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fspad_bench.core.tree import WORD
 
+MASK_BLOCK = 128  # queries of a block of FlexAttention's mask
+
 
 def masked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Attend `[H, N, D]` with a mask `[N, L + N]` as transformers does.
@@ -46,7 +48,22 @@ def flex(
         visible, None, None, query.shape[1], keys.shape[1], device=query.device
     )
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    grouped = len(query) != len(keys)
+    group = len(query) // len(keys)
     return lambda: compiled(
-        query[None], keys[None], values[None], block_mask=block, enable_gqa=grouped
+        query[None],
+        keys[None],
+        values[None],
+        block_mask=block,
+        enable_gqa=group > 1,
+        kernel_options=flex_options(query.shape[1], group),
     )
+
+
+def flex_options(nodes: int, group: int) -> dict[str, bool]:
+    """Return the options with which FlexAttention compiles for so many nodes and heads of a group.
+
+    For under 128 queries and a power of two heads it takes its decoding kernel, which has all of a
+    group's queries in one block. A mask's blocks are of 128: with more queries than that nothing
+    compiles (torch 2.11).
+    """
+    return {"FORCE_USE_FLEX_ATTENTION": True} if nodes * group > MASK_BLOCK else {}

@@ -99,6 +99,8 @@ def profile(
     limit = Limit(length, target.stop_ids)
     generations = []
     plain = []
+    # room for all now: a larger cache later means new graphs, on the clock
+    target.reserve(max(map(len, prompts)) + length)
     with Progress("generations", 2 * len(prompts)) as progress:
         steps.generate(sampler.streamed("0"), prompts[0], limit)
         vanilla.generate(sampler.streamed("0"), prompts[0], limit)

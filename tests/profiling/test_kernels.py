@@ -14,7 +14,7 @@ from fspad_bench.profiling.kernels import (
     profile_kernels,
     render,
 )
-from fspad_bench.profiling.peers import flex, masked
+from fspad_bench.profiling.peers import flex, flex_options, masked
 
 TIMING = KernelTiming(
     "attention",
@@ -69,6 +69,16 @@ def test_the_peer_computes_the_same(grown):
         query, keys, values, tree.bits, torch.tensor([20], dtype=torch.int32), 0.25
     )
     torch.testing.assert_close(masked(query, keys, values, mask), expected)
+
+
+@pytest.mark.parametrize(("nodes", "group"), [(8, 4), (64, 2), (128, 1)])
+def test_flex_attention_chooses_its_kernel_where_a_group_fits_a_block(nodes, group):
+    assert flex_options(nodes, group) == {}
+
+
+@pytest.mark.parametrize(("nodes", "group"), [(64, 4), (100, 4), (129, 1)])
+def test_more_queries_than_a_block_leave_one_kernel(nodes, group):
+    assert flex_options(nodes, group) == {"FORCE_USE_FLEX_ATTENTION": True}
 
 
 def test_drafted_trees_have_three_children_a_node():

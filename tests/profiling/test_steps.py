@@ -95,6 +95,17 @@ def test_a_step_on_a_device_is_timed_as_it_runs(monkeypatch):
     assert "of a step outside the two networks" in render(result)
 
 
+def test_a_longer_prompt_brings_no_new_cache_onto_the_clock(monkeypatch):
+    """On a GPU a larger cache means that graphs are captured again."""
+    target = load_target("tiny")
+    made = []
+    monkeypatch.setattr(target, "_new_cache", lambda slots: made.append(slots) or new(slots))
+    new = type(target)._new_cache.__get__(target)
+    prompts = [[5, 6], list(range(5, 60)), list(range(5, 200))]
+    profile(target, drafting(Vanilla(target)), prompts, Sampler(), 8)
+    assert made[0] == max(made)
+
+
 def test_speedups_are_ratios_of_what_was_measured():
     assert PROFILE.host == pytest.approx(0.2)
     assert PROFILE.measured == pytest.approx(0.3 / 0.2)
