@@ -32,7 +32,7 @@ class KVCache:
         device: torch.device,
         compact: Compact | None = None,
     ) -> None:
-        """`compact(entries, start, path)` does the work of `keep`; None: `move_entries`."""
+        """Allocate the entries; `compact(entries, start, path)`, or `move_entries`, does `keep`."""
         shape = (layers, 2, kv_heads, slots, head_dim)
         self.entries = huge_pages.zeros(shape, dtype, device)
         self.keys = [layer[0] for layer in self.entries]

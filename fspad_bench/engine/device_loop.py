@@ -56,10 +56,7 @@ class DeviceState:
         )
 
     def begin(self, length: int, bonus: int, features: Tensor, sampling: SamplerTensors) -> None:
-        """Start behind a prefill of `length` tokens.
-
-        As if a tree of the last one alone had been committed.
-        """
+        """Start behind a prefill of `length` tokens, as a committed tree of the last one would."""
         self.length.fill_(length)
         self.features[0] = features[-1]
         self.walk.path.zero_()
@@ -70,10 +67,7 @@ class DeviceState:
 
 
 class DeviceDrafter(Protocol):
-    """Drafts on the device.
-
-    Trees of `nodes` nodes, of which `drafted` are guesses; padding nodes fill them up.
-    """
+    """Drafts on the device: trees of `nodes` nodes, padded, of which `drafted` are guesses."""
 
     nodes: int
     drafted: int
@@ -246,9 +240,9 @@ def runs_on_device(target: object) -> bool:
 
 
 def repeated(target: TransformersTarget, tree: Tree, prompt: Sequence[int]) -> Callable[[], None]:
-    """Return the step of this tree behind a prompt, to be run again and again.
+    """Return a step of this tree behind a prompt, to be run again and again.
 
-    Forward, verification, compaction.
+    It consists of the forward, verification and compaction.
     """
     loop = DeviceLoop(target, FixedNodes(len(tree)))
     session = target.session(len(prompt) + len(tree))

@@ -28,9 +28,10 @@ LARGEST_TREE = 128  # pending entries of a session
 
 
 class Scores(NamedTuple):
-    """`logits [N, V]` (prefill.
+    """What a forward says of its tokens: `logits [N, V]` and `features [N, d]`.
 
-    The last token's, `[1, V]`), `features [N, d]`, or `[N, k d]` of k captured layers.
+    A prefill has the logits of its last token alone, `[1, V]`. With k captured layers, features are
+    `[N, k d]`.
     """
 
     logits: Tensor
@@ -63,9 +64,9 @@ class Model(Protocol):
 
 
 class Session:
-    """Opened by `TransformersTarget.session`.
+    """One sequence over a target, opened by `TransformersTarget.session`.
 
-    A context manager that hands its cache back at the end.
+    As a context manager it hands its cache back at the end.
     """
 
     def __init__(
@@ -189,10 +190,7 @@ class Session:
         self._length = length
 
     def advance(self, count: int) -> None:
-        """Note a step that ran whole on the device.
-
-        One full forward, after which `count` more entries are kept.
-        """
+        """Count the one forward of a step that ran whole on the device and kept `count` entries."""
         self.target.forwards += 1
         self._length += count
 

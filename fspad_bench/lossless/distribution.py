@@ -190,7 +190,7 @@ def teacher_forced(
 ) -> list[Tensor]:
     """Return the processed distribution before each token of `output`.
 
-    One stock forward, no cache.
+    It takes one stock forward without a cache.
     """
     ids = torch.tensor([[*prompt, *output[:-1]]], device=target.device)
     hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state

@@ -307,7 +307,7 @@ def _ties(
 ) -> int:
     """Return how many of the differing cells rounding explains.
 
-    Only in float32, and only regrets up to FLOAT32_BOUND.
+    It explains those in float32 whose regret is at most FLOAT32_BOUND.
     """
     if target.dtype != torch.float32:
         return 0

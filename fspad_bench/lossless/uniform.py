@@ -28,6 +28,6 @@ def transform(p: Tensor, token: int, dice: Dice) -> float:
 def detectable_shift(draws: int) -> float:
     """Return the Kolmogorov distance that this many draws reveal at ALPHA and POWER.
 
-    By the inequality of Dvoretzky, Kiefer and Wolfowitz.
+    The inequality of Dvoretzky, Kiefer and Wolfowitz bounds it.
     """
     return sum(math.sqrt(math.log(2 / rate) / (2 * draws)) for rate in (ALPHA, 1 - POWER))
