@@ -55,7 +55,7 @@ def grown():
         taken = set()
         while len(tokens) < nodes:
             parent = dice.randrange(len(tokens))
-            token = dice.randrange(nodes + 2)
+            token = dice.randrange(min(nodes + 2, 97))  # of the tiny vocabulary
             if (parent, token) not in taken:
                 taken.add((parent, token))
                 tokens.append(token)

@@ -9,7 +9,6 @@ at the end.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -23,6 +22,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.cache import KVCache
 from fspad_bench.engine.gpu.backend import KernelAttention
+from fspad_bench.engine.gpu.replay import Replay
 from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk
 from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import TransformersTarget
@@ -106,40 +106,6 @@ class FixedNodes:
         pass
 
 
-class Replay:
-    """Work that runs as it stands the first time, is captured as a CUDA graph the second, and
-    replayed from then on.
-    """
-
-    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
-        self.work = work
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.runs = 0
-        self.captures = device.type == "cuda"
-
-    def __call__(self) -> None:
-        if self.captures and self.runs == 1:  # kernels are compiled by now; capturing runs nothing
-            self.graph = self._capture()
-        self.runs += 1
-        if self.graph:
-            self.graph.replay()
-        else:
-            self.work()
-
-    def _capture(self) -> torch.cuda.CUDAGraph:
-        """Capture without garbage collection: the end of another graph would end this capture."""
-        torch.cuda.synchronize()
-        gc.collect()
-        gc.disable()
-        try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self.work()
-        finally:
-            gc.enable()
-        return graph
-
-
 class DeviceLoop:
     """Generates with a device drafter's trees on a target that has kernels.
 
@@ -160,6 +126,7 @@ class DeviceLoop:
         self.report = torch.zeros(drafter.nodes + 2, dtype=torch.int32, device=target.device)
         self.replays: dict[tuple[bool, bool, bool], Replay] = {}
         self.entries: Tensor | None = None
+        self.rope = self.fused.rope.table
 
     @torch.inference_mode()
     def generate(self, sampler: Sampler, prompt: Sequence[int], limit: Limit) -> Generation:
@@ -205,6 +172,9 @@ class DeviceLoop:
         self.state.begin(context.prompt_length, context.tokens[-1], scores.features, sampling)
         if self.entries is not cache.entries:  # a graph writes to the cache it was captured with
             self.entries = cache.entries
+            self.rope = self.fused.rope.below(
+                cache.slots
+            )  # held: it may be replaced by a longer one
             self.replays.clear()
         if sampling.kind not in self.replays:
             held = self.state.sampling
@@ -218,7 +188,7 @@ class DeviceLoop:
         nodes = state.nodes
         length = state.length
         positions = length + nodes.depths.clamp(min=0)
-        rope = self.fused.rope.below(cache.slots)[:, positions]
+        rope = self.rope[:, positions]
         attend = self.attention.at(cache, nodes.bits, length, length + self.places)
         features, _ = self.fused(nodes.tokens.clamp(min=0), rope, attend)
         choice = self.kernels.choose(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fspad_bench.core.protocols import ALL, LayerPlan
 from fspad_bench.core.tree import Tree, extend_ancestry
-from fspad_bench.engine.attention import Attend, Attention, Pending
+from fspad_bench.engine.attention import Pending
 from fspad_bench.engine.cache import KVCache
 from fspad_bench.errors import BenchError
 
@@ -42,22 +42,21 @@ class Model(Protocol):
     """A session's view of the target that opened it (`target.TransformersTarget`)."""
 
     forwards: int
-    attention: Attention
 
     @property
     def logits(self) -> Callable[[Tensor], Tensor]: ...
-    def forward(
+    def prefill(
+        self, tokens: Sequence[int], cache: KVCache, layers: LayerPlan, capture: tuple[int, ...]
+    ) -> tuple[Tensor, list[Tensor]]: ...
+    def extend(
         self,
         tokens: Sequence[int],
         positions: Sequence[int],
-        attend: Attend,
+        pending: Pending,
         cache: KVCache,
-        start: int,
-        mask: Tensor | None,
         layers: LayerPlan,
         capture: tuple[int, ...],
     ) -> tuple[Tensor, list[Tensor]]: ...
-    def stock_mask(self, pending: Pending, cache: KVCache) -> Tensor | None: ...
     def check_tokens(self, tokens: Sequence[int], guess: str) -> None: ...
     def release(self, cache: KVCache) -> None: ...
     def synchronize(self) -> None: ...
@@ -124,11 +123,7 @@ class Session:
         self.target.check_tokens(tokens, "the prompt was made with another tokenizer")
         self.rollback()
         self._check_room(0, len(tokens))
-        attend = self.target.attention.prefill(self.cache, len(tokens))
-        positions = range(len(tokens))
-        features, captured = self.target.forward(
-            tokens, positions, attend, self.cache, 0, None, self.layers, self.capture
-        )
+        features, captured = self.target.prefill(tokens, self.cache, self.layers, self.capture)
         self._length = len(tokens)
         self.prefilled = True
         return self._scores(features, captured, last_only=True)
@@ -150,10 +145,8 @@ class Session:
         self.cache.writer = self
         pending = Pending(self.length, self._ancestry, len(tokens))
         positions = [self.length + depth for depth in self._depths[-len(tokens) :]]
-        mask = self.target.stock_mask(pending, self.cache)
-        attend = self.target.attention.tree(self.cache, pending)
-        features, captured = self.target.forward(
-            tokens, positions, attend, self.cache, pending.start, mask, self.layers, self.capture
+        features, captured = self.target.extend(
+            tokens, positions, pending, self.cache, self.layers, self.capture
         )
         return self._scores(features, captured)
 

@@ -21,7 +21,6 @@ from fspad_bench.core.protocols import ALL, LayerPlan
 from fspad_bench.core.verification import Rule
 from fspad_bench.engine import gpu, stock
 from fspad_bench.engine.attention import (
-    Attend,
     Attention,
     HeadShape,
     Pending,
@@ -35,6 +34,7 @@ from fspad_bench.engine.cpu.linear import Matrix
 from fspad_bench.engine.cpu.native import Native
 from fspad_bench.engine.forward import ARCHITECTURES, FusedForward
 from fspad_bench.engine.gpu.backend import KernelAttention, device_rule, kernel_compaction
+from fspad_bench.engine.gpu.tree_forward import TreeForward
 from fspad_bench.engine.session import LARGEST_TREE, Scores, Session
 from fspad_bench.errors import BenchError
 
@@ -77,6 +77,9 @@ class TransformersTarget:
         self.kernels = gpu.chosen(self.device) if self.fused else None
         self.heads = self.fused.shape if self.fused else head_shape(self.config)
         self.attention = self._attention()
+        self.trees: TreeForward | None = None
+        if self.fused and isinstance(self.attention, KernelAttention):
+            self.trees = TreeForward(self.fused, self.attention)
         self.forward_name = self.fused.name if self.fused else self.stock.name
         if self.kernels:
             self.forward_name += f", {self.kernels.name} kernels"
@@ -132,37 +135,48 @@ class TransformersTarget:
         if all(cache is not idle for idle in self._idle):
             self._idle.append(cache)
 
-    def forward(
+    def prefill(
+        self, tokens: Sequence[int], cache: KVCache, layers: LayerPlan, capture: tuple[int, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run the first N tokens of a cache and count the forward.
+
+        Returns features `[N, d]` and the captured hidden states.
+        """
+        self._count(layers)
+        positions = range(len(tokens))
+        ids = torch.tensor(tokens, device=self.device)
+        if self.fused:
+            attend = self.attention.prefill(cache, len(tokens))
+            return self.fused(ids, self.fused.rope.of(positions), attend, layers, capture)
+        return self.stock(ids, list(positions), cache, 0, None, capture)
+
+    def extend(
         self,
         tokens: Sequence[int],
         positions: Sequence[int],
-        attend: Attend,
+        pending: Pending,
         cache: KVCache,
-        start: int,
-        mask: Tensor | None,
         layers: LayerPlan,
         capture: tuple[int, ...],
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run N tokens at these positions and count the forward: features `[N, d]`, captured hidden
-        states.
+        """Run the new ones of the pending tokens and count the forward, as `prefill` does."""
+        self._count(layers)
+        if self.trees:
+            scored = self.trees(tokens, positions, pending, cache, layers, capture)
+            if scored:
+                return scored
+        ids = torch.tensor(tokens, device=self.device)
+        if self.fused:
+            attend = self.attention.tree(cache, pending)
+            return self.fused(ids, self.fused.rope.of(positions), attend, layers, capture)
+        mask = additive_mask(pending, self.heads.groups, self.dtype, self.device)
+        return self.stock(ids, list(positions), cache, pending.start, mask, capture)
 
-        The fused forward attends by `attend`, the stock one by `mask`, over the slots of `cache`
-        from `start` on.
-        """
+    def _count(self, layers: LayerPlan) -> None:
         if layers.whole:
             self.forwards += 1
         else:
             self.partial_forwards += 1
-        ids = torch.tensor(tokens, device=self.device)
-        if self.fused:
-            return self.fused(ids, self.fused.rope.of(positions), attend, layers, capture)
-        return self.stock(ids, list(positions), cache, start, mask, capture)
-
-    def stock_mask(self, pending: Pending, cache: KVCache) -> Tensor | None:
-        """Return the mask that the stock forward reads; the fused one has its attention."""
-        if self.fused:
-            return None
-        return additive_mask(pending, self.heads.groups, self.dtype, self.device)
 
     def verifier(self, rule: Rule) -> Rule:
         """Return the rule as this device carries it out.

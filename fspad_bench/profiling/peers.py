@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import FlexKernelOptions
 from torch.nn.functional import scaled_dot_product_attention
 
 from fspad_bench.core.tree import WORD
@@ -59,7 +60,7 @@ def flex(
     )
 
 
-def flex_options(nodes: int, group: int) -> dict[str, bool]:
+def flex_options(nodes: int, group: int) -> FlexKernelOptions:
     """Return the options with which FlexAttention compiles for so many nodes and heads of a group.
 
     For under 128 queries and a power of two heads it takes its decoding kernel, which has all of a

@@ -12,7 +12,7 @@ from time import perf_counter
 
 import torch
 
-from fspad_bench.engine.device_loop import Replay
+from fspad_bench.engine.gpu.replay import Replay
 
 # bytes; far more than any cache holds
 CPU_COPY = 1 << 28

@@ -1,6 +1,5 @@
 """The loop on the device equals the loop on the host step for step, and a step needs no sync."""
 
-import gc
 from contextlib import contextmanager
 
 import pytest
@@ -17,7 +16,7 @@ from fspad_bench.drafts import measure
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.policy import FixedTree
 from fspad_bench.engine import gpu as kernels
-from fspad_bench.engine.device_loop import DeviceLoop, Replay, repeated, runs_on_device
+from fspad_bench.engine.device_loop import DeviceLoop, repeated, runs_on_device
 from fspad_bench.models.load import load_target
 from fspad_bench.util.registry import DECODERS, names
 
@@ -260,63 +259,3 @@ def test_on_a_gpu_a_step_is_a_graph_without_syncs(decoder):
             replay()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-
-
-class Graphs:
-    """Stand-in for torch.cuda: a capture records the calls made in it."""
-
-    def __init__(self):
-        self.calls = []
-
-    def CUDAGraph(self):
-        return self
-
-    @contextmanager
-    def graph(self, _):
-        self.calls.append("capture")
-        yield
-
-    def synchronize(self):
-        self.calls.append("wait")
-
-    def replay(self):
-        self.calls.append("replay")
-
-
-def test_a_step_is_run_then_captured_then_replayed(monkeypatch):
-    graphs = Graphs()
-    monkeypatch.setattr(torch, "cuda", graphs)
-    replay = Replay(lambda: graphs.calls.append("work"), torch.device("cuda"))
-    for _ in range(4):
-        replay()
-    assert graphs.calls == ["work", "wait", "capture", "work", "replay", "replay", "replay"]
-
-
-def test_no_garbage_is_collected_while_a_graph_is_captured(monkeypatch):
-    """The end of another graph, wherever the collector finds it, would end the capture."""
-    graphs = Graphs()
-    collecting = []
-    monkeypatch.setattr(torch, "cuda", graphs)
-    replay = Replay(lambda: collecting.append(gc.isenabled()), torch.device("cuda"))
-    for _ in range(3):
-        replay()
-    assert collecting == [True, False]
-    assert gc.isenabled()
-
-    def fails():
-        raise RuntimeError("no room")
-
-    failing = Replay(fails, torch.device("cuda"))
-    failing.runs = 1
-    with pytest.raises(RuntimeError, match="no room"):
-        failing()
-    assert gc.isenabled()
-    assert failing.graph is None
-
-
-def test_without_a_gpu_nothing_is_captured():
-    calls = []
-    replay = Replay(lambda: calls.append("work"), CPU)
-    for _ in range(3):
-        replay()
-    assert (calls, replay.graph) == (["work"] * 3, None)

@@ -10,6 +10,7 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.engine.target import LARGEST_TREE
 from fspad_bench.models.load import load_target
 from fspad_bench.profiling import forward, steps, timing
 from fspad_bench.profiling.forward import ForwardCosts, forward_costs
@@ -101,9 +102,10 @@ def test_a_longer_prompt_brings_no_new_cache_onto_the_clock(monkeypatch):
     made = []
     monkeypatch.setattr(target, "_new_cache", lambda slots: made.append(slots) or new(slots))
     new = type(target)._new_cache.__get__(target)
-    prompts = [[5, 6], list(range(5, 60)), list(range(5, 200))]
+    monkeypatch.setattr(steps, "forward_costs", lambda _: PROFILE.forward)
+    prompts = [[5, 6], [5] * 60, [5, 6, 7] * 70]
     profile(target, drafting(Vanilla(target)), prompts, Sampler(), 8)
-    assert made[0] == max(made)
+    assert made == [210 + 8 + LARGEST_TREE]
 
 
 def test_speedups_are_ratios_of_what_was_measured():
