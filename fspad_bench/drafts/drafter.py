@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any, ClassVar
 
 import torch
 
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
 from fspad_bench.core.tree import Tree
-from fspad_bench.core.verification import RULES, match, rule_named
+from fspad_bench.core.verification import RULES, rule_named
 from fspad_bench.drafts.draft import Draft
 from fspad_bench.drafts.head import Head, load_head, shipped
 from fspad_bench.drafts.measure import captured_shape, measured_policies
 from fspad_bench.drafts.network import DraftNetwork
 from fspad_bench.drafts.sizing import costs
-from fspad_bench.drafts.sizing.machine_speed import CurrentCosts, StepTime
-from fspad_bench.drafts.sizing.policy import AdaptiveTree, FixedTree, TreePolicy, Trust
+from fspad_bench.drafts.sizing.policy import FixedTree, TreePolicy, Trust
 from fspad_bench.drafts.trees.dynamic import DraftTree, dynamic_tree
 from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
 from fspad_bench.drafts.trees.sampled import sampled_tree
@@ -143,18 +141,9 @@ class HeadDrafter(Drafter):
             self.policies = {True: self.shape, False: self.shape}
             return measurements
         self.policies, measurements = measured_policies(
-            target, self.draft, self.head, self.options, known, follow=self._follows(target)
+            target, self.draft, self.head, self.options, known
         )
         return measurements
-
-    def _follows(self, target: TransformersTarget) -> bool:
-        """Whether costs track the machine while it decodes.
-
-        Not where a device works on while the host's clock is read, nor where outputs would depend
-        on clocks.
-        """
-        on_cpu = target.device.type == "cpu"
-        return on_cpu and self.rule is match and not costs.is_tiny(target)
 
     def begin(self, context: Context, scores: Scores) -> None:
         if self.policies is None:
@@ -163,7 +152,6 @@ class HeadDrafter(Drafter):
         self.trust = Trust()
 
     def propose(self, context: Context, budget: int) -> Tree:
-        self.began = perf_counter()
         self.last = self._draft_tree(context, budget)
         return self.last.tree
 
@@ -171,15 +159,6 @@ class HeadDrafter(Drafter):
         self.draft.observe(step)
         accepted = len(step.accepted.path) - 1
         self.trust = self.trust.after(self.last.expected, accepted)
-        policy = self._policy(step.context)
-        if not (self.last.levels and step.seconds and isinstance(policy, AdaptiveTree)):
-            return
-        if isinstance(policy.costs, CurrentCosts):
-            prefix = len(step.context.tokens) - len(step.accepted.path)
-            overhead = perf_counter() - self.began - step.seconds
-            policy.costs.observe(
-                StepTime(len(step.tree), self.last.levels, prefix, step.seconds, overhead)
-            )
 
     def device_drafter(self) -> DeviceTreeBuilder | None:
         """Return the same tree's builder on the device, where steps are captured there."""

@@ -18,7 +18,6 @@ from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.drafts.sizing.costs import Costs, Turn
-from fspad_bench.drafts.sizing.machine_speed import CurrentCosts
 from fspad_bench.drafts.sizing.policy import AdaptiveTree, FixedTree, TreePolicy, best_shape
 from fspad_bench.drafts.trees.dynamic import dynamic_tree
 from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
@@ -54,13 +53,9 @@ def measured_policies(
     head: Head,
     options: Options,
     known: Measurements | None,
-    *,
-    follow: bool,
 ) -> tuple[dict[bool, TreePolicy], Measurements]:
     """Return the adaptive policies of a greedy and of a sampled step, and the costs they are made
     of.
-
-    With `follow` the costs track the machine's speed from then on.
     """
     calibration = Calibration.of(head.facts.get("calibration"))
     policies: dict[bool, TreePolicy] = {}
@@ -83,7 +78,7 @@ def measured_policies(
             options.nodes,
             options.depth,
             options.top_k,
-            CurrentCosts(measured) if follow else measured,
+            measured,
             calibration if fits else Calibration(),
             greedy,
         )

@@ -20,7 +20,6 @@ from typing import Protocol
 
 from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.drafts.sizing.costs import NEAR, SIZES, Costs
-from fspad_bench.drafts.sizing.machine_speed import CurrentCosts
 
 PRIOR = 8.0  # drafted tokens for which a calibration is believed
 FADING = 0.98  # the weight of a step one step later
@@ -91,7 +90,7 @@ class AdaptiveTree:
     nodes: int
     depth: int
     top_k: int
-    costs: Costs | CurrentCosts
+    costs: Costs
     calibration: Calibration
     greedy: bool
     prefix: int = NEAR
