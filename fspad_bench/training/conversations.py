@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from fspad_bench.distill.conversations import HELD_OUT_EVERY
 from fspad_bench.errors import BenchError
+from fspad_bench.util.text import file_bytes, json_value
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,15 @@ def _usable(path: Path, vocabulary_size: int, max_length: int) -> Iterator[Conve
 
 
 def _read_lines(path: Path, vocabulary_size: int) -> Iterator[Conversation]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield _conversation(json.loads(line), vocabulary_size)
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-                raise BenchError(
-                    f"{path}:{number}: not a conversation: {reason}",
-                    "`fspad-bench distill` writes such files",
-                ) from error
+    for number, line in enumerate(file_bytes(path).splitlines(), start=1):
+        try:
+            yield _conversation(json_value(line), vocabulary_size)
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise BenchError(
+                f"{path}:{number}: not a conversation: {reason}",
+                "`fspad-bench distill` writes such files",
+            ) from error
 
 
 def _conversation(row: dict[str, Any], vocabulary_size: int) -> Conversation:
@@ -164,7 +163,7 @@ def _conversation(row: dict[str, Any], vocabulary_size: int) -> Conversation:
 
 
 def _check_tokens(tokens: list[Any], vocabulary_size: int) -> None:
-    if not all(isinstance(token, int) for token in tokens):
+    if not isinstance(tokens, list) or not set(map(type, tokens)) <= {int}:
         raise ValueError("token ids must be whole numbers")
     if not all(0 <= token < vocabulary_size for token in tokens):
         raise ValueError(
@@ -174,7 +173,7 @@ def _check_tokens(tokens: list[Any], vocabulary_size: int) -> None:
 
 def _check_answers(answers: list[tuple[Any, Any]], length: int) -> None:
     bounds = [bound for span in answers for bound in span]
-    if not all(isinstance(bound, int) for bound in bounds):
+    if not set(map(type, bounds)) <= {int}:
         raise ValueError("answers must be pairs of whole numbers")
     if bounds and (bounds != sorted(bounds) or bounds[0] < 0 or bounds[-1] > length):
         spans = [list(span) for span in answers]
