@@ -44,7 +44,8 @@ def exclusive(folder: Path) -> Iterator[None]:
             f"cannot write to {folder}: {error.strerror}", "give another --output"
         ) from error
     try:
-        (folder / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        with suppress(OSError):  # only a message needs it
+            (folder / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         (folder / OWNER).unlink(missing_ok=True)
@@ -62,6 +63,6 @@ def has_content(folder: Path) -> bool:
 
 def _owner(folder: Path) -> str:
     try:
-        return (folder / OWNER).read_text()
-    except OSError:
+        return (folder / OWNER).read_text(encoding="utf-8") or "another process"
+    except (OSError, ValueError):
         return "another process"

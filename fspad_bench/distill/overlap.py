@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from fspad_bench.distill.shards import read_rows, shard_files
+from fspad_bench.util.paths import write_atomically
 
 WORDS = 10
 EXAMPLES = 10
@@ -56,7 +57,7 @@ def report(folder: Path, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -
         "examples": examples[:EXAMPLES],
     }
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    (folder / REPORT).write_text(text, encoding="utf-8")
+    write_atomically(folder / REPORT, text)
     return result
 
 

@@ -25,7 +25,7 @@ from fspad_bench.drafts.network import DraftNetwork, Shape, architecture
 from fspad_bench.drafts.published import is_published, read_published, weights_file
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
-from fspad_bench.util.paths import data_folder, write_atomically
+from fspad_bench.util.paths import data_folder, disk_errors, replacing, write_atomically
 
 FORMAT = 2
 ABOUT = "head.json"
@@ -61,11 +61,9 @@ class Head:
 
         The description comes last: half a folder is no head.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ABOUT).unlink(missing_ok=True)
         state = self.network.state_dict()
         weights = {k: v.to(torch.bfloat16).contiguous() for k, v in state.items()}
-        save_file(weights | {VOCABULARY: self.vocabulary.to(torch.int32)}, folder / WEIGHTS)
+        weights[VOCABULARY] = self.vocabulary.to(torch.int32)
         about = {
             **self.facts,
             "format": FORMAT,
@@ -74,7 +72,12 @@ class Head:
             "architecture": self.network.architecture,
             "shape": asdict(self.network.shape),
         }
-        write_atomically(folder / ABOUT, json.dumps(about, indent=2) + "\n")
+        with disk_errors(folder, SafetensorError, RuntimeError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ABOUT).unlink(missing_ok=True)
+            with replacing(folder / WEIGHTS) as part:
+                save_file(weights, part)
+            write_atomically(folder / ABOUT, json.dumps(about, indent=2) + "\n")
 
 
 def shipped(decoder: str, target: str) -> Path:

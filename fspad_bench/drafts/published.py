@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fspad_bench.drafts.network import DraftNetwork, Shape, architectures
 from fspad_bench.errors import BenchError
+from fspad_bench.util.paths import disk_errors, replacing, write_atomically
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -114,9 +115,11 @@ def write_published(network: DraftNetwork, embedding: Tensor, folder: Path) -> N
         "vocab_size": embedding.shape[0],
         "bias": True,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(weights, folder / WEIGHTS[1])
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with disk_errors(folder, RuntimeError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / WEIGHTS[1]) as part:
+            torch.save(weights, part)
+        write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def _config(path: Path) -> dict[str, Any]:

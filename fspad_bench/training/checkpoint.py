@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fspad_bench.errors import BenchError
 from fspad_bench.training.objective import Recipe
+from fspad_bench.util.paths import replacing
 
 FILE = "checkpoint.pt"
 # torch.load of a file that is no pickle at all raises any of these
@@ -46,9 +47,8 @@ class Checkpoint:
 
     def save(self, folder: Path) -> None:
         """Replace the folder's checkpoint. May raise OSError or RuntimeError on a full disk."""
-        part = folder / "checkpoint.part"
-        torch.save(vars(self), part)
-        part.replace(folder / FILE)
+        with replacing(folder / FILE) as part:
+            torch.save(vars(self), part)
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint | None:

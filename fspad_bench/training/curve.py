@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from fspad_bench.util.paths import write_atomically
+from fspad_bench.util.paths import replacing, write_atomically
 
 Row = dict[str, float | int | None]
 
@@ -61,4 +61,5 @@ def draw(table: Path, picture: Path) -> None:
         axes.set_xlabel("million tokens seen")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    figure.savefig(picture, dpi=110)
+    with replacing(picture) as part:
+        figure.savefig(part, dpi=110, format="png")

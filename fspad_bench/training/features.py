@@ -157,7 +157,10 @@ class FeatureStore:
 
     def ready(self) -> int:
         """Return the number of groups that have been computed."""
-        return int(self.done.read_text()) if self.done.exists() else 0
+        try:
+            return max(0, int(self.done.read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # nothing yet, or damaged
+            return 0
 
     @torch.inference_mode()
     def fill(

@@ -7,6 +7,8 @@ an editable install; in a wheel they are `fspad_bench/data/...`.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,19 +25,47 @@ def data_folder(name: str) -> Path:
     raise BenchError(f"the package's data folder '{name}' is missing", "install fspad-bench again")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content as a whole.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a new file beside `path`, which takes the place of `path` at the end.
 
-    A process killed meanwhile leaves the old content; of several writers the last one wins.
+    A process killed meanwhile leaves the old content; of several writers the last one wins. An
+    OSError names `path`.
     """
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
-        with temporary.open("x", encoding="utf-8") as file:  # its permissions honour the umask
-            file.write(text)
+        yield temporary
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextmanager
+def disk_errors(place: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn what a full or read-only disk raises into a BenchError that names `place`.
+
+    `kinds` are the exceptions, besides OSError, by which a library says that it cannot write.
+    """
+    caught: tuple[type[Exception], ...] = (OSError, *kinds)
+    try:
+        yield
+    except caught as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+        raise BenchError(
+            f"cannot write to {place}: {reason}", "free some space there, or give another folder"
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content as a whole."""
+    # "x": its permissions honour the umask
+    with replacing(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+        file.write(text)
 
 
 def cache_home() -> Path:
