@@ -18,41 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fspad_bench.benchmark.cards import Card, read_card
 from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
 from fspad_bench.util.paths import data_folder
+from fspad_bench.util.text import ONE_A_LINE, is_text, json_lines
 
 HUB_SAMPLES = 80
 SPEC_BENCH = "spec-bench="
-EXAMPLE = "see tasks/gsm8k.yaml for a complete card"
-ONE_A_LINE = "write one JSON object a line"
-
-
-@dataclass(frozen=True)
-class Card:
-    """The definition of a task.
-
-    `doc_to_text` holds one template a turn; `doc_to_target`, if any, is the expression of the
-    accepted answers. `sha256` is the hash of the card's file.
-    """
-
-    task: str
-    title: str
-    doc_to_text: list[str]
-    doc_to_target: str
-    score: str
-    max_new_tokens: int
-    bundled: Path
-    spec_bench: list[str]
-    dataset_path: str
-    dataset_name: str | None
-    test_split: str
-    revision: str
-    license: str
-    version: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -99,39 +72,6 @@ def load_card(name: str) -> Card:
     if path.suffix in (".yaml", ".yml"):
         return read_card(path)
     raise BenchError(f"unknown task '{name}'", near(name, [*built_in, *plugins]))
-
-
-def read_card(path: Path) -> Card:
-    """Return the card of a YAML file. Raises BenchError naming the key that is missing."""
-    try:
-        content = path.read_bytes()
-        return _card(yaml.safe_load(content.decode()), path, hashlib.sha256(content).hexdigest())
-    except KeyError as error:
-        raise BenchError(f"the card {path} lacks the key {error}", EXAMPLE) from error
-    except (OSError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise BenchError(f"cannot read the card {path}: {reason}", EXAMPLE) from error
-
-
-def _card(text: dict[str, Any], path: Path, sha256: str) -> Card:
-    turns = text["doc_to_text"]
-    return Card(
-        task=text["task"],
-        title=text["title"],
-        doc_to_text=[turns] if isinstance(turns, str) else turns,
-        doc_to_target=text.get("doc_to_target", ""),
-        score=text.get("score", ""),
-        max_new_tokens=text["max_new_tokens"],
-        bundled=path.parent / text["bundled"],
-        spec_bench=text.get("spec_bench", []),
-        dataset_path=text.get("dataset_path", ""),
-        dataset_name=text.get("dataset_name"),
-        test_split=text.get("test_split", ""),
-        revision=text.get("revision", ""),
-        license=text["license"],
-        version=text["metadata"]["version"],
-        sha256=sha256,
-    )
 
 
 def resolve_source(wanted: str, tasks: Iterable[Card]) -> dict[str, str]:
@@ -225,18 +165,10 @@ def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise BenchError(
             f"no such data file: {path}", "give the path of a JSONL file, or --data bundled"
         )
-    docs = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            doc = json.loads(line)
-        except ValueError as error:
-            raise BenchError(f"{where}: not JSON: {error}", ONE_A_LINE) from error
+    docs = list(json_lines(path))
+    for where, doc in docs:
         if not isinstance(doc, dict):
             raise BenchError(f"{where}: not a JSON object", ONE_A_LINE)
-        docs.append((where, doc))
     if not docs:
         raise BenchError(f"{path} is empty", ONE_A_LINE)
     return docs
@@ -251,36 +183,58 @@ def _from_doc(card: Card, doc: dict[str, Any], where: str) -> Question:
 
     doc = {name: value for name, value in doc.items() if value is not None}
     if "turns" in doc:
-        turns = _turns(doc, where)
+        turns = doc["turns"]
     else:
         turns = [templates.render(template, doc, where) for template in card.doc_to_text]
-    answers = _answers(doc, card, where) if card.score else []
+    _check_turns(turns, where)
+    answers: list[str] = []
+    if card.score and "turns" not in doc:
+        answers = _accepted(templates.evaluate(card.doc_to_target, doc, where), where)
+    elif card.score:
+        answers = _accepted(doc.get("answers"), where)
     name = doc.get("id", hashlib.sha256("\n".join(turns).encode()).hexdigest()[:12])
-    return Question(str(name), turns, answers)
+    return Question(_id(name, "id", where), turns, answers)
 
 
-def _turns(doc: dict[str, Any], where: str) -> list[str]:
-    turns = _field(doc, "turns", where)
-    if not (isinstance(turns, list) and turns and all(map(_is_text, turns))):
+def _check_turns(turns: Any, where: str) -> None:
+    if not (isinstance(turns, list) and turns and all(map(_is_filled, turns))):
         raise BenchError(
             f"{where}: `turns` is not a list of texts: {str(turns)[:60]!r}",
             'write it such as {"turns": ["Hello!"]}',
         )
-    return turns
 
 
-def _is_text(turn: object) -> bool:
-    return isinstance(turn, str) and bool(turn.strip())
+def _is_filled(value: object) -> bool:
+    return isinstance(value, str) and is_text(value) and bool(value.strip())
 
 
-def _answers(doc: dict[str, Any], card: Card, where: str) -> list[str]:
-    from fspad_bench.benchmark import templates
+def _id(name: Any, field: str, where: str) -> str:
+    """Return a sample's name, a text or a whole number. Raises BenchError for any other value."""
+    is_number = isinstance(name, int) and not isinstance(name, bool)
+    if not (is_number or _is_filled(name)):
+        raise BenchError(
+            f"{where}: `{field}` is neither a text nor a whole number: {str(name)[:60]!r}",
+            "name the sample, or leave the field out",
+        )
+    return str(name)
 
-    if "turns" not in doc:
-        answers = templates.evaluate(card.doc_to_target, doc, where)
-    else:
-        answers = doc.get("answers", [])
-    return [str(answer) for answer in (answers if isinstance(answers, list | tuple) else [answers])]
+
+def _accepted(answers: Any, where: str) -> list[str]:
+    """Return the accepted answers: a text or a number, a list of them, or SQuAD's dictionary.
+
+    Raises BenchError for any other value.
+    """
+    if isinstance(answers, dict) and isinstance(answers.get("text"), list):
+        answers = answers["text"]  # {"text": [...], "answer_start": [...]}
+    every = answers if isinstance(answers, list | tuple) else [answers]
+    for answer in every:
+        is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
+        if answer is not None and not is_number and not is_text(answer):
+            raise BenchError(
+                f"{where}: an answer is neither a text nor a number: {str(answer)[:60]!r}",
+                'write it such as {"answers": ["4", "four"]}',
+            )
+    return [str(answer) for answer in every if answer is not None]
 
 
 def _from_spec_bench(card: Card, path: Path) -> list[Question]:
@@ -301,8 +255,10 @@ def _from_spec_bench(card: Card, path: Path) -> list[Question]:
 
 
 def _from_spec_bench_row(card: Card, doc: dict[str, Any], where: str) -> Question:
-    answers = _flat(doc.get("reference")) if card.score else []
-    return Question(str(_field(doc, "question_id", where)), _turns(doc, where), answers)
+    turns = _field(doc, "turns", where)
+    _check_turns(turns, where)
+    answers = _accepted(_first_turns(doc.get("reference")), where) if card.score else []
+    return Question(_id(_field(doc, "question_id", where), "question_id", where), turns, answers)
 
 
 def _field(doc: dict[str, Any], name: str, where: str) -> Any:
@@ -311,14 +267,9 @@ def _field(doc: dict[str, Any], name: str, where: str) -> Any:
     return doc[name]
 
 
-def _flat(reference: Sequence[Any] | None) -> list[str]:
-    """Return the accepted answers of a reference: a text, `[str]`, or `[[str, ...]]` where several
-    are accepted.
-
-    Of several turns' references the first counts.
-    """
-    first = reference if isinstance(reference, str) else (reference or [[]])[0]
-    return [str(answer) for answer in first] if isinstance(first, list) else [str(first)]
+def _first_turns(reference: Any) -> Any:
+    """Return the answers to the first turn: a reference is one text or, turn by turn, a list."""
+    return next(iter(reference), None) if isinstance(reference, list) else reference
 
 
 def _from_hub(card: Card) -> list[Question]:

@@ -16,8 +16,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from fspad_bench.errors import BenchError
 
-FAILURES = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
-
 
 class Sandbox(ImmutableSandboxedEnvironment):
     """The sandbox, with an error in place of an undefined value for a forbidden attribute."""
@@ -31,7 +29,7 @@ def render(template: str, doc: dict[str, Any], where: str) -> str:
     """Return the text of a template for a document. Raises BenchError beginning with `where`."""
     try:
         return _template(template).render(doc)
-    except FAILURES as error:
+    except Exception as error:  # whatever a stranger's template comes to
         raise BenchError(
             f"{where}: {_reason(error)}", f"the task's prompt is {template!r}"
         ) from error
@@ -46,7 +44,7 @@ def evaluate(expression: str, doc: dict[str, Any], where: str) -> Any:
         value = _expression(expression)(doc)
     except jinja2.UndefinedError:  # a field of a field that is missing
         value = None
-    except FAILURES as error:
+    except Exception as error:  # whatever a stranger's template comes to
         raise BenchError(
             f"{where}: {_reason(error)}", f"the task's answer is {expression!r}"
         ) from error

@@ -1,13 +1,14 @@
 """Conversations from elsewhere: ShareGPT, JSONL with messages, hub data sets.
 
-A row that is not a conversation (no messages, an empty answer) is left out and named by file and
-line. A source without any conversation is an error.
+- A row that is not a conversation (no messages, an empty answer) is left out and named by file and
+  line. A source without any conversation is an error.
+- The system's message is the first of the messages, or the row's field `system`; an empty one is
+  none.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,10 @@ from jinja2 import TemplateError
 
 from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import Chat, Message
+from fspad_bench.util.text import file_bytes, is_text, json_value
 
 HUB = "hub:"
+SYSTEM = "system"
 COLUMNS = ("messages", "conversations", "conversation")
 ROLES = {
     "user": "user",
@@ -91,10 +94,10 @@ def _script(row: Any) -> list[Message]:
         raise ValueError("no messages")
     if not isinstance(row[column], list):
         raise ValueError(f"{column} is not a list")
-    script = [_message(message) for message in row[column]]
+    script = _with_system(row, [_message(message) for message in row[column]])
     while script and script[-1]["role"] != "assistant":
         script.pop()
-    roles = [message["role"] for message in script if message["role"] != "system"]
+    roles = [message["role"] for message in script if message["role"] != SYSTEM]
     if not roles:
         raise ValueError("no assistant message")
     if roles != ["user", "assistant"] * (len(roles) // 2):
@@ -103,6 +106,20 @@ def _script(row: Any) -> list[Message]:
         if not message["content"].strip():
             raise ValueError(f"an empty message of the {message['role']}")
     return script
+
+
+def _with_system(row: dict[str, Any], script: list[Message]) -> list[Message]:
+    """Return the messages without empty ones of the system, after the row's own field `system`."""
+    script = [m for m in script if m["role"] != SYSTEM or m["content"]]
+    given = row.get(SYSTEM)
+    if given is None or given == "":
+        return script
+    first = _message({"role": SYSTEM, "content": given})
+    if not first["content"] or script[:1] == [first]:
+        return script
+    if any(message["role"] == SYSTEM for message in script):
+        raise ValueError("two messages of the system: the row's own, and one among the messages")
+    return [first, *script]
 
 
 def _message(message: Any) -> Message:
@@ -115,7 +132,7 @@ def _message(message: Any) -> Message:
         raise ValueError(f"an unknown role {role!r}")
     if not isinstance(content, str):
         raise ValueError(f"a message of the {role} without text")
-    if any("\ud800" <= character <= "\udfff" for character in content):
+    if not is_text(content):
         raise ValueError(f"a message of the {role} with half a surrogate pair")
     # stripped, because many chat templates strip contents, some of them silently
     return {"role": ROLES[role], "content": content.strip()}
@@ -126,19 +143,17 @@ def _from_file(path: Path) -> tuple[LocatedRows, str]:
         raise BenchError(
             f"no such data: {path}", "give a ShareGPT JSON file, JSONL, or hub:OWNER/NAME@COMMIT"
         )
-    raw = path.read_bytes()
+    raw = file_bytes(path)
     is_list = raw.lstrip()[:1] == b"["
     rows = _from_list(path, raw) if is_list else _from_lines(path, raw)
-    return rows, hashlib.sha256(raw).hexdigest()
+    return rows, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _from_list(path: Path, raw: bytes) -> LocatedRows:
     try:
-        rows = json.loads(raw)
+        rows = json_value(raw, is_strict=False)  # its rows are checked one by one
     except ValueError as error:
-        raise BenchError(
-            f"{path}: not JSON: {error}", "give a list of conversations, or JSONL"
-        ) from error
+        raise BenchError(f"{path}: {error}", "give a list of conversations, or JSONL") from error
     return [(f"{path}[{index}]", row) for index, row in enumerate(rows)]
 
 
@@ -148,10 +163,10 @@ def _from_lines(path: Path, raw: bytes) -> LocatedRows:
         if not line.strip():
             continue
         try:
-            rows.append((f"{path}:{number}", json.loads(line)))
+            rows.append((f"{path}:{number}", json_value(line, is_strict=False)))
         except ValueError as error:
             raise BenchError(
-                f"{path}:{number}: not JSON: {error}", "write one conversation a line"
+                f"{path}:{number}: {error}", "write one conversation a line"
             ) from error
     return rows
 

@@ -101,7 +101,15 @@ def test_blank_lines_and_a_byte_order_mark_are_skipped(write):
     assert len(load(load_card("gsm8k"), str(path), None).questions) == 1
 
 
+def test_squads_answers_are_those_of_its_text(write):
+    squad = {"text": ["four", "4"], "answer_start": [0, 7]}
+    path = write([{"turns": ["q"], "answers": squad}, {"question": "p", "answer": squad}])
+    questions = load(load_card("gsm8k"), str(path), None).questions
+    assert [question.answers for question in questions] == [["four", "4"], ["four", "4"]]
+
+
 GOOD = {"question": "q", "answer": "1"}
+HALF = '{"id": "x", "turns": ["Cut off here \\ud83d"]}'
 
 
 @pytest.mark.parametrize(
@@ -129,6 +137,23 @@ GOOD = {"question": "q", "answer": "1"}
         ("gsm8k", [{"turns": []}], r"data\.jsonl:1: `turns` is not a list"),
         ("gsm8k", [{"turns": ["a", 5]}], r"data\.jsonl:1: `turns` is not a list"),
         ("gsm8k", [{"turns": ["a", " "]}], r"data\.jsonl:1: `turns` is not a list"),
+        ("gsm8k", [GOOD, GOOD | {"id": ""}], r"data\.jsonl:2: `id` is neither"),
+        ("gsm8k", [GOOD | {"id": " \n"}], r"data\.jsonl:1: `id` is neither"),
+        ("gsm8k", [GOOD | {"id": 1.5}], r"data\.jsonl:1: `id` is neither"),
+        ("gsm8k", [GOOD | {"id": True}], r"data\.jsonl:1: `id` is neither"),
+        ("gsm8k", [GOOD | {"id": ["x"]}], r"data\.jsonl:1: `id` is neither"),
+        ("gsm8k", [GOOD | {"question": " "}], r"data\.jsonl:1: `turns` is not a list of texts"),
+        ("gsm8k", [GOOD | {"answer": {"value": 4}}], r"data\.jsonl:1: an answer is neither"),
+        ("gsm8k", [GOOD | {"answer": [["4"]]}], r"data\.jsonl:1: an answer is neither"),
+        (
+            "gsm8k",
+            [{"turns": ["q"], "answers": {"spans": ["4"]}}],
+            r"data\.jsonl:1: an answer is neither",
+        ),
+        ("gsm8k", [{"turns": ["q"], "answers": [True]}], r"data\.jsonl:1: an answer is neither"),
+        ("gsm8k", [GOOD, HALF], r"data\.jsonl:2: half of a surrogate pair"),
+        ("gsm8k", [GOOD, "[" * 100_000], r"data\.jsonl:2: not JSON"),
+        ("gsm8k", [GOOD | {"id": 1}, GOOD | {"id": "1"}], "two samples of gsm8k are called '1'"),
         ("gsm8k", [GOOD | {"id": "x"}, GOOD | {"id": "x"}], "two samples of gsm8k are called 'x'"),
         ("gsm8k", [GOOD, GOOD], "two samples of gsm8k are called"),
     ],
@@ -141,9 +166,10 @@ def test_a_file_that_cannot_be_used_is_one_clear_error(write, name, rows, messag
 
 
 def test_a_binary_file_is_one_clear_error(tmp_path):
-    (tmp_path / "data.jsonl").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(BenchError, match=r"data\.jsonl:1: not JSON"):
-        load(load_card("gsm8k"), str(tmp_path / "data.jsonl"), None)
+    for content in (b"\xff\x00\x80", b"\xff\xfe\x00\x80", json.dumps(GOOD).encode("utf-16")):
+        (tmp_path / "data.jsonl").write_bytes(content)
+        with pytest.raises(BenchError, match=r"data\.jsonl:1: not (JSON: not )?UTF-8"):
+            load(load_card("gsm8k"), str(tmp_path / "data.jsonl"), None)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +261,18 @@ def test_every_category_belongs_to_one_task():
     assert len(categories) == len(set(categories)) == 13
 
 
+MATH = {"category": "math_reasoning", "question_id": 1, "turns": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("reference", "answers"),
+    [(4, ["4"]), ("four", ["four"]), ([], []), (None, []), ([4, 5], ["4"])],
+)
+def test_a_reference_comes_in_several_shapes(write, reference, answers):
+    source = f"spec-bench={write([MATH | {'reference': reference}])}"
+    assert load(load_card("gsm8k"), source, None).questions[0].answers == answers
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -249,6 +287,14 @@ def test_every_category_belongs_to_one_task():
             r"data\.jsonl:1: lacks the field 'turns'",
         ),
         ([{"category": "math_reasoning", "question_id": 1, "turns": "x"}], "`turns` is not a list"),
+        ([MATH | {"reference": {"a": "4"}}], r"data\.jsonl:1: an answer is neither"),
+        ([MATH | {"reference": [[["4"]]]}], r"data\.jsonl:1: an answer is neither"),
+        ([MATH | {"question_id": None}], r"data\.jsonl:1: `question_id` is neither"),
+        ([MATH | {"question_id": ""}], r"data\.jsonl:1: `question_id` is neither"),
+        (
+            [MATH, '{"category": "math_reasoning", "turns": ["\\udfff"], "question_id": 2}'],
+            r"data\.jsonl:2: half of a surrogate pair",
+        ),
     ],
 )
 def test_a_file_that_is_not_spec_benchs_is_one_clear_error(write, rows, message):

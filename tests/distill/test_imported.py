@@ -39,6 +39,28 @@ def test_a_system_message_stays(tmp_path):
     assert given(tmp_path, {"messages": [system, *TALK]}).scripts == [[system, *TALK]]
 
 
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    path = tmp_path / "given.json"
+    for content in (json.dumps([SHAREGPT]), json.dumps({"messages": TALK})):
+        path.write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert read_given(str(path)).scripts == [TALK]
+
+
+@pytest.mark.parametrize("content", ["", "  \n"])
+def test_an_empty_message_of_the_system_is_none(tmp_path, content):
+    system = {"role": "system", "content": content}
+    read = given(tmp_path, {"messages": [system, *TALK]}, {"system": content, "messages": TALK})
+    assert read.scripts == [TALK, TALK]
+    assert read.left_out == []
+
+
+def test_a_rows_own_system_comes_first(tmp_path):
+    system = {"role": "system", "content": "be brief"}
+    both = {"system": "be brief", "messages": [system, *TALK]}
+    read = given(tmp_path, SHAREGPT | {"system": " be brief "}, both)
+    assert read.scripts == [[system, *TALK], [system, *TALK]]
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [
@@ -59,6 +81,11 @@ def test_a_system_message_stays(tmp_path):
         ),
         ({"messages": ["Hi", "Hello"]}, "a message that is not an object"),
         ({"messages": 5}, "messages is not a list"),
+        ({"messages": TALK, "system": 5}, "a message of the system without text"),
+        (
+            {"messages": [{"role": "system", "content": "x"}, *TALK], "system": "y"},
+            "two messages of the system",
+        ),
         (
             {"messages": [{"role": ["user"], "content": "x"}, TALK[1]]},
             "an unknown role ['user']",
