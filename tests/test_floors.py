@@ -24,7 +24,7 @@ FLOORS = [  # lowest first; rooms of one floor are independent unless BESIDE say
 ]
 BESIDE = {"training": {"distill", "decoders"}}
 PLAIN = {"__init__", "errors", "util"}
-BUILDING = {"decoders.__init__", "decoders.build", "decoders.label"}
+BUILDING = {"decoders.__init__", "decoders.border", "decoders.build", "decoders.label"}
 ROOT_FILES = {"__init__.py", "__main__.py", "errors.py"}
 HEAVY = {
     "torch",

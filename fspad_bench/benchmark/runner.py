@@ -32,6 +32,7 @@ from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample, S
 from fspad_bench.benchmark.resume import check_folder, open_record
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
+from fspad_bench.decoders.border import check_ids
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.engine.target import ContextError
 from fspad_bench.errors import BenchError
@@ -93,6 +94,7 @@ class Runner:
             self.data, self.prompts, self._answer_tokens, self.target.max_length
         )
         self.auditor = Auditor(self.target)
+        self.keys: dict[tuple[str, str, str, float], Key] = {}
 
     def run(self) -> Path:
         """Measure what is missing, score the outputs, and return the record's path."""
@@ -158,6 +160,16 @@ class Runner:
         }
 
     def _key(self, decoder: Decoder, unit: Unit) -> Key:
+        """Return the key of a decoder's samples of a unit's task and temperature.
+
+        It is resolved once: what a decoder changes later does not split its row.
+        """
+        place = (decoder.label, unit.data.card.sha256, unit.data.sha256, unit.temperature)
+        if place not in self.keys:
+            self.keys[place] = self._resolved_key(decoder, unit)
+        return self.keys[place]
+
+    def _resolved_key(self, decoder: Decoder, unit: Unit) -> Key:
         card = unit.data.card
         return Key(
             task=card.task,
@@ -203,9 +215,8 @@ class Runner:
             for decoder in self.decoders:
                 for temperature in self.plan.temperatures:
                     sampler = self._sampler(temperature)
-                    with suppress(
-                        Exception
-                    ):  # a decoder that fails here fails again, on the record
+                    # a decoder that fails here fails again, on the record
+                    with suppress(Exception, SystemExit):
                         decoder.generate(self.target, sampler, prompt, Limit(WARM_UP_TOKENS))
 
     def _sampler(self, temperature: float, stream: str = "warm-up") -> Sampler:
@@ -233,7 +244,10 @@ class Runner:
         stream = f"{unit.data.card.task}\n{unit.question.id}\n{prompt.turn}\n0"
         sampler = self._sampler(unit.temperature, stream)
         order = random.Random(f"{prompt.round}{prompt.turn}").sample(decoders, len(decoders))
-        samples = {decoder.label: self._generate(prompt, decoder, sampler) for decoder in order}
+        samples = {}
+        for decoder in order:
+            own = self._sampler(unit.temperature, stream)  # a decoder may change it
+            samples[decoder.label] = self._generate(prompt, decoder, own)
         vanilla = samples[VANILLA]
         for decoder in decoders:
             key = self._key(decoder, unit)
@@ -270,9 +284,10 @@ class Runner:
             torch.cuda.reset_peak_memory_stats(self.target.device)
         try:
             generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
+            check_ids(generation.tokens, self.target.config.vocab_size)
         except ContextError as error:
             return Sample(**about, error=error.message)
-        except Exception as error:  # a decoder's failure is recorded and does not end the run
+        except (Exception, SystemExit) as error:  # a failure is recorded and does not end the run
             traceback.print_exc()
             return Sample(**about, error=f"{type(error).__name__}: {error}")
         other_load = load.others()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, get_args
 
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import (
@@ -24,11 +24,13 @@ from fspad_bench.core.protocols import (
 )
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
+from fspad_bench.decoders.border import blamed, received
 from fspad_bench.decoders.label import Label, read_options
 from fspad_bench.engine.device_loop import DeviceLoop, runs_on_device
 from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
 from fspad_bench.util.paths import data_folder
+from fspad_bench.util.plain import plain
 
 PACKAGE = "fspad_bench"
 
@@ -65,8 +67,9 @@ class Decoder:
 
         They are those that the decoder has resolved, or else the options given.
         """
-        resolved = self.drafter.settings() if self.drafter else {}
-        return (resolved or self.given) | self.files
+        with blamed(self.label, "settings()"):
+            resolved = dict(self.drafter.settings()) if self.drafter else {}
+        return plain((resolved or self.given) | self.files)
 
     @property
     def scope(self) -> Scope:
@@ -87,8 +90,10 @@ class Decoder:
         self.prepared = True
         if self.drafter is None:
             return
-        self.measurements = self.drafter.prepare(self.target, known)
-        on_device = self.drafter.device_drafter()
+        with blamed(self.label, "prepare()"):
+            measured = self.drafter.prepare(self.target, known)
+            self.measurements = None if measured is None else plain(dict(measured))
+            on_device = self.drafter.device_drafter()
         if on_device is not None and runs_on_device(self.target):
             self._loop = DeviceLoop(self.target, on_device)
 
@@ -114,11 +119,12 @@ class Decoder:
 
         ValueError where it ends before it.
         """
+        prompt = list(prompt)  # a decoder may change its own
         if self.drafter is None:
             return self._by_engine(prompt, sampler, limit)
         if self.loop:
-            return self.loop.generate(sampler, prompt, limit)
-        return generate(target, self.drafter, sampler, prompt, limit)
+            return received(self.loop.generate(sampler, prompt, limit))
+        return received(generate(target, self.drafter, sampler, prompt, limit))
 
     def _by_engine(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
         """Time an engine from outside.
@@ -127,10 +133,11 @@ class Decoder:
         """
         assert self.engine is not None
         began = perf_counter()
-        generation = self.engine.generate(prompt, sampler, limit)
+        returned = self.engine.generate(list(prompt), sampler, limit)
         seconds = perf_counter() - began
-        context = Context(list(prompt), len(prompt))
-        tokens = limit.cut(context, [int(token) for token in generation.tokens])
+        generation = received(returned)
+        context = Context(prompt, len(prompt))
+        tokens = limit.cut(context, generation.tokens)
         stopped = bool(tokens) and tokens[-1] in limit.stop_ids
         if len(tokens) < limit.max_new_tokens and not stopped:
             raise ValueError(
@@ -207,7 +214,8 @@ def build_decoder(
     Raises BenchError where the name, an option or the class is not usable.
     """
     cls, chosen = configure(label, options or {})
-    decoder = cls(target, **chosen)
+    with blamed(label, "its constructor"):
+        decoder = cls(target, **chosen)
     files = _code(cls)
     engine = as_engine(decoder)
     if engine is not None:
@@ -220,6 +228,10 @@ def build_decoder(
     if not callable(getattr(drafter.rule, "verify", drafter.rule)):
         raise BenchError(
             f"{label}: its rule is not a function", "such as one of fspad_bench.core.verification"
+        )
+    if drafter.scope not in get_args(Scope):
+        raise BenchError(
+            f"{label}: its scope is {drafter.scope!r:.60}", 'write scope = "prompt" or "run"'
         )
     return Decoder(label, target, drafter=drafter, options=chosen, files=files)
 

@@ -50,7 +50,10 @@ def read_options(decoder: type, raw: dict[str, str], label: str) -> dict[str, An
             f"{label} is not a decoder class: {decoder!r:.60}",
             "name a class, as package.module:Class",
         )
-    parameters = list(inspect.signature(decoder).parameters.values())[1:]
+    try:
+        parameters = list(inspect.signature(decoder).parameters.values())[1:]
+    except ValueError as error:  # of Python's own
+        raise BenchError(f"{label} is not a decoder class: {error}", "name a class") from error
     known = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     options = {name: p.default for name, p in known.items() if p.default is not p.empty}
     kinds = _annotations(decoder)

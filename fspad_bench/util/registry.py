@@ -54,19 +54,21 @@ def resolve(group: str, name: str) -> Any:
         _see_working_directory()
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (
-        ImportError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:  # the last two for `.x:A`, `:A`
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        is_source = Path(where.filename).suffix == ".py"
-        place = f" ({where.filename}:{where.lineno})" if is_source else ""
+    except (Exception, SystemExit) as error:  # the module is anybody's code
+        reason = " ".join(str(error).split())
         raise BenchError(
-            f"cannot load '{name}' from {value}: {type(error).__name__}: {error}{place}",
+            f"cannot load '{name}' from {value}: {type(error).__name__}: {reason}{_place(error)}",
             "is the package installed, the name right?",
         ) from error
+
+
+def _place(error: BaseException) -> str:
+    """Return where the code at fault stands, if that is known: ` (file:line)`."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    file, line = where.filename, where.lineno
+    if isinstance(error, SyntaxError):  # raised by the importer, not by the line
+        file, line = error.filename or "", error.lineno
+    return f" ({file}:{line})" if Path(file).suffix == ".py" else ""
 
 
 def _see_working_directory() -> None:

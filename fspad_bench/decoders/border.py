@@ -1,0 +1,76 @@
+"""The border to decoders' own code: what crosses it is copied, checked and converted.
+
+- A decoder gets copies of the prompt and of the sampler, so that what it changes stays its own.
+- What it returns is plain afterwards: whole numbers, finite times, lists of its own. A value that
+  is none of these is the decoder's error.
+- Mistakes of its code outside a generation (its constructor, `settings`, `prepare`) are a
+  BenchError that names the decoder and the line.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fspad_bench.core.protocols import Generation
+from fspad_bench.errors import BenchError
+from fspad_bench.util.plain import LARGEST, LONGEST_STEP, seconds, whole
+
+
+def received(generation: Any) -> Generation:
+    """Return a decoder's generation in plain values, in lists that it cannot change later.
+
+    Raises TypeError or ValueError for what is no generation.
+    """
+    if not isinstance(generation, Generation):
+        raise TypeError(f"{type(generation).__name__} returned, not a Generation")
+    return Generation(
+        tokens=_wholes(generation.tokens, "tokens"),
+        prefill_seconds=seconds(generation.prefill_seconds, "prefill_seconds"),
+        decode_seconds=seconds(generation.decode_seconds, "decode_seconds"),
+        forwards=whole(generation.forwards, "forwards"),
+        committed=_wholes(generation.committed, "committed", LONGEST_STEP),
+        drafted=_wholes(generation.drafted, "drafted", LONGEST_STEP),
+        draft_seconds=_known(generation.draft_seconds, "draft_seconds"),
+        score_seconds=_known(generation.score_seconds, "score_seconds"),
+        partial_forwards=whole(generation.partial_forwards, "partial_forwards"),
+    )
+
+
+def check_ids(tokens: Sequence[int], vocabulary_size: int) -> None:
+    """Raise ValueError for a token id that the target does not have."""
+    largest = max(tokens, default=0)
+    if largest >= vocabulary_size:
+        raise ValueError(f"token {largest} is outside the target's vocabulary of {vocabulary_size}")
+
+
+@contextmanager
+def blamed(label: str, part: str) -> Iterator[None]:
+    """Turn whatever a decoder's own code raises into a BenchError that names it and the line."""
+    try:
+        yield
+    except BenchError:
+        raise
+    except (Exception, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise BenchError(
+            f"{label}: {part} raised {type(error).__name__}: {_first_line(error)} "
+            f"({where.filename}:{where.lineno})",
+            "correct the decoder, or the options it is given",
+        ) from error
+
+
+def _wholes(values: Any, name: str, most: int = LARGEST) -> list[int]:
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+        raise TypeError(f"{name} is {values!r:.60}, not a list of whole numbers")
+    return [whole(value, name, most) for value in values]
+
+
+def _known(value: Any, name: str) -> float | None:
+    return None if value is None else seconds(value, name)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,177 @@
+"""What crosses the border to a decoder's own code is copied, checked and converted."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from fspad_bench.core.protocols import Generation, Limit
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.decoders.border import blamed, check_ids, received
+from fspad_bench.decoders.build import Decoder, build_decoder
+from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.errors import BenchError
+
+ME = "border_decoders"
+SOURCE = """
+import numpy as np
+from fspad_bench.decoders.vanilla import Vanilla
+
+
+class Fails(Vanilla):
+    def __init__(self, target, *, where: str = "constructor"):
+        self.where = where
+        self.fail("constructor")
+
+    def fail(self, where):
+        if where == self.where:
+            raise SystemExit(0) if where == "prepare" else ZeroDivisionError("out of order")
+
+    def settings(self):
+        self.fail("settings")
+        return {"rate": np.float32(0.5), "sizes": (1, np.int64(2)), 3: None}
+
+    def prepare(self, target, known=None):
+        self.fail("prepare")
+        return {"seconds": np.float64(0.25)}
+
+
+class Everywhere(Vanilla):
+    scope = "everywhere"
+"""
+PLAIN = Generation([3, 4], 0.5, 0.25, 1, [1], [2], None, None, 0)
+
+
+@pytest.fixture
+def module(monkeypatch, tmp_path):
+    (tmp_path / f"{ME}.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_numbers_of_other_libraries_become_plain():
+    generation = received(
+        Generation(
+            torch.tensor([3, 4]),
+            np.float32(0.5),
+            torch.tensor(0.25),
+            np.int64(1),
+            (np.int32(1),),
+            np.array([2]),
+        )
+    )
+    assert generation == PLAIN
+    assert json.loads(json.dumps(asdict(generation))) == asdict(PLAIN)
+
+
+def test_lists_are_copies():
+    tokens = [3, 4]
+    generation = received(replace(PLAIN, tokens=tokens))
+    tokens.append(5)
+    assert generation.tokens == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": [3.0]}, "tokens holds 3.0"),
+        ({"tokens": [-1]}, "tokens holds -1"),
+        ({"tokens": "34"}, "tokens is '34'"),
+        ({"tokens": None}, "tokens is None"),
+        ({"committed": [1, None]}, "committed holds None"),
+        ({"drafted": 7}, "drafted is 7"),
+        ({"committed": [10**9]}, "committed holds 1000000000"),
+        ({"forwards": 10**400}, "forwards holds 1000"),
+        ({"forwards": "1"}, "forwards holds '1'"),
+        ({"partial_forwards": -1}, "partial_forwards holds -1"),
+        ({"decode_seconds": float("nan")}, "decode_seconds is nan"),
+        ({"prefill_seconds": -1.0}, "prefill_seconds is -1.0"),
+        ({"draft_seconds": float("inf")}, "draft_seconds is inf"),
+    ],
+)
+def test_what_is_no_generation_is_an_error(changes, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        received(replace(PLAIN, **changes))
+    with pytest.raises(TypeError, match="tuple returned"):
+        received(([3, 4], 0.5, 0.25))
+
+
+def test_ids_beyond_the_vocabulary_are_an_error():
+    check_ids([0, 96], 97)
+    with pytest.raises(ValueError, match="token 97 is outside the target's vocabulary of 97"):
+        check_ids([97, 1], 97)
+
+
+class Extends:
+    """An engine that writes its answer to the prompt's list."""
+
+    def generate(self, prompt, sampler, limit):
+        prompt += [5] * limit.max_new_tokens
+        return Generation(prompt[-limit.max_new_tokens :], 0.0, 0.0)
+
+
+def test_an_engine_gets_a_prompt_of_its_own(tiny):
+    prompt = [40, 41, 42]
+    answer = Decoder("extends", tiny, engine=Extends()).generate(tiny, Sampler(), prompt, Limit(3))
+    assert prompt == [40, 41, 42]
+    assert answer.tokens == [5, 5, 5]
+
+
+class Clears(Vanilla):
+    """A drafter that empties the list it was given."""
+
+    def __init__(self, prompt):
+        self.prompt = prompt
+
+    def begin(self, context, scores):
+        self.prompt.clear()
+
+
+def test_a_drafter_that_holds_the_list_cannot_change_the_answer(tiny):
+    prompt = [40, 41, 42]
+    expected = Decoder("v", tiny, drafter=Vanilla(tiny)).generate(tiny, Sampler(), prompt, Limit(4))
+    decoder = Decoder("clears", tiny, drafter=Clears(prompt))
+    assert decoder.generate(tiny, Sampler(), prompt, Limit(4)).tokens == expected.tokens
+
+
+@pytest.mark.parametrize(
+    ("where", "part"),
+    [
+        ("constructor", "its constructor raised ZeroDivisionError: out of order"),
+        ("settings", "settings() raised ZeroDivisionError: out of order"),
+        ("prepare", "prepare() raised SystemExit: 0"),
+    ],
+)
+def test_mistakes_outside_a_generation_name_the_decoder_and_the_line(module, tiny, where, part):
+    label = f"{ME}:Fails"
+    with pytest.raises(BenchError) as raised:
+        decoder = build_decoder(label, tiny, {label: {"where": where}})
+        decoder.prepare()
+        decoder.options  # noqa: B018
+    assert raised.value.message.startswith(f"{label}: {part}")
+    assert f"{ME}.py:13)" in raised.value.message
+
+
+def test_settings_and_measurements_become_plain(module, tiny):
+    label = f"{ME}:Fails"
+    decoder = build_decoder(label, tiny, {label: {"where": "nowhere"}})
+    decoder.prepare()
+    assert decoder.measurements == {"seconds": 0.25}
+    options = decoder.options
+    assert {name: options[name] for name in ("rate", "sizes", "3")} == {
+        "rate": 0.5,
+        "sizes": [1, 2],
+        "3": None,
+    }
+    assert json.loads(json.dumps(options)) == options
+
+
+def test_a_scope_that_is_none_is_refused_when_the_decoder_is_built(module, tiny):
+    with pytest.raises(BenchError, match="its scope is 'everywhere'"):
+        build_decoder(f"{ME}:Everywhere", tiny)
+
+
+def test_our_own_errors_pass():
+    with pytest.raises(BenchError, match=r"^mine$"), blamed("x", "y"):
+        raise BenchError("mine")
