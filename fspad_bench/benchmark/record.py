@@ -5,6 +5,8 @@
   for each row key, a `sample` line for each generation, an `audit` line for each output that
   differs from vanilla's, a `score` line for each row, and `end` when all is done.
 - A crash leaves a readable file: a torn last line is dropped when the record is opened again.
+- Any other line that cannot be read costs that line: it is left out and named (`damaged`). What
+  only a newer version can read is refused, since it may change what other lines mean.
 - Schema 1 had neither the hashes of sources, templates, tokenizers and cards nor the version of
   torch in its keys, and its options are as given, not as resolved. Its records are read; their
   keys leave those fields empty.
@@ -14,17 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
+from fspad_bench.benchmark.fields import check_fields
 from fspad_bench.errors import BenchError
-from fspad_bench.util import locks
+from fspad_bench.util.plain import LONGEST_STEP, whole
+from fspad_bench.util.text import file_bytes, json_value
 
 SCHEMA = 2
 VANILLA = "vanilla"
@@ -79,6 +80,7 @@ class Key:
         content = dict(content)
         if "reset" in content:
             content["scope"] = content.pop("reset").removeprefix("per-")
+        check_fields(cls, content)
         key = cls(**content)
         if key.scope not in SCOPES:
             raise ValueError(f"no scope is called {key.scope!r}")
@@ -145,6 +147,26 @@ class Sample:
     prompt: str = ""
     text: str = ""
 
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Sample:
+        """Return the sample of a record's line."""
+        check_fields(cls, content)
+        sample = cls(**content)
+        sample._check()
+        return sample
+
+    def _check(self) -> None:
+        """Raise ValueError for figures that no generation has."""
+        times = (self.prefill_seconds, self.decode_seconds, self.other_load)
+        if not all(0 <= time < math.inf for time in times):
+            raise ValueError(f"a time that is none: {times}")
+        if not self.error and not (self.tokens and sum(times[:2])):
+            raise ValueError("neither tokens in some time nor an error")
+        for number in (*self.tokens, self.forwards, self.partial_forwards):
+            whole(number, "a sample")
+        for number in (*self.committed, *self.drafted):
+            whole(number, "a step", LONGEST_STEP)
+
     @property
     def place(self) -> Place:
         return Place(self.round, self.sample, self.turn)
@@ -165,6 +187,15 @@ class Audit:
     vanilla_regrets: list[float]
     margin_error: float
 
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Audit:
+        """Return the audit of a record's line."""
+        check_fields(cls, content)
+        audit = cls(**content)
+        if not (audit.decoder_regrets and audit.vanilla_regrets):
+            raise ValueError("an audit of no tokens")
+        return audit
+
     @property
     def place(self) -> Place:
         return Place(self.round, self.sample, self.turn)
@@ -178,103 +209,12 @@ class Score:
     scores: dict[str, float]
 
 
-class RecordFile:
-    """A record being written. Every append is a whole line, on disk before the next generation
-    starts.
-
-    With a `header` the record is new, and its file appears with the first line: a plan that fails
-    to load leaves nothing behind. One process at a time may write a record, which it holds by a
-    lock file beside it.
-    """
-
-    def __init__(self, path: Path, header: dict[str, Any] | None = None) -> None:
-        self.path = path
-        self.header = header
-        self.lock: FileLock | None = None
-        self.known: set[str] = set()
-
-    @classmethod
-    def reopen(cls, path: Path) -> RecordFile:
-        """Continue an interrupted record, dropping a torn last line."""
-        record = cls(path)
-        record.hold()
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
-        record.known = {key.hash for key in Records.read(path).keys.values()}
-        return record
-
-    def hold(self) -> None:
-        """Keep other processes from writing the record.
-
-        Raises BenchError where one is writing it, or it cannot be written.
-        """
-        try:
-            self.lock = locks.hold(Path(f"{self.path}.lock"))
-        except Timeout as error:
-            raise BenchError(
-                f"another run is writing {self.path}",
-                "wait for it, or give this one another --output",
-            ) from error
-        except OSError as error:
-            raise BenchError(
-                f"cannot write {self.path}: {error.strerror}", "give another --output"
-            ) from error
-
-    def release(self) -> None:
-        """Let other processes write the record."""
-        if self.lock:
-            locks.drop(self.lock)
-            self.lock = None
-
-    def key(self, key: Key) -> str:
-        """Return the key's hash; write its fields the first time."""
-        if key.hash not in self.known:
-            self.line({"kind": "key", "key": key.hash, **asdict(key)})
-            self.known.add(key.hash)
-        return key.hash
-
-    def add(self, entry: Sample | Audit | Score) -> None:
-        content = {name: value for name, value in asdict(entry).items() if value not in ("", None)}
-        self.line({"kind": type(entry).__name__.lower(), **content})
-
-    def costs(self, decoder: str, seconds: dict[str, Any]) -> None:
-        """Write the costs by which a decoder sizes its trees."""
-        self.line({"kind": "costs", "decoder": decoder, "seconds": seconds})
-
-    def end(self) -> None:
-        self.line({"kind": "end", "status": "complete"})
-
-    def line(self, content: dict[str, Any]) -> None:
-        """Append a line, after the header if that is not written yet."""
-        if self.header is not None:
-            header = self.header
-            self.header = None
-            self._append({"kind": "run", "schema": SCHEMA, **header})
-            self.hold()
-        self._append(content)
-
-    def _append(self, content: dict[str, Any]) -> None:
-        before = self.path.stat().st_size if self.path.exists() else 0
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
-                file.write(json.dumps(content, ensure_ascii=False, default=str).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with suppress(OSError):
-                os.truncate(self.path, before)
-            raise BenchError(
-                f"cannot write {self.path}: {error.strerror}",
-                "free some space there, then give the same command again: it continues the run",
-            ) from error
-
-
 @dataclass
 class Records:
-    """The content of one or more record files."""
+    """The content of one or more record files.
+
+    `damaged` names each line that could not be read, and why; its facts are missing here.
+    """
 
     keys: dict[str, Key] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
@@ -282,27 +222,46 @@ class Records:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     complete: bool = False
+    damaged: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, *paths: Path) -> Records:
         """Read record files as one.
 
-        Raises BenchError naming the file and the line that cannot be read.
+        Raises BenchError for a file that is no record, or that a newer version wrote.
         """
         records = cls()
         for path in paths:
-            for number, content in enumerate(lines(path), start=1):
-                try:
-                    records._take(content, first=number == 1)
-                except (AttributeError, KeyError, TypeError, ValueError) as error:
-                    text = f"{path}:{number}: not a line of schema {SCHEMA}: {error}"
-                    raise BenchError(text, REPAIR) from error
-                except NewerSchemaError as error:
-                    raise BenchError(f"{path}:{number}: {error}", UPGRADE) from error
-        missing = {sample.key for sample in records.samples} - records.keys.keys()
-        if missing:
-            raise BenchError(f"{paths[-1]}: the line of the key {min(missing)} is missing", REPAIR)
+            before = len(records.samples)
+            for number, raw in _raw_lines(path):
+                records._read_line(raw, f"{path}:{number}", first=number == 1)
+            records._leave_orphans_out(path, before)
         return records
+
+    def _read_line(self, raw: bytes, where: str, *, first: bool) -> None:
+        """Take a line, or name it among the damaged ones."""
+        try:
+            content = _content(raw)
+            self._take(content, first=first)
+        except NewerSchemaError as error:
+            raise BenchError(f"{where}: {error}", UPGRADE) from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            message = f"{where}: {error}"
+            if not isinstance(error, LineError):
+                message = f"{where}: not a line of schema {SCHEMA}: {error}"
+            if first:
+                raise BenchError(message, REPAIR) from error
+            self.damaged.append(message)
+
+    def _leave_orphans_out(self, path: Path, before: int) -> None:
+        """Leave out the samples, from number `before` on, of a key whose own line is missing."""
+        own = self.samples[before:]
+        self.samples[before:] = [sample for sample in own if sample.key in self.keys]
+        for key in sorted({sample.key for sample in own} - self.keys.keys()):
+            count = sum(sample.key == key for sample in own)
+            self.damaged.append(
+                f"{path}: the line of the key {key} is missing: its {count} samples are left out"
+            )
 
     def _take(self, content: dict[str, Any], *, first: bool) -> None:
         kind = content.pop("kind")
@@ -316,17 +275,23 @@ class Records:
                 name = content.pop("key")
                 self.keys[name] = Key.read(content)
             case "sample":
-                self.samples.append(Sample(**content))
+                self.samples.append(Sample.read(content))
             case "audit":
-                self.audits.append(Audit(**content))
+                self.audits.append(Audit.read(content))
             case "score":
-                self.scores[content["key"]] = content["scores"]
+                check_fields(Score, content)
+                score = Score(**content)
+                self.scores[score.key] = score.scores
             case "costs":
                 self.costs.setdefault(content["decoder"], content["seconds"])
             case "end":
                 pass
             case _:
                 raise NewerSchemaError(f"unknown kind of line '{kind}'")
+
+
+class LineError(ValueError):
+    """A line that is no line of a record at all."""
 
 
 class NewerSchemaError(Exception):
@@ -345,12 +310,23 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
     A torn last line is skipped; any other unreadable line is a BenchError.
     """
-    content = path.read_bytes().split(b"\n")  # bytes: a torn line may end within a character
-    for number, text in enumerate(content[:-1], start=1):
+    for number, raw in _raw_lines(path):
         try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise BenchError(f"{path}:{number}: not a record line: {error}", REPAIR) from error
-        if not isinstance(line, dict) or "kind" not in line:
-            raise BenchError(f"{path}:{number}: not a record line", REPAIR)
-        yield line
+            yield _content(raw)
+        except LineError as error:
+            raise BenchError(f"{path}:{number}: {error}", REPAIR) from error
+
+
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a record, numbered, without a torn last one."""
+    yield from enumerate(file_bytes(path).split(b"\n")[:-1], start=1)
+
+
+def _content(raw: bytes) -> dict[str, Any]:
+    try:
+        line = json_value(raw)
+    except ValueError as error:
+        raise LineError(f"not a record line: {error}") from error
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        raise LineError("not a record line")
+    return line

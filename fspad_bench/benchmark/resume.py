@@ -18,7 +18,8 @@ from typing import Any
 from fspad_bench import __version__
 from fspad_bench.benchmark import tasks
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.record import SCHEMA, RecordFile, Records, lines
+from fspad_bench.benchmark.record import SCHEMA, Records, lines
+from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.errors import BenchError
 from fspad_bench.util import provenance
 
@@ -66,12 +67,19 @@ def _resumable(path: Path, header: Header, plan: Plan, origin: Header) -> bool:
     if header.get("plan") != asdict(plan):
         return False
     changed = [text for name, text in SOFTWARE.items() if header.get(name) != origin.get(name)]
-    newer = header.get("schema", 0) > SCHEMA  # it cannot be read here
-    if not newer and Records.read(path).complete:
+    if _is_complete(path):
         return False
     if changed:
         print(f"not resuming {path}: it was begun with another {changed[0]}", file=sys.stderr)
     return not changed
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a record is known to be complete; one that cannot be read here is not."""
+    try:
+        return Records.read(path).complete
+    except BenchError:
+        return False
 
 
 def _header(path: Path) -> Header:

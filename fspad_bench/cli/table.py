@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from fspad_bench.cli.arguments import TABLE_FORMATS, add_format
@@ -26,6 +27,8 @@ def print_table(paths: list[Path], style: str) -> int:
     from fspad_bench.benchmark.rows import failed, rows
 
     records = Records.read(*paths)
+    for line in records.damaged:
+        print(f"left out: {line}", file=sys.stderr)
     table = rows(records)
     if not table:
         raise BenchError(

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from fspad_bench.benchmark.record import Audit, Key, RecordFile, Records, Sample
+from fspad_bench.benchmark.record import Audit, Key, Records, Sample
+from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.benchmark.rows import rows
 
 KEY = Key(

@@ -7,17 +7,18 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from by_hand import AUDIT, KEY, SAMPLE, written_record
 
 from fspad_bench.benchmark.record import (
     SCHEMA,
-    RecordFile,
     Records,
     Sample,
     Score,
     lines,
 )
+from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.errors import BenchError
 
 
@@ -134,16 +135,69 @@ def test_a_torn_header_leaves_an_empty_record(path):
 @pytest.mark.parametrize(
     "damage", [b"{not json", b"[1, 2]", b'"text"', b'{"no": "kind"}', b"\xff\xfe", b""]
 )
-def test_a_damaged_line_before_the_end_is_named(path, damage):
-    written_record(path).release()
+def test_a_damaged_line_costs_that_line(path, damage):
+    written_record(path, SAMPLE).release()
     head = path.read_bytes()
-    path.write_bytes(head + damage + b"\n" + head)
-    with pytest.raises(BenchError, match=r"run\.jsonl:3: not a record line") as caught:
+    path.write_bytes(head + damage + b"\n" + head.splitlines(keepends=True)[-1])
+    records = Records.read(path)
+    assert records.samples == [SAMPLE, SAMPLE]
+    (named,) = records.damaged
+    assert named.startswith(f"{path}:4: not a record line")
+    RecordFile.reopen(path).release()
+    assert path.read_bytes().startswith(head + damage + b"\n")
+
+
+@pytest.mark.parametrize("damage", [b"{not json", b"[1, 2]", b'{"kind": 5}', b"\xff\xfe", b""])
+def test_a_file_that_does_not_begin_as_a_record_is_none(path, damage):
+    written_record(path, SAMPLE).release()
+    path.write_bytes(damage + b"\n" + path.read_bytes())
+    with pytest.raises(BenchError, match=r"run\.jsonl:1: not") as caught:
         Records.read(path)
-    assert "never edited" in caught.value.hint
-    with pytest.raises(BenchError):
-        RecordFile.reopen(path)
-    assert path.read_bytes() == head + damage + b"\n" + head
+    assert caught.value.hint
+
+
+def test_a_damaged_key_costs_its_samples_until_it_is_written_again(path):
+    other = replace(KEY, seed=1)
+    written = written_record(path, SAMPLE, replace(SAMPLE, key=other.hash))
+    written.key(other)
+    written.release()
+    path.write_bytes(path.read_bytes().replace(b'"kind": "key"', b'"kind": "key!', 1))
+    records = Records.read(path)
+    assert [sample.key for sample in records.samples] == [other.hash]
+    assert f"the line of the key {KEY.hash} is missing: its 1 samples" in records.damaged[-1]
+    again = RecordFile.reopen(path)
+    again.key(KEY)
+    assert len(Records.read(path).samples) == 2
+
+
+def test_numbers_of_other_libraries_are_written_as_numbers(path):
+    odd = replace(
+        SAMPLE, tokens=[np.int64(1), np.int32(2)], forwards=np.int16(1), other_load=np.float32(0.5)
+    )
+    written_record(path, odd)
+    assert Records.read(path).samples == [replace(SAMPLE, tokens=[1, 2], forwards=1)]
+
+
+def test_an_error_with_half_a_surrogate_pair_is_written(path):
+    written_record(path, Sample(KEY.hash, "one", 0, "r", error="ValueError: \ud83d"))
+    (sample,) = Records.read(path).samples
+    assert sample.error == "ValueError: ?"
+
+
+def test_a_field_that_is_needed_is_written_though_it_is_empty(path):
+    written_record(path, replace(SAMPLE, sample="", round=""))
+    assert Records.read(path).samples == [replace(SAMPLE, sample="", round="")]
+
+
+def test_a_record_stays_where_it_is_when_a_decoder_changes_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = written_record(Path("out/run.jsonl"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    written.add(SAMPLE)
+    written.release()
+    assert Records.read(tmp_path / "out" / "run.jsonl").samples == [SAMPLE]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 class FullDisk:

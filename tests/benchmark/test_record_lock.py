@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from by_hand import SAMPLE, written_record
 
-from fspad_bench.benchmark.record import RecordFile, Records
+from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.errors import BenchError
 from fspad_bench.util import locks
 
@@ -37,7 +38,7 @@ def test_another_process_cannot_write_a_record(path):
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from fspad_bench.benchmark.record import RecordFile\n"
+        "from fspad_bench.benchmark.record_file import RecordFile\n"
         "RecordFile.reopen(Path(sys.argv[1]))\n"
     )
     words = [sys.executable, "-c", program, str(path)]

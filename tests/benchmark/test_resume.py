@@ -20,7 +20,8 @@ from runs import (
 
 from fspad_bench.benchmark import record, resume, tasks
 from fspad_bench.benchmark.audit import Auditor
-from fspad_bench.benchmark.record import RecordFile, Records, lines
+from fspad_bench.benchmark.record import Records, lines
+from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.decoders.fspad import Fspad
@@ -259,12 +260,16 @@ def test_other_files_in_the_folder_do_not_matter(data, tmp_path, content):
     assert other.read_bytes() == content
 
 
-def test_a_damaged_record_of_the_same_plan_is_one_clear_error(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("line", [1, 2, 3])
+def test_a_damaged_line_of_the_same_plan_is_measured_again(data, tmp_path, monkeypatch, line):
+    """Line 1 is the key's, the others are samples."""
     unfinished(plan_of(data), tmp_path / "out", monkeypatch)
     (path,) = (tmp_path / "out").glob("*.jsonl")
     content = path.read_bytes().split(b"\n")
-    content[2] = content[2][:-3]
+    content[line] = content[line][:-3]
     path.write_bytes(b"\n".join(content))
-    with pytest.raises(BenchError, match=r"\.jsonl:3: not a record line"):
-        run(plan_of(data), tmp_path / "out")
-    assert path.read_bytes() == b"\n".join(content)
+    again, records = run(plan_of(data), tmp_path / "out")
+    assert again == path
+    assert row_of(records, "vanilla")["samples"] == 5
+    assert records.complete
+    assert f".jsonl:{line + 1}: not a record line" in records.damaged[0]

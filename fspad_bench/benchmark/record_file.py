@@ -1,0 +1,118 @@
+"""Writing a record: append-only JSON lines, each on disk before the next generation starts."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fspad_bench.benchmark.record import SCHEMA, Audit, Key, Records, Sample, Score
+from fspad_bench.errors import BenchError
+from fspad_bench.util import locks
+from fspad_bench.util.plain import plain
+
+
+class RecordFile:
+    """A record being written. Every append is a whole line, on disk before the next generation
+    starts.
+
+    With a `header` the record is new, and its file appears with the first line: a plan that fails
+    to load leaves nothing behind. One process at a time may write a record, which it holds by a
+    lock file beside it.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any] | None = None) -> None:
+        self.path = path.absolute()  # a decoder may change the working directory
+        self.header = header
+        self.lock: FileLock | None = None
+        self.known: set[str] = set()
+
+    @classmethod
+    def reopen(cls, path: Path) -> RecordFile:
+        """Continue an interrupted record, dropping a torn last line."""
+        record = cls(path)
+        record.hold()
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+        record.known = set(Records.read(path).keys)
+        return record
+
+    def hold(self) -> None:
+        """Keep other processes from writing the record.
+
+        Raises BenchError where one is writing it, or it cannot be written.
+        """
+        try:
+            self.lock = locks.hold(Path(f"{self.path}.lock"))
+        except Timeout as error:
+            raise BenchError(
+                f"another run is writing {self.path}",
+                "wait for it, or give this one another --output",
+            ) from error
+        except OSError as error:
+            raise BenchError(
+                f"cannot write {self.path}: {error.strerror}", "give another --output"
+            ) from error
+
+    def release(self) -> None:
+        """Let other processes write the record."""
+        if self.lock:
+            locks.drop(self.lock)
+            self.lock = None
+
+    def key(self, key: Key) -> str:
+        """Return the key's hash; write its fields the first time."""
+        if key.hash not in self.known:
+            self.line({"kind": "key", "key": key.hash, **asdict(key)})
+            self.known.add(key.hash)
+        return key.hash
+
+    def add(self, entry: Sample | Audit | Score) -> None:
+        """Append an entry; its empty fields are left out where reading fills them in again."""
+        needed = {f.name for f in fields(entry) if f.default is f.default_factory is MISSING}
+        content = {
+            name: value
+            for name, value in asdict(entry).items()
+            if name in needed or value not in ("", None)
+        }
+        self.line({"kind": type(entry).__name__.lower(), **content})
+
+    def costs(self, decoder: str, seconds: dict[str, Any]) -> None:
+        """Write the costs by which a decoder sizes its trees."""
+        self.line({"kind": "costs", "decoder": decoder, "seconds": seconds})
+
+    def end(self) -> None:
+        self.line({"kind": "end", "status": "complete"})
+
+    def line(self, content: dict[str, Any]) -> None:
+        """Append a line, after the header if that is not written yet."""
+        if self.header is not None:
+            header = self.header
+            self.header = None
+            self._append({"kind": "run", "schema": SCHEMA, **header})
+            self.hold()
+        self._append(content)
+
+    def _append(self, content: dict[str, Any]) -> None:
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                text = json.dumps(content, ensure_ascii=False, default=plain)
+                file.write(text.encode(errors="replace") + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, before)
+            raise BenchError(
+                f"cannot write {self.path}: {error.strerror}",
+                "free some space there, then give the same command again: it continues the run",
+            ) from error
