@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
@@ -37,7 +38,8 @@ Names = dict[str, str]
 def render(table: list[Row], style: str) -> str:
     """Return the rows in a style: `text`, `markdown`, `csv` or `json`."""
     if style == "json":
-        return json.dumps({"rows": table}, indent=2, ensure_ascii=False)
+        # plain ASCII, which every terminal and every pipe takes
+        return json.dumps({"rows": finite(table)}, indent=2, allow_nan=False)
     if style == "csv":
         return _csv(table)
     names = _names(table)
@@ -52,12 +54,21 @@ def _csv(table: list[Row]) -> str:
     writer = csv.DictWriter(out, list(table[0]) if table else [], lineterminator="\n")
     writer.writeheader()
     for row in table:
-        writer.writerow({name: _cell(value) for name, value in row.items()})
+        writer.writerow({name: _cell(value) for name, value in finite(row).items()})
     return out.getvalue().rstrip("\n")
 
 
 def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, dict | list) else value
+
+
+def finite(value: Any) -> Any:
+    """Return a value of JSON with None in the place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # names and titles
@@ -180,7 +191,8 @@ def _score(row: Row) -> str:
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
+    is_known = value is not None and math.isfinite(value)
+    return f"{value:{form}}{unit}" if is_known else "-"
 
 
 # means over tasks

@@ -215,11 +215,13 @@ def _speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
     """Return vanilla's seconds per token over the decoder's. The turns of a prompt are one unit of
     resampling.
 
-    The speedup is unknown where a time is: an external engine may not report its decode time.
+    The speedup is unknown where a time is: an external engine may not report its decode time. A
+    pair of which one decoded nothing after its prefill has no decode speed.
     """
     prompts: dict[str, list[Pair]] = {}
     for pair in pairs:
-        prompts.setdefault(pair.decoder.sample, []).append(pair)
+        if prefill or (_decoded(pair.vanilla) and _decoded(pair.decoder)):
+            prompts.setdefault(pair.decoder.sample, []).append(pair)
     vanilla = [
         _cost([pair.vanilla for pair in group], prefill=prefill) for group in prompts.values()
     ]
@@ -229,6 +231,11 @@ def _speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
     if not prompts or not all(cost.seconds for cost in (*vanilla, *decoder)):
         return NO_INTERVAL
     return _if_enough(speedup(vanilla, decoder), len(prompts))
+
+
+def _decoded(sample: Sample) -> int:
+    """Return the tokens that steps made: all but the prefill's."""
+    return max(0, len(sample.tokens) - 1)
 
 
 def _spec_bench(pairs: Sequence[Pair]) -> float | None:
@@ -290,9 +297,9 @@ def _times(samples: Sequence[Sample]) -> Row:
     score = sum(sample.score_seconds for sample in samples)
     prefill = sum(sample.prefill_seconds for sample in samples)
     timed = seconds > 0 and draft + score > 0
-    tokens = sum(len(sample.tokens) for sample in samples)
+    tokens = sum(_decoded(sample) for sample in samples)
     return {
-        "tokens_per_second": tokens / seconds if seconds else None,
+        "tokens_per_second": tokens / seconds if seconds and tokens else None,
         "time_to_first_token": prefill / len(samples) if seconds else None,
         "draft_share": draft / seconds if timed else None,
         "score_share": score / seconds if timed else None,

@@ -62,7 +62,7 @@ def render(parts: Sequence[Part], style: str) -> str:
 def _as_json(parts: Sequence[Part]) -> str:
     checks = [{"part": part.title, **check._asdict()} for part in parts for check in part.checks]
     report = {"certified": passed(parts), "checks": checks}
-    return json.dumps(report, indent=2, ensure_ascii=False)
+    return json.dumps(report, indent=2)
 
 
 def _as_text(parts: Sequence[Part]) -> str:

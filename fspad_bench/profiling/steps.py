@@ -43,14 +43,15 @@ class Profile:
     """Totals over all measured steps; times in seconds.
 
     `tokens`: committed by steps, the prefill's tokens left out; `vanilla_per_token`: vanilla's
-    decode seconds per token; `parts`: seconds by part of a step.
+    decode seconds per token; `parts`: seconds by part of a step. Answers of one token, which the
+    prefill makes, have no step: figures of a step are then None.
     """
 
     label: str
     steps: int
     tokens: int
     decode: float
-    vanilla_per_token: float
+    vanilla_per_token: float | None
     parts: dict[str, float]
     forward: ForwardCosts
 
@@ -60,19 +61,21 @@ class Profile:
         return self.decode - sum(self.parts.values())
 
     @property
-    def tokens_per_step(self) -> float:
-        return self.tokens / self.steps
+    def tokens_per_step(self) -> float | None:
+        return self.tokens / self.steps if self.steps else None
 
     @property
-    def measured(self) -> float:
-        """Speedup over vanilla on the same prompts."""
+    def measured(self) -> float | None:
+        """Speedup over vanilla on the same prompts; None where no step was made."""
+        if not self.steps or self.vanilla_per_token is None:
+            return None
         return self.vanilla_per_token / (self.decode / self.tokens)
 
     @property
-    def modelled(self) -> float:
+    def modelled(self) -> float | None:
         """Speedup without host work on either side: tokens/step * c(1) / (forward + draft)."""
         networks = self.parts["forward"] + self.parts["draft"]
-        return self.tokens_per_step * self.forward.curve[1] * self.steps / networks
+        return self.tokens * self.forward.curve[1] / networks if self.steps else None
 
 
 def profile(
@@ -116,7 +119,7 @@ def profile(
         steps=step_count,
         tokens=_tokens(generations),
         decode=_decode_seconds(generations),
-        vanilla_per_token=_decode_seconds(plain) / _tokens(plain),
+        vanilla_per_token=_decode_seconds(plain) / _tokens(plain) if _tokens(plain) else None,
         parts=steps.parts(prompts[-1], sampler, step_count),
         forward=forward_costs(target),
     )
@@ -289,13 +292,17 @@ def render(profile: Profile) -> str:
     """Return the tables of a profile, then its speedups."""
     parts = []
     for part, seconds in {**profile.parts, "host": profile.host}.items():
-        share = f"{seconds / profile.decode:.1%}"
-        parts.append([part, milliseconds(seconds / profile.steps), share])
+        if profile.steps:
+            share = f"{seconds / profile.decode:.1%}"
+            parts.append([part, milliseconds(seconds / profile.steps), share])
+        else:
+            parts.append([part, "-", "-"])
     networks = profile.parts["draft"] + profile.parts["forward"]
+    outside = f"{1 - networks / profile.decode:.1%}" if profile.steps else "-"
     summary = (
-        f"{profile.tokens_per_step:.2f} tokens/step; "
-        f"speedup {profile.measured:.2f} measured, {profile.modelled:.2f} modelled; "
-        f"{1 - networks / profile.decode:.1%} of a step outside the two networks"
+        f"{_shown(profile.tokens_per_step)} tokens/step; "
+        f"speedup {_shown(profile.measured)} measured, {_shown(profile.modelled)} modelled; "
+        f"{outside} of a step outside the two networks"
     )
     return "\n\n".join(
         [
@@ -306,6 +313,10 @@ def render(profile: Profile) -> str:
     )
 
 
+def _shown(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.2f}"
+
+
 def draw(profile: Profile, picture: Path) -> None:
     """Draw a step's parts, the cost of a forward by nodes, and a step by prefix length."""
     from matplotlib.figure import Figure
@@ -313,7 +324,8 @@ def draw(profile: Profile, picture: Path) -> None:
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     parts_axes, curve_axes, lengths_axes = figure.subplots(1, 3)
     parts = {**profile.parts, "host": profile.host}
-    parts_axes.barh(list(parts), [1e3 * seconds / profile.steps for seconds in parts.values()])
+    steps = max(1, profile.steps)
+    parts_axes.barh(list(parts), [1e3 * seconds / steps for seconds in parts.values()])
     parts_axes.invert_yaxis()
     parts_axes.set_title(f"{profile.label}, per step")
     parts_axes.set_xlabel("ms")

@@ -41,7 +41,7 @@ def test_golden_row():
         "speedup_end_to_end": 3.7 / 1.95,
         "speedup_spec_bench": ((10 / 0.6 + 20 / 1.35) / 2) / ((10 / 1.1 + 20 / 2.6) / 2),
         "tokens_per_step": 28 / 9,
-        "tokens_per_second": 30 / 1.75,
+        "tokens_per_second": 28 / 1.75,
         "time_to_first_token": 0.1,
         "draft_share": 0.2 / 1.75 / 2,
         "score_share": 0.7 / 1.75,
@@ -65,7 +65,7 @@ def test_golden_row():
 def test_vanillas_own_row():
     row = row_of(rows(records(*two_prompts())), "vanilla")
     assert (row["speedup"], row["tokens_per_step"], row["verdict"]) == (1.0, 1.0, "exact")
-    assert row["tokens_per_second"] == pytest.approx(30 / 3.5)
+    assert row["tokens_per_second"] == pytest.approx(28 / 3.5)
     assert (row["metric"], row["score"], row["scores"], row["peak_memory"]) == (
         None,
         None,
@@ -172,7 +172,7 @@ def test_a_resumed_round_pairs_with_its_own_vanilla():
     assert (vanilla["samples"], vanilla["tokens"], vanilla["tokens_per_second"]) == (
         1,
         10,
-        pytest.approx(10 / 3),
+        pytest.approx(9 / 3),
     )
 
 
@@ -241,6 +241,18 @@ def test_a_foreign_engine_has_no_decode_only_speedup():
     )
     assert [row[name] for name in unknown] == [None] * 5
     assert row["verdict"] == "exact"
+
+
+def test_answers_of_the_prefills_token_alone_have_no_decode_speed():
+    samples = [sample(key, "a", 1, 1e-6) for key in (VANILLA, FAST)]
+    row = row_of(rows(records(*samples)))
+    assert [row[name] for name in ("speedup", "tokens_per_second", "tokens_per_step")] == [None] * 3
+    assert (row["verdict"], row["speedup_end_to_end"]) == ("exact", 1.0)
+    document = json.loads(render(rows(records(*samples)), "json"))
+    assert document["rows"][1]["speedup"] is None
+    longer = [sample(VANILLA, "b", 10, 1.0), sample(FAST, "b", 10, 0.5)]
+    row = row_of(rows(records(*samples, *longer)))
+    assert (row["speedup"], row["tokens_per_second"]) == (2.0, pytest.approx(9 / 0.500001))
 
 
 def test_json_has_every_name_of_the_contract():

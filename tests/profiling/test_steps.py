@@ -126,6 +126,15 @@ def test_a_longer_prefix_is_measured_where_it_fits(tiny):
     assert costs.entry_bytes == 2 * 2 * tiny.config.num_key_value_heads * tiny.config.head_dim * 8
 
 
+def test_answers_of_one_token_have_no_steps(tiny, capsys):
+    result = profile(tiny, drafting(PromptLookup(tiny)), PROMPTS, Sampler(), 1)
+    assert (result.steps, result.tokens) == (0, 0)
+    assert [result.tokens_per_step, result.measured, result.modelled] == [None] * 3
+    assert "- tokens/step; speedup - measured, - modelled; - of a step outside" in render(result)
+    assert main("profile --target tiny --limit 1 --max-new-tokens 1".split()) == 0
+    assert "c(n) / c(1)" in capsys.readouterr().out
+
+
 def test_a_step_that_raises_is_still_timed():
     clock = Clock()
     with pytest.raises(ZeroDivisionError):
@@ -161,6 +170,8 @@ def test_the_verb_prints_and_draws(tmp_path, capsys):
             "is an engine of its own",
         ),
         (["--temperature", "-1"], "temperature -1.0 is out of range"),
+        (["--picture", "step.xyz"], "'step.xyz' is no picture"),
+        (["--picture", "gone/step.png"], "no folder gone"),
     ],
 )
 def test_bad_input_is_one_clear_error(words, message, capsys):
