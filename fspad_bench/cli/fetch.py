@@ -22,5 +22,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.models.smollm2 import model_folder
 
-    print(model_folder(arguments.source))
+    print(model_folder(arguments.source, thorough=True))
     return 0

@@ -1,20 +1,31 @@
 """The shards of a data set: `shard-00000.jsonl`, `shard-00001.jsonl`, ..., one conversation a line.
 
-A shard is written completely or not at all.
+- A shard is written completely or not at all, and its hash is kept in the manifest.
+- A shard whose content is not what was written counts as missing. One of a manifest without its
+  hash, of an earlier version, counts if every line is a conversation and there is one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import write_atomically
+from fspad_bench.util.text import json_lines
+
+MANIFEST = "manifest.json"
+FILES = "files"
+"""The manifest's key of the shards' hashes."""
 
 TYPICAL_ANSWER_TOKENS = 230  # per conversation, until there is a shard to count
+
+DAMAGED = "give the same `fspad-bench distill` command again: it makes the shard anew"
 
 Row = dict[str, Any]
 Started = TypeVar("Started")
@@ -23,12 +34,21 @@ Started = TypeVar("Started")
 class Shards:
     """The written shards of a folder with their answer tokens, and those in progress, in order.
 
+    `damaged` names those that were written and are not whole any more, or gone.
+
     The set is `complete` with `tokens` answer tokens or, where that is None, with `shards` shards.
-    A shard holds up to `size` conversations.
+    A shard holds up to `size` conversations. `known` are the hashes of shards that were written
+    earlier, by name.
     """
 
     def __init__(
-        self, folder: Path, size: int, *, tokens: int | None = None, shards: int | None = None
+        self,
+        folder: Path,
+        size: int,
+        *,
+        tokens: int | None = None,
+        shards: int | None = None,
+        known: Mapping[str, str] | None = None,
     ) -> None:
         goal = shards if tokens is None else tokens
         assert goal is not None
@@ -36,7 +56,13 @@ class Shards:
         self.size = size
         self.counts_tokens = tokens is not None
         self.goal = goal
-        self.answer_tokens = {path.name: answer_tokens(path) for path in shard_files(folder)}
+        self.hashes: dict[str, str] = {}
+        self.answer_tokens: dict[str, int] = {}
+        self.damaged = set(known or ())
+        for path in shard_files(folder):
+            self.damaged.add(path.name)
+            if is_whole(path, (known or {}).get(path.name)):
+                self._count(path)
         self.conversations_without_answer = 0  # since the last answer
         self._in_progress: deque[str] = deque()
 
@@ -47,7 +73,7 @@ class Shards:
 
     @property
     def complete(self) -> bool:
-        return self.progress >= self.goal
+        return self.progress >= self.goal and not self.damaged
 
     @property
     def _expected(self) -> float:
@@ -67,7 +93,8 @@ class Shards:
             name = f"shard-{number:05}.jsonl"
             if name in self.answer_tokens:
                 continue
-            if self._in_progress and self._expected >= self.goal:
+            is_enough = self._in_progress and self._expected >= self.goal
+            if is_enough and self.damaged <= set(self._in_progress):
                 return
             self._in_progress.append(name)
             yield start(number)
@@ -76,12 +103,17 @@ class Shards:
         """Write the rows of the first shard in progress."""
         path = self.folder / self._in_progress.popleft()
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-        tokens = answer_tokens(path)
-        self.answer_tokens[path.name] = tokens
-        if tokens:
+        if self._count(path):
             self.conversations_without_answer = 0
         else:
             self.conversations_without_answer += self.size
+
+    def _count(self, path: Path) -> int:
+        """Count a shard as written; return its answer tokens."""
+        self.damaged.discard(path.name)
+        self.hashes[path.name] = file_hash(path)
+        self.answer_tokens[path.name] = answer_tokens(path)
+        return self.answer_tokens[path.name]
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -90,9 +122,38 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
-        yield from (json.loads(line) for line in file)
+    """Yield the rows of a shard. Raises BenchError for a line that is not JSON."""
+    for _, row in json_lines(path, DAMAGED):
+        yield row
 
 
 def answer_tokens(path: Path) -> int:
     return sum(end - start for row in read_rows(path) for start, end in row["answers"])
+
+
+def file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def is_whole(path: Path, known: str | None) -> bool:
+    """Whether a shard holds what was written to it, by its hash or, without one, by its lines."""
+    if known is not None:
+        return file_hash(path) == known
+    try:
+        return answer_tokens(path) > 0
+    except (BenchError, AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
+def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise BenchError for a shard that is not what the manifest says was written."""
+    for name, known in known_hashes(manifest).items():
+        path = folder / name
+        if not path.is_file() or file_hash(path) != known:
+            raise BenchError(f"{path} is damaged or missing", DAMAGED)
+
+
+def known_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the hashes of a manifest's shards, by name; none of a manifest without any."""
+    files = manifest.get(FILES)
+    return dict(files) if isinstance(files, dict) else {}

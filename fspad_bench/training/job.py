@@ -7,7 +7,6 @@ of them share happens here: devices, the target, the data, and exclusive use of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from fspad_bench.distill import overlap
 from fspad_bench.distill.conversations import tokenizer_of
 from fspad_bench.distill.lock import exclusive
 from fspad_bench.distill.overlap import Prompts
-from fspad_bench.distill.writer import MANIFEST, SHARD, distill_own
+from fspad_bench.distill.shards import MANIFEST, check_shards
+from fspad_bench.distill.writer import SHARD, distill_own
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError, near
 from fspad_bench.models import load
@@ -30,6 +30,7 @@ from fspad_bench.training.conversations import data_files
 from fspad_bench.training.objective import Recipe
 from fspad_bench.training.trainer import accelerator_for
 from fspad_bench.util import registry
+from fspad_bench.util.text import json_file
 
 SELF = "self"
 SMALLEST_SHARD = 16
@@ -155,17 +156,15 @@ def _distill(job: TrainingJob, target: TransformersTarget, accelerator: Accelera
 
 
 def _check_tokenizer(data: Sequence[Path], target: TransformersTarget) -> None:
-    """Raise BenchError for a data set whose token ids come from another tokenizer."""
+    """Raise BenchError for a damaged data set, or one of another tokenizer's token ids."""
     for folder in data:
         manifest = folder / MANIFEST
         if not manifest.is_file() or target.tokenizer is None:
             continue
-        try:
-            facts = json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BenchError(
-                f"{manifest} is damaged: {error}", "distill the data set again"
-            ) from error
+        facts = json_file(manifest, "distill the data set again")
+        if not isinstance(facts, dict):
+            raise BenchError(f"{manifest} is damaged", "distill the data set again")
+        check_shards(folder, facts)
         if facts.get("tokenizer", "") not in ("", tokenizer_hash(target.tokenizer)):
             raise BenchError(
                 f"{folder} is of {facts.get('target')}, whose tokenizer is not {target.name}'s",

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fspad_bench.errors import BenchError
 from fspad_bench.models import smollm2
@@ -39,13 +41,20 @@ def conversions(monkeypatch):
     def convert(gguf: Path, scratch: Path, folder: Path) -> None:
         assert gguf.read_bytes() == CONTENT
         assert scratch.is_dir()
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text("{}")
+        write_model(folder)
         sources.append(gguf)
 
     monkeypatch.setattr(smollm2, "_convert", convert)
     monkeypatch.setattr(smollm2, "SHA256", hashlib.sha256(CONTENT).hexdigest())
     return sources
+
+
+def write_model(folder: Path) -> None:
+    """Write what a conversion writes, in small."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    save_file({"w": torch.arange(4.0)}, folder / "model.safetensors")
 
 
 def gguf_of(folder: Path, content: bytes = CONTENT) -> Path:
@@ -94,8 +103,7 @@ class TestCacheHome:
 class TestSources:
     def test_a_converted_folder_is_used_as_it_is(self, cache, monkeypatch):
         folder = cache / f"smollm2-135m-{smollm2.SHA256[:12]}"
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
+        write_model(folder)
         monkeypatch.setattr(smollm2, "_obtain", None)  # calling it would raise
         assert smollm2.model_folder() == folder
         assert list(cache.iterdir()) == [folder]
@@ -127,6 +135,21 @@ class TestSources:
         monkeypatch.setattr(subprocess, "run", download)
         smollm2.model_folder()
         assert len(conversions) == 1
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+    @pytest.mark.parametrize("damage", ["emptied", "cut", "gone"])
+    def test_a_damaged_folder_is_converted_again(self, conversions, tmp_path, capsys, name, damage):
+        """Before, the hub was blamed for it, and `fetch` said that all was well."""
+        source = gguf_of(tmp_path)
+        path = smollm2.model_folder(source) / name
+        content = path.read_bytes()
+        path.unlink()
+        if damage != "gone":
+            path.write_bytes(content[:-1] if damage == "cut" else b"")
+        assert smollm2.model_folder(source, thorough=True) / name == path
+        assert path.read_bytes() == content
+        assert len(conversions) == 2
+        assert f"{path} is damaged or missing" in capsys.readouterr().err
 
     def test_an_unfinished_folder_is_no_model(self, cache, conversions, tmp_path):
         folder = cache / f"smollm2-135m-{smollm2.SHA256[:12]}"

@@ -157,7 +157,10 @@ def test_a_data_set_of_another_tokenizer_is_refused(job, no_work, conversations,
     with pytest.raises(BenchError, match="is of other, whose tokenizer is not tiny's"):
         run(job(data=[str(folder)]))
     (folder / "manifest.json").write_text('{"target":')
-    with pytest.raises(BenchError, match="is damaged"):
+    with pytest.raises(BenchError, match=r"manifest\.json: not JSON"):
+        run(job(data=[str(folder)]))
+    (folder / "manifest.json").write_text('{"files": {"shard-00000.jsonl": "another hash"}}')
+    with pytest.raises(BenchError, match=r"shard-00000\.jsonl is damaged"):
         run(job(data=[str(folder)]))
 
 

@@ -1,0 +1,94 @@
+"""Shards are believed by their content: damaged ones are made again."""
+
+import json
+
+import pytest
+
+from fspad_bench.distill.shards import check_shards, shard_files
+from fspad_bench.errors import BenchError
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in shard_files(folder)}
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def torn(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def other(path):
+    path.write_bytes(path.read_bytes().replace(b"[1", b"[2"))
+
+
+def cut(path):
+    """Drop the last conversation, whole."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+
+
+def binary(path):
+    path.write_bytes(b"\xff\xfe\x00")
+
+
+def gone(path):
+    path.unlink()
+
+
+DAMAGES = [emptied, torn, other, cut, binary, gone]
+
+
+@pytest.fixture
+def folder(write, tmp_path):
+    return write(tmp_path / "set", tokens=600, shard=8)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_refused_by_train_and_made_again_by_distill(write, folder, damage):
+    whole = content(folder)
+    assert len(whole) > 1
+    before = manifest(folder)
+    damage(folder / "shard-00000.jsonl")
+    with pytest.raises(BenchError, match=r"shard-00000\.jsonl is damaged or missing") as caught:
+        check_shards(folder, before)
+    assert "distill" in caught.value.hint
+    write(folder, tokens=600, shard=8)
+    assert content(folder) == whole
+    assert manifest(folder) == before
+    check_shards(folder, before)
+
+
+@pytest.mark.parametrize("damage", [emptied, torn, binary])
+def test_a_damaged_shard_beyond_the_goal_is_made_again_too(write, folder, damage):
+    """The other shards alone have tokens enough, but the file is there and would be read."""
+    whole = content(folder)
+    damage(folder / max(whole))
+    write(folder, tokens=1, shard=8)
+    assert content(folder) == whole
+
+
+@pytest.mark.parametrize("damage", [emptied, torn, binary])
+def test_a_data_set_without_hashes_is_believed_by_its_lines(write, folder, damage):
+    whole = content(folder)
+    earlier = {name: value for name, value in manifest(folder).items() if name != "files"}
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(earlier))
+    damage(folder / "shard-00000.jsonl")
+    write(folder, tokens=600, shard=8)
+    assert content(folder) == whole
+    assert manifest(folder)["files"].keys() == whole.keys()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5"])
+def test_a_damaged_manifest_is_one_clear_error(write, folder, text):
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(BenchError, match=r"manifest\.json") as caught:
+        write(folder, tokens=600, shard=8)
+    assert "another --output" in caught.value.hint
