@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 TABLE_FORMATS = ["text", "markdown", "csv", "json"]
 REPORT_FORMATS = ["text", "json"]
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def add_decoder_options(parser: argparse._ActionsContainer) -> None:
@@ -112,6 +114,16 @@ def numbers(text: str) -> list[float]:
 def sizes(text: str) -> tuple[int, ...]:
     """Read comma-separated whole numbers above 0."""
     return tuple(positive(part) for part in text.split(","))
+
+
+def picture(text: str) -> Path:
+    """Read the name of a picture to draw, in a folder that exists."""
+    path = Path(text)
+    if path.suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"'{text}' is no picture: give {', '.join(PICTURES)}")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"no folder {path.parent} for '{text}'")
+    return path
 
 
 def threads(text: str) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from fspad_bench.cli.arguments import (
@@ -49,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     target = tiny
     if arguments.target != "tiny":
         target = load_target(arguments.target, device=arguments.device, dtype="float32")
-    parts = certify(labels, options, target, tiny, _effort(arguments))
+    with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the report
+        parts = certify(labels, options, target, tiny, _effort(arguments))
     print(render(parts, arguments.format))
     return 0 if passed(parts) else 1
 

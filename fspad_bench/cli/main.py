@@ -2,13 +2,13 @@
 
 - A verb is a module with `add_arguments(parser)` and `run(arguments) -> exit code`.
 - Verbs import torch and everything that needs it inside `run`, so that `--help` and `ls` are quick.
-- Exit codes: 0 success, 1 a lossy row, a failed sample or a failed check, 2 bad input, 130 Ctrl-C.
+- Exit codes: 0 success, 1 a lossy row, a failed sample or a failed check; those of errors are in
+  `endings`.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import NoReturn, Protocol
 
 from fspad_bench import __version__
@@ -16,6 +16,7 @@ from fspad_bench.cli import (
     certify,
     check,
     distill,
+    endings,
     export,
     fetch,
     ls,
@@ -35,7 +36,6 @@ EPILOG = """examples:
   fspad-bench train --decoder fspad --target smollm2-135m --data data.jsonl --output my-head
   fspad-bench ls decoders
 """
-INTERRUPTED = 130
 
 
 class Verb(Protocol):
@@ -86,17 +86,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, run its verb, and return the exit code."""
-    try:
-        arguments = parser().parse_args(argv)
-        return arguments.run(arguments)
-    except BenchError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint:  {error.hint}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; the same `run`, `train` or `distill` command resumes where it stopped",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+    return endings.handled(lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> int:
+    endings.check_arguments(argv)
+    arguments = parser().parse_args(argv)
+    return arguments.run(arguments)

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fspad_bench.cli.arguments import (
@@ -16,6 +15,7 @@ from fspad_bench.cli.arguments import (
     add_device,
     add_dtype,
     add_threads,
+    picture,
     positive,
     sizes,
 )
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser, ["float32", "bfloat16", "float16", "float64"])
     add_device(parser)
     add_threads(parser)
-    parser.add_argument("--picture", type=Path, metavar="FILE.png")
+    parser.add_argument("--picture", type=picture, metavar="FILE.png")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from fspad_bench.cli import table
@@ -53,7 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         log_samples=arguments.log_samples,
     )
-    path = Runner(plan, arguments.output).run()
+    with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the table
+        path = Runner(plan, arguments.output).run()
     print(f"record: {path}", file=sys.stderr)
     return table.print_table([path], arguments.format)
 

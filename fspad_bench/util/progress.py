@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -40,7 +41,8 @@ class LogLines(tqdm):
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         is_clearing = msg == ""  # on closing; written lines stay
         if not is_clearing:
-            print(self, file=self.fp, flush=True)
+            with suppress(OSError):  # a log that is full or closed does not end the work
+                print(self, file=self.fp, flush=True)
         return not is_clearing
 
 

@@ -33,3 +33,13 @@ class Interrupted(Vanilla):
         Interrupted.calls += 1
         if Interrupted.calls == self.at:
             signal.raise_signal(signal.SIGINT)
+
+
+class Chatty(Vanilla):
+    def begin(self, context, scores):
+        print("drafting!")
+
+
+class Exits(Vanilla):
+    def begin(self, context, scores):
+        raise SystemExit(0)

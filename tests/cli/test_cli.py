@@ -159,6 +159,7 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_resumes(
         ("--decoder ,", "',' contains no name", "fspad-bench ls"),
         ("--decoder no.such:Thing", "cannot load 'no.such:Thing'", "name"),
         ("--decoder os:sep", "os:sep is not a decoder class", "package.module:Class"),
+        ("--decoder builtins:int", "builtins:int is not a decoder class", "class"),
         ("--decoder fspad@papper", "fspad has no preset 'papper'", "did you mean 'paper'?"),
         ("--task gsm8", "unknown task 'gsm8'", "did you mean 'gsm8k'?"),
         ("--task ,", "',' contains no name", "fspad-bench ls"),

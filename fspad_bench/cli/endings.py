@@ -1,0 +1,141 @@
+"""How a command ends: every error has one message, and its kind has one exit code.
+
+- 2: bad input, or a disk or a file that does not take what is written.
+- 70: an error that nothing here expected, a bug. Its traceback goes to a file that the message
+  names.
+- 130: Ctrl-C. 141: whoever read the output has closed it, as `| head -1` does; nothing is said.
+- Characters that a terminal cannot show are replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from fspad_bench import __version__
+from fspad_bench.errors import BenchError
+from fspad_bench.util.text import is_text
+
+BAD_INPUT = BenchError.exit_code
+UNEXPECTED = 70
+INTERRUPTED = 130
+CLOSED_OUTPUT = 141
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def handled(run: Callable[[], int]) -> int:
+    """Run a command and return its exit code, that of the error where one ends it."""
+    _prepare_streams()
+    try:
+        return _written_out(run)
+    except BenchError as error:
+        _say(error.message, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; the same `run`, `train` or `distill` command resumes where it stopped",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return CLOSED_OUTPUT
+    except OSError as error:
+        _drop_output()
+        _say(*_of_system(error))
+        return BAD_INPUT
+    except Exception as error:
+        _say(*_unexpected(error))
+        return UNEXPECTED
+
+
+def _written_out(run: Callable[[], int]) -> int:
+    """Run a command and flush its output: what cannot be written is an error here, not at exit."""
+    try:
+        code = run()
+    except SystemExit:  # after --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
+
+
+def check_arguments(argv: Sequence[str] | None) -> None:
+    """Raise BenchError for an argument that is not UTF-8, which no record could hold."""
+    for word in sys.argv[1:] if argv is None else argv:
+        if not is_text(word) or "\0" in word:
+            shown = os.fsencode(word).decode("utf-8", "backslashreplace")
+            raise BenchError(f"the argument '{shown}' is not UTF-8", "rename the file it names")
+
+
+def _prepare_streams() -> None:
+    """Let output replace what its encoding lacks; a stream that is closed takes everything."""
+    if sys.stdout is None:
+        sys.stdout = _nowhere()
+    if sys.stderr is None:
+        sys.stderr = _nowhere()
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _say(message: str, hint: str) -> None:
+    """Print an error. A stderr that is full or closed says nothing."""
+    with suppress(OSError):
+        print(f"error: {message}", file=sys.stderr)
+        if hint:
+            print(f"hint:  {hint}", file=sys.stderr)
+        sys.stderr.flush()
+
+
+def _drop_output() -> None:
+    """Discard what stdout still holds: at the very end Python would try to write it again."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _of_system(error: OSError) -> tuple[str, str]:
+    """Return message and hint of an error of the operating system, with its path if it has one."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    place = f"{_shown(error.filename)}: " if error.filename is not None else ""
+    if error.errno in NO_ROOM:
+        return f"{place or 'cannot write the output: '}{reason}", "free some space, and repeat it"
+    return f"{place}{reason}", "see the path, its permissions and its disk, and repeat the command"
+
+
+def _shown(name: object) -> str:
+    return os.fsencode(name).decode("utf-8", "replace") if isinstance(name, str) else str(name)
+
+
+def _unexpected(error: Exception) -> tuple[str, str]:
+    """Return message and hint of a bug, after writing its traceback to a file."""
+    reason = (str(error).strip().splitlines() or ["no message"])[0]
+    message = f"unexpected {type(error).__name__}: {reason}"
+    text = "".join(traceback.format_exception(error))
+    about = f"fspad-bench {__version__}, Python {sys.version}\n{sys.argv}\n\n"
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="fspad-bench-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(about + text)
+    except OSError:
+        with suppress(OSError):
+            print(text, file=sys.stderr)
+        return message, "this is a bug of fspad-bench or of a plug-in: report the traceback above"
+    return message, f"a bug of fspad-bench or of a plug-in; its traceback is in {Path(name)}"
