@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from fspad_bench.drafts import head as head_module
 from fspad_bench.drafts.drafter import find_head
 from fspad_bench.drafts.head import BY_SWITCHES, SWITCHES, Head, load_head, shipped
 from fspad_bench.drafts.network import Shape, architecture, architectures
@@ -173,3 +175,15 @@ def test_without_a_folder_the_shipped_head_is_found(tiny, monkeypatch):
 def test_a_home_folder_is_expanded(tiny, heads, monkeypatch):
     monkeypatch.setenv("HOME", str(Path(heads["eagle"]).parent))
     assert find_head("~/eagle", EAGLE, tiny).network.architecture == "eagle"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("full")])
+def test_a_disk_that_takes_no_head_is_one_clear_error(tiny, heads, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    loaded = load_head(heads["fspad"], tiny)
+    monkeypatch.setattr(head_module, "save_file", fail)
+    with pytest.raises(BenchError, match=f"cannot write to {tmp_path / 'new'}"):
+        loaded.save(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []

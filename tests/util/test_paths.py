@@ -1,5 +1,6 @@
 """Files are replaced as a whole, whoever else writes them."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -81,3 +82,26 @@ def test_missing_data_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "PACKAGE", tmp_path)
     with pytest.raises(BenchError, match="data folder 'tasks' is missing"):
         paths.data_folder("tasks")
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(OSError, match="No space left") as caught, paths.replacing(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EROFS, "Read-only file system"),
+        RuntimeError("Read-only file system\nat 0x0"),
+    ],
+)
+def test_what_a_library_says_of_the_disk_is_one_clear_error(tmp_path, error):
+    with pytest.raises(BenchError) as caught, paths.disk_errors(tmp_path, RuntimeError):
+        raise error
+    assert caught.value.message == f"cannot write to {tmp_path}: Read-only file system"
+    assert caught.value.hint
