@@ -12,7 +12,16 @@ from time import perf_counter
 
 import torch
 
-from fspad_bench.core.protocols import Context, Drafter, Generation, Limit, Step, Target, as_drafter
+from fspad_bench.core.protocols import (
+    Context,
+    Drafter,
+    Forwards,
+    Generation,
+    Limit,
+    Step,
+    Target,
+    as_drafter,
+)
 from fspad_bench.core.verification import Chooser
 
 
@@ -22,17 +31,20 @@ def generate(
 ) -> Generation:
     """Decode until `limit`.
 
-    The decode clock starts when the prefill's logits exist; `begin` is inside it.
+    The decode clock starts when the prefill's logits exist; `begin` is inside it. No code of the
+    decoder's runs off the clock, and forwards are counted from the start.
     """
+    start = perf_counter()
+    forwards = Forwards(target)
+    partial = target.partial_forwards
     drafter = as_drafter(drafter)
     verify = target.verifier(drafter.rule)
-    start = perf_counter()
     capacity = len(prompt) + limit.max_new_tokens
     with target.session(capacity, capture=drafter.capture) as session:
         scores = session.prefill(prompt)
         target.synchronize()
         ready = perf_counter()
-        before = target.forwards, target.partial_forwards
+        forwards.prefilled()
         context = Context(list(prompt), len(prompt), sampler)
         context.tokens.append(sampler.next(scores.logits[-1], context.position))
         committed: list[int] = []
@@ -62,10 +74,11 @@ def generate(
         tokens=context.new_tokens,
         prefill_seconds=ready - start,
         decode_seconds=done - ready,
-        forwards=target.forwards - before[0],
+        forwards=forwards.decoding,
         committed=committed,
         drafted=drafted,
         draft_seconds=draft_seconds,
         score_seconds=score_seconds,
-        partial_forwards=target.partial_forwards - before[1],
+        partial_forwards=target.partial_forwards - partial,
+        prefill_forwards=forwards.prefill,
     )

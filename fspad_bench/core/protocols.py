@@ -188,7 +188,9 @@ class Generation:
     prefill's token.
 
     `draft_seconds` and `score_seconds` are None where they are not known: steps on a device,
-    engines of others.
+    engines of others. `prefill_forwards` counts the full forwards before the decode clock started,
+    0 where that is not known; those beyond the prefill's own are part of `forwards`. `claims` are
+    what a foreign engine says of itself, which nothing here has measured.
     """
 
     tokens: list[int]
@@ -200,6 +202,30 @@ class Generation:
     draft_seconds: float | None = None
     score_seconds: float | None = None
     partial_forwards: int = 0
+    prefill_forwards: int = 0
+    claims: dict[str, Any] = field(default_factory=dict)
+
+
+class Forwards:
+    """Counts the full forwards of one generation, wherever they run.
+
+    A decoder that scores tokens while the prompt is being prefilled has made those forwards all the
+    same.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.start = target.forwards
+        self.prefill = 0
+
+    def prefilled(self) -> None:
+        """Note that the prefill is done: the decode clock starts."""
+        self.prefill = self.target.forwards - self.start
+
+    @property
+    def decoding(self) -> int:
+        """All forwards so far but for the one that a prefill takes."""
+        return self.target.forwards - self.start - min(self.prefill, 1)
 
 
 class Drafter:

@@ -36,6 +36,7 @@ def received(generation: Any) -> Generation:
         draft_seconds=_known(generation.draft_seconds, "draft_seconds"),
         score_seconds=_known(generation.score_seconds, "score_seconds"),
         partial_forwards=whole(generation.partial_forwards, "partial_forwards"),
+        prefill_forwards=whole(generation.prefill_forwards, "prefill_forwards"),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, get_args
@@ -127,9 +126,10 @@ class Decoder:
         return received(generate(target, self.drafter, sampler, prompt, limit))
 
     def _by_engine(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
-        """Time an engine from outside.
+        """Time an engine from outside: the whole call, which counts as prefill, since only the
+        engine could say which part was decoding.
 
-        Which part was decoding is the engine's statement (0: not said).
+        What the engine says of itself is kept as its claims.
         """
         assert self.engine is not None
         began = perf_counter()
@@ -143,21 +143,24 @@ class Decoder:
             raise ValueError(
                 f"{self.label} ended after {len(tokens)} tokens, neither at a stop nor at the limit"
             )
-        decode = min(seconds, generation.decode_seconds)
-        committed = []
-        left = len(tokens) - 1  # the prefill's token belongs to no step
-        for count in generation.committed:
-            committed.append(min(count, left))
-            left -= committed[-1]
-        return replace(
-            generation,
-            tokens=tokens,
-            committed=[count for count in committed if count],
-            prefill_seconds=seconds - decode,
-            decode_seconds=decode,
-            draft_seconds=None,
-            score_seconds=None,
+        return Generation(
+            tokens, prefill_seconds=seconds, decode_seconds=0.0, claims=_claims(generation)
         )
+
+
+def _claims(generation: Generation) -> dict[str, Any]:
+    """Return what an engine says of its own work; what it leaves out is absent.
+
+    `committed` and `forwards` are not cut at the limit, so that they stay those of the same steps.
+    """
+    claims = {
+        "forwards": generation.forwards,
+        "partial_forwards": generation.partial_forwards,
+        "committed": generation.committed,
+        "prefill_seconds": generation.prefill_seconds,
+        "decode_seconds": generation.decode_seconds,
+    }
+    return {name: value for name, value in claims.items() if value}
 
 
 def find(label: Label) -> tuple[type, dict[str, Any]]:

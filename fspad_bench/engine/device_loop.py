@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fspad_bench.core.protocols import Context, Generation, Limit, Scores
+from fspad_bench.core.protocols import Context, Forwards, Generation, Limit, Scores
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.cache import KVCache
@@ -133,12 +133,13 @@ class DeviceLoop:
         """Decode until `limit`, with one device-to-host sync a step."""
         start = perf_counter()
         target = self.target
+        forwards = Forwards(target)
         committed: list[int] = []
         with target.session(len(prompt) + limit.max_new_tokens) as session:
             scores = session.prefill(prompt)
             target.synchronize()
             ready = perf_counter()
-            before = target.forwards
+            forwards.prefilled()
             context = Context(list(prompt), len(prompt), sampler)
             context.tokens.append(sampler.next(scores.logits[-1], context.position))
             if not limit.reached(context):
@@ -156,9 +157,10 @@ class DeviceLoop:
             tokens=context.new_tokens,
             prefill_seconds=ready - start,
             decode_seconds=done - ready,
-            forwards=target.forwards - before,
+            forwards=forwards.decoding,
             committed=committed,
             drafted=[self.drafter.drafted] * len(committed),
+            prefill_forwards=forwards.prefill,
         )
 
     @torch.inference_mode()

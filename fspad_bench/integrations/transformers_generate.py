@@ -5,8 +5,9 @@
 
 - They run a copy of the target's weights through the stock forward: sdpa attention, dynamic cache,
   stock linear layers.
-- Their decode clock starts when the first tokens are shown. Prompt lookup shows those of its whole
-  first step, whose time thus counts as prefill: to its advantage, by less than a step.
+- A row of theirs has an end-to-end speedup: the call is timed from outside. Their own clock, which
+  starts when the first tokens are shown, and their steps stand in the record as claims. Prompt
+  lookup shows the tokens of its whole first step at once, so this step counts as prefill there.
 """
 
 from __future__ import annotations
