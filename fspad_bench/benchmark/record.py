@@ -3,13 +3,16 @@
 - The first line is `run`: the plan, the machine, the versions, and the schema of the file.
 - Then come a `costs` line for each decoder that sizes its trees by measured costs, a `key` line
   for each row key, a `sample` line for each generation, an `audit` line for each output that
-  differs from vanilla's, a `score` line for each row, and `end` when all is done.
+  differs from vanilla's, a `pit` line for each output that may differ, a `finding` line for each
+  complaint of a guard, a `score` line for each row, and `end` when all is done.
 - A crash leaves a readable file: a torn last line is dropped when the record is opened again.
 - Any other line that cannot be read costs that line: it is left out and named (`damaged`). What
   only a newer version can read is refused, since it may change what other lines mean.
 - Schema 1 had neither the hashes of sources, templates, tokenizers and cards nor the version of
   torch in its keys, and its options are as given, not as resolved. Its records are read; their
   keys leave those fields empty.
+- Schemas 1 and 2 had no guards: no `pit` and `finding` lines, no forwards of a prefill, and of a
+  foreign engine the seconds and steps that it claims stand where measured ones do.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.util.plain import LONGEST_STEP, whole
 from fspad_bench.util.text import file_bytes, json_value
 
-SCHEMA = 2
+SCHEMA = 3
 VANILLA = "vanilla"
 METHOD = ("decoder", "options", "verification", "scope")  # fields of a key that are no setting
 SCOPES = ("prompt", "run")
@@ -123,7 +126,8 @@ class Sample:
     interleaved.
 
     `forwards` counts full forwards of the target, `partial_forwards` those that ran only some of
-    its layers.
+    its layers, `prefill_forwards` the full ones before the decode clock started (0: not known).
+    `claims` are a foreign engine's own figures.
     """
 
     key: str
@@ -137,6 +141,7 @@ class Sample:
     drafted: list[int] = field(default_factory=list)
     forwards: int = 0
     partial_forwards: int = 0
+    prefill_forwards: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     draft_seconds: float = 0.0
@@ -144,6 +149,7 @@ class Sample:
     other_load: float = 0.0
     peak_memory: int | None = None
     error: str = ""
+    claims: dict[str, Any] = field(default_factory=dict)
     prompt: str = ""
     text: str = ""
 
@@ -209,6 +215,33 @@ class Score:
     scores: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Pit:
+    """Each token of a sampled output, transformed by the target's own distribution (see
+    `uniform`), and its offset in its step.
+    """
+
+    key: str
+    sample: str
+    turn: int
+    round: str
+    u: list[float]
+    offsets: list[int]
+
+    @property
+    def place(self) -> Place:
+        return Place(self.round, self.sample, self.turn)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a guard holds against a row, in words. `guard` is one of `guards.GUARDS`."""
+
+    key: str
+    guard: str
+    text: str
+
+
 @dataclass
 class Records:
     """The content of one or more record files.
@@ -219,6 +252,8 @@ class Records:
     keys: dict[str, Key] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
+    pits: list[Pit] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     complete: bool = False
@@ -278,6 +313,12 @@ class Records:
                 self.samples.append(Sample.read(content))
             case "audit":
                 self.audits.append(Audit.read(content))
+            case "pit":
+                check_fields(Pit, content)
+                self.pits.append(Pit(**content))
+            case "finding":
+                check_fields(Finding, content)
+                self.findings.append(Finding(**content))
             case "score":
                 check_fields(Score, content)
                 score = Score(**content)

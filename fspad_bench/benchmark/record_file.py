@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fspad_bench.benchmark.record import SCHEMA, Audit, Key, Records, Sample, Score
+from fspad_bench.benchmark.record import SCHEMA, Audit, Finding, Key, Pit, Records, Sample, Score
 from fspad_bench.errors import BenchError
 from fspad_bench.util import locks
 from fspad_bench.util.plain import plain
@@ -74,7 +74,7 @@ class RecordFile:
             self.known.add(key.hash)
         return key.hash
 
-    def add(self, entry: Sample | Audit | Score) -> None:
+    def add(self, entry: Sample | Audit | Score | Pit | Finding) -> None:
         """Append an entry; its empty fields are left out where reading fills them in again."""
         needed = {f.name for f in fields(entry) if f.default is f.default_factory is MISSING}
         content = {

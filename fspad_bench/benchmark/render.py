@@ -17,6 +17,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from fspad_bench.benchmark import distrust
 from fspad_bench.benchmark.record import METHOD, UNKNOWN_RULES, VANILLA
 from fspad_bench.benchmark.rows import IDENTITY, Row
 from fspad_bench.benchmark.verdict import ENOUGH_PROMPTS
@@ -29,8 +30,16 @@ SAMPLING = ("temperature", "top_p", "top_k")
 APART = tuple(n for n in IDENTITY if n not in (*METHOD, *PLACE, *SAMPLING, "task"))
 FILE_HASH = 64  # characters of a sha256
 PERCENT = ("accuracy", "em")  # metrics shown with a percent sign
-HEADER = ("decoder", "verdict", "tokens/step", "speedup (95%)", "tokens/s", "first token")
-SIDES = ("left", "left", "right", "left", "right", "right", "right")
+HEADER = (
+    "decoder",
+    "verdict",
+    "tokens/step",
+    "speedup (95%)",
+    "end to end",
+    "tokens/s",
+    "first token",
+)
+SIDES = ("left", "left", "right", "left", "right", "right", "right", "right")
 
 Names = dict[str, str]
 
@@ -168,18 +177,24 @@ def _name(row: Row, first: Row, names: Names) -> str:
 
 
 def _figures(row: Row) -> list[str]:
-    mark = "~" if row["noisy"] else ""
     seconds = row["time_to_first_token"]
     return [
         _number(row["tokens_per_step"], ".2f"),
-        mark + _number(row["speedup"], ".2f") + _interval(row),
-        mark + _number(row["tokens_per_second"], ".1f"),
+        _marked(row, "speedup", ".2f") + _interval(row),
+        _marked(row, "speedup_end_to_end", ".2f"),
+        _marked(row, "tokens_per_second", ".1f"),
         _number(seconds and 1000 * seconds, ".0f", " ms"),
     ]
 
 
+def _marked(row: Row, name: str, form: str) -> str:
+    """Return a figure that depends on the clock, marked where other work was running."""
+    mark = "~" if row["noisy"] and row[name] is not None else ""
+    return mark + _number(row[name], form)
+
+
 def _interval(row: Row) -> str:
-    if row["decoder"] == VANILLA:
+    if row["decoder"] == VANILLA or row["speedup"] is None:
         return ""
     if row["speedup_low"] is None:
         return "  [±?]"
@@ -208,7 +223,7 @@ def _means(table: list[Row], names: Names, style: str) -> list[str]:
     places: dict[str, list[Row]] = {}
     for row in table:
         places.setdefault(_place(row), []).append(row)
-    header = ["sampling", "decoder", "tasks", "tokens/step", "speedup"]
+    header = ["sampling", "decoder", "tasks", "tokens/step", "speedup", "end to end"]
     tables = []
     for place, here in places.items():
         body = [_mean_line(group, names) for group in _over_tasks(here) if len(group) > 1]
@@ -221,7 +236,8 @@ def _means(table: list[Row], names: Names, style: str) -> list[str]:
 
 def _mean_line(group: list[Row], names: Names) -> list[Any]:
     first = group[0]
-    means = [_mean(group, name) for name in ("tokens_per_step", "speedup")]
+    figures = ("tokens_per_step", "speedup", "speedup_end_to_end")
+    means = [_mean(group, name) for name in figures]
     return [_distribution(first), names[_method(first)], len(group), *means]
 
 
@@ -262,6 +278,7 @@ def _notes(table: list[Row], names: Names) -> list[str]:
     )
     notes += [
         "speedup: vanilla's decode seconds per token over the decoder's, paired by prompt",
+        "end to end: the same with the prefill",
         "tokens/step counts the bonus token",
     ]
     if any(row["noisy"] for row in table):
@@ -273,6 +290,7 @@ def _notes(table: list[Row], names: Names) -> list[str]:
         _explanation(row, names) for row in others if row["divergences"] and row["verdict"] != "law"
     ]
     notes += _distribution_notes(others, names)
+    notes += _guard_notes(table, names)
     notes += _scope_notes(others, names)
     errors = sum(row["errors"] for row in table)
     if errors:
@@ -289,12 +307,16 @@ def _notes(table: list[Row], names: Names) -> list[str]:
 
 
 def _distribution_notes(others: list[Row], names: Names) -> list[str]:
-    rules = {(names[_method(r)], r["verification"]) for r in others if r["verdict"] == "law"}
     return [
-        f"{decoder}: its tokens are not vanilla's, but {rule} keeps vanilla's distribution; "
-        "`certify` tests that"
-        for decoder, rule in sorted(rules)
+        f"{_place_of(row, names)}: its tokens are not vanilla's, but {row['verification']} keeps "
+        f"vanilla's distribution; {distrust.evidence(row)}"
+        for row in others
+        if row["verdict"] == "law"
     ]
+
+
+def _guard_notes(table: list[Row], names: Names) -> list[str]:
+    return [f"{_place_of(row, names)}: {text}" for row in table for text in distrust.notes(row)]
 
 
 def _scope_notes(others: list[Row], names: Names) -> list[str]:
@@ -305,10 +327,16 @@ def _scope_notes(others: list[Row], names: Names) -> list[str]:
     ]
 
 
+def _place_of(row: Row, names: Names) -> str:
+    return f"{names[_method(row)]} on {_task(row)}, {_distribution(row)}"
+
+
 def _explanation(row: Row, names: Names) -> str:
     """Return what is known about outputs that differ from vanilla's."""
-    where = f"{names[_method(row)]} on {_task(row)}, {_distribution(row)}"
+    where = _place_of(row, names)
     text = f"{where}: {row['divergences']} outputs differ ({row['verdict']})"
+    if row["pit_p"] is not None:
+        return f"{text}; {distrust.evidence(row)}"
     if row["verification"] in UNKNOWN_RULES and row["temperature"] != 0:
         return f"{text}; it verifies by a rule of its own, whose distribution `certify` tests"
     if row["max_regret"] is None:

@@ -9,15 +9,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
+from fspad_bench.benchmark import claims
+from fspad_bench.benchmark.guards.prefill import hidden_work
 from fspad_bench.benchmark.record import (
     SINCE_SCHEMA_2,
     UNKNOWN_RULES,
     VANILLA,
     Audit,
+    Finding,
     Key,
+    Pit,
     Place,
     Records,
     Sample,
@@ -30,6 +35,7 @@ from fspad_bench.benchmark.stats import (
     ratio_of_mean_speeds,
     speedup,
 )
+from fspad_bench.benchmark.uniform import Uniformity, row_uniformity
 from fspad_bench.benchmark.verdict import differing_prompts, verdict
 from fspad_bench.util.machine import NOISY
 
@@ -65,11 +71,13 @@ class Pair(NamedTuple):
         return self.vanilla.tokens != self.decoder.tokens
 
 
-class Evidence(NamedTuple):
+@dataclass(frozen=True)
+class Evidence:
     """Everything that the records hold about one row.
 
     `audits` are those of the pairs that differ. `pooled` are the audits of every row that rounds
-    as this one does.
+    as this one does. `pits` are the evidence of outputs that may differ, `findings` what guards
+    hold against the row.
     """
 
     key: Key
@@ -78,7 +86,13 @@ class Evidence(NamedTuple):
     pairs: list[Pair]
     audits: list[Audit]
     pooled: list[Audit]
+    pits: list[Pit]
+    findings: list[Finding]
     scores: dict[str, float]
+
+    @cached_property
+    def uniform(self) -> Uniformity | None:
+        return row_uniformity(self.pits, self.key.dtype)
 
     @property
     def tokens(self) -> int:
@@ -106,8 +120,14 @@ def rows(records: Records) -> list[Row]:
 
 
 def failed(table: Sequence[Row]) -> bool:
-    """Return whether a run ends with exit code 1: a row is lossy, or a generation failed."""
-    return any(row["verdict"] == "lossy" or row["errors"] for row in table)
+    """Return whether a run ends with exit code 1: a row is lossy, a generation failed, or the
+    target was changed meanwhile.
+    """
+    return any(row["verdict"] == "lossy" or row["errors"] or _retargeted(row) for row in table)
+
+
+def _retargeted(row: Row) -> bool:
+    return any(finding["guard"] == "target" for finding in row["findings"])
 
 
 def latest(samples: Iterable[Sample]) -> list[Sample]:
@@ -133,7 +153,16 @@ def _evidence(
         pairs=pairs,
         audits=[a for a in records.audits if a.key == name and a.place in differing],
         pooled=[a for a in records.audits if a.key in rounds_equally],
+        pits=_latest_pits(records.pits, name, complete),
+        findings=[finding for finding in records.findings if finding.key == name],
         scores=records.scores.get(name, {}),
+    )
+
+
+def _latest_pits(pits: Iterable[Pit], name: str, complete: Sequence[Sample]) -> list[Pit]:
+    places = {sample.place for sample in complete}
+    return list(
+        {pit.place: pit for pit in pits if pit.key == name and pit.place in places}.values()
     )
 
 
@@ -151,7 +180,8 @@ def _row(evidence: Evidence) -> Row:
     return {
         **_identity(evidence.key),
         **_identical_output(evidence),
-        **_speedups(evidence.pairs),
+        **_evidence_figures(evidence),
+        **_speedups(evidence),
         **_steps(evidence.samples),
         **_times(evidence.samples),
         **_quality(evidence.scores),
@@ -160,6 +190,9 @@ def _row(evidence: Evidence) -> Row:
         "max_regret": max((max(a.decoder_regrets) for a in evidence.audits), default=None),
         "margin_error": max((a.margin_error for a in evidence.audits), default=None),
         "differing_prompts": differing_prompts(evidence.pooled),
+        "claimed_tokens_per_step": claims.tokens_per_step(evidence.samples),
+        "claimed_speedup": claims.decode_speedup(evidence.pairs),
+        "findings": [{"guard": f.guard, "text": f.text} for f in evidence.findings],
     }
 
 
@@ -182,6 +215,10 @@ def _identical_output(evidence: Evidence) -> Row:
 
 def _verdict(evidence: Evidence) -> str:
     key = evidence.key
+    if any(finding.guard == "target" for finding in evidence.findings):
+        return "unverified"  # vanilla was asked of the same changed target
+    if evidence.uniform is not None and not evidence.uniform.holds:
+        return "lossy"
     if evidence.divergences and not key.identical:
         return "unverified" if key.verification in UNKNOWN_RULES else "law"
     if not evidence.pairs:
@@ -199,14 +236,33 @@ def _same_tokens(pairs: Sequence[Pair]) -> float | None:
     return sum(agreement(pair.vanilla.tokens, pair.decoder.tokens) for pair in pairs) / total
 
 
-def _speedups(pairs: Sequence[Pair]) -> Row:
-    decode = _speedup(pairs, prefill=False)
+def _evidence_figures(evidence: Evidence) -> Row:
+    """Return the test of the outputs' own distribution; None where none was recorded."""
+    uniform = evidence.uniform
+    return {
+        "pit_tokens": sum(len(pit.u) for pit in evidence.pits) if evidence.pits else None,
+        "pit_p": uniform.p if uniform else None,
+        "pit_shift": uniform.shift if uniform else None,
+    }
+
+
+def _speedups(evidence: Evidence) -> Row:
+    """Return the speedups; that of decoding is unknown where work was hidden in the prefill.
+
+    A foreign engine has a prefill of its own, whose work no vanilla here does.
+    """
+    pairs = evidence.pairs
+    hidden = "" if evidence.key.verification == "foreign" else hidden_work(pairs)
+    decode = NO_INTERVAL if hidden else _speedup(pairs, prefill=False)
     end_to_end = _speedup(pairs, prefill=True)
     return {
         "speedup": _known(decode.value),
         "speedup_low": _known(decode.low),
         "speedup_high": _known(decode.high),
         "speedup_end_to_end": _known(end_to_end.value),
+        "speedup_end_to_end_low": _known(end_to_end.low),
+        "speedup_end_to_end_high": _known(end_to_end.high),
+        "hidden_work": hidden or None,
         "speedup_spec_bench": _spec_bench(pairs),
     }
 

@@ -16,7 +16,7 @@ import random
 import secrets
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,18 +24,22 @@ from typing import Any, NamedTuple
 import torch
 
 from fspad_bench import __version__
-from fspad_bench.benchmark import scoring, tasks
+from fspad_bench.benchmark import tasks
 from fspad_bench.benchmark.audit import Auditor
+from fspad_bench.benchmark.evidence import evidence
+from fspad_bench.benchmark.guards.answers import Sealed
+from fspad_bench.benchmark.guards.code import CodeGuard
+from fspad_bench.benchmark.guards.watch import Watch
 from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.prompts import Message, Prompts, longest_conversation
-from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample, Score
+from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample
 from fspad_bench.benchmark.resume import check_folder, open_record
+from fspad_bench.benchmark.scored import check_answers, scores
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.border import check_ids
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.engine.target import ContextError
-from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import tokenizer_hash
 from fspad_bench.models.load import load_target
 from fspad_bench.util import machine
@@ -73,6 +77,7 @@ class Runner:
     """
 
     def __init__(self, plan: Plan, output: Path) -> None:
+        code = CodeGuard()  # before a decoder's module is imported
         cards = [tasks.load_card(name) for name in plan.tasks]
         check_options(plan.decoders, plan.options)
         check_folder(output)
@@ -89,7 +94,12 @@ class Runner:
         self.target = load_target(plan.target, device=plan.device, dtype=plan.dtype)
         self.prompts = Prompts(self.target, plan.target)
         self.origin = self._origin()
-        self.decoders = [build_decoder(label, self.target, plan.options) for label in plan.decoders]
+        asked = [self.prompts.ask(text) for text in WARM_UP]
+        self.watch = Watch(self.target, asked, WARM_UP_TOKENS, code)
+        self.decoders: list[Decoder] = []
+        for label in plan.decoders:
+            with self.watch.building(label, self.decoders):
+                self.decoders.append(build_decoder(label, self.target, plan.options))
         self.longest = longest_conversation(
             self.data, self.prompts, self._answer_tokens, self.target.max_length
         )
@@ -105,11 +115,8 @@ class Runner:
         return self.record.path
 
     def _run(self) -> None:
-        known = Records.read(self.record.path) if self.record.path.exists() else Records()
-        self._prepare(known)
         units = list(self._units())
-        missing = [(unit, self._missing(unit, known)) for unit in units]
-        todo = [(unit, decoders) for unit, decoders in missing if decoders]
+        todo = self._todo(units)
         if todo:
             self._warm_up()
         with Progress("generations", len(units), start=len(units) - len(todo)) as progress:
@@ -118,8 +125,21 @@ class Runner:
                 progress.advance(0, f"{task} {unit.question.id} T={unit.temperature:g}")
                 self._measure(unit, decoders)
                 progress.advance()
+        if todo:
+            self.watch.finish(self.decoders)
+            self._record_findings(units)
         self._score()
         self.record.end()
+
+    def _todo(self, units: list[Unit]) -> list[tuple[Unit, list[Decoder]]]:
+        """Return the units that some decoders have not finished, and which these are.
+
+        The answers of an earlier process are not kept: no decoder shall find them here.
+        """
+        known = Records.read(self.record.path) if self.record.path.exists() else Records()
+        self._prepare(known)
+        missing = [(unit, self._missing(unit, known)) for unit in units]
+        return [(unit, decoders) for unit, decoders in missing if decoders]
 
     def _prepare(self, known: Records) -> None:
         """Let decoders measure what they need before any clock runs.
@@ -129,7 +149,8 @@ class Runner:
         """
         for decoder in self.decoders:
             recorded = known.costs.get(decoder.label)
-            decoder.prepare(recorded)
+            with self.watch.turn(decoder):
+                decoder.prepare(recorded)
             if decoder.measurements and not recorded:
                 self.record.costs(decoder.label, dict(decoder.measurements))
 
@@ -216,7 +237,7 @@ class Runner:
                 for temperature in self.plan.temperatures:
                     sampler = self._sampler(temperature)
                     # a decoder that fails here fails again, on the record
-                    with suppress(Exception, SystemExit):
+                    with suppress(Exception, SystemExit), self.watch.turn(decoder):
                         decoder.generate(self.target, sampler, prompt, Limit(WARM_UP_TOKENS))
 
     def _sampler(self, temperature: float, stream: str = "warm-up") -> Sampler:
@@ -244,19 +265,32 @@ class Runner:
         stream = f"{unit.data.card.task}\n{unit.question.id}\n{prompt.turn}\n0"
         sampler = self._sampler(unit.temperature, stream)
         order = random.Random(f"{prompt.round}{prompt.turn}").sample(decoders, len(decoders))
-        samples = {}
+        sealed = Sealed()
         for decoder in order:
             own = self._sampler(unit.temperature, stream)  # a decoder may change it
-            samples[decoder.label] = self._generate(prompt, decoder, own)
+            sealed.put(decoder.label, self._generate(prompt, decoder, own))
+        samples = sealed.opened()
         vanilla = samples[VANILLA]
         for decoder in decoders:
             key = self._key(decoder, unit)
             self.record.key(key)
             if key.identical:
                 self._audit(prompt, samples[decoder.label], vanilla, sampler)
+            elif not samples[decoder.label].error:
+                sample = samples[decoder.label]
+                self.record.add(evidence(self.target, prompt.tokens, sample, sampler))
         for decoder in decoders:
             self.record.add(samples[decoder.label])
+        self._record_findings([unit])
         return vanilla
+
+    def _record_findings(self, units: list[Unit]) -> None:
+        """Record what guards hold against the rows of these units, each complaint once a row."""
+        for decoder in self.decoders:
+            keys = {self._key(decoder, unit).hash for unit in units}
+            for key in sorted(keys & self.record.known):
+                for finding in self.watch.findings(decoder.label, key):
+                    self.record.add(finding)
 
     def _skip_turns(self, prompt: Prompt, decoders: list[Decoder]) -> None:
         """Record an error for each turn after `prompt`, whose generation by vanilla failed."""
@@ -283,14 +317,16 @@ class Runner:
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self.target.device)
         try:
-            generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
+            with self.watch.turn(decoder) as turn:
+                generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
             check_ids(generation.tokens, self.target.config.vocab_size)
         except ContextError as error:
             return Sample(**about, error=error.message)
         except (Exception, SystemExit) as error:  # a failure is recorded and does not end the run
             traceback.print_exc()
             return Sample(**about, error=f"{type(error).__name__}: {error}")
-        other_load = load.others()
+        other_load = load.others() + turn.others
+        self.watch.state.note(decoder, sampler, prompt.tokens, limit, generation)
         figures = self._figures(generation)
         texts = self._texts(prompt, generation)
         return Sample(**about, **figures, other_load=other_load, **texts)
@@ -302,6 +338,8 @@ class Runner:
             "drafted": generation.drafted,
             "forwards": generation.forwards,
             "partial_forwards": generation.partial_forwards,
+            "prefill_forwards": generation.prefill_forwards,
+            "claims": generation.claims,
             "prefill_seconds": generation.prefill_seconds,
             "decode_seconds": generation.decode_seconds,
             "draft_seconds": generation.draft_seconds,
@@ -336,26 +374,11 @@ class Runner:
         self.record.add(Audit(decoder.key, decoder.sample, decoder.turn, decoder.round, *finding))
 
     def _score(self) -> None:
-        """Record the scores of every row, from the recorded tokens and the task's answers."""
+        """Record the scores of every row."""
         records = Records.read(self.record.path)
         for data in self.data:
-            if not data.card.score:
-                continue
-            answers = {q.id: q.answers for q in data.questions if q.answers}
-            for key in records.keys.values():
-                if key.task == data.card.task:
-                    self._score_row(key.hash, records.samples, data.card.score, answers)
-
-    def _score_row(
-        self, key: str, samples: Sequence[Sample], metric: str, answers: dict[str, list[str]]
-    ) -> None:
-        """Score the last generation of each sample that has answers."""
-        latest = {s.sample: s for s in samples if s.key == key and not s.error}
-        scored = [sample for sample in latest.values() if sample.sample in answers]
-        if scored:
-            texts = [self.prompts.text(sample.tokens) for sample in scored]
-            references = [answers[sample.sample] for sample in scored]
-            self.record.add(Score(key, scoring.score(metric, texts, references)))
+            for score in scores(data, records, self.prompts.text):
+                self.record.add(score)
 
     @property
     def _on_gpu(self) -> bool:
@@ -366,17 +389,3 @@ class Runner:
         is known.
         """
         return torch.cuda.max_memory_allocated(self.target.device) if self._on_gpu else None
-
-
-def check_answers(data: tasks.TaskData) -> None:
-    """Raise BenchError where the metric cannot read an answer: better before the measuring than
-    after it.
-    """
-    answers = [question.answers for question in data.questions if question.answers]
-    if data.card.score and answers:
-        try:
-            scoring.score(data.card.score, [""] * len(answers), answers)
-        except ValueError as error:
-            raise BenchError(
-                f"{data.card.task}@{data.source}: {error}", "correct the answers in the data"
-            ) from error

@@ -12,12 +12,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from scipy import stats
-from torch import Tensor
 
+from fspad_bench.benchmark.evidence import distributions
+from fspad_bench.benchmark.uniform import (
+    ALPHA,
+    POWER,
+    Transformed,
+    offsets,
+    transform,
+    uniformity,
+)
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Drafter, Limit, as_engine
 from fspad_bench.core.sampling import Dice, Sampler
@@ -28,14 +35,11 @@ from fspad_bench.lossless.exact import PROMPT, product_distribution, reason_it_n
 from fspad_bench.lossless.oracle import Distribution
 from fspad_bench.lossless.report import ELSEWHERE, VACUOUS, Check
 from fspad_bench.lossless.scripted import ScriptedTarget
-from fspad_bench.lossless.uniform import ALPHA, POWER, detectable_shift, transform
 
 SAMPLER = Sampler(0.7, top_p=0.9)
 VOCABULARY = 4
 SALT = 5
 LENGTH = 3
-MIN_DRAWS = 100  # of a stratum
-TAIL = 1e-3
 
 
 def draws_needed(cells: int, distance: float, alpha: float = ALPHA, power: float = POWER) -> int:
@@ -101,13 +105,6 @@ def loop_p_value(target: ScriptedTarget, drafter: Drafter, distance: float) -> t
     return g_test(expected, counts), draws
 
 
-class Transformed(NamedTuple):
-    """u of an emitted token, and its offset in the step that committed it."""
-
-    u: float
-    offset: int
-
-
 def check_pit(
     decoder: Decoder, target: TransformersTarget, prompts: Sequence[list[int]], tokens: int
 ) -> Check:
@@ -122,45 +119,14 @@ def check_pit(
             raise
         figure = f"the engine refuses to sample: {error.message}"
         return Check("PIT", decoder.label, ELSEWHERE, figure)
-    strata = stratified(transformed)
-    tested = {offset: us for offset, us in strata.items() if len(us) >= MIN_DRAWS}
-    if not tested:
+    result = uniformity(transformed)
+    if result is None:
         figure = f"{len(transformed)} tokens are too few for any offset"
         return Check("PIT", decoder.label, VACUOUS, figure)
-    p_values = _p_values(tested, transformed)
-    worst = min(p_values, key=lambda place: p_values[place])
-    counts = "/".join(str(len(us)) for us in strata.values())
-    shift = detectable_shift(min(map(len, tested.values())))
-    figure = f"p {p_values[worst]:.2g} at {worst} of {counts} tokens by offset; "
-    figure += f"shifts of {shift:.2f} detectable"
-    return Check.of("PIT", decoder.label, p_values[worst] >= ALPHA, figure, f"p {ALPHA:.0e}")
-
-
-def _p_values(
-    tested: dict[int, list[float]], transformed: Sequence[Transformed]
-) -> dict[str, float]:
-    """Return the p-value of every offset, and that of the `tail` above 1 - TAIL."""
-    p_values = {
-        str(offset): float(stats.kstest(us, "uniform").pvalue) for offset, us in tested.items()
-    }
-    tail = sum(x.u > 1 - TAIL for x in transformed)
-    p_values["tail"] = float(stats.binomtest(tail, len(transformed), TAIL).pvalue)
-    return p_values
-
-
-def stratified(transformed: Sequence[Transformed]) -> dict[int, list[float]]:
-    """Return u by offset.
-
-    An offset with fewer than MIN_DRAWS tokens is pooled with the one before it.
-    """
-    strata: dict[int, list[float]] = {}
-    pending: list[float] = []
-    for offset in sorted({x.offset for x in transformed}, reverse=True):
-        pending += [x.u for x in transformed if x.offset == offset]
-        if len(pending) >= MIN_DRAWS or offset == 0:
-            strata[offset] = pending
-            pending = []
-    return dict(sorted(strata.items()))
+    counts = "/".join(map(str, result.counts))
+    figure = f"p {result.p:.2g} at {result.place} of {counts} tokens by offset; "
+    figure += f"shifts of {result.shift:.2f} detectable"
+    return Check.of("PIT", decoder.label, result.holds, figure, f"p {ALPHA:.0e}")
 
 
 def pit(
@@ -171,28 +137,9 @@ def pit(
     for i, prompt in enumerate(prompts):
         sampler = SAMPLER.streamed(f"pit {i}")
         generation = decoder.generate(target, sampler, prompt, Limit(tokens))
-        distributions = teacher_forced(target, prompt, generation.tokens, sampler)
+        rows = distributions(target, prompt, generation.tokens, sampler)
         dice = Dice(sampler.streamed(f"pit uniforms {i}").key, 0)
-        offsets = [0]  # the prefill's token
-        for committed in generation.committed:
-            offsets += range(committed)
-        offsets += [0] * (
-            len(generation.tokens) - len(offsets)
-        )  # a foreign engine's steps: unknown
-        for p, token, offset in zip(distributions, generation.tokens, offsets, strict=True):
+        places = offsets(generation.committed, len(generation.tokens))
+        for p, token, offset in zip(rows, generation.tokens, places, strict=True):
             transformed.append(Transformed(transform(p, token, dice), offset))
     return transformed
-
-
-@torch.inference_mode()
-def teacher_forced(
-    target: TransformersTarget, prompt: list[int], output: list[int], sampler: Sampler
-) -> list[Tensor]:
-    """Return the processed distribution before each token of `output`.
-
-    It takes one stock forward without a cache.
-    """
-    ids = torch.tensor([[*prompt, *output[:-1]]], device=target.device)
-    hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    logits = target.lm_head(hidden[0, len(prompt) - 1 :])  # [tokens of the output, V]
-    return [sampler.distribution(row) for row in logits]

@@ -18,6 +18,7 @@ import torch
 from scipy import stats
 
 from fspad_bench.benchmark.audit import Auditor
+from fspad_bench.benchmark.uniform import ALPHA, detectable_shift
 from fspad_bench.benchmark.verdict import FLOAT32_BOUND, FLOAT32_TIES
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Limit
@@ -27,7 +28,6 @@ from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.device_loop import DeviceLoop
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.report import ELSEWHERE, PASS, VACUOUS, Check
-from fspad_bench.lossless.uniform import ALPHA, detectable_shift
 from fspad_bench.lossless.witness import Observations, Witness
 
 TEMPERATURES = [0.0, 0.0, 0.5, 1.0, 1.4]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from fspad_bench.benchmark.uniform import ALPHA
 from fspad_bench.core import sampling
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Limit
@@ -26,7 +27,6 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.distribution import draws_needed, g_test
 from fspad_bench.lossless.oracle import Distribution
 from fspad_bench.lossless.report import Check
-from fspad_bench.lossless.uniform import ALPHA
 
 OUTCOMES = 16
 BLOCK = 10_000

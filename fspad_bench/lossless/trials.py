@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import NamedTuple
 
+from fspad_bench.benchmark.uniform import ALPHA
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import Rule, match
@@ -25,7 +26,6 @@ from fspad_bench.lossless.mutations import Applied, Mutation
 from fspad_bench.lossless.proofs import noise_is_finite
 from fspad_bench.lossless.report import PASS, Check
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
-from fspad_bench.lossless.uniform import ALPHA
 from fspad_bench.lossless.witness import Observations
 
 DECODER = "fspad"

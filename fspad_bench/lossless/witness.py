@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from fspad_bench.benchmark.uniform import transform
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
 from fspad_bench.core.sampling import Dice
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import drawn
-from fspad_bench.lossless.uniform import transform
 
 DICE_KEY = (0x0D1CE, 0x5EED)
 

@@ -8,6 +8,7 @@ import pytest
 from runs import write
 
 from fspad_bench.benchmark import runner
+from fspad_bench.benchmark.guards import state
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.util import provenance
 
@@ -29,7 +30,10 @@ def data(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Return the list of all generations, in order: label, prompt, temperature, stream."""
+    """Return the list of all generations, in order: label, prompt, temperature, stream.
+
+    The guard that asks prompts again at the end asks none.
+    """
     generations = []
     real = Decoder.generate
 
@@ -42,6 +46,7 @@ def calls(monkeypatch):
         return real(self, target, sampler, prompt, limit)
 
     monkeypatch.setattr(Decoder, "generate", generate)
+    monkeypatch.setattr(state, "ASKED", 0)
     return generations
 
 

@@ -1,7 +1,6 @@
 """Shared by the tests of a run: faulty decoders, small plans, and readers of records."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -10,6 +9,7 @@ from fspad_bench.benchmark.record import Records, lines
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.core.loop import Generation, Limit, generate
+from fspad_bench.core.protocols import LayerPlan
 from fspad_bench.core.verification import Accepted
 from fspad_bench.decoders.vanilla import Vanilla
 
@@ -83,11 +83,19 @@ class Learner(Vanilla):
     scope = "run"
 
 
-class Skipping(Foreign):
-    """An external engine that skips layers in two forwards per generation."""
+class Skipping(Vanilla):
+    """A decoder that scores two tokens a step with some of the layers."""
 
-    def generate(self, prompt, sampler, limit):
-        return replace(super().generate(prompt, sampler, limit), partial_forwards=2)
+    def __init__(self, target):
+        self.target = target
+
+    def propose(self, context, budget):
+        layers = LayerPlan(skip_mlp=frozenset([0]))
+        share = self.target.last_session
+        with self.target.session(0, layers=layers, share=share) as session:
+            for _ in range(2 if budget else 0):
+                session.extend([1], [-1])
+        return super().propose(context, budget)
 
 
 class Useless:

@@ -65,9 +65,11 @@ def test_a_line_that_is_not_of_the_schema_costs_that_line(path, line):
 def test_a_newer_schema_is_named(path):
     written_record(path, SAMPLE)
     content = path.read_text(encoding="utf-8")
-    path.write_text(content.replace(f'"schema": {SCHEMA}', '"schema": 3'), encoding="utf-8")
+    path.write_text(
+        content.replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}'), encoding="utf-8"
+    )
     error = refused(path)
-    assert "run.jsonl:1: schema 3 is newer" in error.message
+    assert f"run.jsonl:1: schema {SCHEMA + 1} is newer" in error.message
     assert "install" in error.hint
 
 

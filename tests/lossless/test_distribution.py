@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from fspad_bench.benchmark.uniform import ALPHA, transform
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Dice, Sampler
@@ -17,7 +18,6 @@ from fspad_bench.lossless import distribution
 from fspad_bench.lossless.distribution import draws_needed, g_test
 from fspad_bench.lossless.exact import PROMPT, product_distribution, scripted
 from fspad_bench.lossless.scripted import ScriptedTarget
-from fspad_bench.lossless.uniform import ALPHA, transform
 
 PROMPTS = [[i, i + 3, i * 2 % 90, 40] for i in range(20)]
 

@@ -1,0 +1,36 @@
+"""What a reader must be told about a row that a guard distrusts, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fspad_bench.benchmark.uniform import ALPHA
+
+
+def notes(row: dict[str, Any]) -> list[str]:
+    """Return a sentence for everything that guards hold against a row, the gravest first."""
+    texts = [finding["text"] for finding in row["findings"]]
+    if row["hidden_work"]:
+        texts.append(f"{row['hidden_work']}: no decode speedup is given, end to end stands")
+    return [*texts, *_claims(row)]
+
+
+def evidence(row: dict[str, Any]) -> str:
+    """Return what the outputs of a row say of its distribution."""
+    if row["pit_tokens"] is None:
+        return "no evidence is recorded"
+    if row["pit_p"] is None:
+        return f"its {row['pit_tokens']} tokens are too few for evidence of their own"
+    return (
+        f"PIT of its own {row['pit_tokens']} tokens: p {row['pit_p']:.2g} "
+        f"(bound {ALPHA:.0e}), shifts of {row['pit_shift']:.2f} would have been seen"
+    )
+
+
+def _claims(row: dict[str, Any]) -> list[str]:
+    claims = []
+    if row["claimed_tokens_per_step"] is not None:
+        claims.append(f"{row['claimed_tokens_per_step']:.2f} tokens/step")
+    if row["claimed_speedup"] is not None:
+        claims.append(f"a decode speedup of {row['claimed_speedup']:.2f}")
+    return [f"it claims {' and '.join(claims)}, which nothing here has measured"] if claims else []

@@ -1,0 +1,68 @@
+"""Whether a decoder that claims to start anew with each prompt does.
+
+Its first prompts are asked again at the end, in another order. With the same noise it must propose
+as many tokens and have as many accepted at every step; if not, something outlived a generation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import suppress
+from typing import NamedTuple
+
+from fspad_bench.benchmark.record import VANILLA
+from fspad_bench.core.protocols import Generation, Limit
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.decoders.build import Decoder
+from fspad_bench.engine.target import TransformersTarget
+
+ASKED = 3  # prompts of each decoder
+
+
+class Asked(NamedTuple):
+    """A prompt with its noise, and the steps that a decoder took on it."""
+
+    sampler: Sampler
+    prompt: list[int]
+    limit: Limit
+    steps: list[tuple[int, int]]
+
+
+class StateGuard:
+    """Remembers the steps that each decoder took on its first prompts."""
+
+    def __init__(self, target: TransformersTarget) -> None:
+        self.target = target
+        self.asked: dict[str, list[Asked]] = defaultdict(list)
+
+    def note(
+        self, decoder: Decoder, sampler: Sampler, prompt: list[int], limit: Limit, made: Generation
+    ) -> None:
+        """Remember a generation that was just timed, while there are fewer than `ASKED`."""
+        if starts_anew(decoder) and len(self.asked[decoder.label]) < ASKED:
+            self.asked[decoder.label].append(Asked(sampler, prompt, limit, steps(made)))
+
+    def differing(self, decoder: Decoder) -> int:
+        """Ask again, in the opposite order: return how many prompts got other steps."""
+        asked = self.asked.pop(decoder.label, [])
+        return sum(self._again(decoder, question) != question.steps for question in asked[::-1])
+
+    def _again(self, decoder: Decoder, asked: Asked) -> list[tuple[int, int]]:
+        """Return the steps of now; none where it fails, which it did not do before."""
+        with suppress(Exception):
+            return steps(decoder.generate(self.target, asked.sampler, asked.prompt, asked.limit))
+        return []
+
+
+def starts_anew(decoder: Decoder) -> bool:
+    """Whether a decoder says that it starts anew.
+
+    Vanilla drafts nothing, and the steps of an engine are not seen.
+    """
+    drafts = decoder.drafter is not None and decoder.label != VANILLA
+    return drafts and decoder.scope == "prompt"
+
+
+def steps(generation: Generation) -> list[tuple[int, int]]:
+    """Return (drafted, committed) of every step."""
+    return list(zip(generation.drafted, generation.committed, strict=True))

@@ -1,0 +1,46 @@
+"""Scores of rows, from the recorded tokens and the task's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from fspad_bench.benchmark import scoring, tasks
+from fspad_bench.benchmark.record import Records, Sample, Score
+from fspad_bench.errors import BenchError
+
+
+def check_answers(data: tasks.TaskData) -> None:
+    """Raise BenchError where the metric cannot read an answer: better before the measuring than
+    after it.
+    """
+    answers = [question.answers for question in data.questions if question.answers]
+    if data.card.score and answers:
+        try:
+            scoring.score(data.card.score, [""] * len(answers), answers)
+        except ValueError as error:
+            raise BenchError(
+                f"{data.card.task}@{data.source}: {error}", "correct the answers in the data"
+            ) from error
+
+
+def scores(
+    data: tasks.TaskData, records: Records, text: Callable[[Sequence[int]], str]
+) -> Iterator[Score]:
+    """Yield the scores of every row of a task that has answers; `text` decodes tokens."""
+    if not data.card.score:
+        return
+    answers = {q.id: q.answers for q in data.questions if q.answers}
+    for key in records.keys.values():
+        if key.task != data.card.task:
+            continue
+        samples = _scored(key.hash, records.samples, answers)
+        if samples:
+            texts = [text(sample.tokens) for sample in samples]
+            references = [answers[sample.sample] for sample in samples]
+            yield Score(key.hash, scoring.score(data.card.score, texts, references))
+
+
+def _scored(key: str, samples: Sequence[Sample], answers: dict[str, list[str]]) -> list[Sample]:
+    """Return the last generation of each sample that has answers."""
+    latest = {s.sample: s for s in samples if s.key == key and not s.error}
+    return [sample for sample in latest.values() if sample.sample in answers]
