@@ -5,6 +5,9 @@ position.
   However many nodes of a tree are sampled at the same position, each gets the token that vanilla
   would have got there: lossless becomes equality.
 - Processors come in transformers' order: temperature, top-k, top-p.
+- Logits become tokens here and nowhere else on the host, so this is where those that are not finite
+  are refused: NaN, +inf, or a row of nothing but -inf. A row's best value tells; -inf beside finite
+  logits only forbids a token.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -21,6 +25,17 @@ from fspad_bench.errors import BenchError
 MASK = 0xFFFFFFFF
 SHORTLIST = 1024
 COLDEST = 1e-6
+
+
+class NotFiniteError(BenchError):
+    """The target's logits before a token are not finite: no token follows from them."""
+
+    def __init__(self, position: int | None = None) -> None:
+        place = "" if position is None else f" before position {position}"
+        super().__init__(
+            f"the target's logits{place} are not finite",
+            "its weights are damaged, or its precision overflows: try --dtype float32",
+        )
 
 
 def mix_(x: Tensor) -> Tensor:
@@ -129,24 +144,28 @@ class Sampler:
         return gumbel(hash32(self.key, position, tokens))
 
     def next(self, logits: Tensor, position: int) -> int:
-        """Return the token at absolute `position`, given the target's logits `[V]` before it."""
+        """Return the token at absolute `position`, given the target's logits `[V]` before it.
+
+        Raises NotFiniteError.
+        """
         if self.greedy:
-            return int(_wide(logits).argmax())
-        scores, tokens = self.process(logits)
+            return _best(_wide(logits), position)
+        scores, tokens = self.process(logits, position)
         return int(tokens[(scores + self.noise(position, tokens)).argmax()])
 
     def dice(self, position: int, purpose: str) -> Dice:
         """Return draws that are independent of `noise`, for the step at `position`."""
         return Dice(self.streamed(f"{self.stream}\n{purpose}").key, position)
 
-    def process(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def process(self, logits: Tensor, position: int | None = None) -> tuple[Tensor, Tensor]:
         """Apply the cuts: logits `[V]` -> (scores `[K]`, token ids `[K]`), in float32 or wider.
 
         Scores are logits over temperature: processed log-probabilities but for a constant. At a cut
         the order is (score descending, token id ascending), where transformers keeps every token
-        that ties.
+        that ties. `position` is named by the NotFiniteError that is raised for such logits.
         """
         scores = _wide(logits) / self.temperature
+        _best(scores, position)
         if self.top_p == 1 and not 0 < self.top_k < len(scores):
             return scores, torch.arange(len(scores), device=scores.device)
         size = min(self.top_k or SHORTLIST, len(scores))
@@ -170,10 +189,11 @@ class Sampler:
 
     def distribution(self, logits: Tensor) -> Tensor:
         """Return the processed probabilities over the whole vocabulary, `[V]`, in float64."""
-        if self.greedy:
-            return torch.nn.functional.one_hot(logits.argmax(), len(logits)).to(torch.float64)
-        scores, tokens = self.process(logits)
         p = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+        if self.greedy:
+            p[_best(_wide(logits))] = 1
+            return p
+        scores, tokens = self.process(logits)
         return p.scatter_(0, tokens, scores.to(torch.float64).softmax(0))
 
 
@@ -203,6 +223,17 @@ class Dice:
         low, high = ((word & MASK) for word in hash32(self.key, self.position, pair).tolist())
         self.rolls += 1
         return ((high << 20 | low >> 12) + 0.5) * 2.0**-52  # 53 bits, so never rounded to 1
+
+
+def _best(scores: Tensor, position: int | None = None) -> int:
+    """Return the index of the highest score, the lowest index of equal ones.
+
+    Raises NotFiniteError; `argmax` counts NaN as the highest.
+    """
+    index = int(scores.argmax())
+    if not isfinite(float(scores[index])):
+        raise NotFiniteError(position)
+    return index
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fspad_bench.core.sampling import NotFiniteError
 from fspad_bench.engine.batch_cache import BatchCache
 from fspad_bench.engine.target import TransformersTarget
 
@@ -254,9 +255,11 @@ def answer_streams(
 def append_next_tokens(logits: Tensor, states: Sequence[RequestState]) -> None:
     """Append each request's next token: the argmax, or a draw by the request's variate.
 
-    logits `[R, V]`, one row per request.
+    logits `[R, V]`, one row per request. Raises NotFiniteError.
     """
     tokens = logits.argmax(-1)
+    if not torch.isfinite(logits.gather(-1, tokens[:, None])).all():
+        raise NotFiniteError
     sampled = [i for i, state in enumerate(states) if state.request.temperature]
     if sampled:
         temperature = torch.tensor(

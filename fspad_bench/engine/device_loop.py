@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fspad_bench.core.protocols import Context, Forwards, Generation, Limit, Scores
-from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.sampling import NotFiniteError, Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.cache import KVCache
 from fspad_bench.engine.gpu.backend import KernelAttention
@@ -122,15 +122,15 @@ class DeviceLoop:
         self.kernels = target.attention.kernels
         self.state = DeviceState.of(target, drafter.nodes)
         self.places = torch.arange(drafter.nodes, device=target.device)
-        # what the host reads of a step: count, bonus, the tokens of the path
-        self.report = torch.zeros(drafter.nodes + 2, dtype=torch.int32, device=target.device)
+        # what the host reads of a step: count, bonus, whether logits are broken, the path's tokens
+        self.report = torch.zeros(drafter.nodes + 3, dtype=torch.int32, device=target.device)
         self.replays: dict[tuple[bool, bool, bool], Replay] = {}
         self.entries: Tensor | None = None
         self.rope = self.fused.rope.table
 
     @torch.inference_mode()
     def generate(self, sampler: Sampler, prompt: Sequence[int], limit: Limit) -> Generation:
-        """Decode until `limit`, with one device-to-host sync a step."""
+        """Decode until `limit`, with one device-to-host sync a step. Raises NotFiniteError."""
         start = perf_counter()
         target = self.target
         forwards = Forwards(target)
@@ -146,7 +146,9 @@ class DeviceLoop:
                 replay = self.begin(session, context, scores, sampler)
             while not limit.reached(context):
                 replay()
-                count, bonus, *path = self.report.tolist()  # the one sync of the step
+                count, bonus, broken, *path = self.report.tolist()  # the one sync of the step
+                if broken:
+                    raise NotFiniteError(context.position)
                 session.advance(count)
                 kept = limit.cut(context, [*path[1:count], bonus])
                 context.tokens += kept
@@ -193,16 +195,16 @@ class DeviceLoop:
         rope = self.rope[:, positions]
         attend = self.attention.at(cache, nodes.bits, length, length + self.places)
         features, _ = self.fused(nodes.tokens.clamp(min=0), rope, attend)
-        choice = self.kernels.choose(
-            self.target.logits(features), nodes.depths, length + 1, sampling
-        )
+        logits = self.target.logits(features)
+        choice = self.kernels.choose(logits, nodes.depths, length + 1, sampling)
         walk = self.kernels.walk(nodes, choice)
         self.kernels.compact(cache.entries, length, walk)
         for kept, new in zip(state.walk, walk, strict=True):
             kept.copy_(new.view(kept.shape))
         state.features.copy_(features)
         length += walk.count
-        words = [walk.count.view(1), walk.bonus.view(1).int(), nodes.tokens[walk.path]]
+        broken = walk.broken(logits).view(1)
+        words = [walk.count.view(1), walk.bonus.view(1).int(), broken, nodes.tokens[walk.path]]
         self.report.copy_(torch.cat(words))
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from fspad_bench.core import sampling
-from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.sampling import NotFiniteError, Sampler
 from fspad_bench.errors import BenchError
 
 SAMPLERS = [
@@ -161,3 +161,36 @@ class TestDistribution:
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(BenchError, match="out of range"):
         Sampler(**settings)
+
+
+ROWS = {
+    "a NaN": [1.0, float("nan"), 3.0, 2.0],
+    "only NaN": [float("nan")] * 4,
+    "an infinity": [1.0, 2.0, float("inf"), 0.0],
+    "nothing allowed": [float("-inf")] * 4,
+}
+
+
+class TestLogitsThatAreNotFinite:
+    @pytest.mark.parametrize("row", ROWS)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize(
+        "sampler",
+        [Sampler(), Sampler(1.0), Sampler(1.0, top_k=1), Sampler(1.0, top_p=0.5)],
+        ids=["greedy", "T=1", "top-k", "top-p"],
+    )
+    def test_no_token_and_no_distribution_follows(self, sampler, dtype, row):
+        logits = torch.tensor(ROWS[row], dtype=dtype)
+        with pytest.raises(NotFiniteError, match="before position 7 are not finite"):
+            sampler.next(logits, 7)
+        with pytest.raises(NotFiniteError, match="are not finite"):
+            sampler.distribution(logits)
+
+    def test_an_overflow_by_a_low_temperature_is_one_too(self):
+        with pytest.raises(NotFiniteError):
+            Sampler(1e-6).next(torch.tensor([1e35, 0.0]), 0)
+
+    def test_the_greedy_distribution_is_all_on_the_token(self):
+        p = Sampler().distribution(torch.tensor([0.5, 2.0, float("-inf"), 2.0]))
+        assert p.tolist() == [0, 1, 0, 0]
+        assert p.dtype == torch.float64

@@ -6,7 +6,7 @@ from doubles import ARCHITECTURES, answer_all, driven, random_model
 
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Limit
-from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.sampling import NotFiniteError, Sampler
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine import batch, batch_cache
 from fspad_bench.engine.batch import Request, Wave, answer_streams
@@ -258,3 +258,18 @@ def test_a_target_without_the_lean_forward_is_refused(tiny, monkeypatch):
     target = TransformersTarget(random_model("llama"), tiny_tokenizer())
     with pytest.raises(BenchError, match="has no fused forward"):
         answer_all(target, [Request([1], 0.0, 1)], slots=1, seed=[0])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_end_the_generation(tiny, temperature, value, monkeypatch):
+    real = BatchCache.step
+
+    def damaged(self, tokens, positions):
+        logits = real(self, tokens, positions)
+        logits[0, 3] = value
+        return logits
+
+    monkeypatch.setattr(BatchCache, "step", damaged)
+    with pytest.raises(NotFiniteError, match="are not finite"):
+        answer_all(tiny, [Request([5, 9, 1], temperature, 9)], slots=2, seed=[0])

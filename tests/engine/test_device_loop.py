@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Limit
-from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.sampling import NotFiniteError, Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.prompt_lookup import PromptLookup
@@ -259,3 +259,34 @@ def test_on_a_gpu_a_step_is_a_graph_without_syncs(decoder):
             replay()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def damaged(target, token):
+    """Return a forward after which the features of this token are not finite."""
+    real = target.fused.__class__.__call__
+
+    def forward(self, tokens, *arguments, **options):
+        features, captured = real(self, tokens, *arguments, **options)
+        return features.masked_fill((tokens == token)[:, None], float("nan")), captured
+
+    return forward
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=["greedy", "T=1", "cut"])
+@pytest.mark.parametrize("decoder", ON_DEVICE)
+def test_logits_that_are_not_finite_end_the_generation(target, decoder, sampler, monkeypatch):
+    options = {} if decoder == "vanilla" else {decoder: {"tree": "fixed"}}
+    built = build_decoder(decoder, target, options)
+    tokens = built.loop.generate(sampler, PROMPTS[0], Limit(15)).tokens
+    broken = next(token for token in reversed(tokens[:-1]) if token not in PROMPTS[0])
+    position = len(PROMPTS[0]) + tokens.index(broken) + 1
+    monkeypatch.setattr(target.fused.__class__, "__call__", damaged(target, broken))
+    for generation in (
+        lambda limit: built.loop.generate(sampler, PROMPTS[0], limit),
+        lambda limit: generate(target, built.drafter, sampler, PROMPTS[0], limit),
+    ):
+        with pytest.raises(NotFiniteError, match="are not finite"):
+            generation(Limit(15))
+        if decoder == "vanilla":  # a tree may have been accepted beyond the limit
+            before = generation(Limit(position - len(PROMPTS[0])))
+            assert before.tokens == tokens[: position - len(PROMPTS[0])]

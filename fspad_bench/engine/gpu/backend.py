@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.sampling import NotFiniteError, Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Accepted, Chooser, Rule, match
 from fspad_bench.engine.attention import Attend, HeadShape, Pending, TorchAttention
@@ -86,8 +86,10 @@ def device_rule(rule: Rule, kernels: Kernels | None) -> Rule:
         at = torch.tensor([position], dtype=torch.int32, device=logits.device)
         settings = _tensors(sampler, logits.device)
         walk = kernels.walk(nodes, kernels.choose(logits, nodes.depths, at, settings))
-        words = torch.cat([walk.count.view(1), walk.bonus.view(1).int(), walk.path])
-        count, bonus, *path = words.tolist()
+        first = [walk.count.view(1), walk.bonus.view(1).int(), walk.broken(logits).view(1)]
+        count, bonus, broken, *path = torch.cat([*first, walk.path]).tolist()
+        if broken:
+            raise NotFiniteError(position)
         return Accepted(path[:count], bonus)
 
     return Rule(match_on_device)

@@ -100,3 +100,12 @@ class Walk(NamedTuple):
     path: Tensor
     count: Tensor  # type: ignore[assignment]  # not the method of tuples
     bonus: Tensor
+
+    def broken(self, logits: Tensor) -> Tensor:
+        """Return 1 where the logits `[N, V]` after an accepted node are not finite, else 0.
+
+        An int32 scalar on the device: who reads the path reads it along. Places of the path past
+        `count` name the root, which is accepted too.
+        """
+        finite = torch.isfinite(logits.amax(-1))
+        return (~finite[self.path].all()).to(torch.int32)
