@@ -4,22 +4,28 @@ context.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fspad_bench.benchmark.tasks import Card, Question, TaskData
-from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.engine.target import GENERATION, TransformersTarget
 from fspad_bench.errors import BenchError
+from fspad_bench.models.template import (
+    Message,
+    check_template,
+    render,
+    template_hash,
+    token_ids,
+)
+
+__all__ = ["Message", "Prompts", "longest_conversation", "stop_facts"]
 
 TURN_TOKENS = 64  # an upper estimate of what a chat template writes around a turn
 
-Message = dict[str, str]
-
 
 class Prompts:
-    """The target's chat template. Raises BenchError where it has none."""
+    """The target's chat template. Raises BenchError where it has none, or one of no use."""
 
     def __init__(self, target: TransformersTarget, name: str) -> None:
         tokenizer = target.tokenizer
@@ -28,20 +34,18 @@ class Prompts:
                 f"the tokenizer of {name} has no chat template", "name an instruct model"
             )
         self.tokenizer = tokenizer
+        check_template(tokenizer)
 
     @property
     def template_sha256(self) -> str:
-        """The hash of the template's text, or of its texts where a tokenizer has several."""
-        template = self.tokenizer.chat_template
-        text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return template_hash(self.tokenizer)
 
     def tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Return the prompt that asks for the assistant's next message."""
-        rendered: Any = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=True
-        )
-        return list(rendered["input_ids"])
+        """Return the prompt that asks for the assistant's next message.
+
+        Raises BenchError where the template refuses the conversation.
+        """
+        return token_ids(self.tokenizer, render(self.tokenizer, messages, opened=True))
 
     def ask(self, text: str) -> list[int]:
         """Return the prompt of a conversation that begins with `text`."""
@@ -49,6 +53,20 @@ class Prompts:
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def stop_facts(target: TransformersTarget) -> dict[str, Any]:
+    """Return the ids that end an answer and where they come from, for the record.
+
+    A note says so where these are not all that the target's files name.
+    """
+    ids = sorted(target.stop_ids)
+    others = sorted(target.tokenizer_stop_ids - target.stop_ids)
+    if target.stop_source != GENERATION or others:
+        used = f"the ids {ids} of its {target.stop_source}" if ids else "no id at all"
+        left = f", not with {others} of its tokenizer" if others else ""
+        print(f"note: answers of {target.name} end with {used}{left}", file=sys.stderr)
+    return {"ids": ids, "from": target.stop_source}
 
 
 def longest_conversation(

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -45,7 +45,10 @@ WEIGHTS = (0.6, 0.2, 0.2)
 SHORTEST_MATERIAL = 40  # in words; shorter answers are not embedded elsewhere
 WARMEST_MATERIAL = 0.8  # answers at higher temperatures are too odd to embed
 
+BEGINNING = 40  # characters by which a conversation is named
+
 Row = dict[str, Any]
+Text = TypeVar("Text")
 
 
 def tokenizer_of(target: TransformersTarget) -> PreTrainedTokenizerBase:
@@ -114,13 +117,15 @@ def _row(dialogue: Dialogue, rendered: Rendered) -> Row:
 class ConversationGenerator:
     """Generates a target's own conversations, as streams of waves for `answer_streams`.
 
-    Everything that is drawn follows from `seed`.
+    Everything that is drawn follows from `seed`. `left_out` names conversations that the chat
+    template refuses.
     """
 
     def __init__(self, target: TransformersTarget, *, seed: Sequence[int]) -> None:
         self.target = target
         self.chat = Chat(tokenizer_of(target), target.stop_ids)
         self.seed = tuple(seed)
+        self.left_out: list[str] = []
         self.waves = 0
         self.rng = np.random.default_rng(self.seed)
 
@@ -209,7 +214,10 @@ class ConversationGenerator:
         requests = []
         for dialogue in dialogues:
             opening = self.chat.tokenizer(dialogue.opening, add_special_tokens=False)
-            prompt = [*self.chat.user_prefix(dialogue.messages), *opening["input_ids"]]
+            prefix = self._accepted(dialogue, self.chat.user_prefix)
+            if prefix is None:
+                continue
+            prompt = [*prefix, *opening["input_ids"]]
             if len(prompt) + QUESTION_LENGTH <= self.target.max_length:
                 asking.append(dialogue)
                 openings.append(opening["input_ids"])
@@ -228,7 +236,9 @@ class ConversationGenerator:
         fitting = []
         requests = []
         for dialogue in [c for c in dialogues if c.awaits_answer]:
-            prompt = self.chat.prompt(dialogue.messages)
+            prompt = self._accepted(dialogue, self.chat.prompt)
+            if prompt is None:
+                continue
             if len(prompt.tokens) + dialogue.length <= self.target.max_length:
                 fitting.append((dialogue, prompt))
                 requests.append(Request(prompt.tokens, dialogue.temperature, dialogue.length))
@@ -240,6 +250,15 @@ class ConversationGenerator:
                 span = (start, start + len(answer))
                 dialogue.messages.append(assistant(text))
                 dialogue.rendered = Rendered([*prompt.tokens, *answer], [*prompt.answers, span])
+
+    def _accepted(self, dialogue: Dialogue, render: Callable[[list[Message]], Text]) -> Text | None:
+        """Return a conversation as the template renders it, None where it refuses it."""
+        try:
+            return render(dialogue.messages)
+        except BenchError as error:
+            begins = dialogue.messages[0]["content"][:BEGINNING] if dialogue.messages else ""
+            self.left_out.append(f"{begins!r}: {error.message}")
+            return None
 
     def _new_dialogue(self, name: str) -> Dialogue:
         kind = KINDS[name]

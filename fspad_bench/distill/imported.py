@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 
 from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import Chat, Message
+from fspad_bench.util.paths import user_path
 from fspad_bench.util.text import file_bytes, is_text, json_value
 
 HUB = "hub:"
@@ -50,7 +51,7 @@ def read_given(source: str) -> Given:
     if source.startswith(HUB):
         rows, digest = _from_hub(source)
     else:
-        rows, digest = _from_file(Path(source).expanduser())
+        rows, digest = _from_file(user_path(source))
     hint = "give rows of messages with a role and a content"
     if not rows:
         raise BenchError(f"{source} is empty", hint)

@@ -11,10 +11,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fspad_bench import __version__
 from fspad_bench.distill.conversations import ConversationGenerator, recipe, tokenizer_of
@@ -24,9 +27,10 @@ from fspad_bench.distill.shards import FILES, MANIFEST, Row, Shards, known_hashe
 from fspad_bench.engine.batch import Stream, answer_streams
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
-from fspad_bench.models.chat import Chat, tokenizer_hash
+from fspad_bench.models.chat import Chat, vocabulary_hash
 from fspad_bench.util.paths import write_atomically
 from fspad_bench.util.progress import Progress
+from fspad_bench.util.provenance import environment
 from fspad_bench.util.text import json_file
 
 SLOTS = 64
@@ -35,6 +39,9 @@ AHEAD = 3  # shards in progress at once
 SILENT = 16  # conversations without an answer, after which a target is refused
 RECIPE = "recipe"
 DAMAGED = "delete the folder, or give another --output"
+TARGET = "target_sha256"
+SINCE = (TARGET, "dtype")  # settings that older manifests do not state
+ENVIRONMENTS = "written_with"
 
 StartShard = Callable[[int], Stream[list[Row]]]
 Settings = dict[str, Any]
@@ -84,16 +91,25 @@ def distill_given(
         part = parts[number]
         if not regenerate:
             return list(rendered(chat, part, given.left_out))
-        rows = yield from ConversationGenerator(target, seed=(seed, number)).regenerate(part)
-        missing = len(part) - len(rows)
-        if missing:
+        generator = ConversationGenerator(target, seed=(seed, number))
+        rows = yield from generator.regenerate(part)
+        given.left_out.extend(generator.left_out)
+        missing = len(part) - len(rows) - len(generator.left_out)
+        if missing > 0:
             given.left_out.append(f"{missing} of shard {number} had no room or no answer")
         return rows
 
     settings = {"of": given.digest, "regenerate": regenerate, "seed": seed, "shard": shard}
     with exclusive(folder):
         shards = Shards(folder, shard, shards=len(parts), known=_known(folder))
-        return _write(target, shards, settings, start, slots)
+        _write(target, shards, settings, start, slots)
+        if not any(shards.answer_tokens.values()):
+            first = given.left_out[0] if given.left_out else "the target answers none of them"
+            raise BenchError(
+                f"no conversation could be used; {first}",
+                "give conversations of this target's kind",
+            )
+        return folder
 
 
 def _write(
@@ -103,13 +119,18 @@ def _write(
     of_target = {
         "target": target.name,
         "identity": target.identity,
-        "tokenizer": tokenizer_hash(tokenizer_of(target)),
+        "tokenizer": vocabulary_hash(tokenizer_of(target)),
+        TARGET: target.files_sha256,
+        "dtype": str(target.dtype).removeprefix("torch."),
     }
     is_complete = bool(shards.answer_tokens) and shards.complete
     settings = _claim(shards.folder, of_target | settings, is_complete=is_complete)
+    written = settings | {ENVIRONMENTS: _environments(shards.folder, is_complete=is_complete)}
     path = shards.folder / MANIFEST
-    _generate(target, shards, start, slots, lambda: _save(path, settings | {FILES: shards.hashes}))
-    manifest = settings | {
+    if not is_complete:
+        _save(path, written | {FILES: shards.hashes})
+    _generate(target, shards, start, slots, lambda: _save(path, written | {FILES: shards.hashes}))
+    manifest = written | {
         "version": __version__,
         "shards": len(shards.answer_tokens),
         "answer_tokens": sum(shards.answer_tokens.values()),
@@ -187,12 +208,34 @@ def _claim(folder: Path, settings: Settings, *, is_complete: bool) -> Settings:
         return settings
     earlier = _manifest(manifest)
     for name, value in settings.items():
+        if name in SINCE and name not in earlier:
+            continue
         if earlier.get(name) != value and not (is_complete and name == RECIPE):
             raise BenchError(
                 f"{folder} holds a data set with another {name}: {earlier.get(name)}, not {value}",
                 "give another --output, or the settings it was started with",
             )
-    return {name: earlier[name] for name in settings if name in earlier}
+    if is_complete:  # what an older manifest does not state stays unknown
+        return {name: earlier[name] for name in settings if name in earlier}
+    return {name: earlier.get(name, value) for name, value in settings.items()}
+
+
+def _environments(folder: Path, *, is_complete: bool) -> list[Settings]:
+    """Return the software and machines that have written to a data set, this one included.
+
+    They round differently, so a data set of several is not what one of them would have written.
+    """
+    earlier = _manifest(folder / MANIFEST).get(ENVIRONMENTS, [])
+    own = environment(torch.get_num_threads())
+    if is_complete or own in earlier:
+        return earlier
+    if earlier:
+        print(
+            f"note: {folder} was begun with other software, threads or machine: "
+            f"see {ENVIRONMENTS} in its {MANIFEST}",
+            file=sys.stderr,
+        )
+    return [*earlier, own]
 
 
 def _known(folder: Path) -> dict[str, str]:

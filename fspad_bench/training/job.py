@@ -25,11 +25,12 @@ from fspad_bench.distill.writer import SHARD, distill_own
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError, near
 from fspad_bench.models import load
-from fspad_bench.models.chat import tokenizer_hash
+from fspad_bench.models.chat import vocabulary_hash
 from fspad_bench.training.conversations import data_files
 from fspad_bench.training.objective import Recipe
 from fspad_bench.training.trainer import accelerator_for
 from fspad_bench.util import registry
+from fspad_bench.util.paths import user_path
 from fspad_bench.util.text import json_file
 
 SELF = "self"
@@ -112,7 +113,7 @@ def run(job: TrainingJob) -> Trained:
             job.target, device=device, dtype=job.dtype or load.training_dtype(job.target)
         )
         trainer.check(job, target)
-        data = [Path(name).expanduser() for name in job.data if name != SELF]
+        data = [user_path(name) for name in job.data if name != SELF]
         data_files(data)
         _check_tokenizer(data, target)
         if SELF in job.data:
@@ -165,7 +166,7 @@ def _check_tokenizer(data: Sequence[Path], target: TransformersTarget) -> None:
         if not isinstance(facts, dict):
             raise BenchError(f"{manifest} is damaged", "distill the data set again")
         check_shards(folder, facts)
-        if facts.get("tokenizer", "") not in ("", tokenizer_hash(target.tokenizer)):
+        if facts.get("tokenizer", "") not in ("", vocabulary_hash(target.tokenizer)):
             raise BenchError(
                 f"{folder} is of {facts.get('target')}, whose tokenizer is not {target.name}'s",
                 "distill a data set from this target",

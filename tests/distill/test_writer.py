@@ -4,6 +4,7 @@ import json
 import multiprocessing
 
 import pytest
+import torch
 
 from fspad_bench.distill import conversations, writer
 from fspad_bench.distill.imported import read_given
@@ -12,7 +13,9 @@ from fspad_bench.distill.shards import answer_tokens, shard_files
 from fspad_bench.distill.writer import distill_given
 from fspad_bench.engine.batch import Wave
 from fspad_bench.errors import BenchError
+from fspad_bench.models.tiny import TEMPLATE
 from fspad_bench.training.conversations import all_conversations, read_files
+from fspad_bench.util.provenance import environment
 
 
 def content(folder):
@@ -215,3 +218,96 @@ def test_a_folder_that_stays_empty_is_removed(tmp_path):
     with exclusive(tmp_path / "mine"):
         pass
     assert (tmp_path / "mine").is_dir()
+
+
+TURN = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+SYSTEM = {"role": "system", "content": "be brief"}
+STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+LAST_OTHERWISE = TEMPLATE.replace(
+    "m['content']", "('<think>' if loop.last and m['role'] == 'assistant' else '') + m['content']"
+)
+INST = TEMPLATE.replace("{% if add_generation_prompt %}{{ 'a:' }}{% endif %}", "")
+
+
+@pytest.fixture
+def template(tiny, monkeypatch):
+    return lambda text: monkeypatch.setattr(tiny.tokenizer, "chat_template", text)
+
+
+def given_file(folder, *rows):
+    source = folder / "given.jsonl"
+    source.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    return read_given(str(source))
+
+
+@pytest.mark.parametrize("text", [LAST_OTHERWISE, INST], ids=["last otherwise", "not opened"])
+def test_a_template_of_another_kind_gives_a_data_set(write, template, tmp_path, text):
+    """Qwen3's writes the last answer otherwise than earlier ones; [INST] has no opening."""
+    template(text)
+    conversations = read(write(tmp_path / "set", tokens=300))
+    assert sum(conversation.answer_tokens() for conversation in conversations) >= 300
+
+
+@pytest.mark.parametrize("regenerate", [False, True])
+def test_what_a_template_refuses_is_left_out_by_name(tiny, short, template, tmp_path, regenerate):
+    template(STRICT + TEMPLATE)
+    given = given_file(tmp_path, TURN, [SYSTEM, *TURN])
+    folder = distill_given(
+        tiny, tmp_path / "set", given, regenerate=regenerate, seed=0, slots=2, shard=4
+    )
+    assert len(read(folder)) == 1
+    assert given.left_out == ["'be brief': the chat template refuses a conversation: no system"]
+
+
+@pytest.mark.parametrize("regenerate", [False, True])
+def test_given_data_of_no_use_are_an_error(tiny, short, template, tmp_path, regenerate):
+    template(STRICT + TEMPLATE)
+    given = given_file(tmp_path, [SYSTEM, *TURN])
+    with pytest.raises(BenchError, match="no conversation could be used; 'be brief'"):
+        distill_given(
+            tiny, tmp_path / "set", given, regenerate=regenerate, seed=0, slots=2, shard=4
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files_sha256": "edited"}, "another target_sha256: , not edited"),
+        ({"identity": "other"}, "another identity"),
+        ({"dtype": torch.bfloat16}, "another dtype: float64, not bfloat16"),
+    ],
+)
+def test_another_target_does_not_continue_a_set(
+    write, tiny, tmp_path, monkeypatch, change, message
+):
+    write(tmp_path / "set", tokens=100)
+    for name, value in change.items():
+        monkeypatch.setattr(tiny, name, value)
+    with pytest.raises(BenchError, match=message):
+        write(tmp_path / "set")
+
+
+def test_a_manifest_names_the_environments_that_wrote(write, tmp_path, monkeypatch, capsys):
+    folder = write(tmp_path / "set", tokens=100)
+    (first,) = manifest(folder)["written_with"]
+    assert first == environment(torch.get_num_threads())
+    assert first.keys() == {"torch", "source_sha256", "machine", "threads"}
+    other = first | {"torch": "9"}
+    monkeypatch.setattr(writer, "environment", lambda threads: other)
+    write(folder, tokens=100)  # nothing is added
+    assert manifest(folder)["written_with"] == [first]
+    assert "other software" not in capsys.readouterr().err
+    write(folder, tokens=1500)
+    assert manifest(folder)["written_with"] == [first, other]
+    assert "was begun with other software" in capsys.readouterr().err
+
+
+def test_a_manifest_of_an_earlier_version_still_grows(write, tmp_path):
+    folder = write(tmp_path / "set", tokens=100)
+    older = {name: value for name, value in manifest(folder).items() if name not in writer.SINCE}
+    del older["written_with"]
+    (folder / "manifest.json").write_text(json.dumps(older))
+    write(folder, tokens=100)
+    assert manifest(folder).keys() == older.keys() | {"written_with"}
+    write(folder, tokens=1500)
+    assert manifest(folder)["dtype"] == "float64"

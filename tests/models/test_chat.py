@@ -3,9 +3,10 @@
 import copy
 
 import pytest
+from tokenizers import normalizers
 
 from fspad_bench.errors import BenchError
-from fspad_bench.models.chat import Chat, assistant, user
+from fspad_bench.models.chat import Chat, assistant, tokenizer_hash, user, vocabulary_hash
 from fspad_bench.models.tiny import END, tiny_tokenizer
 
 CHATML = (
@@ -21,6 +22,20 @@ STRIPPING = (
     + END
     + "' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+)
+THINKING = (  # as Qwen3's
+    "{% for m in messages %}{{ '<' + m['role'] + '>' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
+    "{{ m['content'] + '" + END + "' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+REASONING = (  # as R1's
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '" + END + "' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant><think>' }}{% endif %}"
+)
+INST = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST]' + m['content'] + '[/INST]' }}"
+    "{% else %}{{ m['content'] + '" + END + "' }}{% endif %}{% endfor %}"
 )
 TALK = [user("Hi!"), assistant("Yes?"), user("Why?"), assistant("So.")]
 STOP = frozenset([96])
@@ -59,15 +74,38 @@ def test_the_prefix_ends_where_the_users_words_begin(template, earlier):
     assert whole.startswith(text)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
-    with pytest.raises(BenchError, match="writes earlier turns differently"):
-        chat(STRIPPING).whole(TALK)
-    assert chat(STRIPPING).whole(TALK[:2]).answers
+@pytest.mark.parametrize(
+    ("template", "prompted", "whole"),
+    [
+        (STRIPPING, [], ["So." + END]),
+        (THINKING, ["Yes?" + END], ["Yes?" + END, "<think></think>So." + END]),
+        (REASONING, [], []),
+        (INST, ["Yes?" + END], ["Yes?" + END, "So." + END]),
+    ],
+    ids=["stripping", "thinking", "reasoning", "inst"],
+)
+def test_answers_that_can_be_located_are_used(template, prompted, whole):
+    """Templates may write the last answer otherwise than earlier ones, or not open it."""
+
+    def texts(rendered):
+        decode = own.tokenizer.decode
+        return [decode(rendered.tokens[start:end]) for start, end in rendered.answers]
+
+    own = chat(template)
+    assert texts(own.prompt(TALK[:3])) == prompted
+    if whole:
+        assert texts(own.whole(TALK)) == whole
+    else:
+        with pytest.raises(BenchError, match="writes answers otherwise than it asks for them"):
+            own.whole(TALK)
 
 
-def test_a_template_without_a_generation_prompt_is_refused():
-    with pytest.raises(BenchError, match="no generation prompt"):
-        chat("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+def test_what_a_template_refuses_is_named():
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    own = chat(strict + CHATML)
+    with pytest.raises(BenchError, match="refuses a conversation: no system"):
+        own.prompt([{"role": "system", "content": "Be brief."}, *TALK[:1]])
+    assert own.prompt(TALK[:1]).tokens
 
 
 def test_a_tokenizer_without_a_template_is_refused():
@@ -80,3 +118,16 @@ def test_a_tokenizer_without_a_template_is_refused():
 def test_a_template_that_leaves_the_users_words_out_is_refused():
     with pytest.raises(BenchError, match="leaves the user's words out"):
         chat("{{ 'x' }}{% if add_generation_prompt %}a:{% endif %}").user_prefix([])
+
+
+def test_the_hash_of_a_tokenizer_is_that_of_all_that_decides_ids():
+    """Merges, normalisers and added tokens decide ids; the vocabulary alone what they stand for."""
+    plain = tiny_tokenizer()
+    lower = tiny_tokenizer()
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert tokenizer_hash(plain) == tokenizer_hash(tiny_tokenizer())
+    assert tokenizer_hash(plain) != tokenizer_hash(lower)
+    assert vocabulary_hash(plain) == vocabulary_hash(lower)
+    more = tiny_tokenizer()
+    more.add_tokens(["<more>"])
+    assert vocabulary_hash(more) != vocabulary_hash(plain)
