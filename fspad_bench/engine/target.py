@@ -41,6 +41,7 @@ from fspad_bench.errors import BenchError
 # rotary embeddings whose frequencies one far token of a tree changes for all the others
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 FUSED_GAP = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+GENERATION = "generation settings"
 DEVICE_GAP = 1e-6  # a norm is float32 even in float64, and a device's sums in another order
 
 __all__ = ["LARGEST_TREE", "ContextError", "Scores", "Session", "TransformersTarget"]
@@ -51,7 +52,12 @@ class ContextError(BenchError):
 
 
 class TransformersTarget:
-    """A model with its tokenizer. `identity` identifies its weights in a record."""
+    """A model with its tokenizer.
+
+    - `identity`: of its weights; a draft head fits these alone.
+    - `files_sha256`: the hash of every file that decides what it reads and says, those of its
+      tokenizer and template too; empty where it was built from no files.
+    """
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class TransformersTarget:
         tokenizer: PreTrainedTokenizerBase | None,
         name: str = "model",
         identity: str = "",
+        files_sha256: str = "",
     ) -> None:
         check_architecture(model.config)
         check_one_device(model)
@@ -67,6 +74,7 @@ class TransformersTarget:
         self.tokenizer = tokenizer
         self.name = name
         self.identity = identity
+        self.files_sha256 = files_sha256
         self.config = model.config
         self.lm_head = model.get_output_embeddings()
         self.embedding = model.get_input_embeddings()
@@ -196,9 +204,23 @@ class TransformersTarget:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The token ids that end an answer, by the model's generation settings."""
-        end = self.model.generation_config.eos_token_id
-        return frozenset([end] if isinstance(end, int) else end or ())
+        """The token ids that end an answer: those of the model's generation settings, as for
+        transformers' `generate`, or else its tokenizer's.
+        """
+        return _ids(self.model.generation_config.eos_token_id) or self.tokenizer_stop_ids
+
+    @property
+    def tokenizer_stop_ids(self) -> frozenset[int]:
+        """The token id by which the tokenizer ends a text, empty without one."""
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        return _ids(end)
+
+    @property
+    def stop_source(self) -> str:
+        """Where `stop_ids` come from."""
+        if _ids(self.model.generation_config.eos_token_id):
+            return GENERATION
+        return "tokenizer" if self.tokenizer_stop_ids else "nowhere"
 
     @property
     def gpu(self) -> str:
@@ -272,6 +294,11 @@ class TransformersTarget:
         ids = torch.arange(4, device=self.device)[None]
         features = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         logits = self.model(input_ids=ids, use_cache=False).logits
+        if not torch.isfinite(logits).all():
+            raise BenchError(
+                f"{self.name}: its logits are not finite in {self.dtype}",
+                "its weights are damaged, or its precision overflows: try --dtype float32",
+            )
         gap = (self.lm_head(features).float() - logits.float()).abs().max()
         if not gap <= 1e-3 * logits.float().abs().max():
             raise BenchError(
@@ -299,6 +326,16 @@ class TransformersTarget:
                 f"{self.name}: its layers are not those of a plain {self.config.model_type} "
                 f"(gap {gap:.2g})"
             )
+
+
+def _ids(end: int | list[int] | None) -> frozenset[int]:
+    """Return token ids as configurations state them: one, several, or none."""
+    ids = end if isinstance(end, list) else [] if end is None else [end]
+    if not all(isinstance(token, int) for token in ids):
+        raise BenchError(
+            f"eos_token_id is {end!r}", "it is a token id, or a list of them, in config.json"
+        )
+    return frozenset(ids)
 
 
 def head_shape(config: PreTrainedConfig) -> HeadShape:

@@ -1,5 +1,8 @@
-"""The digest of a target's folder, remembered between runs: hashing 13 GB takes a minute.
+"""The digests of a target's folder, remembered between runs: hashing 13 GB takes a minute.
 
+- `folder_digest` identifies the weights with their configuration: a draft head fits these alone.
+- `files_digest` identifies everything that decides what a target reads and says, tokenizer and
+  chat template included: records, data sets and trainings are of one such state.
 - A digest is reused only while every file keeps its path, size, modification and change time and
   inode; the change time catches files replaced with their old modification time.
 - Files changed within `SETTLED_SECONDS` of hashing are not remembered: a clock's tick may hide a
@@ -19,6 +22,8 @@ from pathlib import Path
 from fspad_bench.util.paths import cache_home, write_atomically
 
 SUFFIXES = {".json", ".safetensors", ".bin", ".gguf"}
+TEXT_SUFFIXES = {".jinja", ".model", ".tiktoken", ".txt"}  # templates, merges, other tokenizers
+TEMPLATES = "additional_chat_templates"
 SETTLED_SECONDS = 2.0
 
 FileStates = list[tuple[str, int, int, int, int]]
@@ -26,7 +31,7 @@ FileStates = list[tuple[str, int, int, int, int]]
 
 def folder_digest(folder: Path) -> str:
     """Return the sha256 over the names and contents of a folder's configuration and weights."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    files = _files(folder, SUFFIXES)
     states = _states(files)
     known = _cache_file(folder, states)
     digest = _remembered(known)
@@ -36,6 +41,22 @@ def folder_digest(folder: Path) -> str:
         if _are_settled(states, started) and _states(files) == states:
             _remember(known, folder, digest)
     return digest
+
+
+def files_digest(folder: Path) -> str:
+    """Return the sha256 over the names and contents of all files that decide a run."""
+    texts = _files(folder, TEXT_SUFFIXES)
+    if (folder / TEMPLATES).is_dir():
+        texts += _files(folder / TEMPLATES, TEXT_SUFFIXES)
+    total = hashlib.sha256(folder_digest(folder).encode())
+    for path in texts:
+        name = path.relative_to(folder).as_posix()
+        total.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _files(folder: Path, suffixes: set[str]) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in suffixes and p.is_file())
 
 
 def _hash(files: Sequence[Path]) -> str:
@@ -57,7 +78,7 @@ def _states(files: Sequence[Path]) -> FileStates:
 
 
 def _are_settled(states: FileStates, started: float) -> bool:
-    latest = max(max(modified, changed) for _, _, modified, changed, _ in states)
+    latest = max((max(modified, changed) for _, _, modified, changed, _ in states), default=0)
     return latest / 1e9 < started - SETTLED_SECONDS
 
 

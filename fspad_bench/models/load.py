@@ -7,17 +7,28 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
 
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
+from fspad_bench.models.digests import files_digest
 from fspad_bench.models.presets import Checkpoint, resolve
 
+DAMAGED = "a file of its folder may be damaged or missing: download or copy the target again"
 DEVICES = "cpu, cuda, cuda:1 or auto"
+SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # what reads a `tokenizer.model`
 DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")  # accelerate's ways to share a model
 
 
@@ -86,16 +97,10 @@ def _tiny(checkpoint: Checkpoint, device: str, dtype: str | None) -> Transformer
     return TransformersTarget(model, tiny_tokenizer(), checkpoint.name, checkpoint.identity)
 
 
-def _repair(path: str) -> str:
-    """Return what to do about a target that cannot be loaded: a folder has no network to blame."""
-    if Path(path).is_dir():
-        return f"a file of {path} may be damaged or missing: download or copy the target again"
-    return "check the name, your access to it, and the network (HF_HUB_OFFLINE=1 works without)"
-
-
 def _from_files(
     checkpoint: Checkpoint, path: str, device: str, dtype: torch.dtype
 ) -> TransformersTarget:
+    _check_generation_settings(checkpoint, path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -105,10 +110,10 @@ def _from_files(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except Exception as error:  # whatever a damaged file makes its reader raise
+    except Exception as error:  # strangers' files: libraries raise whatever they stumble over
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BenchError(
-            f"cannot load target '{checkpoint.name}': {reason}", _repair(path)
+            f"cannot load target '{checkpoint.name}': {reason}", _loading_hint(path, error)
         ) from error
     model, report = loaded
     if report["missing_keys"]:  # transformers would fill them with random numbers
@@ -119,5 +124,67 @@ def _from_files(
         )
     if checkpoint.template and not tokenizer.chat_template:
         tokenizer.chat_template = checkpoint.template
+    check_tokenizer(tokenizer, model, checkpoint.name)
     identity = getattr(model.config, "_commit_hash", None) or checkpoint.identity
-    return TransformersTarget(model, tokenizer, checkpoint.name, identity)
+    files = files_digest(_folder(path))
+    target = TransformersTarget(model, tokenizer, checkpoint.name, identity, files)
+    _ = target.stop_ids  # raises now where the settings name something else
+    return target
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+    """Raise BenchError for a tokenizer with an id that the model has no embedding for."""
+    size = min(model.config.vocab_size, model.get_input_embeddings().weight.shape[0])
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if largest >= size:
+        raise BenchError(
+            f"the tokenizer of '{name}' has the id {largest} for {token!r}, "
+            f"the model a vocabulary of {size}",
+            "take the tokenizer that belongs to the model, or resize its embedding",
+        )
+
+
+def _folder(path: str) -> Path:
+    """Return the folder of a checkpoint's files; that of a hub id is its snapshot in the cache."""
+    if Path(path).is_dir():
+        return Path(path)
+    return Path(str(cached_file(path, "config.json", local_files_only=True))).parent
+
+
+def _check_generation_settings(checkpoint: Checkpoint, path: str) -> None:
+    """Raise BenchError for generation settings that cannot be read.
+
+    transformers would go on without them, and so with other stop ids.
+    """
+    file = Path(path) / "generation_config.json"
+    if not file.is_file():
+        return
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason: object = error
+    else:
+        reason = "not a JSON object" if not isinstance(settings, dict) else None
+    if reason is not None:
+        raise BenchError(f"cannot load target '{checkpoint.name}': {file}: {reason}", DAMAGED)
+
+
+def _loading_hint(path: str, error: Exception) -> str:
+    """Return what to do about a checkpoint that cannot be loaded."""
+    folder = Path(path)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "it does not fit: choose a smaller --dtype or another --device"
+    if not folder.is_dir():
+        return "check the name, your access to it, and the network (HF_HUB_OFFLINE=1 works without)"
+    needs_sentencepiece = (folder / "tokenizer.model").is_file()
+    needs_sentencepiece &= not (folder / "tokenizer.json").is_file()
+    if needs_sentencepiece and not all(map(_installed, SENTENCEPIECE)):
+        return "its tokenizer.model needs `pip install sentencepiece protobuf`"
+    return DAMAGED
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # its parent is missing
+        return False

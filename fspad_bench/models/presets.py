@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from fspad_bench.errors import BenchError, near
 from fspad_bench.models import smollm2
 from fspad_bench.models.digests import folder_digest
+from fspad_bench.util.paths import user_path
 
 RANDOM = "random:"
 VICUNA = (
@@ -77,7 +77,7 @@ def resolve(name: str) -> Checkpoint:
     if name in PRESETS:
         preset = PRESETS[name]
         return Checkpoint(name, preset.hub, preset.hub, preset.template)
-    folder = Path(os.path.expanduser(name))  # Path.expanduser raises if there is no such user
+    folder = user_path(name)
     if folder.is_dir():
         return _from_folder(folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -93,4 +93,9 @@ def _from_folder(folder: Path) -> Checkpoint:
         raise BenchError(
             f"{folder} holds no config.json", "name a folder written by save_pretrained"
         )
-    return Checkpoint(folder.absolute().name, str(folder), folder_digest(folder))
+    try:
+        return Checkpoint(folder.absolute().name, str(folder), folder_digest(folder))
+    except OSError as error:
+        raise BenchError(
+            f"cannot read {error.filename}: {error.strerror}", "are its files your own?"
+        ) from error

@@ -25,6 +25,15 @@ def data_folder(name: str) -> Path:
     raise BenchError(f"the package's data folder '{name}' is missing", "install fspad-bench again")
 
 
+def user_path(text: str | Path) -> Path:
+    """Return a path as a user gives it, `~` read as the home folder.
+
+    An unknown user's `~name` stays as it is, a folder that does not exist; `Path.expanduser` would
+    raise.
+    """
+    return Path(os.path.expanduser(text))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the name of a new file beside `path`, which takes the place of `path` at the end.
@@ -74,7 +83,7 @@ def cache_home() -> Path:
     It is FSPAD_BENCH_CACHE if that is set, else in the platform's cache folder.
     """
     if override := os.environ.get("FSPAD_BENCH_CACHE"):
-        return Path(override).expanduser()
+        return user_path(override)
     from platformdirs import user_cache_path
 
     return user_cache_path("fspad-bench")

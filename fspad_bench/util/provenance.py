@@ -46,6 +46,19 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def environment(threads: int) -> dict[str, Any]:
+    """Return what decides how a forward rounds: torch, this package's source, machine, threads.
+
+    Data sets and trainings name each environment that wrote them.
+    """
+    return {
+        "torch": version("torch"),
+        "source_sha256": source_hash(),
+        "machine": machine.describe(),
+        "threads": threads,
+    }
+
+
 @cache
 def source_hash() -> str:
     """Return the sha256 of this package's own source files: their names and contents, sorted by

@@ -1,10 +1,17 @@
-"""Names of devices, and the precision that goes with them."""
+"""Devices and precisions, and the folders that a target is loaded from."""
+
+import io
+import json
+import shutil
 
 import pytest
 import torch
 
 from fspad_bench.errors import BenchError
-from fspad_bench.models.load import default_dtype, device_named
+from fspad_bench.models import digests, load
+from fspad_bench.models.digests import files_digest, folder_digest
+from fspad_bench.models.load import default_dtype, device_named, load_target
+from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -44,3 +51,140 @@ def test_a_gpu_beyond_the_last_is_refused(gpus):
 def test_precision_follows_the_device():
     assert default_dtype("cpu") == "float32"
     assert default_dtype("cuda") == default_dtype("cuda:1") == "bfloat16"
+
+
+# folders as strangers bring them
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().to(torch.float32).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    return shutil.copytree(saved, tmp_path / "tiny")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_sentencepiece_model_alone_is_a_tokenizer(folder):
+    """Vicuna's and LLaMA-2's repositories hold nothing else."""
+    pytest.importorskip("google.protobuf")
+    sentencepiece = pytest.importorskip("sentencepiece")
+    written = io.BytesIO()
+    texts = ["".join(map(chr, range(33, 100))), "hello world", "a quiet square"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=written, vocab_size=85, minloglevel=2
+    )
+    for path in folder.glob("*token*"):
+        path.unlink()
+    (folder / "tokenizer.model").write_bytes(written.getvalue())
+    tokenizer = load_target(str(folder)).tokenizer
+    assert tokenizer.decode(tokenizer("hello world", add_special_tokens=False)["input_ids"]) == (
+        "hello world"
+    )
+
+
+@pytest.mark.parametrize("missing", load.SENTENCEPIECE)
+def test_a_sentencepiece_model_without_its_packages_names_them(folder, monkeypatch, missing):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"")
+    monkeypatch.setattr(load, "_installed", lambda module: module != missing)
+    with pytest.raises(BenchError, match="cannot load target 'tiny'") as caught:
+        load_target(str(folder))
+    assert caught.value.hint == "its tokenizer.model needs `pip install sentencepiece protobuf`"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}", b'{"model": {"type": "WordLevel"}}'])
+def test_a_damaged_tokenizer_is_named(folder, content):
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(BenchError, match="cannot load target 'tiny'") as caught:
+        load_target(str(folder))
+    assert caught.value.hint == load.DAMAGED
+
+
+def test_an_id_beyond_the_embedding_is_found_at_load(folder):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BenchError, match="has the id 97 for '<image>', the model a vocabulary of"):
+        load_target(str(folder))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\ud83d"])
+def test_generation_settings_that_cannot_be_read_are_refused(folder, content):
+    """transformers would go on without them: with other stop ids."""
+    (folder / "generation_config.json").write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(BenchError, match=r"generation_config\.json"):
+        load_target(str(folder))
+
+
+@pytest.mark.parametrize("end", ["96", ["96"], {"id": 96}, 96.5])
+def test_stop_ids_are_numbers(folder, end):
+    edit(folder / "generation_config.json", eos_token_id=end)
+    with pytest.raises(BenchError, match=r"eos_token_id|cannot load target"):
+        load_target(str(folder))
+
+
+def test_stop_ids_are_those_of_the_generation_settings_or_else_the_tokenizers(folder):
+    def stops(**changes):
+        edit(folder / "generation_config.json", **changes)
+        target = load_target(str(folder))
+        return target.stop_ids, target.stop_source
+
+    assert stops(eos_token_id=[95, 96]) == (frozenset([95, 96]), "generation settings")
+    edit(folder / "config.json", eos_token_id=None)
+    assert stops(eos_token_id=None) == (frozenset([96]), "tokenizer")
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    assert stops(eos_token_id=None) == (frozenset(), "nowhere")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_logits_that_are_not_finite_are_called_so(folder, dtype):
+    model = tiny_model().to(torch.float32)
+    model.lm_head.weight.data *= float("inf") if dtype == "float32" else 1e5
+    model.save_pretrained(folder)
+    with pytest.raises(BenchError, match=f"its logits are not finite in torch.{dtype}"):
+        load_target(str(folder), dtype=dtype)
+
+
+def test_every_file_that_decides_a_run_is_in_the_hash(folder):
+    seen = {load_target(str(folder)).files_sha256}
+    identity = load_target(str(folder)).identity
+    for name in (
+        "chat_template.jinja",
+        "tokenizer.model",
+        "merges.txt",
+        "vocab.txt",
+        "tokenizer.tiktoken",
+        "additional_chat_templates/rag.jinja",
+    ):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((path.read_bytes() if path.exists() else b"") + b"{# edited #}")
+        seen.add(files_digest(folder))
+        assert folder_digest(folder) == identity  # a head still fits these weights
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        edit(folder / name, _note="edited")
+        seen.add(files_digest(folder))
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    seen.add(files_digest(folder))
+    assert len(seen) == 11
+    (folder / "README.md").write_text("words")
+    (folder / "old.json").mkdir()
+    assert files_digest(folder) in seen
+
+
+def test_an_unchanged_folder_is_not_read_again(folder, monkeypatch):
+    monkeypatch.setattr(digests, "SETTLED_SECONDS", -3600.0)
+    first = files_digest(folder)
+    monkeypatch.setattr(digests, "_hash", pytest.fail)
+    assert files_digest(folder) == first
