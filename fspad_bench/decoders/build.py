@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -24,14 +22,13 @@ from fspad_bench.core.protocols import (
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.border import blamed, received
+from fspad_bench.decoders.code import code_hashes
 from fspad_bench.decoders.label import Label, read_options
 from fspad_bench.engine.device_loop import DeviceLoop, runs_on_device
 from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
 from fspad_bench.util.paths import data_folder
 from fspad_bench.util.plain import plain
-
-PACKAGE = "fspad_bench"
 
 
 class Decoder:
@@ -219,7 +216,7 @@ def build_decoder(
     cls, chosen = configure(label, options or {})
     with blamed(label, "its constructor"):
         decoder = cls(target, **chosen)
-    files = _code(cls)
+    files = code_hashes(cls)
     engine = as_engine(decoder)
     if engine is not None:
         return Decoder(label, target, engine=engine, options=chosen, files=files)
@@ -237,17 +234,3 @@ def build_decoder(
             f"{label}: its scope is {drafter.scope!r:.60}", 'write scope = "prompt" or "run"'
         )
     return Decoder(label, target, drafter=drafter, options=chosen, files=files)
-
-
-def _code(decoder: type) -> dict[str, str]:
-    """Return the hash of the file of a decoder from outside this package.
-
-    Edited, it is another decoder.
-    """
-    if getattr(decoder, "__module__", "").partition(".")[0] == PACKAGE:
-        return {}
-    try:
-        source = inspect.getsourcefile(decoder)
-        return {"code_sha256": hashlib.sha256(Path(source or "").read_bytes()).hexdigest()}
-    except (TypeError, OSError):  # built at run time, or compiled
-        return {}

@@ -9,9 +9,13 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 from fspad_bench.errors import BenchError, near
+
+LARGEST = 2**63 - 1  # of numbers: what computes with them has 64 bits
+LONG = 40  # characters of a value that a message shows
 
 
 class Label(NamedTuple):
@@ -113,11 +117,14 @@ def _read(text: str, kind: Any, name: str) -> Any:
         return text.lower() == "true"
     if kind not in (int, float):
         return text
+    what = "an integer" if kind is int else "a number"
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError as error:
-        what = "an integer" if kind is int else "a number"
-        raise BenchError(f"{name}={text} is not {what}", f"give {name} a number") from error
+        raise BenchError(f"{name}={text[:LONG]} is not {what}", f"give {name} a number") from error
+    if abs(value) > LARGEST or not isfinite(value):
+        raise BenchError(f"{name}={text[:LONG]} is out of range", f"give {name} a smaller number")
+    return value
 
 
 def _one_of(text: str, values: tuple[Any, ...], name: str) -> Any:

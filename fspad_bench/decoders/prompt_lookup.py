@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from fspad_bench.core.protocols import Context, Drafter, Scores, Step, Target
 from fspad_bench.core.tree import Tree
+from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.errors import BenchError
+
+LONGEST_NGRAM = 64  # every step looks up and indexes each size
 
 
 class PromptLookup(Drafter):
@@ -19,10 +22,10 @@ class PromptLookup(Drafter):
     def __init__(
         self, target: Target, *, ngram: int = 3, shortest: int = 2, length: int = 8
     ) -> None:
-        if not 1 <= shortest <= ngram or length < 1:
+        if not (1 <= shortest <= ngram <= LONGEST_NGRAM and 1 <= length < LARGEST_TREE):
             raise BenchError(
-                f"prompt_lookup takes 1 <= shortest <= ngram and length >= 1, "
-                f"not {shortest}, {ngram}, {length}",
+                f"prompt_lookup takes 1 <= shortest <= ngram <= {LONGEST_NGRAM} and "
+                f"1 <= length < {LARGEST_TREE}, not {shortest}, {ngram}, {length}",
                 "the defaults are shortest=2, ngram=3, length=8",
             )
         self.sizes = range(ngram, shortest - 1, -1)

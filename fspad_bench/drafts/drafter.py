@@ -8,7 +8,6 @@ verification that need a distribution).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +26,7 @@ from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
 from fspad_bench.drafts.trees.sampled import sampled_tree
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.errors import BenchError, near
+from fspad_bench.util.paths import user_path
 
 DRAFTING = ("coupled", "ranked", "sampled")
 TREES = ("auto", "fixed")
@@ -234,10 +234,11 @@ def resolve(
     captured = bool(target.kernels) and verify == "match" and drafting != "sampled"
     nodes = nodes or (MOST_NODES if adaptive else FIXED_NODES)
     depth = depth or (MOST_DEPTH if adaptive else FIXED_DEPTH)
-    if not (2 <= nodes <= LARGEST_TREE and depth >= 1 and top_k >= 1):
+    sizes = (nodes, depth + 1, top_k + 1)  # a tree holds a whole path, and a node's children
+    if not all(2 <= size <= LARGEST_TREE for size in sizes):
         raise BenchError(
             f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range",
-            f"2 <= nodes <= {LARGEST_TREE}, depth >= 1, top_k >= 1",
+            f"2 <= nodes <= {LARGEST_TREE}, 1 <= depth, top_k < {LARGEST_TREE}",
         )
     return DraftSettings(
         tree="auto" if adaptive else "fixed",
@@ -257,7 +258,7 @@ def find_head(folder: str, network: type[DraftNetwork] | None, target: Transform
     Raises BenchError where there is none.
     """
     if folder:
-        return load_head(Path(folder).expanduser(), target, network)
+        return load_head(user_path(folder), target, network)
     if network is None:
         raise BenchError("this decoder needs a head", "-D NAME.head=FOLDER")
     name = network.architecture

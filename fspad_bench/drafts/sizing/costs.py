@@ -1,8 +1,9 @@
 """The costs of a step on this machine: the target's forward of n tree nodes, and all the rest with
 so many levels.
 
-- Measured once for a target, a draft and a device, and kept in the user's cache; where other work
-  was going on, for this process alone. `FSPAD_BENCH_COSTS=new` measures again.
+- Measured once for a target, a draft, a device, a machine, its threads and the code that runs, and
+  kept in the user's cache; where other work was going on, for this process alone. A damaged file is
+  measured anew, as all are by `FSPAD_BENCH_COSTS=new`.
 - They decide how many nodes a drafter proposes. The output depends on that only where a rule is
   exact in distribution but not in tokens.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
@@ -24,7 +26,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from fspad_bench import __version__
 from fspad_bench.core.protocols import Context
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Rule
@@ -34,6 +35,7 @@ from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util import machine
 from fspad_bench.util.paths import cache_home, write_atomically
 from fspad_bench.util.progress import Progress
+from fspad_bench.util.provenance import source_hash
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 NEAR = 256  # prefix lengths at which costs are measured
@@ -136,12 +138,16 @@ def measure(
     far = min(FAR, target.max_length - LARGEST_TREE)
     prefixes = (NEAR, far) if with_far and far >= 2 * NEAR else (NEAR,)
     forwards = _known(
-        target, {"nodes": SIZES, "prefixes": prefixes}, lambda: _monotone(target, prefixes)
+        target,
+        {"nodes": SIZES, "prefixes": prefixes},
+        lambda: _monotone(target, prefixes),
+        count=len(SIZES) * len(prefixes),
     )
     drafts = _known(
         target,
         {**about, "prefixes": prefixes},
         lambda: [seconds for pair in measure_draft(prefixes) for seconds in pair],
+        count=2 * len(prefixes),
     )
     near = Costs(tuple(forwards[: len(SIZES)]), drafts[0], drafts[1])
     if len(prefixes) == 1:
@@ -173,11 +179,17 @@ def _monotone(target: TransformersTarget, prefixes: Sequence[int]) -> list[float
 
 
 def _known(
-    target: TransformersTarget, about: Mapping[str, Any], measure: Callable[[], Sequence[float]]
+    target: TransformersTarget,
+    about: Mapping[str, Any],
+    measure: Callable[[], Sequence[float]],
+    *,
+    count: int,
 ) -> list[float]:
+    """Return these `count` costs from the cache, or measure them and keep them there."""
     key = {
         **about,
         "target": target.identity,
+        "files": target.files_sha256,
         "dtype": str(target.dtype),
         "forward": target.forward_name,
         "compiled": target.signature,
@@ -185,12 +197,14 @@ def _known(
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
         "torch": torch.__version__,
-        "fspad_bench": __version__,
+        "source": source_hash(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_home() / "costs" / f"{name}.json"
-    if os.environ.get("FSPAD_BENCH_COSTS") != "new" and path not in _measured and path.is_file():
-        _measured[path] = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+    if os.environ.get("FSPAD_BENCH_COSTS") != "new" and path not in _measured:
+        kept = _read(path, count)
+        if kept is not None:
+            _measured[path] = kept
     if path in _measured:
         return _measured[path]
     with Progress("measuring what a step costs", 1) as progress:
@@ -210,6 +224,17 @@ def _known(
             file=sys.stderr,
         )
     return _measured[path]
+
+
+def _read(path: Path, count: int) -> list[float] | None:
+    """Return the costs of a file, None where it is missing or does not hold so many."""
+    try:
+        seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+        costs = [float(value) for value in seconds]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    is_sound = len(costs) == count and all(0 <= value < inf for value in costs)
+    return costs if is_sound and any(costs) else None
 
 
 def best_of(runs: Sequence[Callable[[], object]], target: TransformersTarget) -> list[float]:

@@ -2,6 +2,8 @@
 
 - The name of the library is a hash of all that decides it: all C++ files of this folder, compiler,
   flags, processor.
+- A library ends with the hash of its content, which a loader does not read: one that is cut or
+  damaged is compiled anew.
 - A library is code: the folder it is loaded from must belong to this user and be writable by nobody
   else.
 """
@@ -41,9 +43,10 @@ FUNCTIONS = ("pack", "product", "add_norm", "gated", "tail", "attend")
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def built(*options: str) -> Path:
+def built(*options: str, anew: bool = False) -> Path:
     """Return the shared library for this processor and compiler, compiled on first use.
 
+    `anew` compiles it in any case, such as where it cannot be loaded.
     Raises OSError or SubprocessError where there is no compiler, no safe folder, or the compiler
     fails.
     """
@@ -58,7 +61,7 @@ def built(*options: str) -> Path:
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     check_private(folder)
-    if not path.is_file():
+    if anew or not _is_whole(path):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             library = Path(scratch) / path.name
             subprocess.run(
@@ -68,10 +71,27 @@ def built(*options: str) -> Path:
                 text=True,
                 timeout=300,
             )
+            _seal(library)
             library.chmod(0o700)  # a linker leaves it writable for the group where the umask does
             os.replace(library, path)
     check_private(path)
     return path
+
+
+def _seal(library: Path) -> None:
+    """Append the hash of a library's content."""
+    digest = hashlib.sha256(library.read_bytes()).digest()
+    with library.open("ab") as file:
+        file.write(digest)
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library exists and is as it was compiled."""
+    if not library.is_file():
+        return False
+    content = library.read_bytes()
+    size = hashlib.sha256().digest_size
+    return hashlib.sha256(content[:-size]).digest() == content[-size:]
 
 
 def check_private(path: Path) -> None:

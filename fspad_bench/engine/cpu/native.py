@@ -217,11 +217,16 @@ def native() -> Native | None:
         return None
     try:
         path = compiler.built()
-        functions = Native(compiler.loaded(path), path.stem)
+        try:
+            library = compiler.loaded(path)
+        except (OSError, AttributeError):  # of another system that shares this cache
+            path = compiler.built(anew=True)
+            library = compiler.loaded(path)
+        functions = Native(library, path.stem)
         if all(_computes(functions, dtype) and _repeats(functions, dtype) for dtype in KINDS):
             return functions
         reason = "its results are wrong here"
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
         text = str(getattr(error, "stderr", "") or error).strip() or type(error).__name__
         reason = text.splitlines()[0]
     source = compiler.SOURCE.name

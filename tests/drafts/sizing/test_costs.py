@@ -4,6 +4,7 @@ import json
 from time import sleep
 
 import pytest
+import torch
 from doubles import random_model
 
 from fspad_bench.core.protocols import Context
@@ -15,6 +16,7 @@ from fspad_bench.drafts.sizing.costs import NEAR, SIZES, TINY, Costs, Turn
 from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.models.tiny import tiny_tokenizer
+from fspad_bench.util import machine
 from fspad_bench.util.machine import NOISY, Load, cores
 
 
@@ -97,15 +99,65 @@ def test_another_draft_has_costs_of_its_own(target):
     assert first.forward == second.forward  # measured once
 
 
-def test_another_release_measures_anew(target, monkeypatch):
-    costs.measure(target, {}, constant(0.5, 0.25))
-    monkeypatch.setattr(costs, "__version__", "later")
-    assert costs.measure(target, {}, constant(0.25, 0.25)).overhead == 0.25
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        (costs, "source_hash", lambda: "edited"),
+        (torch, "get_num_threads", lambda: 64),
+        (torch, "__version__", "later"),
+        (machine, "describe", lambda gpu="": "a processor with other instructions"),
+        ("target", "identity", "other"),
+        ("target", "files_sha256", "edited"),
+        ("target", "dtype", torch.bfloat16),
+        ("target", "forward_name", "stock"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_costs_are_of_all_that_they_depend_on(target, monkeypatch, where, name, value):
+    costs.measure(target, {}, constant(0.5, 0.25), with_far=False)
+    monkeypatch.setattr(costs, "_monotone", lambda target, prefixes: [1.0] * len(SIZES))
+    monkeypatch.setattr(target if where == "target" else where, name, value)
+    assert costs.measure(target, {}, constant(0.25, 0.25), with_far=False).overhead == 0.25
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"seconds": null}',
+        '{"seconds": []}',
+        '{"seconds": [0.5]}',
+        '{"seconds": [0.5, 0.25, 0.1]}',
+        '{"seconds": [0.5, NaN]}',
+        '{"seconds": [0.5, Infinity]}',
+        '{"seconds": [-0.5, 0.25]}',
+        '{"seconds": [0, 0]}',
+        '{"seconds": ["a", "b"]}',
+        "[" * 100_000,
+    ],
+    ids=lambda content: content[:30],
+)
+def test_damaged_costs_are_measured_anew(target, tmp_path, monkeypatch, content):
+    monkeypatch.setattr(costs, "_monotone", lambda target, prefixes: [1.0] * len(SIZES))
+    first = costs.measure(target, {}, constant(0.5, 0.25), with_far=False)
+    for path in (tmp_path / "costs").glob("*.json"):
+        path.write_text(content)
+    forget()
+    assert costs.measure(target, {}, constant(0.5, 0.25), with_far=False) == first
+    assert len(keys_in(tmp_path)) == 2  # whole again
 
 
 def test_tests_do_not_depend_on_the_machine(tiny):
     assert costs.is_tiny(tiny)
     assert costs.measure(tiny, {}, pytest.fail) == TINY
+
+
+def test_another_target_of_that_name_has_costs_of_its_own(target):
+    target.name = "tiny"
+    assert not costs.is_tiny(target)
 
 
 def test_larger_trees_cost_in_proportion_beyond_the_largest_measured():

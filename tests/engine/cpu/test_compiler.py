@@ -55,6 +55,29 @@ def test_a_library_is_compiled_once(calls, home):
     assert str(compiler.SOURCE) in calls()[0]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: b"x" + content[1:],
+        lambda content: content + b"x",
+        lambda content: content[:-32],  # as earlier versions wrote it
+    ],
+    ids=["empty", "cut", "a byte short", "changed", "longer", "without its hash"],
+)
+def test_a_damaged_library_is_compiled_anew(calls, damage):
+    path = compiler.built()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert compiler.built() == path
+    assert path.read_bytes() == whole
+    assert len(calls()) == 2
+    assert compiler.built(anew=True) == path
+    assert len(calls()) == 3
+
+
 def test_other_options_flags_and_sources_are_other_libraries(calls, monkeypatch, tmp_path):
     paths = [compiler.built(), compiler.built("-mno-avx512f")]
     monkeypatch.setattr(compiler, "FLAGS", ("-O2",))

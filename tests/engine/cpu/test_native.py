@@ -385,3 +385,26 @@ def test_it_can_be_switched_off(fresh, monkeypatch, capsys):
     assert native.native() is None
     assert not capsys.readouterr().err
     assert not list(fresh.iterdir())
+
+
+def test_a_library_that_cannot_be_loaded_is_compiled_anew(monkeypatch, capsys):
+    """Such as one that another system compiled into a home folder that both share."""
+    built = []
+    monkeypatch.setattr(
+        compiler, "built", lambda anew=False: built.append(anew) or compiler.SOURCE.with_suffix("")
+    )
+
+    def loaded(path):
+        if not built[-1]:
+            raise OSError("version GLIBC_9 not found")
+        return real_library
+
+    real_library = object()
+    monkeypatch.setattr(compiler, "loaded", loaded)
+    for name in ("_computes", "_repeats"):
+        monkeypatch.setattr(native, name, lambda functions, dtype: True)
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    functions = native.native.__wrapped__()
+    assert functions.functions is real_library
+    assert built == [False, True]
+    assert "slower" not in capsys.readouterr().err
