@@ -34,7 +34,14 @@ SCHEMA = 3
 VANILLA = "vanilla"
 METHOD = ("decoder", "options", "verification", "scope")  # fields of a key that are no setting
 SCOPES = ("prompt", "run")
-SINCE_SCHEMA_2 = ("source_sha256", "template_sha256", "tokenizer_sha256", "card_sha256", "torch")
+SINCE_SCHEMA_2 = (
+    "source_sha256",
+    "template_sha256",
+    "tokenizer_sha256",
+    "card_sha256",
+    "torch",
+    "target_sha256",
+)
 UNKNOWN_RULES = ("own", "foreign")  # rules of verification that only `certify` can test
 REPAIR = "a record is written by `fspad-bench run` and never edited: restore it, or move it away"
 UPGRADE = "install the version of fspad-bench that wrote it, or a newer one"
@@ -73,6 +80,7 @@ class Key:
     tokenizer_sha256: str = ""
     card_sha256: str = ""
     torch: str = ""
+    target_sha256: str = ""
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Key:
@@ -255,7 +263,7 @@ class Records:
     pits: list[Pit] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     complete: bool = False
     damaged: list[str] = field(default_factory=list)
 
@@ -324,7 +332,8 @@ class Records:
                 score = Score(**content)
                 self.scores[score.key] = score.scores
             case "costs":
-                self.costs.setdefault(content["decoder"], content["seconds"])
+                origin = content.get("origin", "")
+                self.costs.setdefault((content["decoder"], origin), content["seconds"])
             case "end":
                 pass
             case _:

@@ -84,9 +84,9 @@ class RecordFile:
         }
         self.line({"kind": type(entry).__name__.lower(), **content})
 
-    def costs(self, decoder: str, seconds: dict[str, Any]) -> None:
-        """Write the costs by which a decoder sizes its trees."""
-        self.line({"kind": "costs", "decoder": decoder, "seconds": seconds})
+    def costs(self, decoder: str, seconds: dict[str, Any], origin: str = "") -> None:
+        """Write the costs by which a decoder sizes its trees; `origin` hashes what they are of."""
+        self.line({"kind": "costs", "decoder": decoder, "origin": origin, "seconds": seconds})
 
     def end(self) -> None:
         self.line({"kind": "end", "status": "complete"})

@@ -1,7 +1,7 @@
 """The record of a plan: a new one, or the newest unfinished one of an equal plan.
 
-A record is resumed by the software that began it and by no other: otherwise a row would hold the
-tokens and times of two programs.
+A record is resumed by the software, on the machine and with the threads that began it, and by no
+other: otherwise a record would hold the tokens and times of two programs or two machines.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fspad_bench import __version__
 from fspad_bench.benchmark import tasks
@@ -30,6 +32,8 @@ SOFTWARE = {
     "packages": "set of packages",
     "commit": "commit",
     "source_sha256": "source",
+    "machine": "machine",
+    "threads": "number of threads",
 }
 
 Header = dict[str, Any]
@@ -42,7 +46,8 @@ def open_record(plan: Plan, cards: Sequence[tasks.Card], output: Path) -> tuple[
     """
     now = datetime.now(UTC)
     started = {"version": __version__, "started": now.isoformat(timespec="seconds")}
-    origin = {"schema": SCHEMA, **started, **provenance.provenance()}
+    threads = torch.get_num_threads()
+    origin = {"schema": SCHEMA, **started, **provenance.provenance(), "threads": threads}
     for path in sorted(output.glob("*.jsonl"), reverse=True):
         header = _header(path)
         if _resumable(path, header, plan, origin):

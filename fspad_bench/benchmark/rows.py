@@ -46,6 +46,7 @@ ROUNDING = (
     "decoder",
     "options",
     "target_identity",
+    "target_sha256",
     "dtype",
     "forward",
     "device",

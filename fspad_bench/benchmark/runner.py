@@ -12,6 +12,7 @@ recorded.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import secrets
 import sys
@@ -31,7 +32,7 @@ from fspad_bench.benchmark.guards.answers import Sealed
 from fspad_bench.benchmark.guards.code import CodeGuard
 from fspad_bench.benchmark.guards.watch import Watch
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.prompts import Message, Prompts, longest_conversation
+from fspad_bench.benchmark.prompts import Message, Prompts, longest_conversation, stop_facts
 from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample
 from fspad_bench.benchmark.resume import check_folder, open_record
 from fspad_bench.benchmark.scored import check_answers, scores
@@ -39,7 +40,7 @@ from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.border import check_ids
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
-from fspad_bench.engine.target import ContextError
+from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import tokenizer_hash
 from fspad_bench.models.load import load_target
 from fspad_bench.util import machine
@@ -84,15 +85,17 @@ class Runner:
         self.plan = plan
         for temperature in plan.temperatures:
             self._sampler(temperature)
+        if plan.threads:
+            torch.set_num_threads(plan.threads)
         self.record, header = open_record(plan, cards, output)
         sources = header["sources"]
         self.data = [tasks.load(card, sources[card.task], plan.limit) for card in cards]
         for data in self.data:
             check_answers(data)
-        if plan.threads:
-            torch.set_num_threads(plan.threads)
         self.target = load_target(plan.target, device=plan.device, dtype=plan.dtype)
         self.prompts = Prompts(self.target, plan.target)
+        if self.record.header is not None:
+            self.record.header["stop_ids"] = stop_facts(self.target)
         self.origin = self._origin()
         asked = [self.prompts.ask(text) for text in WARM_UP]
         self.watch = Watch(self.target, asked, WARM_UP_TOKENS, code)
@@ -148,11 +151,17 @@ class Runner:
         those that it began with, and of a decoder without any there, its own.
         """
         for decoder in self.decoders:
-            recorded = known.costs.get(decoder.label)
+            origin = self._costs_origin(decoder)
+            recorded = known.costs.get((decoder.label, origin))
             with self.watch.turn(decoder):
                 decoder.prepare(recorded)
             if decoder.measurements and not recorded:
-                self.record.costs(decoder.label, dict(decoder.measurements))
+                self.record.costs(decoder.label, dict(decoder.measurements), origin)
+
+    def _costs_origin(self, decoder: Decoder) -> str:
+        """Return the hash of what a decoder's costs depend on: no other run's are taken."""
+        facts = json.dumps([self.origin, decoder.options], sort_keys=True, default=str)
+        return hashlib.sha256(facts.encode()).hexdigest()[:SHORT_HASH]
 
     def _units(self) -> Iterator[Unit]:
         for data in self.data:
@@ -168,6 +177,7 @@ class Runner:
         return {
             "target": target.name,
             "target_identity": target.identity,
+            "target_sha256": target.files_sha256,
             "dtype": str(target.dtype).removeprefix("torch."),
             "forward": target.forward_name,
             "device": str(target.device),
@@ -249,10 +259,16 @@ class Runner:
         messages: list[Message] = []
         for turn, text in enumerate(unit.question.turns):
             messages.append({"role": "user", "content": text})
-            prompt = Prompt(unit, turn, name, self.prompts.tokens(messages))
+            try:
+                tokens = self.prompts.tokens(messages)
+            except BenchError as error:  # the template takes no such conversation
+                self._skip_turns(Prompt(unit, turn, name, []), decoders, error.message, turn)
+                return
+            prompt = Prompt(unit, turn, name, tokens)
             vanilla = self._turn(prompt, decoders)
             if vanilla.error:
-                self._skip_turns(prompt, decoders)
+                reason = f"vanilla failed on turn {turn + 1}: this turn has no context"
+                self._skip_turns(prompt, decoders, reason, turn + 1)
                 return
             messages.append({"role": "assistant", "content": self.prompts.text(vanilla.tokens)})
 
@@ -292,13 +308,12 @@ class Runner:
                 for finding in self.watch.findings(decoder.label, key):
                     self.record.add(finding)
 
-    def _skip_turns(self, prompt: Prompt, decoders: list[Decoder]) -> None:
-        """Record an error for each turn after `prompt`, whose generation by vanilla failed."""
+    def _skip_turns(self, prompt: Prompt, decoders: list[Decoder], error: str, first: int) -> None:
+        """Record an error for each turn of the prompt's question from `first` on."""
         unit = prompt.unit
-        error = f"vanilla failed on turn {prompt.turn + 1}: this turn has no context"
-        for turn in range(prompt.turn + 1, len(unit.question.turns)):
+        for turn in range(first, len(unit.question.turns)):
             for decoder in decoders:
-                key = self._key(decoder, unit).hash
+                key = self.record.key(self._key(decoder, unit))
                 self.record.add(Sample(key, unit.question.id, turn, prompt.round, error=error))
 
     def _generate(self, prompt: Prompt, decoder: Decoder, sampler: Sampler) -> Sample:
@@ -320,7 +335,8 @@ class Runner:
             with self.watch.turn(decoder) as turn:
                 generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
             check_ids(generation.tokens, self.target.config.vocab_size)
-        except ContextError as error:
+        except BenchError as error:  # says all: the prompt is too long, logits are not finite
+            print(f"{decoder.label}: {about['sample']}: {error.message}", file=sys.stderr)
             return Sample(**about, error=error.message)
         except (Exception, SystemExit) as error:  # a failure is recorded and does not end the run
             traceback.print_exc()
@@ -364,7 +380,7 @@ class Runner:
             finding = self.auditor.audit(
                 sampler, prompt.tokens, vanilla.tokens, decoder.tokens, limit
             )
-        except (RuntimeError, MemoryError) as error:  # no memory for the precise copy
+        except (RuntimeError, MemoryError, BenchError) as error:  # such as no memory for the copy
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             print(
                 f"{decoder.sample}: this difference could not be audited: {reason}",

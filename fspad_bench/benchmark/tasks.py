@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from fspad_bench.benchmark.cards import Card, read_card
 from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
-from fspad_bench.util.paths import data_folder
+from fspad_bench.util.paths import data_folder, user_path
 from fspad_bench.util.text import ONE_A_LINE, is_text, json_lines
 
 HUB_SAMPLES = 80
@@ -68,7 +67,7 @@ def load_card(name: str) -> Card:
         return read_card(Path(registry.resolve(registry.TASKS, name)))
     if name in built_in:
         return read_card(built_in[name])
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.suffix in (".yaml", ".yml"):
         return read_card(path)
     raise BenchError(f"unknown task '{name}'", near(name, [*built_in, *plugins]))
@@ -146,8 +145,8 @@ def _questions(card: Card, source: str) -> list[Question]:
     if source == "hub":
         return _from_hub(card)
     if source.startswith(SPEC_BENCH):
-        return _from_spec_bench(card, Path(os.path.expanduser(source.removeprefix(SPEC_BENCH))))
-    path = Path(os.path.expanduser(source))  # Path.expanduser raises for an unknown user
+        return _from_spec_bench(card, user_path(source.removeprefix(SPEC_BENCH)))
+    path = user_path(source)
     if not path.exists() and ("=" in source or not path.suffix):
         raise BenchError(
             f"unknown data source '{source}'",

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fspad_bench.errors import BenchError
+from fspad_bench.util.paths import user_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet_libraries()
     target = load_target(arguments.target, dtype="bfloat16")
-    head = load_head(arguments.head.expanduser(), target)
+    head = load_head(user_path(arguments.head), target)
     draft_size = len(head.vocabulary)
     full_size = target.config.vocab_size
     if draft_size < full_size:

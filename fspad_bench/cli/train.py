@@ -103,7 +103,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="answer tokens to generate with --data self (default: 400k)",
     )
     parser.add_argument("--max-length", type=positive, default=2048)
-    parser.add_argument("--checkpoint-every", type=float, default=120.0, metavar="SECONDS")
+    parser.add_argument("--checkpoint-every", type=not_negative, default=120.0, metavar="SECONDS")
 
 
 def _add_recipe(group: argparse._ArgumentGroup) -> None:

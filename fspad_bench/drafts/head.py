@@ -93,7 +93,7 @@ def load_head(
     Raises BenchError unless it fits the target and, where one is given, has the architecture of
     `network`.
     """
-    if is_published(folder) and not (folder / ABOUT).is_file():
+    if _is_published(folder):
         return _load_published(folder, target, network)
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -125,6 +125,16 @@ def load_head(
         about,
         _hash(folder / WEIGHTS, folder / ABOUT),
     )
+
+
+def _is_published(folder: Path) -> bool:
+    """Whether the folder holds a head in a published layout and none of ours."""
+    try:
+        return is_published(folder) and not (folder / ABOUT).is_file()
+    except OSError as error:  # a name of no file, a folder that this user may not enter
+        raise BenchError(
+            f"no draft head at {folder}: {error.strerror}", "name a folder with head="
+        ) from error
 
 
 def _architecture(about: dict[str, Any]) -> tuple[str, Shape]:

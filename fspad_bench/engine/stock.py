@@ -6,18 +6,21 @@ keyword `tree_mask`; without one, several tokens are a causal prefill.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from fspad_bench.engine.attention import attention
 from fspad_bench.engine.cache import KVCache
 
 ATTENTION = "fspad_tree"
+NO_STOP = [-1]  # an id that no token has
 
 
 class StockForward:
@@ -54,6 +57,34 @@ class StockForward:
         )
         captured = [out.hidden_states[index][0] for index in capture]
         return out.last_hidden_state[0], captured
+
+
+def stock_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model that runs as transformers runs it, under neutral settings.
+
+    Its files' generation settings may forbid repetitions, search by beams, or switch the cache off:
+    vanilla decodes under none of them, so whatever is compared with vanilla must not either.
+    """
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("sdpa")
+    plain.generation_config = GenerationConfig()
+    plain.config.use_cache = True
+    return plain
+
+
+def greedy_settings(
+    max_new_tokens: int, stop_ids: Iterable[int], **further: Any
+) -> GenerationConfig:
+    """Return transformers' settings of a greedy answer that these ids end."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(stop_ids) or NO_STOP,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        repetition_penalty=1.0,
+        **further,
+    )
 
 
 class _StockLayer(CacheLayerMixin):

@@ -5,6 +5,7 @@
 
 - They run a copy of the target's weights through the stock forward: sdpa attention, dynamic cache,
   stock linear layers.
+- The target's own generation settings do not count, but for its stop ids: vanilla has no others.
 - A row of theirs has an end-to-end speedup: the call is timed from outside. Their own clock, which
   starts when the first tokens are shown, and their steps stand in the record as claims. Prompt
   lookup shows the tokens of its whole first step at once, so this step counts as prefill there.
@@ -12,7 +13,6 @@
 
 from __future__ import annotations
 
-import copy
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.engine.stock import greedy_settings, stock_copy
+from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.errors import BenchError
 
 
@@ -33,8 +34,7 @@ class StockGenerate:
     """
 
     def __init__(self, target: TransformersTarget) -> None:
-        self.model = copy.deepcopy(target.model)
-        self.model.set_attn_implementation("sdpa")
+        self.model = stock_copy(target.model)
         self.settings: dict[str, Any] = {}
 
     @torch.inference_mode()
@@ -48,12 +48,10 @@ class StockGenerate:
         output = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=limit.max_new_tokens,
-            do_sample=False,
-            repetition_penalty=1.0,
-            eos_token_id=sorted(limit.stop_ids) or [-1],
+            generation_config=greedy_settings(
+                limit.max_new_tokens, limit.stop_ids, **self.settings
+            ),
             streamer=shown,
-            **self.settings,
         )
         end = perf_counter()
         tokens = output[0, len(prompt) :].tolist()
@@ -74,8 +72,8 @@ class StockPromptLookup(StockGenerate):
     """
 
     def __init__(self, target: TransformersTarget, *, tokens: int = 10) -> None:
-        if tokens < 1:
-            raise BenchError(f"tokens={tokens} is out of range", "give at least 1")
+        if not 1 <= tokens < LARGEST_TREE:
+            raise BenchError(f"tokens={tokens} is out of range", f"1 <= tokens < {LARGEST_TREE}")
         super().__init__(target)
         self.settings = {"prompt_lookup_num_tokens": tokens}
 

@@ -9,7 +9,6 @@ PIT of vanilla on the target at hand (`distribution`) completes them.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from typing import Any
 
@@ -23,6 +22,7 @@ from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.engine.stock import greedy_settings, stock_copy
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.distribution import draws_needed, g_test
 from fspad_bench.lossless.oracle import Distribution
@@ -101,25 +101,22 @@ def _warped(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Ten
 @torch.inference_mode()
 def check_greedy(target: TransformersTarget, prompts: list[list[int]], tokens: int) -> Check:
     """Compare vanilla at T = 0 with `transformers.generate`, on its own attention and cache."""
-    model = copy.deepcopy(target.model)
-    model.set_attn_implementation("sdpa")
+    model = stock_copy(target.model)
     limit = Limit(tokens, target.stop_ids)
     equal = 0
     for prompt in prompts:
         ours = generate(target, Vanilla(target), Sampler(), prompt, limit).tokens
-        equal += ours == _generated(model, prompt, tokens)
+        equal += ours == _generated(model, prompt, limit)
     figure = f"{equal} of {len(prompts)} texts of {tokens} tokens equal"
     return Check.of("greedy is generate", "vanilla", equal == len(prompts), figure, "all")
 
 
-def _generated(model: Any, prompt: list[int], tokens: int) -> list[int]:
+def _generated(model: Any, prompt: list[int], limit: Limit) -> list[int]:
     """Return the new tokens of `transformers.generate`, greedily."""
     ids = torch.tensor([prompt], device=model.device)
     output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        repetition_penalty=1.0,
-        max_new_tokens=tokens,
+        generation_config=greedy_settings(limit.max_new_tokens, limit.stop_ids),
     )
     return output[0, len(prompt) :].tolist()

@@ -156,11 +156,12 @@ class FeatureStore:
         return np.memmap(path, dtype, "r+", shape=shape)
 
     def ready(self) -> int:
-        """Return the number of groups that have been computed."""
+        """Return the number of groups that have been computed; 0 where that cannot be known."""
         try:
-            return max(0, int(self.done.read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # nothing yet, or damaged
+            count = int(self.done.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return 0
+        return count if 0 <= count <= len(self.groups) else 0
 
     @torch.inference_mode()
     def fill(
@@ -230,7 +231,8 @@ def cached_features(
 
 
 def _store_name(target: TransformersTarget, path: Path, max_length: int) -> str:
-    key = [STORE_FORMAT, data_hash([path]), target.identity, str(target.dtype), max_length]
+    of_target = [target.identity, target.files_sha256, str(target.dtype)]
+    key = [STORE_FORMAT, data_hash([path]), *of_target, max_length]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 

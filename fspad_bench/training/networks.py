@@ -21,10 +21,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fspad_bench import __version__
-from fspad_bench.drafts.head import Head, load_head
+from fspad_bench.drafts.head import ABOUT, WEIGHTS, Head, load_head
 from fspad_bench.drafts.network import DraftNetwork, Shape, architecture
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.training.checkpoint import Checkpoint
+from fspad_bench.errors import BenchError
+from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint
 from fspad_bench.training.conversations import (
     Conversation,
     DataFile,
@@ -36,8 +37,11 @@ from fspad_bench.training.conversations import (
 from fspad_bench.training.features import Features, LiveFeatures, cached_features
 from fspad_bench.training.job import Trained, TrainingJob
 from fspad_bench.training.trainer import Trainer
+from fspad_bench.util.paths import user_path
 
 VOCABULARY_SIZE = 8192
+SHORTEST = 8  # tokens of a conversation with a prompt and an answer
+CURVE = "curve.csv"
 INHERITED = ("command", "data_sha256", "tokens_seen", "initial")
 """Facts of the head that training started with, kept in the new head's file."""
 
@@ -49,11 +53,23 @@ class NetworkTrainer:
     variant: str
 
     def check(self, job: TrainingJob, target: TransformersTarget) -> None:
-        """Raise BenchError unless the initial head fits and a checkpoint has the same recipe."""
-        self._initial_head(job, target)
+        """Raise BenchError for an initial head, lengths or an output that cannot work, and unless a
+        checkpoint has the same recipe and target.
+        """
+        initial = self._initial_head(job, target)
+        if min(job.max_length, target.max_length) < SHORTEST:
+            raise BenchError(
+                f"conversations of at most {job.max_length} tokens hold no answer",
+                f"give --max-length at least {SHORTEST}",
+            )
+        for name in (ABOUT, WEIGHTS, CURVE):
+            if (job.output / name).is_dir():
+                raise BenchError(f"{job.output / name} is a folder", "give another --output")
         checkpoint = Checkpoint.load(job.output)
         if checkpoint is not None:
             checkpoint.check_recipe(job.recipe, job.output)
+            known = {"target": target.identity, "target files": target.files_sha256}
+            checkpoint.check_origin(known | {"initial head": _sha256(initial)}, job.output)
 
     def train(
         self,
@@ -79,7 +95,7 @@ class NetworkTrainer:
             origin={
                 "data": digest,
                 "longest conversation": max_length,
-                "initial head": initial.sha256 if initial else "",
+                "initial head": _sha256(initial),
             },
         )
         trainer.run(job.output, checkpoint_every=job.checkpoint_every)
@@ -89,7 +105,7 @@ class NetworkTrainer:
     def _initial_head(self, job: TrainingJob, target: TransformersTarget) -> Head | None:
         if job.initial is None:
             return None
-        return load_head(job.initial.expanduser(), target, architecture(self.variant))
+        return load_head(user_path(job.initial), target, architecture(self.variant))
 
     def _facts(
         self,
@@ -106,6 +122,7 @@ class NetworkTrainer:
             "recipe": asdict(job.recipe),
             "parameters": sum(p.numel() for p in trainer.network.parameters()),
             "processes": trainer.accelerator.num_processes,
+            ENVIRONMENT: trainer.origin[ENVIRONMENT],
             "data_sha256": digest,
             "conversations": len(conversations),
             "answer_tokens": sum(c.answer_tokens() for c in conversations),
@@ -138,6 +155,10 @@ def initial_network(
     torch.manual_seed(seed)
     network = architecture(variant)(Shape.of_target(target.config))
     return network.to(target.device, torch.float32)
+
+
+def _sha256(initial: Head | None) -> str:
+    return initial.sha256 if initial else ""
 
 
 def _vocabulary(

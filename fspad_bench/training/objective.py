@@ -27,6 +27,8 @@ from fspad_bench.training.losses import Losses, losses
 TOP_K = 10
 SUPERVISE = ("answers", "all")
 VOCABULARIES = ("prompt", "head")
+LARGEST = {"epochs": 10_000, "batch_tokens": 2**24, "lr": 1.0, "unroll": 16}
+"""Bounds of settings: beyond them a training only runs out of memory, or out of its senses."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,11 @@ class Recipe:
             raise BenchError(
                 f"unknown vocabulary '{self.vocabulary}'", near(self.vocabulary, VOCABULARIES)
             )
-        for name in ("epochs", "batch_tokens", "lr", "unroll"):
-            if not getattr(self, name) > 0:
+        for name, most in LARGEST.items():
+            if not 0 < getattr(self, name) <= most:
                 raise BenchError(
-                    f"{name} is {getattr(self, name)}", f"give {name} a number above 0"
+                    f"{name} is {getattr(self, name)}",
+                    f"give {name} a number above 0, at most {most:g}",
                 )
 
     def rate(self, step: int, steps: int) -> float:

@@ -34,13 +34,14 @@ from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
-from fspad_bench.training.checkpoint import Checkpoint
+from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint
 from fspad_bench.training.curve import append_row
 from fspad_bench.training.evaluation import HeldOut
 from fspad_bench.training.features import Features, by_length, supervised_count
 from fspad_bench.training.losses import Losses
 from fspad_bench.training.objective import Objective, Recipe, load_inputs, uniform_noise
 from fspad_bench.util.progress import Progress
+from fspad_bench.util.provenance import environment
 
 SHARDS = 8
 RECENT = 100  # steps over which the progress line averages
@@ -97,6 +98,8 @@ class Trainer:
         vocabulary = self.vocabulary.base_ids.cpu().numpy().tobytes()
         return {
             "target": self.target.identity,
+            "target files": self.target.files_sha256,
+            ENVIRONMENT: environment(torch.get_num_threads()),
             "network": {
                 "architecture": self.network.architecture,
                 **asdict(self.network.shape),
@@ -231,6 +234,12 @@ class Trainer:
         self.seen = checkpoint.seen
         if self.accelerator.is_main_process:
             print(f"resuming at step {self.step} of {len(self.plan)}", file=sys.stderr)
+            if checkpoint.origin.get(ENVIRONMENT) != self.origin[ENVIRONMENT]:
+                print(
+                    "note: it was begun with other software, threads or machine: "
+                    "its weights will not be those of one run",
+                    file=sys.stderr,
+                )
 
 
 def accelerator_for(device: torch.device | str) -> Accelerator:

@@ -100,7 +100,17 @@ def test_a_new_prompt_starts_from_nothing():
 
 @pytest.mark.parametrize(
     "options",
-    [{"shortest": 0}, {"ngram": 1}, {"ngram": 2, "shortest": 3}, {"length": 0}, {"length": -1}],
+    [
+        {"shortest": 0},
+        {"ngram": 1},
+        {"ngram": 2, "shortest": 3},
+        {"length": 0},
+        {"length": -1},
+        {"length": 128},  # a tree has 128 nodes, the root among them
+        {"length": 200},
+        {"ngram": 65},
+        {"ngram": 10**9},
+    ],
 )
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(BenchError, match="prompt_lookup takes"):

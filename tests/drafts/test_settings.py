@@ -16,6 +16,7 @@ from fspad_bench.drafts.drafter import FIXED_DEPTH, FIXED_NODES, MOST_DEPTH, MOS
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import SIZES, TINY, Costs
 from fspad_bench.drafts.sizing.policy import AdaptiveTree, FixedTree
+from fspad_bench.errors import BenchError
 
 PROMPT = list(range(30, 52))
 KNOWN = Costs(tuple(3.0 + 0.5 * n for n in SIZES), 0.7, 0.2)
@@ -135,3 +136,27 @@ def test_a_captured_shape_is_chosen_by_known_measurements(tiny, no_measuring):
     )
     assert isinstance(shape, FixedTree)
     assert measurements == known
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"nodes": 129}, {"nodes": 10**9}, {"depth": 128}, {"depth": 10**6}, {"top_k": 128}],
+    ids=str,
+)
+def test_sizes_beyond_the_largest_tree_are_refused(tiny, sizes):
+    with pytest.raises(BenchError, match="is out of range") as caught:
+        Fspad(tiny, **sizes)
+    assert "128" in caught.value.hint
+
+
+def test_sizes_of_the_largest_tree_are_taken(tiny):
+    settings = Fspad(tiny, nodes=128, depth=127, top_k=97).settings()
+    assert (settings["nodes"], settings["depth"]) == (128, 127)
+
+
+@pytest.mark.parametrize(
+    "head", ["~nosuchuser/head", "~/nowhere/head", "/dev/null", "\0", "x" * 300]
+)
+def test_a_head_that_is_not_there_is_refused(tiny, head):
+    with pytest.raises(BenchError, match="head"):
+        Fspad(tiny, head)

@@ -6,12 +6,13 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from fspad_bench.errors import BenchError
 from fspad_bench.util import paths
-from fspad_bench.util.paths import write_atomically
+from fspad_bench.util.paths import cache_home, user_path, write_atomically
 
 WRITER = """
 import sys
@@ -105,3 +106,15 @@ def test_what_a_library_says_of_the_disk_is_one_clear_error(tmp_path, error):
         raise error
     assert caught.value.message == f"cannot write to {tmp_path}: Read-only file system"
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["~nosuchuser/x", "a/~/b", "/x", ""])
+def test_a_path_that_is_nobodys_home_stays_as_it_is(text):
+    assert user_path(text) == Path(text)
+
+
+def test_the_home_folder_is_read(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert user_path("~/x") == Path("/home/me/x")
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", "~nosuchuser/cache")
+    assert cache_home() == Path("~nosuchuser/cache")
