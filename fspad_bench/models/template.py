@@ -22,7 +22,7 @@ Message = dict[str, str]
 
 MARK = "WORDS"  # stands for the user's words while the text around them is looked at
 CLOCK = datetime(2024, 7, 26)
-CODES = "aAbBcdDeFHIjmMpRSTuUVwWxXyYZ%"  # of strftime
+CODES = "aAbBcdDeFfgGhHIjmMpRSTuUVwWxXyYzZ%"  # of strftime
 UNPADDED = "deHIjmMSUW"  # codes whose padding a `-` drops
 RENDERINGS = 8  # a random choice of two would agree so often once in 128 templates
 

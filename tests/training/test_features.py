@@ -183,3 +183,17 @@ def test_groups_keep_to_their_budget_and_hold_every_sequence():
     groups = list(by_length(lengths, 48))
     assert sorted(i for group in groups for i in group) == list(range(7))
     assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= 48 for g in groups)
+
+
+@pytest.mark.parametrize("content", ["", "half", "-3", "999", "1.5", "\0"])
+def test_a_damaged_count_is_computed_anew(tiny, conversations, tmp_path, content):
+    learned = all_conversations(read_files([conversations], 97, 64))
+    store = FeatureStore(tmp_path / "store", learned, 64)
+    store.fill(tiny)
+    whole = store.features.copy()
+    store.features[:] = 0
+    store.done.write_text(content)
+    again = FeatureStore(tmp_path / "store", learned, 64)
+    assert again.ready() == 0
+    again.fill(tiny)
+    assert (again.features == whole).all()

@@ -1,6 +1,7 @@
 """The use case of `train`: what it writes, and what it refuses before it does any work."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fspad_bench.training import job as training
 from fspad_bench.training.job import Trained, TrainingJob, run, trainer_of
 from fspad_bench.training.networks import NetworkTrainer
 from fspad_bench.training.objective import Recipe
+from fspad_bench.util.provenance import environment
 
 BRIEF = Recipe(epochs=1)
 NO_STEPS = Recipe(epochs=1e-6)
@@ -189,3 +191,75 @@ def test_an_output_in_use_is_refused_before_the_target_is_loaded(job, tmp_path, 
     output = tmp_path / "head"
     with exclusive(output), pytest.raises(BenchError, match=r"is in use by process \d+ on"):
         run(job(output=output))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"initial": Path("~nosuchuser/head")}, "no draft head at ~nosuchuser/head"),
+        ({"initial": Path("x" * 300)}, "no draft head at xxx"),
+        ({"decoder": "egle"}, "no draft network to train"),
+        ({"max_length": 3}, "at most 3 tokens hold no answer"),
+        ({"data": ["self", "~nosuchuser/data"]}, "no such training data: ~nosuchuser/data"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_data_are_generated(job, no_work, changes, message):
+    with pytest.raises(BenchError, match=message):
+        run(job(**{"data": ["self"]} | changes))
+
+
+@pytest.mark.parametrize("name", ["head.json", "head.safetensors", "curve.csv"])
+def test_an_output_that_cannot_be_written_is_refused_first(job, no_work, tmp_path, name):
+    (tmp_path / "head" / name).mkdir(parents=True)
+    with pytest.raises(BenchError, match=f"{name} is a folder"):
+        run(job(data=["self"]))
+
+
+@pytest.mark.parametrize("parts", ["head", "head/in/it"])
+def test_an_output_that_is_a_file_is_refused_first(job, no_work, tmp_path, parts):
+    (tmp_path / "head").write_text("")
+    with pytest.raises(BenchError, match=r"is a file|cannot write to"):
+        run(job(data=["self"], output=tmp_path / parts))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"epochs": 1e9},
+        {"epochs": float("inf")},
+        {"epochs": float("nan")},
+        {"lr": 2.0},
+        {"unroll": 10**6},
+        {"batch_tokens": 10**12},
+    ],
+    ids=str,
+)
+def test_absurd_recipes_are_refused(setting):
+    with pytest.raises(BenchError, match=f"{next(iter(setting))} is"):
+        Recipe(**setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("identity", "another target"), ("files_sha256", "another target files")],
+)
+def test_another_target_does_not_continue_a_training(
+    job, tiny, monkeypatch, request, name, message
+):
+    run(job())
+    request.getfixturevalue("no_work")
+    monkeypatch.setattr(tiny, name, "edited")
+    with pytest.raises(BenchError, match=f"was trained with {message}"):
+        run(job(data=["self"]))
+
+
+def test_features_are_of_one_state_of_the_target(train, tiny, tmp_path, monkeypatch):
+    train(recipe=NO_STEPS)
+    monkeypatch.setattr(tiny, "files_sha256", "edited")
+    run_again = tmp_path / "again"
+    train(recipe=NO_STEPS, output=run_again)
+    assert len(list((tmp_path / "cache" / "features").glob("*/features.bin"))) == 2
+
+
+def test_a_head_names_the_software_that_trained_it(train):
+    assert train(recipe=NO_STEPS).facts["environment"] == environment(torch.get_num_threads())

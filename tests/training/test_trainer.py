@@ -8,6 +8,7 @@ import torch
 
 from fspad_bench.drafts.network import architectures
 from fspad_bench.errors import BenchError
+from fspad_bench.training import trainer as trainer_module
 from fspad_bench.training.conversations import Conversation
 from fspad_bench.training.features import LiveFeatures
 from fspad_bench.training.networks import initial_network
@@ -198,3 +199,25 @@ def test_a_longer_plan_begins_like_a_shorter_one(trainer, recipe):
     longer = trainer(recipe=replace(recipe, epochs=8.5)).plan
     assert longer[: len(shorter)] == shorter
     assert len(longer) > len(shorter)
+
+
+def test_other_software_continues_with_a_note(trainer, recipe, tmp_path, monkeypatch, capsys):
+    one = replace(recipe, epochs=1)
+    trainer(recipe=one).run(tmp_path, checkpoint_every=1e9, stop_after=1)
+    trainer(recipe=one).run(tmp_path, checkpoint_every=1e9, stop_after=2)
+    assert "other software" not in capsys.readouterr().err
+    monkeypatch.setattr(trainer_module, "environment", lambda threads: {"torch": "9"})
+    trainer(recipe=one).run(tmp_path, checkpoint_every=1e9)
+    assert "it was begun with other software, threads or machine" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_earlier_version_continues(trainer, recipe, tmp_path):
+    one = replace(recipe, epochs=1)
+    trainer(recipe=one).run(tmp_path, checkpoint_every=1e9, stop_after=1)
+    path = tmp_path / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["origin"]["target files"], state["origin"]["environment"]
+    torch.save(state, path)
+    again = trainer(recipe=one)
+    again.run(tmp_path, checkpoint_every=1e9)
+    assert again.step == len(again.plan)
