@@ -207,18 +207,35 @@ class TransformersTarget:
         """The token ids that end an answer: those of the model's generation settings, as for
         transformers' `generate`, or else its tokenizer's.
         """
-        return _ids(self.model.generation_config.eos_token_id) or self.tokenizer_stop_ids
+        return self._generation_stop_ids or self.tokenizer_stop_ids
 
     @property
     def tokenizer_stop_ids(self) -> frozenset[int]:
         """The token id by which the tokenizer ends a text, empty without one."""
-        end = getattr(self.tokenizer, "eos_token_id", None)
-        return _ids(end)
+        return self._ids(getattr(self.tokenizer, "eos_token_id", None))
+
+    @property
+    def _generation_stop_ids(self) -> frozenset[int]:
+        return self._ids(self.model.generation_config.eos_token_id)
+
+    def _ids(self, end: int | list[int] | None) -> frozenset[int]:
+        """Return token ids as configurations state them: one, several, or none (-1).
+
+        Raises BenchError for anything but ids of the vocabulary.
+        """
+        ids = end if isinstance(end, list) else [] if end in (None, -1) else [end]
+        size = self.config.vocab_size
+        if not all(type(token) is int and 0 <= token < size for token in ids):
+            raise BenchError(
+                f"eos_token_id is {end!r}: not among the ids of a vocabulary of {size}",
+                "correct it in generation_config.json, config.json or the tokenizer's files",
+            )
+        return frozenset(ids)
 
     @property
     def stop_source(self) -> str:
         """Where `stop_ids` come from."""
-        if _ids(self.model.generation_config.eos_token_id):
+        if self._generation_stop_ids:
             return GENERATION
         return "tokenizer" if self.tokenizer_stop_ids else "nowhere"
 
@@ -328,16 +345,6 @@ class TransformersTarget:
             )
 
 
-def _ids(end: int | list[int] | None) -> frozenset[int]:
-    """Return token ids as configurations state them: one, several, or none."""
-    ids = end if isinstance(end, list) else [] if end is None else [end]
-    if not all(isinstance(token, int) for token in ids):
-        raise BenchError(
-            f"eos_token_id is {end!r}", "it is a token id, or a list of them, in config.json"
-        )
-    return frozenset(ids)
-
-
 def head_shape(config: PreTrainedConfig) -> HeadShape:
     """Return the attention shape that a configuration states."""
     heads = config.num_attention_heads
@@ -360,6 +367,8 @@ def check_architecture(config: PreTrainedConfig) -> None:
             f"architecture '{config.model_type}' is not supported",
             f"supported: {', '.join(ARCHITECTURES)}",
         )
+    if config.num_hidden_layers < 1:
+        raise BenchError("the model has no layers", "correct num_hidden_layers in config.json")
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     if rope in LENGTH_DEPENDENT:
         raise BenchError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from fspad_bench.models.digests import files_digest
 from fspad_bench.models.presets import Checkpoint, resolve
 
 DAMAGED = "a file of its folder may be damaged or missing: download or copy the target again"
+LONGEST_REASON = 240  # characters of a library's message
 DEVICES = "cpu, cuda, cuda:1 or auto"
 SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # what reads a `tokenizer.model`
+BUFFERS = (".inv_freq",)  # what old checkpoints hold of tables that are computed
 DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")  # accelerate's ways to share a model
 
 
@@ -111,7 +114,7 @@ def _from_files(
             output_loading_info=True,
         )
     except Exception as error:  # strangers' files: libraries raise whatever they stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         raise BenchError(
             f"cannot load target '{checkpoint.name}': {reason}", _loading_hint(path, error)
         ) from error
@@ -121,6 +124,12 @@ def _from_files(
         raise BenchError(
             f"'{checkpoint.name}' lacks {len(missing)} weights, {missing[0]} first",
             "download or copy the target again",
+        )
+    if unread := [name for name in report["unexpected_keys"] if not name.endswith(BUFFERS)]:
+        print(
+            f"note: '{checkpoint.name}' holds {len(unread)} weights that its architecture does not "
+            f"read, {min(unread)} first",
+            file=sys.stderr,
         )
     if checkpoint.template and not tokenizer.chat_template:
         tokenizer.chat_template = checkpoint.template

@@ -40,23 +40,32 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, o
             list(messages), chat_template=template, add_generation_prompt=opened, tokenize=False
         )
     except Exception as error:  # a template is a program: it may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BenchError(
-            f"the chat template refuses a conversation: {reason}",
+            f"the chat template refuses a conversation: {_reason(error)}",
             "name a target whose template takes it, or other data",
         ) from error
     return cast(str, text)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids of a rendered text: the special tokens it needs are part of it."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Return the ids of a rendered text: the special tokens it needs are part of it.
+
+    Raises BenchError for a text that the tokenizer does not take.
+    """
+    try:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except Exception as error:  # whatever its library raises, such as for half a surrogate pair
+        raise BenchError(
+            f"the tokenizer does not take a text: {_reason(error)}",
+            "name a target whose tokenizer takes it, or other data",
+        ) from error
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise BenchError unless a question can be asked by this template, and only in one way."""
     question = [{"role": "user", "content": MARK}]
     text = render(tokenizer, question, opened=True)
+    token_ids(tokenizer, text)
     if MARK not in text:
         raise BenchError("the chat template leaves the user's words out", "name an instruct model")
     if any(render(tokenizer, question, opened=True) != text for _ in range(RENDERINGS)):
@@ -71,6 +80,10 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     template = tokenizer.chat_template
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _fixed_clock() -> str:

@@ -26,6 +26,7 @@ KEY = Key(
     machine="a machine",
     version="0.1.0",
     source_sha256="01" * 32,
+    target_sha256="05" * 32,
     template_sha256="02" * 32,
     tokenizer_sha256="03" * 32,
     card_sha256="04" * 32,

@@ -176,7 +176,9 @@ def test_costs_of_a_decoder_that_cannot_take_others_are_written_once(data, tmp_p
         run(plan, output)
     path, records = run(plan, output)
     assert records.complete
-    assert records.costs == {f"{ME}:Costly": {"greedy": {"first": 1.0}}}
+    ((decoder, origin),) = records.costs
+    assert (decoder, len(origin)) == (f"{ME}:Costly", 16)
+    assert records.costs[decoder, origin] == {"greedy": {"first": 1.0}}
     assert len([line for line in lines(path) if line["kind"] == "costs"]) == 1
 
 

@@ -126,7 +126,7 @@ def test_generation_settings_that_cannot_be_read_are_refused(folder, content):
         load_target(str(folder))
 
 
-@pytest.mark.parametrize("end", ["96", ["96"], {"id": 96}, 96.5])
+@pytest.mark.parametrize("end", ["96", ["96"], {"id": 96}, 96.5, True, 97, [96, 500], -2])
 def test_stop_ids_are_numbers(folder, end):
     edit(folder / "generation_config.json", eos_token_id=end)
     with pytest.raises(BenchError, match=r"eos_token_id|cannot load target"):
@@ -139,6 +139,7 @@ def test_stop_ids_are_those_of_the_generation_settings_or_else_the_tokenizers(fo
         target = load_target(str(folder))
         return target.stop_ids, target.stop_source
 
+    assert stops(eos_token_id=-1)[1] == "tokenizer"
     assert stops(eos_token_id=[95, 96]) == (frozenset([95, 96]), "generation settings")
     edit(folder / "config.json", eos_token_id=None)
     assert stops(eos_token_id=None) == (frozenset([96]), "tokenizer")
@@ -188,3 +189,48 @@ def test_an_unchanged_folder_is_not_read_again(folder, monkeypatch):
     first = files_digest(folder)
     monkeypatch.setattr(digests, "_hash", pytest.fail)
     assert files_digest(folder) == first
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "null",
+        "{}",
+        '{"model_type": ["llama"]}',
+        '{"model_type": "llama", "num_hidden_layers": 0}',
+        '{"model_type": "llama", "vocab_size": -1}',
+        '{"model_type": "llama", "num_attention_heads": 3}',
+        '{"model_type": "llama", "hidden_act": "nosuch"}',
+        '{"model_type": "llama", "max_position_embeddings": "8192"}',
+        '{"model_type": "llama", "rope_parameters": {"rope_type": "spiral"}}',
+        '{"model_type": "llama", "dtype": "float3"}',
+        '{"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}',
+    ],
+)
+def test_an_odd_configuration_is_refused(folder, text):
+    own = json.loads((folder / "config.json").read_text())
+    changes = json.loads(text)
+    odd = own | changes if isinstance(changes, dict) and changes else changes
+    (folder / "config.json").write_text(json.dumps(odd))
+    with pytest.raises(BenchError) as caught:
+        load_target(str(folder))
+    assert caught.value.hint
+
+
+def test_code_in_weights_does_not_run(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    code = f"cos\nsystem\n(S'touch {tmp_path}/ran'\ntR."
+    (folder / "pytorch_model.bin").write_bytes(code.encode())
+    with pytest.raises(BenchError, match="cannot load target 'tiny'"):
+        load_target(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_are_not_read_are_named(folder, capsys):
+    edit(folder / "config.json", num_hidden_layers=1)
+    load_target(str(folder))
+    assert (
+        "note: 'tiny' holds 9 weights that its architecture does not read, model.layers.1."
+        in capsys.readouterr().err
+    )

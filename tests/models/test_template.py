@@ -93,3 +93,9 @@ def test_every_text_of_several_templates_is_hashed():
     second = tokenizer({"default": TEMPLATE, "rag": "b"})
     assert template_hash(first) != template_hash(second)
     assert len({template_hash(tokenizer(text)) for text in (TEMPLATE, TEMPLATE + " ")}) == 2
+
+
+@pytest.mark.parametrize("written", ["'\\ud83d'", "'a' + '\\ude00'"])
+def test_text_that_the_tokenizer_does_not_take_is_refused(written):
+    with pytest.raises(BenchError, match="the tokenizer does not take a text"):
+        check_template(tokenizer("{{ " + written + " }}" + TEMPLATE))
