@@ -24,7 +24,13 @@ FLOORS = [  # lowest first; rooms of one floor are independent unless BESIDE say
 ]
 BESIDE = {"training": {"distill", "decoders"}}
 PLAIN = {"__init__", "errors", "util"}
-BUILDING = {"decoders.__init__", "decoders.border", "decoders.build", "decoders.label"}
+BUILDING = {
+    "decoders.__init__",
+    "decoders.border",
+    "decoders.build",
+    "decoders.code",
+    "decoders.label",
+}
 ROOT_FILES = {"__init__.py", "__main__.py", "errors.py"}
 HEAVY = {
     "torch",

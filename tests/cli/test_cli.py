@@ -171,7 +171,7 @@ def test_a_full_disk_is_one_clear_error_and_the_same_command_resumes(
             "did you mean 'length'?",
         ),
         ("-D prompt_lookup.length=many", "prompt_lookup.length=many is not an integer", "number"),
-        ("-D prompt_lookup.length=0", "length >= 1", "defaults"),
+        ("-D prompt_lookup.length=0", "1 <= length < 128", "defaults"),
         ("-D prompt_lokup.length=3", "no decoder 'prompt_lokup'", "did you mean 'prompt_lookup'?"),
         ("-D length=3", "-D length=3 is not DECODER.OPTION=VALUE", "fspad.depth=3"),
         ("-D prompt_lookup.length", "is not DECODER.OPTION=VALUE", "fspad.depth=3"),

@@ -7,7 +7,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import match
 from fspad_bench.engine.gpu import reference, top_k_top_p, verification
-from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors
+from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk
 
 BOTH = [verification, reference]
 SAMPLERS = [
@@ -134,3 +134,20 @@ def test_padding_nodes_see_only_themselves():
     assert nodes.bits.flatten().tolist() == [0b1, 0b11, 0b111, 0b1000, 0b10000]
     assert nodes.tokens.tolist() == [5, 6, 7, -1, -1]
     assert nodes.depths.tolist() == [0, 1, 2, -1, -1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 0.0])
+@pytest.mark.parametrize("node", [0, 1, 2])
+def test_logits_after_an_accepted_node_must_be_finite(device, node, value, dtype):
+    """Node 1 was refused: what follows it does not matter."""
+    path = torch.tensor([0, 2, 0, 0], dtype=torch.int32, device=device)
+    count = torch.tensor(2, dtype=torch.int32, device=device)
+    logits = torch.linspace(-3, 4, 4 * 50, device=device).reshape(4, 50).to(dtype)
+    logits[node] = value
+    broken = Walk(path, count, count).broken(logits)
+    assert broken.dtype == torch.int32
+    assert int(broken) == (value != 0 and node != 1)
+    logits[node] = 1.0
+    logits[node, 7] = float("-inf")  # a forbidden token
+    assert not int(Walk(path, count, count).broken(logits))
