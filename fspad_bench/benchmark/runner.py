@@ -12,7 +12,6 @@ recorded.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import secrets
 import sys
@@ -24,13 +23,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fspad_bench import __version__
 from fspad_bench.benchmark import tasks
 from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.evidence import evidence
 from fspad_bench.benchmark.guards.answers import Sealed
 from fspad_bench.benchmark.guards.code import CodeGuard
 from fspad_bench.benchmark.guards.watch import Watch
+from fspad_bench.benchmark.origin import SHORT_HASH, costs_origin, origin_of
 from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.prompts import Message, Prompts, longest_conversation, stop_facts
 from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample
@@ -41,18 +40,15 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.border import check_ids
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.errors import BenchError
-from fspad_bench.models.chat import tokenizer_hash
 from fspad_bench.models.load import load_target
 from fspad_bench.util import machine
 from fspad_bench.util.progress import Progress
-from fspad_bench.util.provenance import source_hash
 
 WARM_UP = (
     "Describe a walk along a river in autumn.",
     "List three uses of a paper clip, one a line.",
 )
 WARM_UP_TOKENS = 24
-SHORT_HASH = 16  # hexadecimal digits of a prompt's hash
 
 
 class Unit(NamedTuple):
@@ -96,7 +92,7 @@ class Runner:
         self.prompts = Prompts(self.target, plan.target)
         if self.record.header is not None:
             self.record.header["stop_ids"] = stop_facts(self.target)
-        self.origin = self._origin()
+        self.origin = origin_of(self.target, self.prompts)
         asked = [self.prompts.ask(text) for text in WARM_UP]
         self.watch = Watch(self.target, asked, WARM_UP_TOKENS, code)
         self.decoders: list[Decoder] = []
@@ -151,44 +147,18 @@ class Runner:
         those that it began with, and of a decoder without any there, its own.
         """
         for decoder in self.decoders:
-            origin = self._costs_origin(decoder)
+            origin = costs_origin(self.origin, decoder.options)
             recorded = known.costs.get((decoder.label, origin))
             with self.watch.turn(decoder):
                 decoder.prepare(recorded)
             if decoder.measurements and not recorded:
                 self.record.costs(decoder.label, dict(decoder.measurements), origin)
 
-    def _costs_origin(self, decoder: Decoder) -> str:
-        """Return the hash of what a decoder's costs depend on: no other run's are taken."""
-        facts = json.dumps([self.origin, decoder.options], sort_keys=True, default=str)
-        return hashlib.sha256(facts.encode()).hexdigest()[:SHORT_HASH]
-
     def _units(self) -> Iterator[Unit]:
         for data in self.data:
             for question in data.questions:
                 for temperature in self.plan.temperatures:
                     yield Unit(data, question, temperature)
-
-    def _origin(self) -> dict[str, Any]:
-        """Return the fields that all keys of the run share: the target, the machine and the
-        software.
-        """
-        target = self.target
-        return {
-            "target": target.name,
-            "target_identity": target.identity,
-            "target_sha256": target.files_sha256,
-            "dtype": str(target.dtype).removeprefix("torch."),
-            "forward": target.forward_name,
-            "device": str(target.device),
-            "threads": torch.get_num_threads(),
-            "machine": machine.describe(target.gpu),
-            "version": __version__,
-            "torch": torch.__version__,
-            "source_sha256": source_hash(),
-            "template_sha256": self.prompts.template_sha256,
-            "tokenizer_sha256": tokenizer_hash(self.prompts.tokenizer),
-        }
 
     def _key(self, decoder: Decoder, unit: Unit) -> Key:
         """Return the key of a decoder's samples of a unit's task and temperature.

@@ -1,0 +1,43 @@
+"""Where the figures of a run come from: what all its rows share, and what its costs depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from fspad_bench import __version__
+from fspad_bench.benchmark.prompts import Prompts
+from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.models.chat import tokenizer_hash
+from fspad_bench.util import machine
+from fspad_bench.util.provenance import source_hash
+
+SHORT_HASH = 16  # hexadecimal digits
+
+
+def origin_of(target: TransformersTarget, prompts: Prompts) -> dict[str, Any]:
+    """Return the fields that all keys of a run share: the target, the machine, the software."""
+    return {
+        "target": target.name,
+        "target_identity": target.identity,
+        "target_sha256": target.files_sha256,
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "forward": target.forward_name,
+        "device": str(target.device),
+        "threads": torch.get_num_threads(),
+        "machine": machine.describe(target.gpu),
+        "version": __version__,
+        "torch": torch.__version__,
+        "source_sha256": source_hash(),
+        "template_sha256": prompts.template_sha256,
+        "tokenizer_sha256": tokenizer_hash(prompts.tokenizer),
+    }
+
+
+def costs_origin(origin: dict[str, Any], options: dict[str, Any]) -> str:
+    """Return the hash of what a decoder's costs depend on: no other run's are taken."""
+    facts = json.dumps([origin, options], sort_keys=True, default=str)
+    return hashlib.sha256(facts.encode()).hexdigest()[:SHORT_HASH]
