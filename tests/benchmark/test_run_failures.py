@@ -46,7 +46,7 @@ WARM_UPS = 4  # two prompts, two decoders, one temperature
         ([LOOKUP], {"options": {LOOKUP: {"length": "200"}}}, "length < 128", "defaults"),
         ([LOOKUP], {"options": {LOOKUP: {"ngram": "1000000000"}}}, "ngram <= 64", "defaults"),
         (["fspad"], {"options": {"fspad": {"head": "~nosuchuser/x"}}}, "~nosuchuser/x", "train"),
-        ([], {"tasks": ["~nosuchuser/x.yaml"]}, "cannot read ~nosuchuser", "card"),
+        ([], {"tasks": ["~nosuchuser/x.yaml"]}, "cannot read ~nosuchuser/x.yaml", ""),
         ([], {"data": "~nosuchuser/x.jsonl"}, "no such data file: ~nosuchuser", "path"),
         ([f"{ME}:Useless"], {}, "is not a decoder", "propose"),
         ([f"{ME}:Gone"], {}, f"cannot load '{ME}:Gone'", "name"),

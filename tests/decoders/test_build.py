@@ -183,19 +183,3 @@ def test_a_custom_rule_is_called_own(tiny, monkeypatch):
 
     monkeypatch.setattr(registry, "resolve", lambda group, name: Custom)
     assert build_decoder("custom", tiny).verification == "own"
-
-
-def test_a_constructor_that_fails_is_bad_input(tiny, own_decoders):
-    with own_decoders.open("a") as file:
-        file.write(
-            "\n\nclass Narrow:\n"
-            "    def __init__(self, target, *, width: int = 4):\n"
-            "        self.table = [0] * width\n"
-            "        self.first = self.table[7]\n"
-        )
-    with pytest.raises(BenchError) as caught:
-        build_decoder(f"{HERE}:Narrow", tiny, {f"{HERE}:Narrow": {"width": "3"}})
-    assert caught.value.message.startswith(
-        f"cannot build {HERE}:Narrow: IndexError: list index out of range ({own_decoders}:"
-    )
-    assert caught.value.hint == "its options are width=3"
