@@ -160,7 +160,7 @@ def test_an_engine_is_cut_at_the_limit_and_refused_where_it_ends_before(tiny, ow
     assert (engine.verification, engine.drafter, engine.loop) == ("foreign", None, None)
     answer = engine.generate(tiny, Sampler(), PROMPT, Limit(3))
     assert isinstance(answer, Generation)
-    assert (answer.tokens, answer.committed) == ([1, 2, 3], [1, 1])
+    assert (answer.tokens, answer.committed) == ([1, 2, 3], [])  # its steps are claims
     stopped = engine.generate(tiny, Sampler(), PROMPT, Limit(9, frozenset({4})))
     assert stopped.tokens == [1, 2, 3, 4]
     with pytest.raises(ValueError, match="ended after 5 tokens"):
