@@ -15,11 +15,15 @@ if not shutil.which("nvidia-smi"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
+from interpreter import patch_once_per_launch
 
+from fspad_bench.benchmark import runner
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import Shape, architectures
+from fspad_bench.models import load
 from fspad_bench.models.load import load_target
+from fspad_bench.training import curve
 from fspad_bench.training.conversations import (
     all_conversations,
     frequent_tokens,
@@ -29,13 +33,37 @@ from fspad_bench.training.features import FeatureStore, StoredFeatures
 from fspad_bench.training.networks import initial_network
 from fspad_bench.training.objective import Recipe
 from fspad_bench.training.trainer import Trainer
+from fspad_bench.util import provenance
 
 torch.set_num_threads(1)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    patch_once_per_launch()
 
 
 @pytest.fixture(scope="session")
 def tiny():
     return load_target("tiny")
+
+
+@pytest.fixture
+def quick_runs(monkeypatch, tiny):
+    """Share one tiny target between runs; warm up shortly, skip git and waiting for the disk.
+
+    A test that names another target loads that one.
+    """
+    real = load.load_target
+
+    def one_tiny(name, *, device="cpu", **options):
+        if name != "tiny":
+            return real(name, device=device, **options)
+        load.device_named(device)
+        return tiny
+
+    monkeypatch.setattr(load, "load_target", one_tiny)
+    monkeypatch.setattr(runner, "load_target", one_tiny)
+    monkeypatch.setattr(runner, "WARM_UP_TOKENS", 2)
+    monkeypatch.setattr(provenance, "_commit", dict)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 @pytest.fixture
@@ -99,14 +127,22 @@ def recipe():
     return Recipe(epochs=6, batch_tokens=256, lr=3e-3, warmup=3)
 
 
+@pytest.fixture(scope="session")
+def features(tiny, conversations, tmp_path_factory):
+    learned = all_conversations(read_files([conversations], 97, 64))
+    features = StoredFeatures([FeatureStore(tmp_path_factory.mktemp("store"), learned, 64)])
+    features.fill(tiny)
+    return features
+
+
 @pytest.fixture
-def trainer(tiny, conversations, tmp_path, recipe):
+def trainer(tiny, features, recipe, monkeypatch):
+    """`trainer(...)`: a new one, whose curve is not drawn at every checkpoint."""
+    monkeypatch.setattr(curve, "draw", lambda table, picture: None)
+
     def make(variant="fspad", recipe=recipe, vocabulary=97, origin=None):
-        learned = all_conversations(read_files([conversations], 97, 64))
-        tokens = frequent_tokens(learned, vocabulary, 97)
-        store = StoredFeatures([FeatureStore(tmp_path / "store", learned, 64)])
-        store.fill(tiny)
+        tokens = frequent_tokens(features.conversations, vocabulary, 97)
         network = initial_network(tiny, variant, recipe.seed)
-        return Trainer(tiny, store, tokens, network, recipe, origin=origin)
+        return Trainer(tiny, features, tokens, network, recipe, origin=origin)
 
     return make

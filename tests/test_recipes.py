@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from served import Served, printed
 
 CHECKOUT = Path(__file__).parent.parent
 SMALL = {
@@ -24,23 +23,15 @@ LIMIT_REACHED = 75
 
 
 @pytest.fixture
-def script(tmp_path):
+def script(tmp_path, monkeypatch, quick_runs):
     """`script(path, *words, **variables)`: run a script of the checkout, small and offline."""
+    served = Served(tmp_path / "served")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
 
     def script(path, *words, **variables):
-        always = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-            "FSPAD_BENCH_CACHE": str(tmp_path / "cache"),
-            "HF_HUB_OFFLINE": "1",
-        }
-        return subprocess.run(
-            [str(CHECKOUT / path), *map(str, words)],
-            env=os.environ | always | SMALL | variables,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
+        command = [str(CHECKOUT / path), *map(str, words)]
+        return served.run(command, os.environ | SMALL | variables, tmp_path)
 
     return script
 
@@ -59,13 +50,7 @@ def questions(tmp_path):
 @pytest.fixture
 def compared(tmp_path):
     """`compared(name)`: the output of a script of `results` for the records in `out`."""
-
-    def compared(name):
-        words = [sys.executable, str(CHECKOUT / "results" / name), "out"]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=True)
-        return done.stdout
-
-    return compared
+    return lambda name: printed(CHECKOUT / "results" / name, tmp_path / "out")
 
 
 @pytest.fixture

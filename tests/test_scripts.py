@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from served import Served
+
+from fspad_bench.profiling import timing
 
 CHECKOUT = Path(__file__).parent.parent
 # Stands for the interpreter: a verb prints a line and does what the variable STUB_<verb> says.
@@ -172,12 +175,18 @@ def test_a_checkout_that_is_not_installed_has_its_decoders(script, tmp_path):
     assert shown.stdout.decode().strip() == "['fspad-bench']"
 
 
-def test_kernels_and_decoders_run_in_small(script, tmp_path):
-    """The true verbs on the CPU, Triton's kernels in the interpreter."""
+def test_kernels_and_decoders_run_in_small(tmp_path, monkeypatch, device):
+    """The true verbs, on the CPU with Triton's kernels in the interpreter."""
     output = tmp_path / "out"
     words = ["identity-tiny", "costs-tiny@1"]
-    unhurried = {"SLOWER": "9", "BUDGET": "2000", "FSPAD_KERNELS": "reference"}
-    done = script("results/gpu.sh", *words, OUTPUT=str(output), TRITON_INTERPRET="1", **unhurried)
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FSPAD_KERNELS", "reference")
+    monkeypatch.setattr(timing, "CPU_COPY", 1 << 20)
+    monkeypatch.setattr(timing, "CPU_TURNS", 1)
+    variables = SMALL | {"DEVICE": device.type, "OUTPUT": str(output)}
+    variables |= {"SLOWER": "9", "BUDGET": "2000"}
+    command = ["bash", str(CHECKOUT / "results" / "gpu.sh"), *words]
+    done = Served(tmp_path / "served").run(command, os.environ | variables, tmp_path)
     assert done.returncode == 0, done.stderr
     assert summary(output) == dict.fromkeys(words, (0, "done"))
     assert "rows identical to vanilla" in (output / "identity-tiny.log").read_text()

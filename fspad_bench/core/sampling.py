@@ -66,6 +66,12 @@ def hash32(key: tuple[int, int], position: int, token: Tensor) -> Tensor:
     return mix_(mix_(token.to(torch.int32) ^ signed(row)).add_(signed(mix(row ^ key[1]))))
 
 
+def hash_word(key: tuple[int, int], position: int, token: int) -> int:
+    """Return the bits of `hash32` of one token id, unsigned; many times as fast as a tensor."""
+    row = mix((position + key[0]) & MASK)
+    return mix((mix(token ^ row) + mix(row ^ key[1])) & MASK)
+
+
 def hash32_rows(first: Tensor, second: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
     """Return `hash32` of all `tokens [V]` at each of `positions [N]`.
 
@@ -219,8 +225,8 @@ class Dice:
 
     def uniform(self) -> float:
         """Return a uniform variate on (0, 1), from two words of 32 bits."""
-        pair = torch.arange(2 * self.rolls, 2 * self.rolls + 2)
-        low, high = ((word & MASK) for word in hash32(self.key, self.position, pair).tolist())
+        low = hash_word(self.key, self.position, 2 * self.rolls)
+        high = hash_word(self.key, self.position, 2 * self.rolls + 1)
         self.rolls += 1
         return ((high << 20 | low >> 12) + 0.5) * 2.0**-52  # 53 bits, so never rounded to 1
 

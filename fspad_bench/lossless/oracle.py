@@ -17,6 +17,7 @@ from torch import Tensor
 from fspad_bench.core.sampling import Sampler
 
 Distribution = dict[tuple[int, ...], float]  # output -> probability
+Processed = dict[tuple[float, ...], Tensor]  # logits -> the sampler's distribution of them
 MAX_PATHS = 200_000
 
 
@@ -29,24 +30,33 @@ class Decision(NamedTuple):
 
 
 class Oracle:
-    """A sampler without noise whose decisions are forced; it also serves as its own dice."""
+    """A sampler without noise whose decisions are forced; it also serves as its own dice.
 
-    def __init__(self, sampler: Sampler, forced: Iterable[int] = ()) -> None:
+    Oracles of one sampler may share `processed`, since thousands of paths meet the same logits.
+    """
+
+    def __init__(
+        self, sampler: Sampler, forced: Iterable[int] = (), processed: Processed | None = None
+    ) -> None:
         self.sampler = sampler
         self.temperature = sampler.temperature
         self.greedy = sampler.greedy
         self.forced = list(forced)
+        self.processed: Processed = {} if processed is None else processed
         self.decisions: list[Decision] = []
 
     def next(self, logits: Tensor, position: int) -> int:
-        return self.draw(self.sampler.distribution(logits))
+        return self.draw(self.distribution(logits))
 
     def noise(self, position: int, tokens: Tensor) -> Tensor:
         """Return zeros: a drafter's use of the noise cannot change what the target chooses."""
         return torch.zeros(tokens.shape, device=tokens.device)
 
     def distribution(self, logits: Tensor) -> Tensor:
-        return self.sampler.distribution(logits)
+        key = tuple(logits.tolist())
+        if key not in self.processed:
+            self.processed[key] = self.sampler.distribution(logits)
+        return self.processed[key]
 
     def dice(self, position: int, purpose: str) -> Oracle:
         return self
@@ -80,6 +90,7 @@ def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Dist
     Raises DecisionTreeTooLarge when there are more than MAX_PATHS of them.
     """
     outputs: Distribution = {}
+    processed: Processed = {}
     paths = 0
     waiting: list[list[int]] = [[]]
     while waiting:
@@ -87,7 +98,7 @@ def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Dist
         paths += 1
         if paths > MAX_PATHS:
             raise DecisionTreeTooLarge(f"more than {MAX_PATHS:,} decision paths")
-        oracle = Oracle(sampler, forced)
+        oracle = Oracle(sampler, forced, processed)
         output = play(oracle)
         weight = 1.0
         for decision in oracle.decisions:

@@ -61,11 +61,15 @@ class Observations:
 
 
 class Witness(Drafter):
-    """A drafter that passes everything through to another one and records it."""
+    """A drafter that passes everything through to another one and records it.
 
-    def __init__(self, drafter: Drafter, observations: Observations) -> None:
+    `draws`: whether drawn children are recorded too, which takes longer than all the rest.
+    """
+
+    def __init__(self, drafter: Drafter, observations: Observations, *, draws: bool = True) -> None:
         self.drafter = drafter
         self.observations = observations
+        self.draws = draws
         self.rule = drafter.rule
         self.scope = drafter.scope
         self.capture = drafter.capture
@@ -86,7 +90,8 @@ class Witness(Drafter):
         seen.branching |= any(len(children) > 1 for children in tree.offspring)
         self.before = len(context.tokens)
         self.budget = budget
-        self._record_draws(tree)
+        if self.draws:
+            self._record_draws(tree)
         return tree
 
     def observe(self, step: Step) -> None:

@@ -17,6 +17,7 @@ from fspad_bench.engine.gpu.replay import Replay
 # bytes; far more than any cache holds
 CPU_COPY = 1 << 28
 GPU_COPY = 1 << 30
+CPU_TURNS = 3
 COPY_TURNS = 5
 # rows and columns of a square matrix
 CPU_PRODUCT = 512
@@ -24,9 +25,9 @@ GPU_PRODUCT = 8192
 
 
 def seconds(
-    run: Callable[[], object], device: torch.device, *, captured: bool = False, turns: int = 3
+    run: Callable[[], object], device: torch.device, *, captured: bool = False, turns: int = 0
 ) -> float:
-    """Return the seconds of a call. `turns` counts on the CPU alone.
+    """Return the seconds of a call. `turns`, by default CPU_TURNS, count on the CPU alone.
 
     With `captured`, a GPU replays the call as a graph, as it does the steps of a decoder: the
     launches of small kernels would take longer than the kernels.
@@ -38,7 +39,7 @@ def seconds(
             run = _captured(run, device)
         return do_bench(run, return_mode="median") / 1e3
     times = []
-    for _ in range(turns):
+    for _ in range(turns or CPU_TURNS):
         began = perf_counter()
         run()
         times.append(perf_counter() - began)

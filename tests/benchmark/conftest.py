@@ -5,7 +5,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from runs import write
+from runs import QUESTIONS, write
 
 from fspad_bench.benchmark import runner
 from fspad_bench.benchmark.guards import state
@@ -25,7 +25,7 @@ def one_target(monkeypatch, tiny):
 @pytest.fixture
 def data(tmp_path):
     """Return a file of five questions; `Raises` fails on the fourth."""
-    return write(tmp_path, [f"What is {i} and {i}, and what is it not?" for i in (1, 2, 3, 9, 5)])
+    return write(tmp_path, QUESTIONS)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from fspad_bench.decoders.vanilla import Vanilla
 ME = "runs"
 LOOKUP = "prompt_lookup"
 LENGTH = 6
+QUESTIONS = [f"What is {i} and {i}, and what is it not?" for i in (1, 2, 3, 9, 5)]
 
 
 class Raises(Vanilla):

@@ -7,6 +7,7 @@ import pytest
 from runs import (
     LOOKUP,
     ME,
+    QUESTIONS,
     Costly,
     foreign,
     interrupt,
@@ -18,7 +19,7 @@ from runs import (
     write,
 )
 
-from fspad_bench.benchmark import record, resume, tasks
+from fspad_bench.benchmark import record, resume, runner, tasks
 from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.record import Records, lines
 from fspad_bench.benchmark.record_file import RecordFile
@@ -63,12 +64,21 @@ PLACES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, tiny):
+    """The tokens of a run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "load_target", lambda *_, **__: tiny)
+        plan = plan_of(write(folder, QUESTIONS), LOOKUP, temperatures=[0.0, 1.0])
+        return tokens_of(run(plan, folder / "out")[1])
+
+
 @pytest.mark.parametrize(("where", "name", "count"), PLACES)
 def test_an_interrupted_run_continues_where_it_stopped(
-    data, tmp_path, calls, monkeypatch, where, name, count
+    uninterrupted, data, tmp_path, calls, monkeypatch, where, name, count
 ):
     plan = plan_of(data, LOOKUP, temperatures=[0.0, 1.0])
-    expected = tokens_of(run(plan, tmp_path / "whole")[1])
     output = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(where, name, after(count, getattr(where, name)))
@@ -79,7 +89,7 @@ def test_an_interrupted_run_continues_where_it_stopped(
     path, records = run(plan, output)
     assert list(output.glob("*.jsonl")) == [path]
     assert records.complete
-    assert tokens_of(records) == expected
+    assert tokens_of(records) == uninterrupted
     measured = [call for call in calls if call.stream != "warm-up"]
     finished = Counter((before.keys[key].temperature, name) for key, name in done)
     assert len(measured) == 2 * (10 - sum(count == 2 for count in finished.values()))

@@ -1,33 +1,13 @@
 """Fixtures of the command line: a run that works, and the form of every error."""
 
-import os
-
 import pytest
 
-from fspad_bench.benchmark import runner
 from fspad_bench.cli.main import main
-from fspad_bench.models import load
-from fspad_bench.util import provenance
 
 
 @pytest.fixture(autouse=True)
-def quick(request, monkeypatch, tiny):
-    """Share one tiny target between runs; skip git and waiting for the disk.
-
-    A test that names another target loads that one.
-    """
-    real = load.load_target
-
-    def one_tiny(name, *, device="cpu", **options):
-        if name != "tiny":
-            return real(name, device=device, **options)
-        load.device_named(device)
-        return tiny
-
-    monkeypatch.setattr(load, "load_target", one_tiny)
-    monkeypatch.setattr(runner, "load_target", one_tiny)
-    monkeypatch.setattr(provenance, "_commit", dict)
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
+def quick(quick_runs):
+    pass
 
 
 @pytest.fixture

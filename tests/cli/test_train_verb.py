@@ -1,14 +1,18 @@
 """The verb `train` as users and clusters run it: killed, resumed, and on several processes."""
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from fspad_bench.cli import main as cli
@@ -18,6 +22,12 @@ SETTINGS = (
     "--draft-vocabulary 40 --batch-tokens 200 --lr 0.003"
 ).split()
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node 2 -m fspad_bench".split()
+DEADLINE = 120  # seconds
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -28,7 +38,7 @@ def data(tmp_path):
             "prompt": [1, 2, 3 + i % 7],
             "response": torch.randint(0, 20, (9 + i % 30,), generator=generator).tolist(),
         }
-        for i in range(80)
+        for i in range(60)
     ]
     path = tmp_path / "conversations.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -36,60 +46,109 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def command(data, tmp_path):
-    def command(output, *more, launcher=("-m", "fspad_bench")):
-        words = [*launcher, "train", *SETTINGS, "--data", data]
-        words += ["--output", tmp_path / output, *more]
-        env = os.environ | {
-            "FSPAD_BENCH_CACHE": str(tmp_path / "cache"),
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        return [sys.executable, *map(str, words)], env
+def words(data, tmp_path):
+    """`words(output, *more)`: the command line of a training whose head goes to `output`."""
 
-    return command
+    def words(output, *more):
+        return ["train", *SETTINGS, "--data", str(data), "--output", str(tmp_path / output), *more]
+
+    return words
+
+
+@pytest.fixture
+def start(tmp_path):
+    """`start(arguments, **variables)` runs the command in a copy of this process.
+
+    A fork has torch imported. What it prints goes to the file `log` of the process.
+    """
+    processes = []
+
+    def body(arguments, log, variables):
+        os.environ.update(variables)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            code = cli.main(arguments)
+        sys.exit(code)
+
+    def start(arguments, **variables):
+        log = tmp_path / f"log-{len(processes)}"
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=body, args=(arguments, log, variables))
+        process.log = log
+        processes.append(process)
+        process.start()
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join()
 
 
 def weights(folder):
     return load_file(folder / "head.safetensors")
 
 
-def run(command):
-    words, env = command
-    done = subprocess.run(words, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def test_a_killed_training_resumes_and_a_running_one_is_left_alone(command, tmp_path):
-    run(command("whole", "--epochs", "3"))
-    words, env = command("killed", "--epochs", "3", "--checkpoint-every", "0")
-    process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_killed_training_resumes_and_a_running_one_is_left_alone(words, start, tmp_path, capsys):
+    assert cli.main(words("whole", "--epochs", "2")) == 0
+    killed = words("killed", "--epochs", "2", "--checkpoint-every", "0")
+    process = start(killed)
     curve = tmp_path / "killed" / "curve.csv"
     while not (curve.exists() and len(curve.read_text().splitlines()) > 3):
-        assert process.poll() is None, "the training ended before it could be killed"
+        assert process.is_alive(), "the training ended before it could be killed"
         time.sleep(0.01)
-    process.send_signal(signal.SIGSTOP)  # or it might end while the second one starts
-    second = subprocess.run(words, env=env, capture_output=True, text=True)
-    assert second.returncode == 2
-    assert f"killed is in use by process {process.pid} on" in second.stderr
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    os.kill(process.pid, signal.SIGSTOP)  # or it might end while the second one starts
+    capsys.readouterr()
+    assert cli.main(killed) == 2
+    assert f"killed is in use by process {process.pid} on" in capsys.readouterr().err
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "head.safetensors").exists()
-    again = run(command("killed", "--epochs", "3"))
-    assert "resuming at step" in again.stderr
+    assert cli.main(words("killed", "--epochs", "2")) == 0
+    assert "resuming at step" in capsys.readouterr().err
     whole = weights(tmp_path / "whole")
-    killed = weights(tmp_path / "killed")
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    resumed = weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_two_processes_learn_what_one_does(command, tmp_path):
-    """Under torchrun, which sets the variables that `accelerate launch` sets for several GPUs."""
-    run(command("one", "--epochs", "2"))
-    done = run(command("two", "--epochs", "2", launcher=TORCHRUN))
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def shared_by_two(arguments, start):
+    """Train in two processes with the variables that torchrun and `accelerate launch` set."""
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }
+    processes = [start(arguments, RANK=rank, LOCAL_RANK=rank, **common) for rank in ("0", "1")]
+    for process in processes:
+        process.join(DEADLINE)
+        assert process.exitcode == 0, process.log.read_text()
+    return "".join(process.log.read_text() for process in processes)
+
+
+def under_torchrun(arguments, start):
+    command = [sys.executable, *TORCHRUN, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "launch", [shared_by_two, pytest.param(under_torchrun, marks=pytest.mark.nightly)]
+)
+def test_two_processes_learn_what_one_does(launch, words, start, tmp_path):
+    assert cli.main(words("one", "--epochs", "2")) == 0
+    out = launch(words("two", "--epochs", "2"), start)
     facts = [json.loads((tmp_path / name / "head.json").read_text()) for name in ("one", "two")]
     assert [head["processes"] for head in facts] == [1, 2]
-    assert done.stdout.count("feature_loss:") == 1
+    assert out.count("feature_loss:") == 1
     for name in ("feature_loss", "logit_loss"):
         one, two = (head["held_out"][name] for head in facts)
         assert two == pytest.approx(one, rel=2e-3)
@@ -99,16 +158,13 @@ def test_two_processes_learn_what_one_does(command, tmp_path):
     assert gap < 0.01
 
 
-def test_own_data_and_live_features(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
-    words, _ = command(
-        "self", "--data", "self", "--tokens", "300", "--epochs", "1", "--live", "--unroll", "2"
-    )
-    assert cli.main(words[3:]) == 0
+def test_own_data_and_live_features(words, tmp_path, capsys):
+    more = "--data self --tokens 300 --epochs 1 --live --unroll 2".split()
+    assert cli.main(words("self", *more)) == 0
     facts = json.loads((tmp_path / "self" / "head.json").read_text())
     overlap = json.loads((tmp_path / "self" / "data" / "overlap.json").read_text())
     assert facts["recipe"]["unroll"] == 2
-    assert facts["conversations"] > 80
+    assert facts["conversations"] > 60
     assert facts["parameters"] > 0
     assert overlap["rows"] > 0
     assert set(overlap["prompts"]) >= {"mt_bench@bundled", "gsm8k@bundled"}

@@ -6,13 +6,14 @@ Seeds are fixed, so a bound holds or fails for good; true noise would exceed |z|
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
 import pytest
 import torch
 
-from fspad_bench.core.sampling import Sampler, gumbel, hash32
+from fspad_bench.core.sampling import Sampler, gumbel, hash32, hash_word
 
 Z = 4.5
 VOCABULARY = 49152
@@ -61,6 +62,7 @@ def joint_z(a: torch.Tensor, b: torch.Tensor, bins: int = 32) -> float:
     )
 
 
+@functools.cache
 def hashes_over(axis: str) -> torch.Tensor:
     """Return hash bits `[4096, 256]`: the named axis counts up along rows, tokens along columns."""
     tokens = torch.arange(256)
@@ -93,6 +95,7 @@ class TestHash:
         ):
             words = [word & WORD for word in hash32(key, position, tokens).tolist()]
             assert words == [plain_hash(key, position, token) for token in tokens.tolist()]
+            assert words == [hash_word(key, position, token) for token in tokens.tolist()]
 
     def test_is_int32_in_the_shape_of_the_tokens(self):
         for shape in ((), (0,), (5,), (2, 3)):

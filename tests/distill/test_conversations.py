@@ -38,9 +38,11 @@ def first_answer(target, row):
     return " ".join(target.tokenizer.decode(tokens, skip_special_tokens=True).split())
 
 
-@pytest.fixture
-def rows(tiny, short):
-    return result(tiny, generator(tiny, 1, 2).generate(60))
+@pytest.fixture(scope="module")
+def rows(tiny, shorten):
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        return result(tiny, generator(tiny, 1, 2).generate(60))
 
 
 @pytest.fixture

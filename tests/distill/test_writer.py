@@ -33,13 +33,13 @@ def manifest(folder):
 def test_a_data_set_has_as_many_answer_tokens_as_were_asked_for(write, tmp_path):
     folder = write(tmp_path / "set")
     counts = [answer_tokens(path) for path in shard_files(folder)]
-    assert manifest(folder)["answer_tokens"] == sum(counts) >= 1500 > sum(counts[:-1])
+    assert manifest(folder)["answer_tokens"] == sum(counts) >= 500 > sum(counts[:-1])
     assert manifest(folder)["shards"] == len(counts) >= 2
     assert read(folder)
 
 
 def test_an_interrupted_set_continues_to_the_same_end(write, tmp_path, monkeypatch):
-    whole = content(write(tmp_path / "whole", tokens=3000))
+    whole = content(write(tmp_path / "whole", tokens=900))
     real = writer.ConversationGenerator.generate
     calls = []
 
@@ -54,11 +54,11 @@ def test_an_interrupted_set_continues_to_the_same_end(write, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(writer.ConversationGenerator, "generate", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path / "torn", tokens=3000)
+            write(tmp_path / "torn", tokens=900)
     written = content(tmp_path / "torn")
     assert written == whole[: len(written)]
     assert len(written) < len(whole)
-    assert content(write(tmp_path / "torn", tokens=3000)) == whole
+    assert content(write(tmp_path / "torn", tokens=900)) == whole
 
 
 def test_shards_do_not_depend_on_how_many_are_in_progress(write, tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_no_shard_is_started_that_is_not_needed(write, tmp_path, monkeypatch):
         return real(self, count)
 
     monkeypatch.setattr(writer.ConversationGenerator, "generate", counted)
-    folder = write(tmp_path / "set", tokens=200)
+    folder = write(tmp_path / "set", tokens=100)
     assert len(started) == len(shard_files(folder)) == 1
     more = write(tmp_path / "set", tokens=4 * answer_tokens(shard_files(folder)[0]))
     assert len(shard_files(more)) <= len(started) <= len(shard_files(more)) + 1
@@ -97,8 +97,8 @@ def test_a_file_is_refused(write, tmp_path):
 
 
 def test_more_tokens_continue_a_complete_set(write, tmp_path):
-    first = content(write(tmp_path / "set", tokens=200))
-    more = content(write(tmp_path / "set", tokens=1500))
+    first = content(write(tmp_path / "set", tokens=100))
+    more = content(write(tmp_path / "set", tokens=500))
     assert len(more) > len(first)
     assert more[: len(first)] == first
 

@@ -1,13 +1,18 @@
-"""The plugin as a third party's CI runs it: another process, folder and package."""
+"""The plugin as a third party's CI runs it: another folder and package, pytest's own main."""
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fspad_bench.lossless import certify
+from fspad_bench.models import load
+
 PLUGIN = Path(__file__).parent.parent / "plugin"
+WORDS = ["-v", "-p", "fspad_bench.integrations.pytest_plugin", "-p", "no:cacheprovider"]
 LOSSY = """
 from acme_decoder import Echo
 from fspad_bench.core.verification import Accepted, match
@@ -17,55 +22,69 @@ class Lossy(Echo):
         path, bonus = match(tree, logits, sampler, position)
         return Accepted(path, bonus if len(path) == 1 else (bonus + 1) % 97)
 """
+OWN = """
+import sys
+
+def test_own():
+    assert "{module}" in sys.modules
+"""
 
 
 @pytest.fixture
-def third_party(tmp_path):
-    """`third_party(*words)`: run pytest outside this checkout, with a small package on the path."""
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+def package(tmp_path, monkeypatch):
+    """A folder outside this checkout with a small package, in which an inner pytest runs."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
     (tmp_path / "spoiled.py").write_text(LOSSY)
+    monkeypatch.chdir(tmp_path)
+    # an installed package's entry point would load the plugin a second time
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    return tmp_path
+
+
+@pytest.fixture
+def third_party(package, tiny, monkeypatch, capsys):
+    """`third_party(*words)`: the exit code and the output of pytest, with fewer draws."""
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.setattr(load, "load_target", lambda name: tiny)
+    monkeypatch.setattr(certify, "QUICK", replace(certify.QUICK, distance=0.3))
 
     def third_party(*words):
-        env = os.environ | {"PYTHONPATH": f"{PLUGIN}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-v",
-            "-p",
-            "fspad_bench.integrations.pytest_plugin",
-            *words,
-        ]
-        # an installed package's entry point would load the plugin a second time
-        env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+        code = pytest.main([*WORDS, *words])
+        out, err = capsys.readouterr()
+        return code, out + err
 
     return third_party
 
 
-def test_a_lossless_decoder_passes_every_check(third_party):
-    process = third_party(
+def test_a_lossless_decoder_passes_every_check_beside_the_packages_own_tests(third_party, package):
+    (package / "test_own.py").write_text(OWN.format(module="acme_decoder"))
+    code, out = third_party(
         "--fspad-decoder", "acme_decoder:Echo", "--fspad-option", "acme_decoder:Echo.times=3"
     )
-    assert process.returncode == 0, process.stdout
+    assert code == 0, out
     for check in ("identity", "exact distribution", "G-test", "PIT"):
-        assert f"fspad-bench::acme_decoder:Echo::{check} PASSED" in process.stdout
+        assert f"fspad-bench::acme_decoder:Echo::{check} PASSED" in out
+    assert "test_own.py::test_own PASSED" in out
+    assert "5 passed" in out
 
 
 def test_a_lossy_decoder_fails_with_figure_and_bound(third_party):
-    process = third_party("--fspad-decoder", "spoiled:Lossy")
-    assert process.returncode == 1
-    assert "fspad-bench::spoiled:Lossy::identity FAILED" in process.stdout
-    assert "identity: FAIL:" in process.stdout
-    assert "Traceback" not in process.stdout
+    code, out = third_party("--fspad-decoder", "spoiled:Lossy")
+    assert code == 1
+    assert "fspad-bench::spoiled:Lossy::identity FAILED" in out
+    assert "identity: FAIL:" in out
+    assert "Traceback" not in out
 
 
-def test_it_stands_beside_the_packages_own_tests(third_party, tmp_path):
-    (tmp_path / "test_own.py").write_text("def test_own():\n    assert True\n")
-    assert "1 passed" in third_party().stdout
-    both = third_party("--fspad-decoder", "acme_decoder:Echo").stdout
-    assert "5 passed" in both
-    assert "test_own.py::test_own PASSED" in both
+def test_nothing_heavy_is_imported_until_a_decoder_is_named(package):
+    """In a process of its own: this one has torch already."""
+    name = "test_own.py"
+    (package / name).write_text(OWN.format(module="torch").replace(" in ", " not in "))
+    command = [sys.executable, "-m", "pytest", *WORDS]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=package)
+    assert process.returncode == 0, process.stdout
+    assert "1 passed" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -80,6 +99,16 @@ def test_it_stands_beside_the_packages_own_tests(third_party, tmp_path):
     ],
 )
 def test_bad_input_is_a_usage_error(words, message, third_party):
-    process = third_party(*words)
-    assert process.returncode == 4
-    assert message in process.stderr + process.stdout
+    code, out = third_party(*words)
+    assert code == 4
+    assert message in out
+
+
+@pytest.mark.nightly
+def test_in_a_process_of_its_own(package):
+    path = f"{PLUGIN}{os.pathsep}{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    command = [sys.executable, "-m", "pytest", *WORDS, "--fspad-decoder", "acme_decoder:Echo"]
+    environment = os.environ | {"PYTHONPATH": path}
+    process = subprocess.run(command, capture_output=True, text=True, cwd=package, env=environment)
+    assert process.returncode == 0, process.stdout
+    assert "4 passed" in process.stdout

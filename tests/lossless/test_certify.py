@@ -1,14 +1,16 @@
 """Certification from end to end: exit codes, the report, and that a lossy decoder is told apart."""
 
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 
 from fspad_bench.cli import main as cli
 from fspad_bench.core import sampling
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.core.verification import Accepted, match
+from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.lossless import certify, proofs, report
 from fspad_bench.lossless.report import Check, Part
@@ -37,13 +39,26 @@ class Broken:
     propose = observe = begin
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """The foundations and the wrong rules have tests of their own."""
-    monkeypatch.setattr(
-        certify, "QUICK", replace(certify.QUICK, draws=10_000, drafts=("ranked",), distance=0.3)
-    )
-    monkeypatch.setattr(certify, "MUTATIONS", certify.MUTATIONS[-1:])
+class Chosen(PromptLookup):
+    """Prompt lookup, verified by the rule of its option."""
+
+    def __init__(self, target, *, verify="match"):
+        super().__init__(target)
+        self.rule = RULES[verify]
+
+
+def certified(*arguments):
+    """Return the exit code of a small certification and what it prints.
+
+    The foundations and the wrong rules have tests of their own.
+    """
+    effort = replace(certify.QUICK, draws=10_000, drafts=("ranked",), distance=0.3)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+        patch.setattr(certify, "QUICK", effort)
+        patch.setattr(certify, "GREEDY_TOKENS", 8)
+        patch.setattr(certify, "MUTATIONS", certify.MUTATIONS[-1:])
+        code = cli.main(["certify", "--quick", *arguments])
+    return code, out.getvalue()
 
 
 def run(capsys, *arguments):
@@ -52,31 +67,51 @@ def run(capsys, *arguments):
     return code, out, err
 
 
-def test_a_lossless_decoder_is_certified(quick, capsys):
-    code, out, _ = run(capsys, "--decoder", "prompt_lookup,vanilla")
+@pytest.fixture(scope="module")
+def lossless():
+    return certified(
+        "--decoder", f"prompt_lookup,vanilla,{ME}:Chosen", "-D", f"{ME}:Chosen.verify=rejection"
+    )
+
+
+@pytest.fixture(scope="module")
+def spoiled():
+    """The exit code and the JSON document of two decoders that fail, and of one that does not."""
+    labels = f"{ME}:Hasty,{ME}:Broken,prompt_lookup"
+    code, out = certified("--decoder", labels, "--format", "json")
+    return code, json.loads(out)
+
+
+def test_lossless_decoders_are_certified(lossless):
+    code, out = lossless
     assert code == 0
     assert "all hold" in out.splitlines()[-1]
     matrix = out.partition("\n\n")[0]
     assert "prompt_lookup" in matrix.splitlines()[0]
-    assert matrix.splitlines()[2].split() == ["identity", "PASS", "PASS"]
+    assert matrix.splitlines()[2].split() == ["identity", "PASS", "PASS", "PASS"]
 
 
-def test_a_lossy_decoder_is_not(quick, capsys):
-    code, out, _ = run(capsys, "--decoder", f"{ME}:Hasty", "--format", "json")
-    document = json.loads(out)
-    failed = {check["name"] for check in document["checks"] if check["verdict"] == "FAIL"}
+def test_options_reach_the_decoder(lossless):
+    """Under `match` all cells would be compared, not the greedy ones alone."""
+    _, out = lossless
+    figures = [line for line in out.splitlines() if "greedy ones: the rest by distribution" in line]
+    assert len(figures) == 1
+    assert "Chosen" in figures[0]
+
+
+def test_a_lossy_decoder_is_not(spoiled):
+    code, document = spoiled
+    checks = [check for check in document["checks"] if check["subject"] == f"{ME}:Hasty"]
     assert (code, document["certified"]) == (1, False)
-    assert failed == {
+    # a rule of its own: identity is asked of its greedy texts only
+    assert {check["name"] for check in checks if check["verdict"] == "FAIL"} == {
         "exact distribution"
-    }  # a rule of its own: identity is asked of its greedy texts only
-    assert {check["subject"] for check in document["checks"] if check["verdict"] == "FAIL"} == {
-        f"{ME}:Hasty"
     }
 
 
-def test_a_decoder_that_raises_fails_and_the_others_go_on(quick, capsys):
-    code, out, _ = run(capsys, "--decoder", f"{ME}:Broken,prompt_lookup", "--format", "json")
-    checks = json.loads(out)["checks"]
+def test_a_decoder_that_raises_fails_and_the_others_go_on(spoiled):
+    code, document = spoiled
+    checks = document["checks"]
     broken = {c["name"]: c for c in checks if c["subject"] == f"{ME}:Broken"}
     assert code == 1
     assert (broken["identity"]["verdict"], broken["identity"]["figure"]) == (
@@ -84,17 +119,8 @@ def test_a_decoder_that_raises_fails_and_the_others_go_on(quick, capsys):
         "ZeroDivisionError: no such thing",
     )
     assert {c["verdict"] for c in checks if c["subject"] == "prompt_lookup"} == {"PASS"}
-
-
-def test_options_reach_the_decoder(quick, capsys):
-    code, out, _ = run(
-        capsys, "--decoder", "fspad", "-D", "fspad.verify=rejection", "--format", "json"
-    )
-    assert code == 0
-    identity = next(
-        c for c in json.loads(out)["checks"] if (c["name"], c["subject"]) == ("identity", "fspad")
-    )
-    assert "greedy ones: the rest by distribution" in identity["figure"]
+    failed = {c["subject"] for c in checks if c["verdict"] == "FAIL"}
+    assert failed == {f"{ME}:Hasty", f"{ME}:Broken"}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ def drafting(label, drafter):
 
 @pytest.fixture(scope="module")
 def grid(tiny):
-    return identity.cells(tiny)
+    """The first of the two arrays: every two levels of any two factors meet once."""
+    return identity.cells(tiny)[:25]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_a_foreign_engine_is_held_to_its_greedy_outputs(tiny, grid, vanilla):
 
     checks = identity.check(lambda: Decoder("foreign", tiny, engine=Foreign()), tiny, grid, vanilla)
     assert verdicts(checks) == {"identity": "PASS", "non-vacuity": "-"}
-    assert "20 of 20" in checks[0].figure
+    assert "10 of 10" in checks[0].figure
     assert "greedy" not in checks[0].figure
 
 

@@ -28,12 +28,13 @@ TIMING = KernelTiming(
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(timing, "CPU_COPY", 1 << 20)
+    monkeypatch.setattr(timing, "CPU_TURNS", 1)
 
 
 def test_every_kernel_is_timed_at_every_size(device):
     config = shape("random:smollm2-135m:1")
-    config.vocab_size = 300
-    profile = profile_kernels(config, device, torch.float32, (40, 80), (1, 8))
+    config.vocab_size = 97
+    profile = profile_kernels(config, device, torch.float32, (40, 80), (1, 3))
     assert [timing.kernel for timing in profile.timings] == ["attention"] * 4 + ["verify"] * 8 + [
         "compact"
     ] * 2
@@ -44,10 +45,10 @@ def test_every_kernel_is_timed_at_every_size(device):
         if seconds is not None
     )
     text = render(profile)
-    assert "80 + 8" in text
+    assert "80 + 3" in text
     assert "top-k 50, top-p 0.9" in text
-    assert profile.timings[3].bytes_moved == 4 * 64 * (2 * 3 * 88 + 2 * 9 * 8)
-    assert profile.timings[3].operations == 4 * 9 * 8 * 88 * 64
+    assert profile.timings[3].bytes_moved == 4 * 64 * (2 * 3 * 83 + 2 * 9 * 3)
+    assert profile.timings[3].operations == 4 * 9 * 3 * 83 * 64
 
 
 def test_the_bound_is_the_larger_of_bytes_and_operations():
@@ -89,7 +90,7 @@ def test_drafted_trees_have_three_children_a_node():
 
 def test_the_verb_prints_and_draws(tmp_path, capsys, monkeypatch, device):
     monkeypatch.setattr(kernels, "SAMPLERS", {"greedy": kernels.SAMPLERS["greedy"]})
-    words = "--target random:smollm2-135m:1 --dtype float32 --prefixes 40 --nodes 1,8".split()
+    words = "--target random:tiny:1 --dtype float32 --prefixes 40 --nodes 1,3".split()
     picture = tmp_path / "kernels.png"
     place = ["--device", device.type, "--picture", str(picture)]
     assert main(["profile", "--kernels", *words, *place]) == 0

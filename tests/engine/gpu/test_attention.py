@@ -15,6 +15,18 @@ GROUPS = (1, 2, 3, 4, 8)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PREFIXES = (0, 1, 63, 64, 65, 200, 256, 511)
 LONG = (1, 100, 1023, 4096, 32768)
+# Every value of every axis, in cases that the interpreter can do: few programs and few tiles each.
+SMALL = [
+    (0, 1, 128, 8, torch.bfloat16),
+    (0, 128, 64, 1, torch.float32),
+    (1, 65, 96, 2, torch.float16),
+    (63, 8, 64, 8, torch.float32),
+    (64, 31, 128, 3, torch.bfloat16),
+    (65, 64, 64, 1, torch.float16),
+    (200, 2, 96, 4, torch.float32),
+    (256, 1, 64, 3, torch.float16),
+    (511, 2, 128, 4, torch.bfloat16),
+]
 
 
 def sampled(count, prefixes):
@@ -55,13 +67,24 @@ def check(prefix, nodes, dim, group, dtype, device, grown):
     torch.testing.assert_close(output.double(), exact(*inputs), rtol=0, atol=BOUND[dtype])
 
 
-@pytest.mark.parametrize("case", sampled(20, PREFIXES), ids=str)
+@pytest.mark.parametrize("case", SMALL, ids=str)
 def test_it_equals_attention_in_float64(case, device, grown):
     check(*case, device, grown)
 
 
+def test_small_cases_have_every_value_of_every_axis():
+    axes = (PREFIXES, NODES, DIMS, GROUPS, DTYPES)
+    assert [set(values) for values in zip(*SMALL, strict=True)] == [set(axis) for axis in axes]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("case", sampled(20, PREFIXES), ids=str)
+def test_it_does_with_many_rows(case, device, grown):
+    check(*case, device, grown)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", sampled(90, LONG), ids=str)
+@pytest.mark.parametrize("case", [*sampled(20, PREFIXES), *sampled(90, LONG)], ids=str)
 def test_it_does_after_long_prefixes(case, device, grown):
     check(*case, device, grown)
 

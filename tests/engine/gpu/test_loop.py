@@ -26,19 +26,20 @@ def target(monkeypatch, device):
     return target
 
 
-def generations(target, decoder):
+def generations(target, decoder, tokens):
     # adaptive trees have one shape on a device and many on the host
     options = {decoder: {"tree": "fixed"}} if decoder in ("eagle", "fspad") else {}
     drafter = build_decoder(decoder, target, options).drafter
-    limit = Limit(14, target.stop_ids)
+    limit = Limit(tokens, target.stop_ids)
     return [generate(target, drafter, sampler, PROMPT, limit) for sampler in SAMPLERS]
 
 
 @pytest.mark.parametrize("decoder", names(DECODERS))
 @pytest.mark.parametrize("name", ["reference", "triton"])
-def test_kernels_and_host_give_the_same_tokens(target, decoder, name):
-    results = generations(target(name), decoder)
-    expected = generations(target("host"), decoder)
+def test_kernels_and_host_give_the_same_tokens(target, decoder, name, device):
+    tokens = 7 if name == "triton" and device.type == "cpu" else 14  # its interpreter is slow
+    results = generations(target(name), decoder, tokens)
+    expected = generations(target("host"), decoder, tokens)
     assert [x.tokens for x in results] == [x.tokens for x in expected]
     assert [x.committed for x in results] == [x.committed for x in expected]
 
