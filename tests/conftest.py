@@ -14,8 +14,8 @@ if not shutil.which("nvidia-smi"):
     # before torch, which imports Triton, which reads the variable once
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import interpreter
 import torch
-from interpreter import patch_once_per_launch
 
 from fspad_bench.benchmark import runner
 from fspad_bench.core.tree import Tree
@@ -37,7 +37,7 @@ from fspad_bench.util import provenance
 
 torch.set_num_threads(1)
 if os.environ.get("TRITON_INTERPRET") == "1":
-    patch_once_per_launch()
+    interpreter.hasten()
 
 
 @pytest.fixture(scope="session")

@@ -1,25 +1,31 @@
-"""Make Triton's interpreter several times as fast.
+"""Make Triton's interpreter several times as fast, at equal results.
 
-It puts its own functions in the place of the language's at every launch, and again at every call of
-a device function, which takes most of its time. Once per launch is enough.
+- It puts its own functions in the place of the language's at every launch, and again at every call
+  of a device function. Once per launch is enough.
+- It computes for every sum and product of integers whether it overflows, and drops the answer
+  unless it debugs.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 
-def patch_once_per_launch() -> None:
+def hasten() -> None:
     """Change the interpreter of this process; do nothing where a release of Triton has another."""
     try:
         from triton import language
         from triton.runtime import interpreter
 
         patch_language = interpreter._patch_lang
-    except (ImportError, AttributeError):
+        builder = interpreter.interpreter_builder
+        options = replace(builder.options, sanitize_overflow=builder.options.debug)
+    except (ImportError, AttributeError, TypeError):
         return
+    builder.options = options
     patched = set()  # the modules in whose place functions were put since the launch began
 
     @functools.cache

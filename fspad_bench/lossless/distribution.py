@@ -32,7 +32,7 @@ from fspad_bench.decoders.build import Decoder
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless.exact import PROMPT, product_distribution, reason_it_needs_more
-from fspad_bench.lossless.oracle import Distribution
+from fspad_bench.lossless.oracle import Distribution, RememberingSampler
 from fspad_bench.lossless.report import ELSEWHERE, VACUOUS, Check
 from fspad_bench.lossless.scripted import ScriptedTarget
 
@@ -98,9 +98,10 @@ def loop_p_value(target: ScriptedTarget, drafter: Drafter, distance: float) -> t
     expected = product_distribution(target, SAMPLER, LENGTH)
     draws = draws_needed(len(expected), distance)
     limit = Limit(LENGTH)
+    remembering = RememberingSampler.of(SAMPLER)
     counts: Counter[tuple[int, ...]] = Counter()
     for i in range(draws):
-        sampler = SAMPLER.streamed(f"draw {i}")
+        sampler = remembering.streamed(f"draw {i}")
         counts[tuple(generate(target, drafter, sampler, PROMPT, limit).tokens)] += 1
     return g_test(expected, counts), draws
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,27 @@ from torch import Tensor
 from fspad_bench.core.sampling import Sampler
 
 Distribution = dict[tuple[int, ...], float]  # output -> probability
-Processed = dict[tuple[float, ...], Tensor]  # logits -> the sampler's distribution of them
 MAX_PATHS = 200_000
+
+
+@dataclass(frozen=True)
+class RememberingSampler(Sampler):
+    """A sampler that processes equal logits once: thousands of generations meet the same ones.
+
+    It shares what it remembers with the samplers of its other streams.
+    """
+
+    processed: dict[tuple[float, ...], Tensor] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, sampler: Sampler) -> RememberingSampler:
+        return cls(sampler.temperature, sampler.top_k, sampler.top_p, sampler.seed, sampler.stream)
+
+    def distribution(self, logits: Tensor) -> Tensor:
+        key = tuple(logits.tolist())
+        if key not in self.processed:
+            self.processed[key] = super().distribution(logits)
+        return self.processed[key]
 
 
 class Decision(NamedTuple):
@@ -30,33 +50,24 @@ class Decision(NamedTuple):
 
 
 class Oracle:
-    """A sampler without noise whose decisions are forced; it also serves as its own dice.
+    """A sampler without noise whose decisions are forced; it also serves as its own dice."""
 
-    Oracles of one sampler may share `processed`, since thousands of paths meet the same logits.
-    """
-
-    def __init__(
-        self, sampler: Sampler, forced: Iterable[int] = (), processed: Processed | None = None
-    ) -> None:
+    def __init__(self, sampler: Sampler, forced: Iterable[int] = ()) -> None:
         self.sampler = sampler
         self.temperature = sampler.temperature
         self.greedy = sampler.greedy
         self.forced = list(forced)
-        self.processed: Processed = {} if processed is None else processed
         self.decisions: list[Decision] = []
 
     def next(self, logits: Tensor, position: int) -> int:
-        return self.draw(self.distribution(logits))
+        return self.draw(self.sampler.distribution(logits))
 
     def noise(self, position: int, tokens: Tensor) -> Tensor:
         """Return zeros: a drafter's use of the noise cannot change what the target chooses."""
         return torch.zeros(tokens.shape, device=tokens.device)
 
     def distribution(self, logits: Tensor) -> Tensor:
-        key = tuple(logits.tolist())
-        if key not in self.processed:
-            self.processed[key] = self.sampler.distribution(logits)
-        return self.processed[key]
+        return self.sampler.distribution(logits)
 
     def dice(self, position: int, purpose: str) -> Oracle:
         return self
@@ -89,8 +100,8 @@ def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Dist
 
     Raises DecisionTreeTooLarge when there are more than MAX_PATHS of them.
     """
+    sampler = RememberingSampler.of(sampler)
     outputs: Distribution = {}
-    processed: Processed = {}
     paths = 0
     waiting: list[list[int]] = [[]]
     while waiting:
@@ -98,7 +109,7 @@ def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Dist
         paths += 1
         if paths > MAX_PATHS:
             raise DecisionTreeTooLarge(f"more than {MAX_PATHS:,} decision paths")
-        oracle = Oracle(sampler, forced, processed)
+        oracle = Oracle(sampler, forced)
         output = play(oracle)
         weight = 1.0
         for decision in oracle.decisions:

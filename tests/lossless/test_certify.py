@@ -12,7 +12,7 @@ from fspad_bench.core import sampling
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
-from fspad_bench.lossless import certify, proofs, report
+from fspad_bench.lossless import certify, identity, proofs, report, trials
 from fspad_bench.lossless.report import Check, Part
 
 ME = __name__
@@ -53,9 +53,12 @@ def certified(*arguments):
     The foundations and the wrong rules have tests of their own.
     """
     effort = replace(certify.QUICK, draws=10_000, drafts=("ranked",), distance=0.3)
+    half = identity.PAIRWISE[:25]  # every two levels meet once
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
         patch.setattr(certify, "QUICK", effort)
         patch.setattr(certify, "GREEDY_TOKENS", 8)
+        patch.setattr(identity, "PAIRWISE", half)
+        patch.setattr(trials, "TOKENS", 8)
         patch.setattr(certify, "MUTATIONS", certify.MUTATIONS[-1:])
         code = cli.main(["certify", "--quick", *arguments])
     return code, out.getvalue()

@@ -1,5 +1,7 @@
 """Compile every kernel for a GPU of a capability, as it would be launched: `compile_all.py 90`.
 
+With the word `all`, the attention kernel at more shapes, which takes longer than all the rest.
+
 Prints a line per kernel: its name, whether there is machine code, its bytes of shared memory.
 """
 
@@ -86,12 +88,8 @@ BOTH = (False, True)
 # kernel, its constants, the type of the pointers that POINTERS does not name, other types, stages
 KERNELS = [
     split("*bf16", 64, 128),
-    split("*bf16", 16, 64),
     split("*bf16", 32, 96, 1),
-    split("*fp16", 16, 128),
     split("*fp32", 16, 128),
-    split("*fp32", 16, 64, 1),
-    split("*fp64", 16, 64),
     split("*fp64", 16, 16, 1),
     (attention._join, TREE | {"ROWS": 16, "DIM": 96, "DIMS": 128}, "*bf16", {}, 3),
     *(
@@ -122,7 +120,13 @@ KERNELS = [
     ),
     (compaction._compact, {"DIM": 96, "DIMS": 128}, "*fp16", {}, 3),
 ]
-for kernel, constants, kind, others, stages in KERNELS:
+MORE = [
+    split("*bf16", 16, 64),
+    split("*fp16", 16, 128),
+    split("*fp32", 16, 64, 1),
+    split("*fp64", 16, 64),
+]
+for kernel, constants, kind, others, stages in [*KERNELS, *(MORE if "all" in sys.argv else [])]:
     names = kernel.arg_names
     types = POINTERS | others
     signature = {

@@ -22,13 +22,19 @@ SAMPLERS = [
     Sampler(1.3, top_k=20, top_p=0.9),
     Sampler(5.0, top_k=600, top_p=0.999),
 ]
-DEPTHS = [0, 1, 1, 2, 2, 3]
+# The interpreter's time goes by programs: fewer nodes there.
+DEPTHS = [0, 1, 1, 2, 2, 3] if torch.cuda.is_available() else [0, 1, 3]
 
 
 def expected(sampler, logits, position):
     return [
         sampler.next(row, position + depth) for row, depth in zip(logits.cpu(), DEPTHS, strict=True)
     ]
+
+
+def some(logits):
+    """Return as many of six rows as there are depths, those of every kind among them."""
+    return logits[:: len(logits) // len(DEPTHS)]
 
 
 def choices(kernels, sampler, logits, position, device):
@@ -47,6 +53,7 @@ def test_every_node_gets_the_token_of_the_sampler(kernels, sampler, vocabulary, 
     # Equal logits, also where top-k and top-p end: the smaller id comes first.
     logits[2:4] = (logits[2:4] * 4).round() / 4
     logits[4:] = logits[4:].round()
+    logits = some(logits)
     assert choices(kernels, sampler, logits.to(device), 17, device) == expected(sampler, logits, 17)
 
 
@@ -56,9 +63,10 @@ def test_every_node_gets_the_token_of_the_sampler(kernels, sampler, vocabulary, 
 def test_logits_that_many_programs_share(sampler, device, monkeypatch):
     """The last kept tokens are equal ones of several splits: the smaller ids come first."""
     monkeypatch.setattr(top_k_top_p, "SPLIT", 64)
-    logits = torch.zeros(6, 200)
+    logits = torch.zeros(6, 130)
     logits[:, [3, 70]] = 2.0
-    logits[3:] += torch.randn(3, 200, generator=torch.Generator().manual_seed(0)).round()
+    logits[3:] += torch.randn(3, 130, generator=torch.Generator().manual_seed(0)).round()
+    logits = some(logits)
     assert choices(verification, sampler, logits.to(device), 17, device) == expected(
         sampler, logits, 17
     )
@@ -66,7 +74,7 @@ def test_logits_that_many_programs_share(sampler, device, monkeypatch):
 
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
 def test_a_nucleus_that_ends_among_the_last_of_top_k(kernels, device):
-    logits = torch.zeros(6, 40)
+    logits = torch.zeros(len(DEPTHS), 40)
     logits[:, :4] = 1.0
     sampler = Sampler(1.0, top_k=10, top_p=0.7)  # 0.7 of 4 e + 6 is 4 e + 0.94: one of the six ties
     assert int((sampler.distribution(logits[0]) > 0).sum()) == 5
@@ -76,7 +84,7 @@ def test_a_nucleus_that_ends_among_the_last_of_top_k(kernels, device):
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_other_precisions(kernels, dtype, device):
-    logits = torch.randn(6, 700, generator=torch.Generator().manual_seed(1)).to(dtype)
+    logits = torch.randn(len(DEPTHS), 700, generator=torch.Generator().manual_seed(1)).to(dtype)
     for sampler in (SAMPLERS[0], SAMPLERS[1], SAMPLERS[8]):
         assert choices(kernels, sampler, logits.to(device), 3, device) == expected(
             sampler, logits, 3
@@ -88,7 +96,7 @@ def test_in_other_precisions(kernels, dtype, device):
     "sampler", [SAMPLERS[1], SAMPLERS[6], SAMPLERS[8]], ids=["free", "top-p", "both"]
 )
 def test_forbidden_tokens_stay_forbidden(kernels, sampler, device):
-    logits = torch.full((6, 300), float("-inf"))
+    logits = torch.full((len(DEPTHS), 300), float("-inf"))
     logits[:, [7, 200]] = torch.tensor([0.5, 0.0])
     tokens = choices(kernels, sampler, logits.to(device), 9, device)
     assert tokens == expected(sampler, logits, 9)
@@ -97,7 +105,7 @@ def test_forbidden_tokens_stay_forbidden(kernels, sampler, device):
 
 @pytest.mark.parametrize("position", [0, 2**20, 2**31 - 9])
 def test_far_positions_wrap_as_on_the_host(position, device):
-    logits = torch.zeros(6, 90)
+    logits = torch.zeros(len(DEPTHS), 90)
     assert choices(verification, SAMPLERS[1], logits.to(device), position, device) == expected(
         SAMPLERS[1], logits, position
     )
