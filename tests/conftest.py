@@ -47,7 +47,7 @@ def tiny():
 
 @pytest.fixture
 def quick_runs(monkeypatch, tiny):
-    """Share one tiny target between runs; warm up shortly, skip git and waiting for the disk.
+    """Share one tiny target between runs, warm up shortly; no git, pictures or disk to wait for.
 
     A test that names another target loads that one.
     """
@@ -63,6 +63,7 @@ def quick_runs(monkeypatch, tiny):
     monkeypatch.setattr(runner, "load_target", one_tiny)
     monkeypatch.setattr(runner, "WARM_UP_TOKENS", 2)
     monkeypatch.setattr(provenance, "_commit", dict)
+    monkeypatch.setattr(curve, "draw", lambda table, picture: None)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
@@ -136,10 +137,7 @@ def features(tiny, conversations, tmp_path_factory):
 
 
 @pytest.fixture
-def trainer(tiny, features, recipe, monkeypatch):
-    """`trainer(...)`: a new one, whose curve is not drawn at every checkpoint."""
-    monkeypatch.setattr(curve, "draw", lambda table, picture: None)
-
+def trainer(tiny, features, recipe):
     def make(variant="fspad", recipe=recipe, vocabulary=97, origin=None):
         tokens = frequent_tokens(features.conversations, vocabulary, 97)
         network = initial_network(tiny, variant, recipe.seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fspad_bench.lossless import certify
+from fspad_bench.lossless import certify, identity
 from fspad_bench.models import load
 
 PLUGIN = Path(__file__).parent.parent / "plugin"
@@ -43,11 +43,12 @@ def package(tmp_path, monkeypatch):
 
 @pytest.fixture
 def third_party(package, tiny, monkeypatch, capsys):
-    """`third_party(*words)`: the exit code and the output of pytest, with fewer draws."""
+    """`third_party(*words)`: the exit code and the output of pytest, with less of everything."""
     monkeypatch.syspath_prepend(str(PLUGIN))
     monkeypatch.syspath_prepend(str(package))
     monkeypatch.setattr(load, "load_target", lambda name: tiny)
-    monkeypatch.setattr(certify, "QUICK", replace(certify.QUICK, distance=0.3))
+    monkeypatch.setattr(certify, "QUICK", replace(certify.QUICK, distance=0.3, repeats=1))
+    monkeypatch.setattr(identity, "PAIRWISE", identity.PAIRWISE[:25])
 
     def third_party(*words):
         code = pytest.main([*WORDS, *words])

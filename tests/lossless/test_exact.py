@@ -54,7 +54,8 @@ def test_decoders_that_can_stand_on_a_script_do(tiny):
     "options",
     [
         {},
-        {"verify": "rejection"},
+        {"verify": "rejection", "depth": 2},
+        pytest.param({"verify": "rejection"}, marks=pytest.mark.nightly),
         pytest.param({"verify": "traversal", "depth": 3}, marks=pytest.mark.nightly),
     ],
 )
