@@ -72,6 +72,17 @@ def test_logits_that_many_programs_share(sampler, device, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("position", range(4))
+def test_equal_logits_in_two_blocks_of_a_program(position, device, monkeypatch):
+    """Top-k keeps the last two of the first block, and as many as are left of the second."""
+    monkeypatch.setattr(top_k_top_p, "BLOCK", 32)
+    logits = torch.full((len(DEPTHS), 64), -9.0)
+    logits[:, 30:] = 0.0
+    assert choices(verification, SAMPLERS[4], logits.to(device), position, device) == expected(
+        SAMPLERS[4], logits, position
+    )
+
+
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
 def test_a_nucleus_that_ends_among_the_last_of_top_k(kernels, device):
     logits = torch.zeros(len(DEPTHS), 40)
