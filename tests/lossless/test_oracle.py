@@ -5,7 +5,13 @@ import torch
 
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.lossless import oracle as oracle_module
-from fspad_bench.lossless.oracle import DecisionTreeTooLarge, Oracle, distance, explore
+from fspad_bench.lossless.oracle import (
+    DecisionTreeTooLarge,
+    Oracle,
+    RememberingSampler,
+    distance,
+    explore,
+)
 
 P = torch.tensor([0.5, 0.25, 0.0, 0.25], dtype=torch.float64)
 
@@ -69,3 +75,16 @@ def test_a_play_with_state_of_its_own_is_an_error():
 
     with pytest.raises(RuntimeError, match="keep no state"):
         explore(Sampler(1.0), play)
+
+
+def test_a_remembering_sampler_processes_equal_logits_once(monkeypatch):
+    plain = Sampler(0.7, top_k=4, top_p=0.8, seed=3, stream="a")
+    remembering = RememberingSampler.of(plain)
+    other = remembering.streamed("b")
+    rows = torch.randn(2, 6, generator=torch.Generator().manual_seed(1)).double()
+    for logits in rows:
+        assert remembering.distribution(logits).equal(plain.distribution(logits))
+        assert remembering.next(logits, 9) == plain.next(logits, 9)
+    assert other.key == plain.streamed("b").key
+    monkeypatch.setattr(Sampler, "process", None)
+    assert other.distribution(rows[1].clone()).equal(remembering.distribution(rows[1]))

@@ -4,6 +4,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fspad_bench.core.protocols import Context, Step, as_drafter
 from fspad_bench.core.tree import Tree
@@ -85,3 +86,12 @@ def test_a_path_that_ends_inside_its_tree_is_a_part():
     assert observed((CHAIN, [0, 1], 9)).in_part
     assert not observed((CHAIN, [0], 9), (CHAIN, [0, 1, 2, 3], 9)).in_part
     assert observed((CHAIN, [0, 1], 9)).accepted == Counter({1: 1})
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_drawn_children_are_recorded_on_request(draws):
+    tree = Tree([5, 6, 7], [-1, 0, 0], torch.full((3, 9), 1 / 9))
+    drafter = as_drafter(SimpleNamespace(propose=lambda *_: tree, observe=lambda _: None))
+    observations = Observations()
+    Witness(drafter, observations, draws=draws).propose(Context([5], 1), 2)
+    assert len(observations.draws) == 2 * draws
