@@ -36,7 +36,7 @@ from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample
 from fspad_bench.benchmark.resume import check_folder, open_record
 from fspad_bench.benchmark.scored import check_answers, scores
 from fspad_bench.core.protocols import Generation, Limit
-from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.sampling import Sampler, stream_of
 from fspad_bench.decoders.border import check_ids
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.errors import BenchError
@@ -248,7 +248,7 @@ class Runner:
         Samples are recorded last, because a recorded sample is not measured again.
         """
         unit = prompt.unit
-        stream = f"{unit.data.card.task}\n{unit.question.id}\n{prompt.turn}\n0"
+        stream = stream_of(unit.data.card.task, unit.question.id, prompt.turn)
         sampler = self._sampler(unit.temperature, stream)
         order = random.Random(f"{prompt.round}{prompt.turn}").sample(decoders, len(decoders))
         sealed = Sealed()

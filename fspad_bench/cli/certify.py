@@ -11,6 +11,7 @@ from fspad_bench.cli.arguments import (
     REPORT_FORMATS,
     add_decoder_options,
     add_device,
+    add_dtype,
     add_format,
     add_target,
     add_threads,
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_target(parser, default="tiny")
     add_device(parser)
+    add_dtype(parser, ["float32", "bfloat16", "float64"])
     add_decoder_options(parser)
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="less power, within a minute")
@@ -49,8 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     options = read_options(arguments.options)
     tiny = load_target("tiny", device=arguments.device)
     target = tiny
-    if arguments.target != "tiny":
-        target = load_target(arguments.target, device=arguments.device, dtype="float32")
+    if arguments.target != "tiny" or arguments.dtype:
+        dtype = arguments.dtype or "float32"
+        target = load_target(arguments.target, device=arguments.device, dtype=dtype)
     with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the report
         parts = certify(labels, options, target, tiny, _effort(arguments))
     print(render(parts, arguments.format))

@@ -99,14 +99,18 @@ def signed(word: int) -> int:
     return word - (1 << 32) if word >> 31 else word
 
 
+def stream_of(task: str, sample: str, turn: int, repeat: int = 0) -> str:
+    """Return the name of a generation: no two generations of a run share noise."""
+    return f"{task}\n{sample}\n{turn}\n{repeat}"
+
+
 @dataclass(frozen=True)
 class Sampler:
     """The settings by which tokens are drawn from the target.
 
     `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing.
 
-    `stream` names the generation (task, sample, turn, repeat), so that no two generations share
-    noise.
+    `stream` names the generation (`stream_of`), so that no two generations share noise.
     """
 
     temperature: float = 0.0

@@ -1,6 +1,8 @@
 """Certification: every check for every decoder, the mutations beside them, one report.
 
-- The sampler and vanilla are proved first. A decoder verified by `match` then has their
+- The engine that will run comes first: the target at hand in its precision and on its device, and
+  small ones of the shapes that the compiled step serves, compared with slow references.
+- The sampler and vanilla are proved next. A decoder verified by `match` then has their
   distribution, and is held to identity, non-vacuity and cache.
 - Every rule of verification, and every decoder that can be constructed on a scripted target, is
   held to the exact distribution and to the G-test. All decoders are held to PIT on the target
@@ -17,16 +19,33 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from fspad_bench.core.protocols import Target
+from fspad_bench.core.protocols import Limit, Target
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
+from fspad_bench.engine.cpu.native import native
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.lossless import distribution, exact, identity, proofs, trials
-from fspad_bench.lossless.mutations import MUTATIONS
-from fspad_bench.lossless.report import DECODERS, FAIL, WRONG, Check, Part
+from fspad_bench.lossless import (
+    depths,
+    distribution,
+    engine,
+    engines,
+    exact,
+    identity,
+    noise_key,
+    paths,
+    proofs,
+    trials,
+)
+from fspad_bench.lossless.engine import Sizes
+from fspad_bench.lossless.engine_faults import ENGINE_FAULTS
+from fspad_bench.lossless.mutations import MUTATIONS as LOOP_FAULTS
+from fspad_bench.lossless.reference import Reference
+from fspad_bench.lossless.report import DECODERS, ELSEWHERE, FAIL, WRONG, Check, Part
+from fspad_bench.lossless.witness import Observations, Witness
 from fspad_bench.util.progress import Progress
 
 GREEDY_TOKENS = 48
+MUTATIONS = [*ENGINE_FAULTS, *LOOP_FAULTS]
 Options = dict[str, dict[str, str]]  # name of a decoder -> its options
 
 
@@ -38,7 +57,9 @@ class Effort:
       distributions.
     - `distance`: the total variation that the G-test reveals with 99% probability.
     - `repeats` of the prompts and `tokens` of each for PIT.
-    - `skipped`: the checks that mutations are not held to.
+    - `sizes` of trees and prefixes for the engine.
+    - `skipped`: the checks that mutations are not held to; `blind_too`: whether the checks that
+      cannot see a mistake of the engine are run under it.
     """
 
     draws: int
@@ -48,7 +69,9 @@ class Effort:
     distance: float
     repeats: int
     tokens: int
+    sizes: Sizes
     skipped: tuple[str, ...] = ()
+    blind_too: bool = True
 
 
 QUICK = Effort(
@@ -59,7 +82,9 @@ QUICK = Effort(
     distance=0.1,
     repeats=2,
     tokens=32,
-    skipped=("G-test", "PIT"),
+    sizes=engine.FEW,
+    skipped=("G-test", "PIT", "paths"),  # but where nothing else refuses a mistake
+    blind_too=False,
 )
 STANDARD = Effort(
     draws=10**7,
@@ -69,6 +94,7 @@ STANDARD = Effort(
     distance=0.05,
     repeats=6,
     tokens=64,
+    sizes=engine.MANY,
 )
 THOROUGH = Effort(
     draws=10**8,
@@ -78,6 +104,7 @@ THOROUGH = Effort(
     distance=0.02,
     repeats=24,
     tokens=64,
+    sizes=engine.ALL,
 )
 
 
@@ -101,6 +128,7 @@ def certify(
     Raises BenchError where one cannot be built on it.
     """
     plan = {
+        "engine": list(_engines(target, tiny, effort)),
         "foundations": list(_foundations(target, effort)),
         "rules": list(_rules(effort)),
         DECODERS: list(decoder_checks(labels, options, target, tiny, effort)),
@@ -134,9 +162,37 @@ def _prompts(target: TransformersTarget, repeats: int) -> list[list[int]]:
     return identity.encode(target, texts)
 
 
+def _engines(
+    target: TransformersTarget, tiny: TransformersTarget, effort: Effort
+) -> Iterator[PlannedCheck]:
+    """Plan the checks of the small engines, and of the target at hand where it is not `tiny`.
+
+    A large target is looked at whole behind one long prefix, and in every size by its first layers.
+    """
+    subjects = dict(engines.small_engines(tiny))
+    first = engines.shallow(target)
+    subjects[engines.described(first)] = first
+    for subject, small in subjects.items():
+        # first, while the cache is small: the reference kernels read all of it
+        yield PlannedCheck("paths", subject, partial(paths.check_paths, small, subject))
+        run = partial(engine.check_engine, Reference(small), effort.sizes, subject)
+        yield PlannedCheck("engine", subject, run)
+        yield PlannedCheck("ties", subject, partial(_check_ties, small, subject))
+    if first is not target:
+        subject = engines.described(target)
+        run = partial(engine.check_forwards, Reference(target), engine.ONE, subject)
+        yield PlannedCheck("engine", subject, run)
+
+
+def _check_ties(target: TransformersTarget, subject: str) -> list[Check]:
+    verify = target.verifier(RULES["match"])
+    return [depths.check_ties(subject, verify, greedy=False, target=target)]
+
+
 def _foundations(target: TransformersTarget, effort: Effort) -> Iterator[PlannedCheck]:
     prompts = _prompts(target, 2)
     yield PlannedCheck("noise distribution", "sampler", partial(proofs.check_sampler, effort.draws))
+    yield PlannedCheck("noise key", "sampler", lambda: [noise_key.check_key()])
     yield PlannedCheck(
         "greedy is generate",
         "vanilla",
@@ -146,6 +202,7 @@ def _foundations(target: TransformersTarget, effort: Effort) -> Iterator[Planned
 
 def _rules(effort: Effort) -> Iterator[PlannedCheck]:
     yield PlannedCheck(exact.NAME, "rules", lambda: exact.check_rules(effort.drafts, effort.salts))
+    yield PlannedCheck(depths.NAME, "rules", depths.check_rules)
     for rule in RULES:
         draft = "ranked" if rule == "match" else "drawn"
         make = exact.scripted(rule, draft)
@@ -189,10 +246,31 @@ def decoder_checks(
             partial(_listed, distribution.check_g_test, label, scripted, effort.distance),
         )
         yield PlannedCheck(
+            depths.NAME, label, partial(_check_rule, label, make, target, prompts[0])
+        )
+        yield PlannedCheck(
             "PIT",
             label,
             partial(_check_pit, make, target, prompts, effort.tokens),
         )
+
+
+def _check_rule(
+    label: str, make: Callable[[], Decoder], target: TransformersTarget, prompt: list[int]
+) -> list[Check]:
+    """Check a decoder's own rule at every depth, and its greedy walks where logits tie."""
+    decoder = make()
+    if decoder.drafter is None:
+        return [Check(depths.NAME, label, ELSEWHERE, "an engine of its own: PIT")]
+    rule = decoder.drafter.rule
+    verify = target.verifier(rule)
+    ties = depths.check_ties(label, verify, greedy=decoder.verification != "match", target=target)
+    if decoder.verification != "own":
+        return [ties]  # its rule is among those checked above
+    observations = Observations()
+    witness = Decoder(label, target, drafter=Witness(decoder.drafter, observations))
+    witness.generate(target, distribution.SAMPLER, prompt, Limit(depths.OWN_TOKENS))
+    return [depths.check_rule(label, rule, drawn=bool(observations.draws)), ties]
 
 
 def _check_pit(
@@ -211,8 +289,12 @@ def _decoder(label: str, options: Options, target: Target) -> Any:
 
 def _mutations(tiny: TransformersTarget, effort: Effort) -> Iterator[PlannedCheck]:
     target = trials.TrialTarget(tiny)
-    for mutation in MUTATIONS:
-        run = partial(_listed, trials.judge, mutation, target, without=effort.skipped)
+    known = [m for m in MUTATIONS if not m.compiled or native() is not None]
+    for mutation in known:
+        blind_too = effort.blind_too or mutation in LOOP_FAULTS
+        run = partial(
+            _listed, trials.judge, mutation, target, without=effort.skipped, blind_too=blind_too
+        )
         yield PlannedCheck(mutation.name, "", run)
 
 

@@ -29,6 +29,7 @@ from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Drafter, Limit, as_engine
 from fspad_bench.core.sampling import Dice, Sampler
 from fspad_bench.decoders.build import Decoder
+from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless.exact import PROMPT, product_distribution, reason_it_needs_more
@@ -113,8 +114,9 @@ def check_pit(
 
     Kolmogorov-Smirnov for each offset, and the far tail of all.
     """
+    drafted: list[int] = []
     try:
-        transformed = pit(decoder, target, prompts, tokens)
+        transformed = pit(decoder, target, prompts, tokens, drafted)
     except BenchError as error:
         if decoder.verification != "foreign":
             raise
@@ -124,20 +126,36 @@ def check_pit(
     if result is None:
         figure = f"{len(transformed)} tokens are too few for any offset"
         return Check("PIT", decoder.label, VACUOUS, figure)
+    if drafts(decoder) and not any(drafted):
+        return Check("PIT", decoder.label, VACUOUS, "nothing was ever drafted")
     counts = "/".join(map(str, result.counts))
     figure = f"p {result.p:.2g} at {result.place} of {counts} tokens by offset; "
     figure += f"shifts of {result.shift:.2f} detectable"
     return Check.of("PIT", decoder.label, result.holds, figure, f"p {ALPHA:.0e}")
 
 
+def drafts(decoder: Decoder) -> bool:
+    """Return whether a decoder should draft: in our loop, and not vanilla."""
+    return decoder.drafter is not None and not isinstance(decoder.drafter, Vanilla)
+
+
 def pit(
-    decoder: Decoder, target: TransformersTarget, prompts: Sequence[list[int]], tokens: int
+    decoder: Decoder,
+    target: TransformersTarget,
+    prompts: Sequence[list[int]],
+    tokens: int,
+    drafted: list[int] | None = None,
 ) -> list[Transformed]:
-    """Transform every decoded token by the target's own teacher-forced distributions."""
+    """Transform every decoded token by the target's own teacher-forced distributions.
+
+    `drafted` receives the number of drafted tokens of every step.
+    """
     transformed = []
     for i, prompt in enumerate(prompts):
         sampler = SAMPLER.streamed(f"pit {i}")
         generation = decoder.generate(target, sampler, prompt, Limit(tokens))
+        if drafted is not None:
+            drafted += generation.drafted
         rows = distributions(target, prompt, generation.tokens, sampler)
         dice = Dice(sampler.streamed(f"pit uniforms {i}").key, 0)
         places = offsets(generation.committed, len(generation.tokens))

@@ -25,7 +25,7 @@ from fspad_bench.lossless.oracle import (
     distance,
     explore,
 )
-from fspad_bench.lossless.report import ELSEWHERE, VACUOUS, Check
+from fspad_bench.lossless.report import ELSEWHERE, VACUOUS, Check, worst_of
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
 from fspad_bench.lossless.witness import Observations, Witness
 
@@ -102,7 +102,7 @@ def largest_distance(
             drafter = Witness(make(target), observations, draws=False)
             loop = loop_distribution(target, drafter, SAMPLERS[name])
             product = product_distribution(target, SAMPLERS[name], LENGTH)
-            largest = max(largest, distance(loop, product))
+            largest = worst_of([largest, distance(loop, product)])
     return largest
 
 
@@ -124,7 +124,7 @@ def largest_distance_on_tiny(
             loop_distribution(tiny, drafter, TINY_SAMPLER, prompt=prompt, length=LENGTH + 1)
             for drafter in drafters
         )
-        largest = max(largest, distance(loop, vanilla))
+        largest = worst_of([largest, distance(loop, vanilla)])
     return largest
 
 

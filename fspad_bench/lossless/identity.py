@@ -27,7 +27,7 @@ from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.device_loop import DeviceLoop
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.lossless.report import ELSEWHERE, PASS, VACUOUS, Check
+from fspad_bench.lossless.report import ELSEWHERE, PASS, VACUOUS, Check, worst_of
 from fspad_bench.lossless.witness import Observations, Witness
 
 TEMPERATURES = [0.0, 0.0, 0.5, 1.0, 1.4]
@@ -161,7 +161,8 @@ def outputs(
         observations.stops = cell.limit.stop_ids
         tokens[cell.name] = decoder.generate(target, cell.sampler, cell.prompt, cell.limit).tokens
         if decoder.drafter is not None:
-            worst = max(worst, cache_error(target, [*cell.prompt, *tokens[cell.name]]))
+            error = cache_error(target, [*cell.prompt, *tokens[cell.name]])
+            worst = worst_of([worst, error])
     return Outputs(tokens, worst)
 
 
@@ -197,7 +198,7 @@ def check(
     grid = [*grid, *stopped]
     vanilla = vanilla | reference(target, stopped)
     tokens = first.tokens | second.tokens
-    error = max(first.cache_error, second.cache_error)
+    error = worst_of([first.cache_error, second.cache_error])
     checks = [
         _check_identity(decoder, target, grid, vanilla, tokens),
         _check_vacuity(decoder, observations),
@@ -283,7 +284,7 @@ def _check_on_device(
         generation = loop.generate(cell.sampler, cell.prompt, cell.limit)
         tokens[cell.name] = generation.tokens
         most = max(most, *generation.committed, 0)
-        worst = max(worst, cache_error(target, [*cell.prompt, *generation.tokens]))
+        worst = worst_of([worst, cache_error(target, [*cell.prompt, *generation.tokens])])
     result = compare(target, grid, vanilla, tokens)
     figure = f"{result.equal} of {result.total} equal, up to {most} tokens a step"
     checks = [Check.of("identity, device", decoder.label, result.holds, figure, TIES_BOUND)]

@@ -72,6 +72,7 @@ class Mutation:
 
     `rule` and `draft` name the scripted drafter that it concerns. `raises` is set where the
     production code itself refuses the result of the mistake: its checks then meet that exception.
+    `compiled`: it concerns the compiled step alone.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Mutation:
     rule: str = "match"
     draft: str = "ranked"
     raises: type[Exception] | None = None
+    compiled: bool = False
 
     @contextmanager
     def applied(self) -> Iterator[Applied]:

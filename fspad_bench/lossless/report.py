@@ -7,7 +7,8 @@ with its figure and its bound.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tabulate import tabulate
@@ -18,6 +19,15 @@ PASS = "PASS"
 FAIL = "FAIL"
 VACUOUS = "VACUOUS"
 ELSEWHERE = "-"
+
+
+def worst_of(errors: Iterable[float]) -> float:
+    """Return the largest error, 0 of none, and infinity where one is not a number.
+
+    `max` passes over NaN: `max(0.0, nan)` is 0.
+    """
+    known = list(errors)
+    return math.inf if any(map(math.isnan, known)) else max(known, default=0.0)
 
 
 class Check(NamedTuple):

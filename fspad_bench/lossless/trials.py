@@ -21,6 +21,7 @@ from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import exact
 from fspad_bench.lossless.distribution import SALT, VOCABULARY, check_pit, loop_p_value
+from fspad_bench.lossless.engine_trials import ENGINE_TRIALS, Engines
 from fspad_bench.lossless.identity import CACHE_BOUND, PROMPTS, Cell, encode, outputs, reference
 from fspad_bench.lossless.mutations import Applied, Mutation
 from fspad_bench.lossless.proofs import noise_is_finite
@@ -41,6 +42,10 @@ class TrialTarget:
     def __init__(self, target: TransformersTarget) -> None:
         self.target = target
         self.vanilla = {kind: reference(target, cells) for kind, cells in self.cells.items()}
+
+    @cached_property
+    def engines(self) -> Engines:
+        return Engines(self.target)
 
     @cached_property
     def prompts(self) -> list[list[int]]:
@@ -127,6 +132,7 @@ TRIALS: dict[str, Trial] = {
     "G-test": _g_test,
     "PIT": _pit,
     "noise is finite": lambda *_: noise_is_finite(),
+    **ENGINE_TRIALS,
 }
 
 
@@ -139,6 +145,8 @@ class Outcome(NamedTuple):
 
 def run_trial(check: str, mutation: Mutation, tiny: TrialTarget) -> Outcome:
     """Run a check under a mutation. Raises any exception that the mutation does not list."""
+    if check in ENGINE_TRIALS:
+        assert tiny.engines.targets  # built before the mistake is in force
     with mutation.applied() as applied:
         try:
             passed = TRIALS[check](applied, tiny)
@@ -149,13 +157,16 @@ def run_trial(check: str, mutation: Mutation, tiny: TrialTarget) -> Outcome:
     return Outcome(passed, applied.calls > 0)
 
 
-def judge(mutation: Mutation, tiny: TrialTarget, *, without: Collection[str] = ()) -> Check:
+def judge(
+    mutation: Mutation, tiny: TrialTarget, *, without: Collection[str] = (), blind_too: bool = True
+) -> Check:
     """Check that all listed checks refuse a mutation and that all blind ones pass it.
 
-    `without` names slow checks to skip, unless no other would be left to refuse it.
+    `without` names slow checks to skip, unless no other would be left to refuse it. Without
+    `blind_too` the blind ones are not run.
     """
     caught = [check for check in mutation.caught if check not in without] or list(mutation.caught)
-    blind = [check for check in mutation.blind if check not in without]
+    blind = [check for check in mutation.blind if blind_too and check not in without]
     outcomes = {check: run_trial(check, mutation, tiny) for check in [*caught, *blind]}
     missed = [check for check in caught if outcomes[check].passed]
     seen = [check for check in blind if not outcomes[check].passed]

@@ -36,10 +36,10 @@ CONFIG = LlamaConfig(
 LOGIT_SPREAD = 2.5
 
 
-def tiny_model() -> LlamaForCausalLM:
-    """Return a new model in float64 on the CPU."""
+def tiny_model(config: LlamaConfig = CONFIG) -> LlamaForCausalLM:
+    """Return a new model in float64 on the CPU, of `tiny`'s shape or of another."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(copy.deepcopy(CONFIG))
+        model = LlamaForCausalLM(copy.deepcopy(config))
     model = model.to(torch.float64).to_empty(device="cpu")
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     for order, weight in enumerate(model.state_dict().values()):

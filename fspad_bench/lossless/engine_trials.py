@@ -1,0 +1,123 @@
+"""Trials of the engine, the noise's key and ties, for mutations (`engine_faults`).
+
+A trial is the check of a certification itself, on the small engines and the quick effort's sizes.
+It ends with the first engine that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from fspad_bench.core.verification import RULES, Rule, match
+from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.lossless import depths, engine, noise_key, paths, proofs
+from fspad_bench.lossless.engines import small_engines, tiny_on_kernels
+from fspad_bench.lossless.identity import outputs
+from fspad_bench.lossless.mutations import Applied, Patch
+from fspad_bench.lossless.reference import Reference
+from fspad_bench.lossless.report import PASS
+from fspad_bench.lossless.witness import Observations
+
+if TYPE_CHECKING:
+    from fspad_bench.lossless.trials import Trial, TrialTarget
+
+SIZES = engine.FEW
+
+
+class Engines:
+    """Small targets with their references, which are made before any mutation."""
+
+    def __init__(self, tiny: TransformersTarget) -> None:
+        self.references = [Reference(target, keep=True) for target in small_engines(tiny).values()]
+        for reference in self.references:
+            assert reference.model is not None
+        # a target of their own, whose cache no long prefix enlarges: the reference kernels read all
+        self.on_kernels = [tiny] if tiny.kernels else [tiny_on_kernels()]
+
+    @property
+    def targets(self) -> list[TransformersTarget]:
+        return [reference.target for reference in self.references]
+
+    def all_hold(self, holds: Callable[[Reference], bool]) -> bool:
+        return all(holds(reference) for reference in self.references)
+
+
+def _positions(_: Applied, tiny: TrialTarget) -> bool:
+    return all(
+        engine.check_positions(target) <= engine.ROPE_BOUND[target.dtype]
+        for target in tiny.engines.targets
+    )
+
+
+def _attention(_: Applied, tiny: TrialTarget) -> bool:
+    return all(
+        engine.check_attention(target, SIZES.lengths) <= engine.attention_bound(target)
+        for target in tiny.engines.targets
+    )
+
+
+def _tree_scores(_: Applied, tiny: TrialTarget) -> bool:
+    return tiny.engines.all_hold(
+        lambda reference: engine.scores_hold(reference.target, engine.tree_errors(reference, SIZES))
+    )
+
+
+def _compaction(_: Applied, tiny: TrialTarget) -> bool:
+    return not any(engine.wrong_compactions(target) for target in tiny.engines.targets)
+
+
+def _paths(_: Applied, tiny: TrialTarget) -> bool:
+    return all(
+        paths.paths_hold(target, paths.host_paths(target)) for target in tiny.engines.targets
+    )
+
+
+def _device_paths(_: Applied, tiny: TrialTarget) -> bool:
+    return all(
+        paths.paths_hold(target, paths.device_paths(target)) for target in tiny.engines.on_kernels
+    )
+
+
+def _rule(applied: Applied) -> Rule:
+    """Return the wrong rule, or the right one that a patch concerns."""
+    if isinstance(applied.mutation.fault, Patch):
+        return RULES[applied.mutation.rule]
+    return Rule(applied.counted(applied.mutation.fault))
+
+
+def _every_depth(applied: Applied, _: TrialTarget) -> bool:
+    drawn = applied.mutation.draft != "ranked"
+    everywhere = range(depths.DEEPEST + 1)
+    found = depths.distances(_rule(applied), drawn=drawn, depths=everywhere)
+    return all(distance <= depths.BOUND for distance in found.values())
+
+
+def _ties(applied: Applied, _: TrialTarget) -> bool:
+    greedy = applied.mutation.rule != match.name
+    cpu = torch.device("cpu")
+    return depths.ties_hold(_rule(applied), greedy=greedy, dtype=torch.float32, device=cpu)
+
+
+def _vacuity(applied: Applied, tiny: TrialTarget) -> bool:
+    observations = Observations()
+    for kind in ("greedy", "stops"):
+        outputs(tiny.decoder(applied), tiny.target, tiny.cells[kind], observations)
+    return observations.deepest > 0
+
+
+ENGINE_TRIALS: dict[str, Trial] = {
+    "positions": _positions,
+    "attention": _attention,
+    "tree scores": _tree_scores,
+    "compaction": _compaction,
+    "paths": _paths,
+    "paths, device": _device_paths,
+    depths.NAME: _every_depth,
+    "ties": _ties,
+    "noise key": lambda *_: not noise_key.key_faults(),
+    "processed distribution": lambda *_: proofs.check_warpers().verdict == PASS,
+    "non-vacuity": _vacuity,
+}
