@@ -36,8 +36,8 @@ def count(folder: Path) -> dict[tuple[float, str, str], dict[str, np.ndarray]]:
             counts[key.temperature, variant, key.task][sample.sample] += (
                 sum(sample.committed),
                 sample.forwards,
-                sample.draft_seconds,
-                sample.score_seconds,
+                sample.draft_seconds or 0.0,
+                sample.score_seconds or 0.0,
             )
     return counts
 

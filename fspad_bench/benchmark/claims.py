@@ -21,7 +21,7 @@ def decode_speedup(pairs: Pairs) -> float | None:
     claimed = sum(engine.claims.get("decode_seconds", 0.0) for _, engine in pairs)
     vanilla = sum(reference.decode_seconds for reference, _ in pairs)
     vanilla_tokens = sum(len(reference.tokens) for reference, _ in pairs)
-    tokens = sum(len(engine.tokens) for _, engine in pairs)
+    tokens = sum(len(engine.tokens) + (engine.overshoot or 0) for _, engine in pairs)
     if not (claimed > 0 and vanilla_tokens and tokens):
         return None
     return (vanilla / vanilla_tokens) / (claimed / tokens)

@@ -135,7 +135,8 @@ class Sample:
 
     `forwards` counts full forwards of the target, `partial_forwards` those that ran only some of
     its layers, `prefill_forwards` the full ones before the decode clock started (0: not known).
-    `claims` are a foreign engine's own figures.
+    `claims` are a foreign engine's own figures, `overshoot` the target's own tokens that it made
+    beyond the limit in the same time.
     """
 
     key: str
@@ -152,10 +153,11 @@ class Sample:
     prefill_forwards: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
-    draft_seconds: float = 0.0
-    score_seconds: float = 0.0
+    draft_seconds: float | None = None
+    score_seconds: float | None = None
     other_load: float = 0.0
     peak_memory: int | None = None
+    overshoot: int | None = None
     error: str = ""
     claims: dict[str, Any] = field(default_factory=dict)
     prompt: str = ""

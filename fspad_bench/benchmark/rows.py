@@ -275,17 +275,11 @@ def _speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
     The speedup is unknown where a time is: an external engine may not report its decode time. A
     pair of which one decoded nothing after its prefill has no decode speed.
     """
-    prompts: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        if prefill or (_decoded(pair.vanilla) and _decoded(pair.decoder)):
-            prompts.setdefault(pair.decoder.sample, []).append(pair)
-    vanilla = [
-        _cost([pair.vanilla for pair in group], prefill=prefill) for group in prompts.values()
-    ]
-    decoder = [
-        _cost([pair.decoder for pair in group], prefill=prefill) for group in prompts.values()
-    ]
-    if not prompts or not all(cost.seconds for cost in (*vanilla, *decoder)):
+    usable = [p for p in pairs if prefill or (_decoded(p.vanilla) and _decoded(p.decoder))]
+    prompts = _by_question(usable)
+    vanilla = [_cost([pair.vanilla for pair in turns], prefill=prefill) for turns in prompts]
+    decoder = [_cost([pair.decoder for pair in turns], prefill=prefill) for turns in prompts]
+    if not prompts or not all(cost.seconds and cost.tokens for cost in (*vanilla, *decoder)):
         return NO_INTERVAL
     return _if_enough(speedup(vanilla, decoder), len(prompts))
 
@@ -296,17 +290,29 @@ def _decoded(sample: Sample) -> int:
 
 
 def _spec_bench(pairs: Sequence[Pair]) -> float | None:
-    """Return Spec-Bench's figure, the ratio of mean tokens per second, prefill included."""
-    if not pairs:
+    """Return Spec-Bench's figure: the ratio of the means over questions of tokens per second.
+
+    As in its script a question's turns are summed first, and the prefill counts.
+    """
+    questions = _by_question(pairs)
+    vanilla = [_cost([pair.vanilla for pair in turns], prefill=True) for turns in questions]
+    decoder = [_cost([pair.decoder for pair in turns], prefill=True) for turns in questions]
+    if not questions or not all(cost.seconds and cost.tokens for cost in (*vanilla, *decoder)):
         return None
-    vanilla = [_cost([pair.vanilla], prefill=True) for pair in pairs]
-    decoder = [_cost([pair.decoder], prefill=True) for pair in pairs]
     return ratio_of_mean_speeds(vanilla, decoder)
+
+
+def _by_question(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Return the pairs of each question, all its turns together."""
+    questions: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        questions.setdefault(pair.decoder.sample, []).append(pair)
+    return list(questions.values())
 
 
 def _cost(samples: Sequence[Sample], *, prefill: bool) -> Cost:
     seconds = sum(s.decode_seconds + prefill * s.prefill_seconds for s in samples)
-    return Cost(seconds, sum(len(s.tokens) for s in samples))
+    return Cost(seconds, sum(len(s.tokens) + (s.overshoot or 0) for s in samples))
 
 
 def _steps(samples: Sequence[Sample]) -> Row:
@@ -347,22 +353,31 @@ def _if_enough(interval: Interval, prompts: int) -> Interval:
 def _times(samples: Sequence[Sample]) -> Row:
     """Return times and memory.
 
-    Shares are None where the loop did not time its parts, as on a device.
+    Shares are None where they are not known of every generation: a loop on a device and engines of
+    others do not time their parts.
     """
     seconds = sum(sample.decode_seconds for sample in samples)
-    draft = sum(sample.draft_seconds for sample in samples)
-    score = sum(sample.score_seconds for sample in samples)
     prefill = sum(sample.prefill_seconds for sample in samples)
-    timed = seconds > 0 and draft + score > 0
-    tokens = sum(_decoded(sample) for sample in samples)
+    tokens = sum(_decoded(sample) + (sample.overshoot or 0) for sample in samples)
     return {
         "tokens_per_second": tokens / seconds if seconds and tokens else None,
         "time_to_first_token": prefill / len(samples) if seconds else None,
-        "draft_share": draft / seconds if timed else None,
-        "score_share": score / seconds if timed else None,
+        "draft_share": _share([sample.draft_seconds for sample in samples], seconds),
+        "score_share": _share([sample.score_seconds for sample in samples], seconds),
         "accepted": _histogram(samples),
         "peak_memory": max((s.peak_memory for s in samples if s.peak_memory), default=None),
     }
+
+
+def _share(parts: Sequence[float | None], seconds: float) -> float | None:
+    """Return a part's share of the decode seconds, None where it was not timed.
+
+    Records before 2026-11-23 have 0 for a time that is not known.
+    """
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not seconds or not sum(known):
+        return None
+    return sum(known) / seconds
 
 
 def _histogram(samples: Sequence[Sample]) -> list[int]:

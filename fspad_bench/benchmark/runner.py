@@ -330,6 +330,7 @@ class Runner:
             "decode_seconds": generation.decode_seconds,
             "draft_seconds": generation.draft_seconds,
             "score_seconds": generation.score_seconds,
+            "overshoot": generation.overshoot or None,
             "peak_memory": self._peak_memory(),
         }
 

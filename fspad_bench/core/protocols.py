@@ -190,7 +190,9 @@ class Generation:
     `draft_seconds` and `score_seconds` are None where they are not known: steps on a device,
     engines of others. `prefill_forwards` counts the full forwards before the decode clock started,
     0 where that is not known; those beyond the prefill's own are part of `forwards`. `claims` are
-    what a foreign engine says of itself, which nothing here has measured.
+    what a foreign engine says of itself, which nothing here has measured. `overshoot` counts the
+    target's own tokens beyond the limit, which an engine made in the same time and which are not
+    part of `tokens`.
     """
 
     tokens: list[int]
@@ -204,6 +206,7 @@ class Generation:
     partial_forwards: int = 0
     prefill_forwards: int = 0
     claims: dict[str, Any] = field(default_factory=dict)
+    overshoot: int = 0
 
 
 class Forwards:

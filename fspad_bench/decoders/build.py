@@ -22,6 +22,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.border import blamed, received
 from fspad_bench.decoders.code import code_hashes
+from fspad_bench.decoders.foreign import confirmed, first_steps
 from fspad_bench.decoders.label import Label, read_options
 from fspad_bench.engine.device_loop import DeviceLoop, runs_on_device
 from fspad_bench.errors import BenchError, near
@@ -116,16 +117,19 @@ class Decoder:
         """
         prompt = list(prompt)  # a decoder may change its own
         if self.drafter is None:
-            return self._by_engine(prompt, sampler, limit)
+            return self._by_engine(target, prompt, sampler, limit)
         if self.loop:
             return received(self.loop.generate(sampler, prompt, limit))
         return received(generate(target, self.drafter, sampler, prompt, limit))
 
-    def _by_engine(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
+    def _by_engine(
+        self, target: Any, prompt: list[int], sampler: Sampler, limit: Limit
+    ) -> Generation:
         """Time an engine from outside: the whole call, which counts as prefill, since only the
         engine could say which part was decoding.
 
-        What the engine says of itself is kept as its claims.
+        What the engine says of itself is kept as its claims. What it made beyond the limit was made
+        in the same time, and counts as far as the target confirms it.
         """
         assert self.engine is not None
         began = perf_counter()
@@ -133,26 +137,34 @@ class Decoder:
         seconds = perf_counter() - began
         generation = received(returned)
         context = Context(prompt, len(prompt))
-        tokens = limit.cut(context, generation.tokens)
+        made = generation.tokens
+        tokens = limit.cut(context, made)
         stopped = bool(tokens) and tokens[-1] in limit.stop_ids
         if len(tokens) < limit.max_new_tokens and not stopped:
             raise ValueError(
                 f"{self.label} ended after {len(tokens)} tokens, neither at a stop nor at the limit"
             )
+        beyond = [] if stopped else made[len(tokens) :]
         return Generation(
-            tokens, prefill_seconds=seconds, decode_seconds=0.0, claims=_claims(generation)
+            tokens,
+            prefill_seconds=seconds,
+            decode_seconds=0.0,
+            claims=_claims(generation, len(tokens) - 1 if stopped else None),
+            overshoot=confirmed(target, sampler, [*prompt, *tokens], beyond, limit.stop_ids),
         )
 
 
-def _claims(generation: Generation) -> dict[str, Any]:
+def _claims(generation: Generation, to_stop: int | None) -> dict[str, Any]:
     """Return what an engine says of its own work; what it leaves out is absent.
 
     `committed` and `forwards` are not cut at the limit, so that they stay those of the same steps.
+    What follows a stop, `to_stop` tokens after the prefill's, is no output and does not count.
     """
+    committed = generation.committed
     claims = {
         "forwards": generation.forwards,
         "partial_forwards": generation.partial_forwards,
-        "committed": generation.committed,
+        "committed": committed if to_stop is None else first_steps(committed, to_stop),
         "prefill_seconds": generation.prefill_seconds,
         "decode_seconds": generation.decode_seconds,
     }

@@ -64,7 +64,8 @@ def sample(key, name, tokens, decode, *, prefill=0.1, turn=0, round_="r", **more
     """Return a generation of `tokens` (a list, or their number) in `decode` seconds."""
     tokens = list(range(tokens)) if isinstance(tokens, int) else tokens
     times = {"prefill_seconds": prefill, "decode_seconds": decode}
-    return Sample(key.hash, name, turn, round_, tokens=tokens, **times, **more)
+    times |= {"draft_seconds": 0.0, "score_seconds": 0.0}
+    return Sample(key.hash, name, turn, round_, tokens=tokens, **(times | more))
 
 
 def records(*samples, keys=(VANILLA, FAST), audits=(), scores=None):

@@ -78,6 +78,28 @@ class Foreign:
         return Generation(edits[self.edit], prefill_seconds=0.0, decode_seconds=0.0)
 
 
+class Beyond(Foreign):
+    """An engine of steps of four tokens, which looks at the limit after each; `returned` says what
+    it returns beyond the limit: its tokens, nothing, or made-up ones.
+    """
+
+    STEP = 4
+
+    def __init__(self, target, *, returned: str = "all"):
+        super().__init__(target)
+        self.returned = returned
+
+    def generate(self, prompt, sampler, limit):
+        steps = -(-limit.max_new_tokens // self.STEP)  # its first step follows the prefill's token
+        whole = Limit(1 + steps * self.STEP)
+        tokens = generate(self.target, Vanilla(self.target), sampler, prompt, whole).tokens
+        kept = tokens[: limit.max_new_tokens]
+        returned = {"all": tokens, "cut": kept, "made up": [*kept, *[7] * 1000]}[self.returned]
+        return Generation(
+            returned, 0.0, 1e-3, forwards=steps, committed=[self.STEP] * steps, score_seconds=1e-4
+        )
+
+
 class Learner(Vanilla):
     """A decoder that learns across prompts."""
 

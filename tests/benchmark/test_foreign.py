@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from runs import ME, Foreign, foreign, plan_of, row_of, run
+from runs import LENGTH, ME, Beyond, Foreign, foreign, plan_of, row_of, run
 
 from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.rows import failed, rows
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import Decoder
+from fspad_bench.decoders.foreign import confirmed
 
 pytestmark = pytest.mark.usefixtures("one_target")
 
@@ -51,6 +52,60 @@ def test_a_foreign_engine_ends_where_the_stop_is(tiny):
     stop = whole[5]
     cut = method.generate(tiny, sampler, prompt, Limit(12, frozenset([stop]))).tokens
     assert cut == whole[: whole.index(stop) + 1]
+
+
+@pytest.mark.parametrize("returned", ["all", "cut", "made up"])
+def test_an_engine_beyond_the_limit_makes_what_it_makes(data, tmp_path, returned):
+    """Its steps, forwards and seconds are of 8 tokens after the prefill's, of which 5 are kept."""
+    label = f"{ME}:Beyond"
+    plan = plan_of(data, label, options={label: {"returned": returned}})
+    _, records = run(plan, tmp_path / "out")
+    row = row_of(records, label)
+    assert (row["verdict"], row["tokens"]) == ("exact", 5 * LENGTH)
+    assert row["claimed_tokens_per_step"] == Beyond.STEP
+    confirmed = {"all": 9 - LENGTH, "cut": 0, "made up": 0}[returned]
+    samples = [s for s in records.samples if records.keys[s.key].decoder == label]
+    assert [s.overshoot or 0 for s in samples] == [confirmed] * 5
+    assert row["draft_share"] is row["score_share"] is None
+
+
+def test_tokens_beyond_the_limit_are_confirmed_up_to_a_stop(tiny):
+    prompt = [40, 41, 42]
+    sampler = Sampler(1.0)
+    whole = Decoder("foreign", tiny, engine=Foreign(tiny)).generate(
+        tiny, sampler, prompt, Limit(12)
+    )
+    before = [*prompt, *whole.tokens[:4]]
+    beyond = whole.tokens[4:]
+    forwards = tiny.forwards
+    assert confirmed(tiny, sampler, before, beyond, frozenset()) == 8
+    assert tiny.forwards == forwards  # the benchmark's own
+    wrong = [*beyond[:3], (beyond[3] + 1) % 97, *beyond[4:]]
+    assert confirmed(tiny, sampler, before, wrong, frozenset()) == 3
+    stop = frozenset([beyond[2]])
+    assert confirmed(tiny, sampler, before, beyond, stop) == beyond.index(beyond[2]) + 1
+    for outside in ([], [-1], [97]):
+        assert confirmed(tiny, sampler, before, outside, frozenset()) == 0
+    assert confirmed(tiny, sampler, before, [beyond[0], 97, 98], frozenset()) == 1
+    assert confirmed(tiny, sampler, [*before, 97], beyond, frozenset()) == 0
+    full = [1] * tiny.max_length
+    assert confirmed(tiny, sampler, full, beyond, frozenset()) == 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "kept", "steps"),
+    [(3, 4, [3]), (4, 5, [4]), (5, 6, [4, 1]), (0, 1, [])],
+)
+def test_steps_end_at_a_stop(tiny, stop, kept, steps):
+    """What an engine drafts behind a stop is no output, whoever counts it as accepted."""
+    engine = Beyond(tiny)
+    prompt = [40, 41, 42]
+    tokens = engine.generate(prompt, Sampler(1.0), Limit(8)).tokens
+    assert len(set(tokens)) == 9  # a stop is no earlier token
+    limit = Limit(8, frozenset([tokens[stop]]))
+    generation = Decoder("beyond", tiny, engine=engine).generate(tiny, Sampler(1.0), prompt, limit)
+    assert (len(generation.tokens), generation.claims.get("committed", [])) == (kept, steps)
+    assert generation.overshoot == 0
 
 
 def test_partial_forwards_reach_the_row(data, tmp_path):

@@ -287,13 +287,29 @@ def test_partial_forwards_are_summed():
 
 
 def test_shares_are_unknown_where_the_parts_are_not_timed():
-    """A loop on a device and an external engine report the whole time alone."""
+    """A loop on a device and an external engine report the whole time alone.
+
+    Old records have 0 for what is not known.
+    """
     samples = [sample(key, "a", 10, 1.0, forwards=9, committed=[1] * 9) for key in (VANILLA, FAST)]
+    for draft, score, shares in (
+        (0.0, 0.0, (None, None)),
+        (None, None, (None, None)),
+        (0.0, 0.5, (None, 0.5)),
+        (None, 0.5, (None, 0.5)),
+        (0.2, 0.5, (0.2, 0.5)),
+    ):
+        samples[1] = replace(samples[1], draft_seconds=draft, score_seconds=score)
+        row = row_of(rows(records(*samples)))
+        assert (row["draft_share"], row["score_share"]) == shares
+
+
+def test_a_share_of_which_one_generation_does_not_tell_is_unknown():
+    samples = [sample(FAST, name, 10, 1.0, draft_seconds=0.2, score_seconds=0.5) for name in "ab"]
+    assert row_of(rows(records(*samples)))["draft_share"] == pytest.approx(0.2)
+    samples[1] = replace(samples[1], draft_seconds=None)
     row = row_of(rows(records(*samples)))
-    assert (row["draft_share"], row["score_share"]) == (None, None)
-    samples[1] = replace(samples[1], score_seconds=0.5)
-    row = row_of(rows(records(*samples)))
-    assert (row["draft_share"], row["score_share"]) == (0.0, 0.5)
+    assert (row["draft_share"], row["score_share"]) == (None, 0.5)
 
 
 def test_a_decoder_that_learns_across_prompts_is_marked():
