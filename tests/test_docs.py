@@ -198,7 +198,7 @@ def sandbox(tiny, tmp_path_factory):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in questions))
     spoken = [json.dumps({"messages": SPOKEN}) + "\n"] * 6
     (folder / "conversations.jsonl").write_text("".join(spoken))
-    for name in ("my-head", "full-head", "wide-head"):
+    for name in ("my-head", "wide-head"):
         decoder = "wide" if name == "wide-head" else "fspad"
         network = architecture(decoder)(Shape.of_target(tiny.config))
         about = {"decoder": decoder}
@@ -209,7 +209,7 @@ def sandbox(tiny, tmp_path_factory):
         assert main([*distill.split(), "--output", "my-data", "--tokens", TOKENS]) == 0
         given = ["--output", "given-data", "--of", "conversations.jsonl"]
         assert main([*distill.split(), *given]) == 0
-        published = "export full-head --target tiny --output published-head"
+        published = "export my-head --target tiny --output published-head"
         assert main(published.split()) == 0
         run = "run --target tiny --decoder prompt_lookup --task gsm8k --data bundled --limit 1"
         assert main([*run.split(), "--max-new-tokens", "4"]) == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import user_path
 
 
@@ -21,19 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.cli.environment import quiet_libraries
-    from fspad_bench.drafts.head import load_head
-    from fspad_bench.drafts.published import write_published
+    from fspad_bench.drafts.head import export_head, load_head
     from fspad_bench.models.load import load_target
 
     quiet_libraries()
-    target = load_target(arguments.target, dtype="bfloat16")
+    target = load_target(arguments.target)  # in full precision: its embedding is written too
     head = load_head(user_path(arguments.head), target)
-    draft_size = len(head.vocabulary)
-    full_size = target.config.vocab_size
-    if draft_size < full_size:
-        raise BenchError(
-            f"{arguments.head} drafts {draft_size} of {full_size} tokens; that layout needs all",
-            f"train a head with --draft-vocabulary {full_size}",
-        )
-    write_published(head.network, target.embedding.weight, arguments.output)
+    output = user_path(arguments.output)
+    lost = export_head(head, target, output)
+    print(f"{output}: a head of '{head.network.architecture}' for {target.name}")
+    for what in lost:
+        print(f"not kept: {what}")
     return 0

@@ -22,7 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fspad_bench.drafts.network import DraftNetwork, Shape, architecture
-from fspad_bench.drafts.published import is_published, read_published, weights_file
+from fspad_bench.drafts.published import (
+    SAFETENSORS,
+    is_published,
+    read_published,
+    weights_file,
+    write_published,
+)
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import data_folder, disk_errors, replacing, write_atomically
@@ -31,6 +37,7 @@ FORMAT = 2
 ABOUT = "head.json"
 WEIGHTS = "head.safetensors"
 VOCABULARY = "draft_vocabulary"
+PUBLISHED = "published"
 SWITCHES = ("feature_sampling", "split_output", "wide")  # of format 1, in place of a name
 BY_SWITCHES = {
     (False, False, False): "eagle",
@@ -70,7 +77,7 @@ class Head:
             "target": self.target,
             "identity": self.identity,
             "architecture": self.network.architecture,
-            "shape": asdict(self.network.shape),
+            "shape": _sizes(self.network.shape),
         }
         with disk_errors(folder, SafetensorError, RuntimeError):
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +85,35 @@ class Head:
             with replacing(folder / WEIGHTS) as part:
                 save_file(weights, part)
             write_atomically(folder / ABOUT, json.dumps(about, indent=2) + "\n")
+
+
+def export_head(head: Head, target: TransformersTarget, folder: Path) -> list[str]:
+    """Write a head in the layout that EAGLE and FSPAD publish. Return what that layout loses.
+
+    No weight of a head belongs to its draft vocabulary: the exported head drafts every token.
+    Raises BenchError where the folder holds a head that would hide this one.
+    """
+    for other in (folder / ABOUT, folder / SAFETENSORS):
+        if other.exists():
+            raise BenchError(
+                f"{other} exists: it would be read in place of the exported head",
+                "name another --output",
+            )
+    size = target.config.vocab_size
+    name = write_published(head.network, target.embedding.weight, folder)
+    own = head.network.architecture
+    lost = []
+    if len(head.vocabulary) < size:
+        lost.append(
+            f"the draft vocabulary of {len(head.vocabulary)} tokens: all {size} are drafted"
+        )
+    if "calibration" in head.facts:
+        lost.append("the calibration: trees are of a fixed size")
+    if name != own:
+        lost.append(f"the name '{own}': it is read as a head of '{name}'")
+    if head.facts.get("layout") != PUBLISHED:
+        lost.append("the hash of its target, and how it was trained")
+    return lost
 
 
 def shipped(decoder: str, target: str) -> Path:
@@ -99,7 +135,7 @@ def load_head(
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         name, shape = _architecture(about)
         weights = load_file(folder / WEIGHTS)
-        vocabulary = weights.pop(VOCABULARY).to(torch.int64)
+        vocabulary = _ascending(weights.pop(VOCABULARY).to(torch.int64))
         with torch.device("meta"):
             loaded = architecture(name)(shape)
         loaded.load_state_dict(weights, assign=True)
@@ -137,6 +173,11 @@ def _is_published(folder: Path) -> bool:
         ) from error
 
 
+def _sizes(shape: Shape) -> dict[str, Any]:
+    """Return a shape as it is written: without `qkv_bias`, which few have, where it is not set."""
+    return {name: value for name, value in asdict(shape).items() if value is not False}
+
+
 def _architecture(about: dict[str, Any]) -> tuple[str, Shape]:
     """Return the architecture's name and the shape.
 
@@ -148,12 +189,20 @@ def _architecture(about: dict[str, Any]) -> tuple[str, Shape]:
     return name, Shape(**sizes)
 
 
+def _ascending(vocabulary: Tensor) -> Tensor:
+    """Return the ids of a draft vocabulary. Raises ValueError unless they are `[S]`, ascending."""
+    ascends = vocabulary.dim() == 1 and bool((vocabulary.diff() > 0).all())
+    if not ascends or not len(vocabulary) or int(vocabulary[0]) < 0:
+        raise ValueError("its draft vocabulary is not a list of ascending ids")
+    return vocabulary
+
+
 def _load_published(
     folder: Path, target: TransformersTarget, network: type[DraftNetwork] | None
 ) -> Head:
-    loaded = read_published(folder)
+    loaded = read_published(folder, target.embedding.weight, target.lm_head.weight)
     vocabulary = torch.arange(target.config.vocab_size, device=target.device)
-    about = {"target": target.name, "identity": target.identity, "layout": "published"}
+    about = {"target": target.name, "identity": target.identity, "layout": PUBLISHED}
     _check(folder, about, loaded, vocabulary, target, network)
     loaded = loaded.to(target.device, target.dtype).eval().requires_grad_(False)
     digest = _hash(weights_file(folder), folder / "config.json")
@@ -174,10 +223,16 @@ def _check(
             "name the matching decoder",
         )
     d = loaded.shape.d
-    if d != target.config.hidden_size or int(vocabulary.max()) >= target.config.vocab_size:
+    if d != target.config.hidden_size:
         raise BenchError(
             f"{folder} does not fit {target.name}: hidden size {d} against "
             f"{target.config.hidden_size}",
+            f"it was trained for {about['target']}",
+        )
+    if int(vocabulary.max()) >= target.config.vocab_size:
+        raise BenchError(
+            f"{folder} does not fit {target.name}: it drafts token {int(vocabulary.max())} of "
+            f"{target.config.vocab_size}",
             f"it was trained for {about['target']}",
         )
     if about["identity"] != target.identity:

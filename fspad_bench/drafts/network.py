@@ -30,7 +30,10 @@ GROUP = "fspad_bench.architectures"
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a draft network; they stand in the head's file."""
+    """The sizes of a draft network; they stand in the head's file.
+
+    `qkv_bias`: queries, keys and values have biases, as in published heads for Qwen2.
+    """
 
     d: int
     m: int
@@ -39,6 +42,7 @@ class Shape:
     head_dim: int
     rope_theta: float
     eps: float
+    qkv_bias: bool = False
 
     @classmethod
     def of_target(cls, config: PreTrainedConfig) -> Shape:
@@ -78,9 +82,9 @@ class Attention(nn.Module):
         self.shape = shape
         width = shape.heads * shape.head_dim
         kv_width = shape.kv_heads * shape.head_dim
-        self.q = nn.Linear(shape.d, width, bias=False)
-        self.k = nn.Linear(shape.d, kv_width, bias=False)
-        self.v = nn.Linear(shape.d, kv_width, bias=False)
+        self.q = nn.Linear(shape.d, width, bias=shape.qkv_bias)
+        self.k = nn.Linear(shape.d, kv_width, bias=shape.qkv_bias)
+        self.v = nn.Linear(shape.d, kv_width, bias=shape.qkv_bias)
         self.o = nn.Linear(width, shape.d, bias=False)
 
     def keys_values(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:

@@ -103,7 +103,11 @@ def test_an_exported_head_is_one_that_eagle_and_fspad_publish(arguments, capsys,
         main(["export", str(folder), "--target", "tiny", "--output", str(tmp_path / "published")])
         == 0
     )
-    assert not (tmp_path / "published" / "head.json").exists()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"{tmp_path / 'published'}: a head of 'eagle' for tiny",
+        "not kept: the hash of its target, and how it was trained",
+    ]
     assert main(arguments(*with_head(tmp_path / "published", "eagle"), "--format", "json")) == 0
     published = json.loads(capsys.readouterr().out)["rows"][1]
     assert main(arguments(*with_head(folder, "eagle"), "--format", "json")) == 0
@@ -112,7 +116,22 @@ def test_an_exported_head_is_one_that_eagle_and_fspad_publish(arguments, capsys,
     assert published["tokens_per_step"] == own["tokens_per_step"]
 
 
-def test_a_draft_vocabulary_cannot_be_exported(refused, head, tmp_path):
-    error = refused(["export", head(), "--target", "tiny", "--output", tmp_path / "published"])
-    assert "drafts 49 of 97 tokens; that layout needs all" in error
-    assert not (tmp_path / "published").exists()
+def test_a_head_is_exported_without_its_draft_vocabulary(arguments, capsys, head, tmp_path):
+    """Its weights do not depend on it: the exported head drafts what one of all tokens drafts."""
+    output = tmp_path / "published"
+    assert main(["export", str(head()), "--target", "tiny", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "not kept: the draft vocabulary of 49 tokens: all 97 are drafted" in printed
+    rows = []
+    for folder in (output, head(vocabulary=range(97))):
+        assert main(arguments(*with_head(folder), "--format", "json")) == 0
+        rows.append(json.loads(capsys.readouterr().out)["rows"][1])
+    assert [row["verdict"] for row in rows] == ["exact", "exact"]
+    assert rows[0]["accepted"] == rows[1]["accepted"]
+
+
+def test_an_export_does_not_hide_behind_another_head(refused, head, tmp_path):
+    folder = head()
+    error = refused(["export", folder, "--target", "tiny", "--output", folder])
+    assert "head.json exists: it would be read in place of the exported head" in error
+    assert not (folder / "config.json").exists()

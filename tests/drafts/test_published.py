@@ -1,10 +1,11 @@
-"""Heads in the layout of EAGLE's and FSPAD's releases: synthetic files, their names and shapes."""
+"""Heads in the layout of EAGLE's and FSPAD's releases: every weight finds its place, and back."""
 
-import json
+from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from releases import LLAMA3, VOCABULARY, D, release
 
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Limit
@@ -12,84 +13,11 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.eagle import Eagle
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.drafts.head import load_head
+from fspad_bench.drafts.fused import FusedNetwork
+from fspad_bench.drafts.head import Head, export_head, load_head
 from fspad_bench.drafts.network import Shape, architecture
 from fspad_bench.drafts.published import write_published
 from fspad_bench.errors import BenchError
-
-D = 64
-M = 80
-HEADS = 4
-KV_HEADS = 2
-VOCABULARY = 97
-VICUNA = {
-    "architectures": ["LlamaForCausalLM"],
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "hidden_act": "silu",
-    "hidden_size": D,
-    "initializer_range": 0.02,
-    "intermediate_size": M,
-    "max_position_embeddings": 4096,
-    "model_type": "llama",
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "num_hidden_layers": 1,
-    "pad_token_id": 0,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "torch_dtype": "float16",
-    "transformers_version": "4.28.1",
-    "use_cache": True,
-    "vocab_size": VOCABULARY,
-}
-LLAMA3 = VICUNA | {"rope_theta": 500000.0, "bias": False}
-
-
-def release(name, *, bias=True):
-    """Return the weights of a release: EAGLE's, FSPAD's, or one of FSPAD's two ablations."""
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(*shape):
-        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
-
-    inner = D // HEADS * KV_HEADS
-    weights = {
-        "embed_tokens.weight": draw(VOCABULARY, D),
-        "layers.0.self_attn.q_proj.weight": draw(D, D),
-        "layers.0.self_attn.k_proj.weight": draw(inner, D),
-        "layers.0.self_attn.v_proj.weight": draw(inner, D),
-        "layers.0.self_attn.o_proj.weight": draw(D, D),
-        "layers.0.mlp.gate_proj.weight": draw(M, D),
-        "layers.0.mlp.up_proj.weight": draw(M, D),
-        "layers.0.mlp.down_proj.weight": draw(
-            2 * D if name in ("fspad", "partial-alignment") else D, M
-        ),
-        "layers.0.post_attention_layernorm.weight": draw(D),
-    }
-    fusion = "fc.fc" if name in ("fspad", "feature-sampling") else "fc"
-    weights[f"{fusion}.weight"] = draw(D, 2 * D)
-    if bias:
-        weights[f"{fusion}.bias"] = draw(D)
-    if fusion == "fc.fc":
-        weights |= {
-            "fc.mlp.gate_proj.weight": draw(M, D),
-            "fc.mlp.up_proj.weight": draw(M, D),
-            "fc.mlp.down_proj.weight": draw(D, M),
-            "fc.post_attention_layernorm.weight": draw(D),
-        }
-    return weights
-
-
-@pytest.fixture
-def publish(tmp_path):
-    def publish(weights, config=VICUNA, file="pytorch_model.bin"):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        save = save_file if file.endswith("safetensors") else torch.save
-        save(weights, tmp_path / file)
-        return tmp_path
-
-    return publish
 
 
 @pytest.mark.parametrize("name", ["eagle", "fspad", "feature-sampling", "partial-alignment"])
@@ -168,48 +96,123 @@ def test_a_published_head_is_known_by_its_config_too(tiny, publish):
     assert load_head(publish(release("eagle"), LLAMA3), tiny).sha256 != first
 
 
-def test_other_architectures_and_sizes_are_refused(tiny, publish):
-    with pytest.raises(BenchError, match="holds the head of 'eagle', not of 'fspad'"):
-        load_head(publish(release("eagle")), tiny, architecture("fspad"))
-    with pytest.raises(
-        BenchError,
-        match=r"layers\.0\.mlp\.gate_proj\.weight is of shape \(80, 64\), not \(81, 64\)",
-    ):
-        load_head(publish(release("eagle"), VICUNA | {"intermediate_size": 81}), tiny)
-    missing = release("eagle")
-    del missing["layers.0.self_attn.o_proj.weight"]
-    with pytest.raises(BenchError, match=r"it lacks layers\.0\.self_attn\.o_proj\.weight"):
-        load_head(publish(missing), tiny)
+def biased(name):
+    """Return the weights of a release whose queries, keys and values have biases, as for Qwen2."""
+    torch.manual_seed(9)
+    weights = release(name)
+    for part in "qkv":
+        weight = weights[f"layers.0.self_attn.{part}_proj.weight"]
+        weights[f"layers.0.self_attn.{part}_proj.bias"] = torch.randn(len(weight))
+    return weights
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"hidden_size": D}, "is no config of a draft head: 'intermediate_size'"),
-        (VICUNA | {"num_hidden_layers": 2}, "those are one layer with SiLU"),
-        (VICUNA | {"rope_scaling": {"type": "linear"}}, "scales its rotary embedding"),
-    ],
-)
-def test_other_configs_are_refused(tiny, publish, config, message):
-    with pytest.raises(BenchError) as raised:
-        load_head(publish(release("eagle"), config), tiny)
-    assert message in f"{raised.value.message} {raised.value.hint}"
+def test_biases_of_queries_keys_and_values_are_used(tiny, publish):
+    weights = biased("eagle")
+    network = load_head(publish(weights), tiny).network
+    assert network.shape.qkv_bias
+    x = torch.randn(3, D, dtype=torch.float64)
+    identity = torch.stack([torch.ones(3, 8), torch.zeros(3, 8)]).double()
+    k, v = network.attention.keys_values(x, identity)
+    for found, part in ((k, "k"), (v, "v")):
+        weight, bias = (
+            weights[f"layers.0.self_attn.{part}_proj.{kind}"].double()
+            for kind in ("weight", "bias")
+        )
+        expected = (x @ weight.T + bias).unflatten(-1, (-1, 16)).transpose(-2, -3)
+        torch.testing.assert_close(found, expected)
 
 
-class Loud:
-    """Prints when it is unpickled."""
+def test_drafting_uses_the_biases_too(tiny, publish):
+    """Step by step a draft predicts what the network predicts over the whole sequence."""
+    network = load_head(publish(biased("eagle")), tiny).network
+    fused = FusedNetwork(network)
+    x = torch.randn(3, D, dtype=torch.float64)
+    rope = network.rope(torch.arange(3)).double()
+    k, v = network.attention.keys_values(x, rope)
+    ours = fused.rope(torch.arange(3)).double()
+    for found, expected in zip(fused.keys_values(x, ours), (k, v), strict=True):
+        torch.testing.assert_close(found, expected)
+    whole = network.attention.attend(x, rope, k, v)
+    back = torch.ones(3, 3, dtype=torch.bool).tril().repeat(2, 1)
+    mask = torch.zeros(6, 3, dtype=torch.float64).masked_fill(~back, float("-inf"))
+    torch.testing.assert_close(fused.attend(fused.query(x, ours), k, v, mask), whole)
 
-    def __reduce__(self):
-        return (print, ("executed",))
+
+def test_biases_are_written_and_read_again(tiny, publish, tmp_path):
+    head = load_head(publish(biased("eagle")), tiny)
+    head.save(tmp_path / "own")
+    assert load_head(tmp_path / "own", tiny).network.shape.qkv_bias
+    export_head(head, tiny, tmp_path / "exported")
+    again = load_head(tmp_path / "exported", tiny).network
+    for key, weight in head.network.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[key]), key
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", Loud()])
-def test_damaged_files_are_refused_and_none_is_executed(tiny, publish, capsys, content):
-    folder = publish(release("eagle"))
-    if isinstance(content, bytes):
-        (folder / "pytorch_model.bin").write_bytes(content)
-    else:
-        torch.save(content, folder / "pytorch_model.bin")
-    with pytest.raises(BenchError, match="cannot read"):
-        load_head(folder, tiny)
-    assert "executed" not in capsys.readouterr().out
+# export
+
+
+def trained(tiny, name="fspad", **facts):
+    torch.manual_seed(3)
+    network = architecture(name)(Shape.of_target(tiny.config)).double()
+    return Head(network, torch.arange(0, 97, 2), tiny.name, tiny.identity, facts)
+
+
+def test_an_exported_head_keeps_every_number_and_says_what_it_loses(tiny, tmp_path):
+    head = trained(tiny, calibration={"greedy": []})
+    assert export_head(head, tiny, tmp_path) == [
+        "the draft vocabulary of 49 tokens: all 97 are drafted",
+        "the calibration: trees are of a fixed size",
+        "the hash of its target, and how it was trained",
+    ]
+    written = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert torch.equal(written["embed_tokens.weight"], tiny.embedding.weight)
+    again = load_head(tmp_path, tiny, architecture("fspad"))
+    assert len(again.vocabulary) == 97
+    for key, weight in head.network.state_dict().items():
+        assert torch.equal(weight, again.network.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_exported_head_is_as_narrow_as_its_numbers(tiny, tmp_path, dtype):
+    embedding = (torch.arange(97 * D).reshape(97, D) / 7 + 1).to(dtype)
+    network = trained(tiny).network.to(torch.bfloat16).double()
+    write_published(network, embedding.double(), tmp_path)
+    written = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert written["embed_tokens.weight"].dtype == dtype
+    assert torch.equal(written["embed_tokens.weight"], embedding)
+    assert written["layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+
+
+def test_the_name_of_a_wide_head_is_lost(tiny, tmp_path):
+    head = trained(tiny, "wide")
+    assert "the name 'wide': it is read as a head of 'eagle'" in export_head(head, tiny, tmp_path)
+    again = load_head(tmp_path, tiny, architecture("eagle")).network
+    for key, weight in head.network.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[key]), key
+
+
+def test_a_published_head_is_exported_as_it_was(tiny, publish, tmp_path):
+    head = load_head(publish(release("eagle")), tiny)
+    assert export_head(head, tiny, tmp_path / "again") == []
+
+
+class Nameless(architecture("eagle")):
+    """A network of another package, which has no published layout."""
+
+    architecture = "nameless"
+    published: ClassVar[dict[str, str]] = {}
+
+
+def test_a_network_without_published_names_is_refused(tiny, tmp_path):
+    head = replace(trained(tiny), network=Nameless(Shape.of_target(tiny.config)))
+    with pytest.raises(BenchError, match=r"no name for fuse\.fc\.bias of a head of 'nameless'"):
+        export_head(head, tiny, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", ["head.json", "model.safetensors"])
+def test_an_export_that_another_head_would_hide_is_refused(tiny, tmp_path, file):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(BenchError, match="would be read in place of the exported head"):
+        export_head(trained(tiny), tiny, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [file]
