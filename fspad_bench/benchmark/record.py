@@ -268,6 +268,7 @@ class Records:
     costs: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     complete: bool = False
     damaged: list[str] = field(default_factory=list)
+    started: str = ""
 
     @classmethod
     def read(cls, *paths: Path) -> Records:
@@ -316,6 +317,7 @@ class Records:
         match kind:
             case "run":
                 _check_schema(content["schema"])
+                self.started = self.started or str(content.get("started", ""))
             case "key":
                 name = content.pop("key")
                 self.keys[name] = Key.read(content)

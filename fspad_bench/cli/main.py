@@ -13,6 +13,7 @@ from typing import NoReturn, Protocol
 
 from fspad_bench import __version__
 from fspad_bench.cli import (
+    answers,
     certify,
     check,
     distill,
@@ -49,6 +50,7 @@ class Verb(Protocol):
 VERBS: dict[str, tuple[Verb, str]] = {
     "run": (run, "measure decoders on tasks, check them against vanilla, print a table"),
     "table": (table, "print the table of existing records"),
+    "answers": (answers, "write records as the answer files of Spec-Bench"),
     "train": (train, "train the draft network of a decoder for a target"),
     "distill": (distill, "write a target's own conversations as training data for drafts"),
     "export": (export, "write a head in the layout that EAGLE and FSPAD publish"),

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return print_table(_record_files(arguments.records), arguments.format)
+    return print_table(record_files(arguments.records), arguments.format)
 
 
 def print_table(paths: list[Path], style: str) -> int:
@@ -42,7 +42,7 @@ def print_table(paths: list[Path], style: str) -> int:
     return int(failed(table))
 
 
-def _record_files(given: list[Path]) -> list[Path]:
+def record_files(given: list[Path]) -> list[Path]:
     """Return the files given and those in the folders given.
 
     Raises BenchError if there are none.
