@@ -29,7 +29,11 @@ from fspad_bench.lossless.mutations import MUTATIONS
 
 COMMANDS = commands()
 RUNNABLE = [command for command in COMMANDS if not command.excuse]
-OURS = {"my_decoder": "README.md", "n_gram": "docs/adding-a-decoder.md"}
+OURS = {
+    "my_decoder": "README.md",
+    "n_gram": "docs/adding-a-decoder.md",
+    "my_engine": "docs/adding-a-decoder.md",
+}
 OTHERS = {
     "bash", "python", "pip", "pytest", "tox", "torchrun", "accelerate",
     "results/variants.sh", "results/trees.sh", "results/gpu.sh",
@@ -98,6 +102,16 @@ def test_the_decoders_of_the_examples_are_lossless(label, tiny, tmp_path, import
         "cache",
         "exact distribution",
     }
+    assert [check for check in checks if not check.holds] == []
+
+
+def test_the_engine_of_the_example_is_exact(tiny, tmp_path, imported):
+    write_examples(tmp_path)
+    imported(tmp_path)
+    label = "my_engine:WithoutCache"
+    steps = certify.decoder_checks([label], {}, tiny, tiny, certify.QUICK)
+    checks = [check for step in steps for check in step.run()]
+    assert "identity" in {check.name for check in checks}
     assert [check for check in checks if not check.holds] == []
 
 
