@@ -154,7 +154,7 @@ def load_head(
         ) from error
     _check(folder, about, loaded, vocabulary, target, network)
     return Head(
-        loaded.to(target.device, target.dtype).eval().requires_grad_(False),
+        _on_target(folder, loaded, target),
         vocabulary.to(target.device),
         about["target"],
         about["identity"],
@@ -204,9 +204,25 @@ def _load_published(
     vocabulary = torch.arange(target.config.vocab_size, device=target.device)
     about = {"target": target.name, "identity": target.identity, "layout": PUBLISHED}
     _check(folder, about, loaded, vocabulary, target, network)
-    loaded = loaded.to(target.device, target.dtype).eval().requires_grad_(False)
+    loaded = _on_target(folder, loaded, target)
     digest = _hash(weights_file(folder), folder / "config.json")
     return Head(loaded, vocabulary, target.name, target.identity, about, digest)
+
+
+def _on_target(folder: Path, loaded: DraftNetwork, target: TransformersTarget) -> DraftNetwork:
+    """Return the network on the target's device and in its dtype.
+
+    Raises BenchError for a weight that holds a number which is not finite there.
+    """
+    network = loaded.to(target.device, target.dtype).eval().requires_grad_(False)
+    for name, weight in network.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise BenchError(
+                f"{folder} is not a usable draft head: {name} holds numbers that are not finite "
+                f"in {str(target.dtype).removeprefix('torch.')}",
+                "fetch or train it again, or run in another --dtype",
+            )
+    return network
 
 
 def _check(

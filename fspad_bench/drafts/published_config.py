@@ -17,13 +17,14 @@ from fspad_bench.errors import BenchError
 SILU = ("silu", "swish")  # one function under two names
 ROPE = ("rope_parameters", "rope_scaling")
 ROPE_THETA = 10000.0
+LARGEST = 1 << 24
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads")
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a config that states the sizes of a layer. Raises BenchError for any other file."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
         return {name: config[name] for name in SIZES} | config
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchError(
@@ -62,8 +63,8 @@ def shape_of(path: Path, config: dict[str, Any], *, qkv_bias: bool) -> Shape:
 
 def _size(path: Path, config: dict[str, Any], name: str, default: int | None = None) -> int:
     value = default if config.get(name) is None else config[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BenchError(f"{path}: {name} is {value!r}", "give a whole number above 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
+        raise BenchError(f"{path}: {name} is {value!r}", "give a whole number, at least 1")
     return value
 
 
@@ -86,7 +87,11 @@ def _rope_theta(path: Path, config: dict[str, Any]) -> float:
                 f"{path}: partial_rotary_factor is {part['partial_rotary_factor']!r}",
                 "heads here rotate the whole width of a head",
             )
-    stated = {_above_zero(path, p, "rope_theta", ROPE_THETA) for p in parts if p.get("rope_theta")}
+    stated = {
+        _above_zero(path, part, "rope_theta", ROPE_THETA)
+        for part in parts
+        if part.get("rope_theta") is not None
+    }
     if len(stated) > 1:
         raise BenchError(
             f"{path} states two values of rope_theta: {', '.join(map(str, sorted(stated)))}",
@@ -100,9 +105,10 @@ def _unscaled(path: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
     rope = config.get(name) or {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
         raise BenchError(f"{path}: {name} is {rope!r}", "one layer has one rotary embedding")
-    kinds = {rope[spelling] for spelling in ("rope_type", "type") if rope.get(spelling)}
-    if kinds - {"default"} or rope.get("factor", 1.0) != 1.0:
-        kind = ", ".join(sorted(map(str, kinds - {"default"}))) or f"factor {rope['factor']}"
+    kinds = [str(rope[spelling]) for spelling in ("rope_type", "type") if rope.get(spelling)]
+    scaling = [kind for kind in kinds if kind != "default"]
+    if scaling or rope.get("factor", 1.0) != 1.0:
+        kind = scaling[0] if scaling else f"factor {rope['factor']}"
         raise BenchError(
             f"{path}: {name} scales its rotary embedding ({kind})",
             "a draft network here rotates by rope_theta alone",

@@ -1,6 +1,7 @@
 """Heads on disk load as they were saved; foreign or damaged ones are refused with the reason."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,38 @@ def test_a_disk_that_takes_no_head_is_one_clear_error(tiny, heads, tmp_path, mon
     with pytest.raises(BenchError, match=f"cannot write to {tmp_path / 'new'}"):
         loaded.save(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [[], [1, 1, 2], [2, 1], [-1, 2], [[1, 2]]],
+    ids=["empty", "twice", "down", "-1", "2d"],
+)
+def test_a_draft_vocabulary_is_a_list_of_ascending_ids(tiny, heads, tmp_path, vocabulary):
+    head = load_head(heads["eagle"], tiny)
+    ids = torch.tensor(vocabulary, dtype=torch.int64)
+    replace(head, vocabulary=ids).save(tmp_path)
+    with pytest.raises(BenchError, match="its draft vocabulary is not a list of ascending ids"):
+        load_head(tmp_path, tiny)
+
+
+def test_a_draft_vocabulary_beyond_the_targets_is_refused(tiny, heads, tmp_path):
+    head = load_head(heads["eagle"], tiny)
+    replace(head, vocabulary=torch.tensor([2, 97])).save(tmp_path)
+    with pytest.raises(BenchError, match="does not fit tiny: it drafts token 97 of 97"):
+        load_head(tmp_path, tiny)
+
+
+def test_weights_that_are_not_finite_in_the_targets_precision_are_refused(tiny, heads, tmp_path):
+    head = load_head(heads["eagle"], tiny)
+    head.network.fuse.fc.weight[0, 0] = 1e6
+    head.save(tmp_path)
+    load_head(tmp_path, tiny)
+    half = StandIn(tiny, tiny.name, description(tmp_path))
+    half.dtype = torch.float16
+    with pytest.raises(BenchError, match=r"fuse.fc.weight holds .* not finite in float16"):
+        load_head(tmp_path, half)
+    head.network.fuse.fc.weight[0, 0] = torch.nan
+    head.save(tmp_path)
+    with pytest.raises(BenchError, match=r"fuse.fc.weight holds .* not finite in float64"):
+        load_head(tmp_path, tiny)

@@ -216,3 +216,9 @@ def test_an_export_that_another_head_would_hide_is_refused(tiny, tmp_path, file)
     with pytest.raises(BenchError, match="would be read in place of the exported head"):
         export_head(trained(tiny), tiny, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_an_export_that_cannot_be_written_is_one_clear_error(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BenchError, match="cannot write to"):
+        export_head(trained(tiny), tiny, tmp_path / "file")

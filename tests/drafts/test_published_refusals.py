@@ -40,6 +40,9 @@ def test_other_architectures_and_sizes_are_refused(tiny, publish):
             VICUNA | {"rope_scaling": {"type": "dynamic", "rope_type": "default"}},
             "rope_scaling scales its rotary embedding (dynamic)",
         ),
+        (VICUNA | {"rope_scaling": {"type": ["linear"]}}, "embedding (['linear'])"),
+        (VICUNA | {"rope_theta": 0}, "rope_theta is 0"),
+        (VICUNA | {"intermediate_size": 10**18}, "intermediate_size is 1000000000000000000"),
         (VICUNA | {"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
         (VICUNA | {"rope_parameters": {"full_attention": {}}}, "one layer has one"),
         (VICUNA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
@@ -105,8 +108,16 @@ def other_model(weights):
         ({"layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, "rope_theta=10000 gives"),
         ({"fc.weight": torch.ones(D, 2 * D, dtype=torch.int8)}, "fc.weight holds torch.int8"),
         ({"fc.weight": torch.ones(D, 2 * D).to_sparse()}, "fc.weight holds"),
-        ({"fc.weight": torch.full((D, 2 * D), torch.nan)}, "fc.weight holds numbers that are not"),
-        ({"fc.bias": torch.tensor([torch.inf] * D)}, "fc.bias holds numbers that are not finite"),
+        (
+            {"fc.weight": torch.full((D, 2 * D), torch.nan)},
+            "fuse.fc.weight holds numbers that are not",
+        ),
+        (
+            {"fc.bias": torch.tensor([torch.inf] * D)},
+            "fuse.fc.bias holds numbers that are not finite",
+        ),
+        ({"fc.weight": torch.ones(D, 2 * D, device="meta")}, "fc.weight holds torch.float32"),
+        ({"fc.weight": torch.ones(D, 2 * D).to(torch.complex64)}, "fc.weight holds torch.complex"),
         ({"fc.weight": torch.ones(D, 3 * D)}, "fc.weight is of shape (64, 192), not (64, 128)"),
         ({"layers.0.mlp.down_proj.weight": torch.tensor(1.0)}, "down_proj.weight is of shape ()"),
         ({"layers.0.self_attn.q_proj.bias": torch.zeros(D)}, "it lacks layers.0.self_attn.k_proj"),
@@ -116,6 +127,13 @@ def test_a_weight_is_read_or_refused_by_name(tiny, publish, added, named):
     with pytest.raises(BenchError) as raised:
         load_head(publish(release("eagle") | added), tiny)
     assert named in raised.value.message
+
+
+def test_a_config_may_begin_with_a_byte_order_mark(tiny, publish):
+    folder = publish(release("eagle"))
+    config = folder / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert load_head(folder, tiny).network.shape.d == D
 
 
 def test_a_missing_bias_is_one_that_the_config_does_without(tiny, publish):
@@ -184,7 +202,10 @@ def test_a_folder_without_one_file_of_weights_is_refused(tiny, publish, file, me
     assert message in raised.value.message
 
 
-@pytest.mark.parametrize("content", [{}, {"model": {"fc.weight": torch.ones(1)}}, [torch.ones(1)]])
+@pytest.mark.parametrize(
+    "content",
+    [{}, {0: torch.ones(1)}, {"step": 1}, {"model": {"fc.weight": torch.ones(1)}}, [torch.ones(1)]],
+)
 def test_a_file_without_weights_by_name_is_refused(tiny, publish, content):
     with pytest.raises(BenchError, match="holds no weights by name"):
         load_head(publish(content), tiny)
