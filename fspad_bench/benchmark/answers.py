@@ -131,11 +131,11 @@ def _choice(turns: Sequence[Sample], texts: list[str]) -> dict[str, Any]:
 def accept_lengths(sample: Sample) -> list[int]:
     """Return one entry per full forward of the target, whose sum are the tokens committed.
 
-    Empty where the forwards are not known. Steps that shared a forward are one entry.
+    Empty where forwards or steps are not known. Steps that shared a forward are one entry.
     """
     steps = sample.committed
     last = sample.forwards - 1
-    if last < 0:
+    if last < 0 or not steps:
         return []
     kept = [*steps[:last], sum(steps[last:])]
     return kept + [0] * (sample.forwards - len(kept))

@@ -336,8 +336,9 @@ def _tokens_per_step(samples: Sequence[Sample]) -> Interval:
     counts = []
     for group in prompts.values():
         forwards = sum(sample.forwards for sample in group)
-        if forwards:
-            counts.append((sum(sum(sample.committed) for sample in group), forwards))
+        committed = sum(sum(sample.committed) for sample in group)
+        if forwards and committed:  # a foreign engine may tell one and not the other
+            counts.append((committed, forwards))
     return _if_enough(ratio_interval(counts), len(counts)) if counts else NO_INTERVAL
 
 

@@ -115,7 +115,7 @@ def test_the_lines_of_a_file():
         ([3, 2, 1], 3, [3, 2, 1]),
         ([3, 2], 4, [3, 2, 0, 0]),  # forwards of the drafter's own
         ([3, 2, 1], 2, [3, 3]),  # steps that shared a forward
-        ([], 2, [0, 0]),
+        ([], 2, []),  # an engine that does not tell its steps
         ([], 0, []),  # an answer of one token: the prefill's
         ([3, 2], 0, []),  # an engine that does not tell its forwards
     ],

@@ -69,3 +69,9 @@ def test_a_generation_without_tokens_has_no_speed():
     samples = [sample(VANILLA, "a", 10, 1.0), sample(FAST, "a", [], 0.5)]
     row = row_of(rows(records(*samples)))
     assert row["speedup"] is row["speedup_end_to_end"] is row["speedup_spec_bench"] is None
+
+
+@pytest.mark.parametrize("told", [{"forwards": 5}, {"committed": [1] * 5}, {}])
+def test_tokens_a_step_are_unknown_unless_steps_and_forwards_are_told(told):
+    row = row_of(rows(records(sample(FAST, "a", 6, 1.0, **told))))
+    assert row["tokens_per_step"] is None

@@ -161,8 +161,9 @@ def test_an_engine_is_cut_at_the_limit_and_refused_where_it_ends_before(tiny, ow
     answer = engine.generate(tiny, Sampler(), PROMPT, Limit(3))
     assert isinstance(answer, Generation)
     assert (answer.tokens, answer.committed) == ([1, 2, 3], [])  # its steps are claims
+    assert answer.claims["committed"] == [1, 3]  # of 4 tokens, as its forwards
     stopped = engine.generate(tiny, Sampler(), PROMPT, Limit(9, frozenset({4})))
-    assert stopped.tokens == [1, 2, 3, 4]
+    assert (stopped.tokens, stopped.claims["committed"]) == ([1, 2, 3, 4], [1, 2])
     with pytest.raises(ValueError, match="ended after 5 tokens"):
         engine.generate(tiny, Sampler(), PROMPT, Limit(6))
 
