@@ -188,5 +188,8 @@ def _order(question: Asked) -> tuple[int, str, str]:
 
 
 def _timestamp(records: Records) -> float:
-    """Return the second in which the first of the runs began."""
-    return datetime.fromisoformat(records.started).timestamp() if records.started else 0.0
+    """Return the second in which the first of the runs began, 0 where it is not known."""
+    try:
+        return datetime.fromisoformat(records.started).timestamp()
+    except ValueError:
+        return 0.0

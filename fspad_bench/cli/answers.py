@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.cli.table import record_files
 
     records = Records.read(*record_files(arguments.records))
+    for line in records.damaged:
+        print(f"left out: {line}", file=sys.stderr)
     files = answer_files(records, Texts(arguments.target))
     if not files:
         raise BenchError(
@@ -66,7 +70,6 @@ class Texts:
 
     def _load(self, name: str, key: Key) -> Any:
         from fspad_bench.cli.environment import quiet_libraries
-        from fspad_bench.models.chat import tokenizer_hash
         from fspad_bench.models.tokenizers import load_tokenizer
 
         quiet_libraries()
@@ -77,7 +80,7 @@ class Texts:
                 f"the record holds tokens, no texts, and {error.message}",
                 "name the target's folder with --target, or record with --log-samples",
             ) from error
-        if key.tokenizer_sha256 and tokenizer_hash(tokenizer) != key.tokenizer_sha256:
+        if key.tokenizer_sha256 and key.tokenizer_sha256 not in _hashes(tokenizer):
             raise BenchError(
                 f"the tokenizer of '{name}' is not the one that the record was made with",
                 "name the target of that run with --target",
@@ -85,15 +88,23 @@ class Texts:
         return tokenizer
 
 
-def _write(path: Path, lines: list[dict[str, Any]]) -> None:
-    from fspad_bench.util.paths import write_atomically
+def _hashes(tokenizer: Any) -> tuple[str, str]:
+    """Return the hashes by which a record may know a tokenizer.
 
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    try:
+    Those of schema 2 are of the vocabulary alone.
+    """
+    from fspad_bench.models.chat import tokenizer_hash
+
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return tokenizer_hash(tokenizer), hashlib.sha256(vocabulary.encode()).hexdigest()
+
+
+def _write(path: Path, lines: list[dict[str, Any]]) -> None:
+    from fspad_bench.util.paths import disk_errors, write_atomically
+
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
-    except OSError as error:
-        raise BenchError(f"cannot write {path}: {error.strerror}", "give another -o") from error
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _summary(file: AnswerFile) -> str:

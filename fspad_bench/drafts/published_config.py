@@ -7,29 +7,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from fspad_bench.drafts.network import Shape
 from fspad_bench.errors import BenchError
+from fspad_bench.util.text import json_file
 
 SILU = ("silu", "swish")  # one function under two names
 ROPE = ("rope_parameters", "rope_scaling")
 ROPE_THETA = 10000.0
 LARGEST = 1 << 24
+HINT = "it needs the sizes of a Llama layer"
 SIZES = ("hidden_size", "intermediate_size", "num_attention_heads")
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a config that states the sizes of a layer. Raises BenchError for any other file."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-        return {name: config[name] for name in SIZES} | config
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchError(
-            f"{path} is no config of a draft head: {error}", "it needs the sizes of a Llama layer"
-        ) from error
+    config = json_file(path, HINT)
+    if not isinstance(config, dict):
+        raise BenchError(f"{path} is no config of a draft head: not a JSON object", HINT)
+    missing = [name for name in SIZES if name not in config]
+    if missing:
+        raise BenchError(f"{path} is no config of a draft head: it lacks {missing[0]}", HINT)
+    return config
 
 
 def shape_of(path: Path, config: dict[str, Any], *, qkv_bias: bool) -> Shape:

@@ -201,3 +201,9 @@ def test_a_key_of_schema_1_is_known_by_the_hash_in_its_file():
     every = Records(keys={"0123": FAST}, samples=[replace(sample(FAST, "a", 5, 1.0), key="0123")])
     (file,) = answer_files(every, words)
     assert len(file.lines) == 1
+
+
+@pytest.mark.parametrize("started", ["", "yesterday"])
+def test_a_run_without_a_time_has_the_time_0(started):
+    every = replace(records(sample(FAST, "a", 5, 1.0)), started=started)
+    assert answer_files(every, words)[0].lines[0]["tstamp"] == 0.0

@@ -69,7 +69,7 @@ def test_bad_input_of_answers_is_one_clear_error(record, refused, tmp_path):
     assert "arguments are required: -o" in refused(["answers", path])
     assert "invalid choice: 'mt'" in refused(["answers", path, "--format", "mt", "-o", tmp_path])
     (tmp_path / "file").write_text("")
-    assert "cannot write" in refused(["answers", path, "-o", tmp_path / "file" / "below"])
+    assert "cannot write to" in refused(["answers", path, "-o", tmp_path / "file" / "below"])
     error = refused(["answers", path, "-o", tmp_path / "a", "--target", "tinny"])
     assert "the record holds tokens, no texts, and unknown target 'tinny'" in error
     (tmp_path / "empty.jsonl").write_text(path.read_text().splitlines(keepends=True)[0])
@@ -85,3 +85,17 @@ def test_another_tokenizer_is_refused(record, refused, tmp_path):
     path.write_text(content.replace(digest["tokenizer_sha256"], "0" * 64))
     error = refused(["answers", path, "-o", tmp_path / "a"])
     assert "the tokenizer of 'tiny' is not the one that the record was made with" in error
+
+
+def test_a_line_that_cannot_be_read_costs_its_question_alone(record, tmp_path, capsys):
+    path = record()
+    lines = path.read_text().splitlines(keepends=True)
+    place = max(i for i, line in enumerate(lines) if '"sample": "q2"' in line)  # prompt lookup's
+    lines[place] = lines[place].replace('"turn": 0', '"turn": "zero"')
+    path.write_text("".join(lines))
+    assert answers(path, tmp_path / "a") == 0
+    err = capsys.readouterr().err
+    assert f"left out: {path}:{place + 1}" in err
+    for decoder, ids in (("vanilla", "0123"), ("prompt_lookup", "013")):
+        asked = [line["question_id"] for line in lines_of(tmp_path / "a", decoder)]
+        assert asked == [f"q{i}" for i in ids]

@@ -26,7 +26,7 @@ def test_other_architectures_and_sizes_are_refused(tiny, publish):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"hidden_size": D}, "is no config of a draft head: 'intermediate_size'"),
+        ({"hidden_size": D}, "is no config of a draft head: it lacks intermediate_size"),
         (VICUNA | {"num_hidden_layers": 2}, "those are one layer with SiLU"),
         (VICUNA | {"hidden_act": "gelu"}, "those are one layer with SiLU"),
         (VICUNA | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "embedding (linear)"),
