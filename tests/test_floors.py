@@ -29,6 +29,7 @@ BUILDING = {
     "decoders.border",
     "decoders.build",
     "decoders.code",
+    "decoders.foreign",
     "decoders.label",
 }
 ROOT_FILES = {"__init__.py", "__main__.py", "errors.py"}
