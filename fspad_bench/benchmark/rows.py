@@ -35,6 +35,7 @@ from fspad_bench.benchmark.stats import (
     ratio_of_mean_speeds,
     speedup,
 )
+from fspad_bench.benchmark.times import decoded, times
 from fspad_bench.benchmark.uniform import Uniformity, row_uniformity
 from fspad_bench.benchmark.verdict import differing_prompts, verdict
 from fspad_bench.util.machine import NOISY
@@ -184,7 +185,7 @@ def _row(evidence: Evidence) -> Row:
         **_evidence_figures(evidence),
         **_speedups(evidence),
         **_steps(evidence.samples),
-        **_times(evidence.samples),
+        **times(evidence.samples),
         **_quality(evidence.scores),
         "noisy": _noisy(evidence.samples) or _noisy([pair.vanilla for pair in evidence.pairs]),
         "errors": evidence.errors,
@@ -275,18 +276,13 @@ def _speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
     The speedup is unknown where a time is: an external engine may not report its decode time. A
     pair of which one decoded nothing after its prefill has no decode speed.
     """
-    usable = [p for p in pairs if prefill or (_decoded(p.vanilla) and _decoded(p.decoder))]
+    usable = [p for p in pairs if prefill or (decoded(p.vanilla) and decoded(p.decoder))]
     prompts = _by_question(usable)
     vanilla = [_cost([pair.vanilla for pair in turns], prefill=prefill) for turns in prompts]
     decoder = [_cost([pair.decoder for pair in turns], prefill=prefill) for turns in prompts]
     if not prompts or not all(cost.seconds and cost.tokens for cost in (*vanilla, *decoder)):
         return NO_INTERVAL
     return _if_enough(speedup(vanilla, decoder), len(prompts))
-
-
-def _decoded(sample: Sample) -> int:
-    """Return the tokens that steps made: all but the prefill's."""
-    return max(0, len(sample.tokens) - 1)
 
 
 def _spec_bench(pairs: Sequence[Pair]) -> float | None:
@@ -349,42 +345,6 @@ def _if_enough(interval: Interval, prompts: int) -> Interval:
     if prompts >= FEWEST_PROMPTS:
         return interval
     return Interval(interval.value, math.nan, math.nan)
-
-
-def _times(samples: Sequence[Sample]) -> Row:
-    """Return times and memory.
-
-    Shares are None where they are not known of every generation: a loop on a device and engines of
-    others do not time their parts.
-    """
-    seconds = sum(sample.decode_seconds for sample in samples)
-    prefill = sum(sample.prefill_seconds for sample in samples)
-    tokens = sum(_decoded(sample) + (sample.overshoot or 0) for sample in samples)
-    return {
-        "tokens_per_second": tokens / seconds if seconds and tokens else None,
-        "time_to_first_token": prefill / len(samples) if seconds else None,
-        "draft_share": _share([sample.draft_seconds for sample in samples], seconds),
-        "score_share": _share([sample.score_seconds for sample in samples], seconds),
-        "accepted": _histogram(samples),
-        "peak_memory": max((s.peak_memory for s in samples if s.peak_memory), default=None),
-    }
-
-
-def _share(parts: Sequence[float | None], seconds: float) -> float | None:
-    """Return a part's share of the decode seconds, None where it was not timed.
-
-    Records before 2026-11-23 have 0 for a time that is not known.
-    """
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts) or not seconds or not sum(known):
-        return None
-    return sum(known) / seconds
-
-
-def _histogram(samples: Sequence[Sample]) -> list[int]:
-    """Return how many steps committed 1, 2, 3, ... tokens."""
-    steps = [count for sample in samples for count in sample.committed]
-    return [steps.count(count) for count in range(1, max(steps, default=0) + 1)]
 
 
 def _quality(scores: dict[str, float]) -> Row:
