@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 
 import pytest
 from commands import ME
@@ -108,6 +109,10 @@ def test_all_tasks_are_run_with_all(arguments, capsys, data):
 def test_ctrl_c_is_130_and_the_same_command_resumes(arguments, capsys, tmp_path, monkeypatch):
     argv = arguments("--decoder", f"{ME}:Interrupted")
     monkeypatch.setattr(f"{ME}.Interrupted.calls", 0)  # the class that the label names
+    # a shell that starts the tests in the background has the signal ignored
+    monkeypatch.setattr(
+        signal, "raise_signal", lambda number: signal.default_int_handler(number, None)
+    )
     assert main(argv) == 130
     out, err = capsys.readouterr()
     assert out == ""

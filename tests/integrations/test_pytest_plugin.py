@@ -64,10 +64,10 @@ def test_a_lossless_decoder_passes_every_check_beside_the_packages_own_tests(thi
         "--fspad-decoder", "acme_decoder:Echo", "--fspad-option", "acme_decoder:Echo.times=3"
     )
     assert code == 0, out
-    for check in ("identity", "exact distribution", "G-test", "PIT"):
+    for check in ("identity", "exact distribution", "G-test", "every depth", "PIT"):
         assert f"fspad-bench::acme_decoder:Echo::{check} PASSED" in out
     assert "test_own.py::test_own PASSED" in out
-    assert "5 passed" in out
+    assert "6 passed" in out
 
 
 def test_a_lossy_decoder_fails_with_figure_and_bound(third_party):
