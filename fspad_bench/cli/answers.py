@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fspad_bench.errors import BenchError
+from fspad_bench.util.paths import user_path
 
 if TYPE_CHECKING:
     from fspad_bench.benchmark.answers import AnswerFile
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.records[0]} holds no generation yet",
             "repeat the same `fspad-bench run` command to resume it",
         )
-    output = arguments.output.expanduser()
+    output = user_path(arguments.output)
     for file in files:
         path = output / f"{file.name}.jsonl"
         if file.lines:
@@ -93,10 +93,9 @@ def _hashes(tokenizer: Any) -> tuple[str, str]:
 
     Those of schema 2 are of the vocabulary alone.
     """
-    from fspad_bench.models.chat import tokenizer_hash
+    from fspad_bench.models.chat import tokenizer_hash, vocabulary_hash
 
-    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return tokenizer_hash(tokenizer), hashlib.sha256(vocabulary.encode()).hexdigest()
+    return tokenizer_hash(tokenizer), vocabulary_hash(tokenizer)
 
 
 def _write(path: Path, lines: list[dict[str, Any]]) -> None:
