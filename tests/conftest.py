@@ -23,6 +23,7 @@ from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import Shape, architectures
 from fspad_bench.models import load
 from fspad_bench.models.load import load_target
+from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
 from fspad_bench.training import curve
 from fspad_bench.training.conversations import (
     all_conversations,
@@ -71,6 +72,15 @@ def quick_runs(monkeypatch, tiny):
 def device():
     """Return where kernels run: a GPU, or the CPU in Triton's interpreter."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def saved_tiny(tmp_path_factory):
+    """The tiny target as a folder, in float32, for copies that a test may edit."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model().to(torch.float32).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

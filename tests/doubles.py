@@ -187,3 +187,18 @@ def driven(stream, reply):
         except StopIteration as end:
             return end.value
         answers = reply(wave)
+
+
+WIDE = {  # widths that the compiled functions serve
+    "hidden_size": 128,
+    "intermediate_size": 96,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 512,
+    "vocab_size": 61,
+}
+WIDTHS = {
+    "llama": {"num_key_value_heads": 1},
+    "llama-multi-head": {"num_key_value_heads": 2},
+    "qwen2": {"num_key_value_heads": 1},
+    "qwen3": {"num_key_value_heads": 1, "head_dim": 64},
+}

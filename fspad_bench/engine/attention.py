@@ -56,6 +56,10 @@ class Pending(NamedTuple):
         """The slot of the first new entry."""
         return self.prefix + len(self.ancestry) - self.new
 
+    def positions(self) -> list[int]:
+        """Return the sequence positions of the new ones: as far behind the prefix as deep."""
+        return [self.prefix + row.bit_count() - 1 for row in self.ancestry[-self.new :]]
+
     @property
     def bits(self) -> Tensor:
         """Ancestor bits of all R, `[R, W]` int64."""

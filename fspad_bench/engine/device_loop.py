@@ -176,9 +176,8 @@ class DeviceLoop:
         self.state.begin(context.prompt_length, context.tokens[-1], scores.features, sampling)
         if self.entries is not cache.entries:  # a graph writes to the cache it was captured with
             self.entries = cache.entries
-            self.rope = self.fused.rope.below(
-                cache.slots
-            )  # held: it may be replaced by a longer one
+            # held: a longer session may replace the table that graphs read
+            self.rope = self.fused.rope.below(cache.slots)
             self.replays.clear()
         if sampling.kind not in self.replays:
             held = self.state.sampling

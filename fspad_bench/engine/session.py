@@ -51,7 +51,6 @@ class Model(Protocol):
     def extend(
         self,
         tokens: Sequence[int],
-        positions: Sequence[int],
         pending: Pending,
         cache: KVCache,
         layers: LayerPlan,
@@ -139,14 +138,11 @@ class Session:
         """
         self._check_extension(tokens, parents)
         extend_ancestry(self._ancestry, parents)
-        for parent in parents:
-            self._depths.append(self._depths[parent] + 1 if parent >= 0 else 0)
         self._parents += parents
         self.cache.writer = self
         pending = Pending(self.length, self._ancestry, len(tokens))
-        positions = [self.length + depth for depth in self._depths[-len(tokens) :]]
         features, captured = self.target.extend(
-            tokens, positions, pending, self.cache, self.layers, self.capture
+            tokens, pending, self.cache, self.layers, self.capture
         )
         return self._scores(features, captured)
 
@@ -225,7 +221,6 @@ class Session:
 
     def _forget_pending(self) -> None:
         self._ancestry: list[int] = []
-        self._depths: list[int] = []
         self._parents: list[int] = []
         if self.cache.writer is self:
             self.cache.writer = None

@@ -161,7 +161,6 @@ class TransformersTarget:
     def extend(
         self,
         tokens: Sequence[int],
-        positions: Sequence[int],
         pending: Pending,
         cache: KVCache,
         layers: LayerPlan,
@@ -170,15 +169,16 @@ class TransformersTarget:
         """Run the new ones of the pending tokens and count the forward, as `prefill` does."""
         self._count(layers)
         if self.trees:
-            scored = self.trees(tokens, positions, pending, cache, layers, capture)
+            scored = self.trees(tokens, pending, cache, layers, capture)
             if scored:
                 return scored
         ids = torch.tensor(tokens, device=self.device)
+        positions = pending.positions()
         if self.fused:
             attend = self.attention.tree(cache, pending)
             return self.fused(ids, self.fused.rope.of(positions), attend, layers, capture)
         mask = additive_mask(pending, self.heads.groups, self.dtype, self.device)
-        return self.stock(ids, list(positions), cache, pending.start, mask, capture)
+        return self.stock(ids, positions, cache, pending.start, mask, capture)
 
     def _count(self, layers: LayerPlan) -> None:
         if layers.whole:

@@ -22,7 +22,6 @@ from fspad_bench.engine.cpu.native import Native
 from fspad_bench.engine.device_loop import DeviceLoop
 from fspad_bench.engine.forward import RopeTable
 from fspad_bench.engine.session import Session
-from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.choice_faults import CHOICE_FAULTS, patched
 
 IDENTITY = ("identity greedy", "identity T=1")
@@ -31,7 +30,7 @@ RIGHT_KEEP = KVCache.keep
 RIGHT_COMMIT = Session.commit
 RIGHT_CLOSE = Session.close
 RIGHT_ROPE = RopeTable.of
-RIGHT_EXTEND = TransformersTarget.extend
+RIGHT_POSITIONS = attention.Pending.positions
 RIGHT_ATTEND = Native.attend
 RIGHT_STEP = DeviceLoop._step
 
@@ -73,13 +72,12 @@ def positions_clamped(self: RopeTable, positions: Sequence[int]) -> Tensor:
     return RIGHT_ROPE(self, [min(position, 2047) for position in positions])  # wrong
 
 
-def positions_of_shallow_trees(
-    self: TransformersTarget, tokens: Sequence[int], positions: Sequence[int], *others: Any
-) -> Any:
-    if len(positions) > 64:
-        # wrong: in a large tree nodes beyond depth eight share a position
-        positions = [min(position, positions[0] + 8) for position in positions]
-    return RIGHT_EXTEND(self, tokens, positions, *others)
+def positions_of_shallow_trees(self: attention.Pending) -> list[int]:
+    positions = RIGHT_POSITIONS(self)
+    if len(positions) <= 64:
+        return positions
+    # wrong: in a large tree nodes beyond depth eight share a position
+    return [min(position, positions[0] + 8) for position in positions]
 
 
 def keys_beyond_1024_skipped(
@@ -181,8 +179,8 @@ ENGINE_FAULTS = [
     ),
     patched(
         "positions beyond depth eight of large trees",
-        TransformersTarget,
-        RIGHT_EXTEND,
+        attention.Pending,
+        RIGHT_POSITIONS,
         positions_of_shallow_trees,
         caught=("tree scores", "paths"),
         blind=IDENTITY,

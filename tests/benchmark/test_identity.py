@@ -15,26 +15,18 @@ from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.rows import failed, rows
 from fspad_bench.errors import BenchError
 from fspad_bench.models import smollm2
-from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
+from fspad_bench.models.tiny import tiny_model
 from fspad_bench.util import machine, provenance
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "T"
-    tiny_model().to(torch.float32).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(saved, tmp_path, monkeypatch):
+def folder(saved_tiny, tmp_path, monkeypatch):
     """A folder of its own, and runs that are quick."""
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(runner, "WARM_UP_TOKENS", 1)
     monkeypatch.setattr(provenance, "_commit", dict)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    return shutil.copytree(saved, tmp_path / "T")
+    return shutil.copytree(saved_tiny, tmp_path / "T")
 
 
 @pytest.fixture

@@ -56,18 +56,10 @@ def test_precision_follows_the_device():
 # folders as strangers bring them
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model().to(torch.float32).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(saved, tmp_path, monkeypatch):
+def folder(saved_tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
-    return shutil.copytree(saved, tmp_path / "tiny")
+    return shutil.copytree(saved_tiny, tmp_path / "tiny")
 
 
 def edit(path, **changes):

@@ -52,7 +52,6 @@ class TreeForward:
     def __call__(
         self,
         tokens: Sequence[int],
-        positions: Sequence[int],
         pending: Pending,
         cache: KVCache,
         layers: LayerPlan,
@@ -74,7 +73,7 @@ class TreeForward:
             if len(self.graphs) == GRAPHS:
                 return None
             self._open(shape, cache, pending.prefix)
-        return self.graphs[shape](tokens, positions, pending)
+        return self.graphs[shape](tokens, pending)
 
     def _open(self, shape: Shape, cache: KVCache, prefix: int) -> None:
         """Build the graph of a shape.
@@ -110,9 +109,7 @@ class Graph:
         self.bits = bits.view(shape.pending, width)
         self.replay = Replay(self._run, cache.entries.device)
 
-    def __call__(
-        self, tokens: Sequence[int], positions: Sequence[int], pending: Pending
-    ) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, tokens: Sequence[int], pending: Pending) -> tuple[Tensor, list[Tensor]]:
         """Run these nodes. The result is the caller's own."""
         missing = self.shape.nodes - len(tokens)
         total = len(pending.ancestry)
@@ -121,7 +118,7 @@ class Graph:
         first = pending.start
         words = [
             torch.tensor([*tokens, *[0] * missing]),
-            torch.tensor([*positions, *[0] * missing]),
+            torch.tensor(padded.positions()),
             torch.arange(first, first + self.shape.nodes),
             padded.bits.flatten(),
             torch.tensor([pending.prefix]),
@@ -134,7 +131,7 @@ class Graph:
     def capture(self, prefix: int) -> None:
         """Capture the graph ahead of its first tree; what it writes lies behind the prefix."""
         for _ in range(2):
-            self([0], [prefix], Pending(prefix, [1], 1))
+            self([0], Pending(prefix, [1], 1))
 
     def _run(self) -> None:
         attend = self.attention.at(self.cache, self.bits, self.length.int(), self.slots)

@@ -1,0 +1,89 @@
+"""Tables that documents print are what the records say."""
+
+import re
+
+import pytest
+from documents import ROOT, table_rows, text_of
+from served import printed
+
+from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.rows import rows
+from fspad_bench.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The rows of the record that the README and the first tables of results/README quote."""
+    return rows(Records.read(*(ROOT / "results" / "bfloat16-all").glob("*.jsonl")))
+
+
+def cells(text):
+    return {tuple(row) for row in table_rows(text)}
+
+
+def of(measured, **wanted):
+    """The rows with these values, sorted by task."""
+    chosen = [row for row in measured if all(row[k] == v for k, v in wanted.items())]
+    return sorted(chosen, key=lambda row: row["task"])
+
+
+def mean(group, name):
+    return sum(row[name] for row in group) / len(group)
+
+
+def test_the_table_of_the_readme_is_its_record(capsys):
+    assert main(["table", str(ROOT / "results" / "bfloat16-all"), "--format", "markdown"]) == 0
+    title = re.escape("**gsm8k@spec-bench · ") + r".* · greedy\*\*\n\n(?:\|.*\n)+"
+    table = re.search(title, capsys.readouterr().out)[0]
+    assert table in text_of(ROOT / "README.md")
+
+
+def test_the_means_of_the_readme_are_its_record(measured):
+    known = cells(text_of(ROOT / "README.md"))
+    for decoder in ("vanilla", "fspad", "eagle", "prompt_lookup"):
+        parts = [of(measured, decoder=decoder, temperature=heat) for heat in (0.0, 1.0)]
+        figures = [f"{mean(p, n):.2f}" for p in parts for n in ("tokens_per_step", "speedup")]
+        assert (decoder, *figures) in known
+
+
+def test_speeds_of_results_are_their_record(measured):
+    known = cells(text_of(ROOT / "results" / "README.md"))
+    for heat in (0.0, 1.0):
+        for decoder in ("fspad", "eagle", "prompt_lookup"):
+            by_task = of(measured, decoder=decoder, temperature=heat)
+            speeds = [f"{row['speedup']:.2f}" for row in by_task]
+            speed = mean(by_task, "speedup")
+            steps = mean(by_task, "tokens_per_step")
+            share = f"{speed / steps:.2f} of {steps:.2f}"
+            assert (f"{heat:g}", decoder, *speeds, f"{speed:.2f}", share) in known
+
+
+@pytest.mark.parametrize(
+    ("script", "record", "names"),
+    [
+        ("variants.py", "float32-arms", None),
+        ("variants.py", "bfloat16-all", {"eagle", "fspad"}),
+        ("trees.py", "bfloat16-trees", None),
+    ],
+)
+def test_tables_of_results_are_what_the_scripts_print(script, record, names):
+    tables = table_rows(printed(ROOT / "results" / script, ROOT / "results" / record))
+    known = table_rows(text_of(ROOT / "results" / "README.md"))
+    figures = [row for row in tables if re.search(r"\d", row[-1])]
+    assert len(figures) >= 6
+    for row in figures:
+        if names is None or row[0] in names:
+            assert any(within(row, line) for line in known), row
+
+
+def within(part, whole):
+    """Whether the cells of `part` stand in `whole` in this order, others between them."""
+    rest = iter(whole)
+    return all(cell in rest for cell in part)
+
+
+def test_records_that_results_mention_are_there():
+    text = text_of(ROOT / "results" / "README.md")
+    folders = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()}
+    mentioned = set(re.findall(r"`((?:bfloat16-|float32-|h100)[\w-]*)`", text))
+    assert mentioned == folders
