@@ -25,8 +25,10 @@ def test_a_thread_that_works_is_told_from_one_that_waits():
             thread.start()
         assert {busy.native_id, idle.native_id} <= thread_ids()
         before = cpu_seconds({busy.native_id, idle.native_id})
-        time.sleep(0.05)
-        after = cpu_seconds(set(before))
+        after = before
+        while after[busy.native_id] - before[busy.native_id] < 0.02:
+            time.sleep(0.01)
+            after = cpu_seconds(set(before))
     finally:
         stop.set()
         busy.join()

@@ -1,12 +1,13 @@
 """The costs of a step are measured once and then known."""
 
 import json
-from time import sleep
 
 import pytest
 import torch
+from clock import stopped
 from doubles import random_model
 
+from fspad_bench.core import loop
 from fspad_bench.core.protocols import Context
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
@@ -168,12 +169,13 @@ def test_larger_trees_cost_in_proportion_beyond_the_largest_measured():
 def test_overhead_is_timed_without_its_forward_and_leaves_the_session_as_it_was(
     target, monkeypatch
 ):
+    clock = stopped(monkeypatch, costs, loop)
     forwards = []
     score = Session.score
 
     def slow_score(self, tree):
         forwards.append(len(tree))
-        sleep(0.03)
+        clock.sleep(0.03)
         return score(self, tree)
 
     monkeypatch.setattr(Session, "score", slow_score)
@@ -183,11 +185,12 @@ def test_overhead_is_timed_without_its_forward_and_leaves_the_session_as_it_was(
         turn = Turn(session, context, lambda: Tree.chain(context.tokens[-1], [5, 6]))
         seconds = costs.overhead_seconds([turn] * 2, match)
         assert (session.length, session.pending) == (3, 0)
-    assert 0 < min(seconds) <= max(seconds) < 0.03
+    assert 0 < min(seconds) <= max(seconds) < 1e-4
     assert forwards == [3] * (2 * (costs.WARM + costs.TURNS))
 
 
 def test_every_timed_forward_stands_at_its_prefix_length(target, monkeypatch):
+    stopped(monkeypatch, costs)
     lengths = []
     score = Session.score
 
@@ -212,8 +215,9 @@ def test_no_forward_costs_more_than_a_larger_one(target, monkeypatch):
     assert forward[SIZES.index(4)] == forward[SIZES.index(6)] == 8.0 + NEAR / 1e9
 
 
-def test_runs_take_turns(tiny):
+def test_runs_take_turns(tiny, monkeypatch):
     """So that a busy moment costs each of them one turn."""
+    stopped(monkeypatch, costs)
     log = []
     runs = [lambda: log.append("a"), lambda: log.append("b")]
     assert len(costs.best_of(runs, tiny)) == 2
@@ -235,12 +239,12 @@ def test_a_context_too_short_to_tell_a_slope_has_none(monkeypatch, tmp_path):
 
 
 def test_a_slow_target_is_measured_less_often(tiny, monkeypatch):
-    monkeypatch.setattr(costs, "PATIENCE", 0.05)
+    clock = stopped(monkeypatch, costs)
     log = []
 
     def slow():
-        log.append(sleep(0.03))
+        log.append(clock.sleep(0.6 * costs.PATIENCE))
 
     (seconds,) = costs.best_of([slow], tiny)
     assert len(log) == costs.WARM + 2
-    assert seconds >= 0.03
+    assert seconds == pytest.approx(0.6 * costs.PATIENCE, rel=1e-3)
