@@ -26,6 +26,7 @@ BESIDE = {"training": {"distill", "decoders"}}
 PLAIN = {"__init__", "errors", "util"}
 BUILDING = {
     "decoders.__init__",
+    "decoders.about",
     "decoders.border",
     "decoders.build",
     "decoders.code",

@@ -11,9 +11,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.what in (None, "decoders"):
+        from fspad_bench.decoders.about import about
         from fspad_bench.util import registry
 
-        _print_names("decoders", registry.names(registry.DECODERS))
+        known = registry.names(registry.DECODERS)
+        _print_names("decoders", {name: str(about(name) or known[name]) for name in known})
     if arguments.what in (None, "tasks"):
         from fspad_bench.benchmark.tasks import card_names
 

@@ -20,6 +20,7 @@ from fspad_bench.core.protocols import (
 )
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
+from fspad_bench.decoders.about import baseline
 from fspad_bench.decoders.border import blamed, received
 from fspad_bench.decoders.code import code_hashes
 from fspad_bench.decoders.foreign import confirmed, first_steps
@@ -27,7 +28,6 @@ from fspad_bench.decoders.label import Label, read_options
 from fspad_bench.engine.device_loop import DeviceLoop, runs_on_device
 from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
-from fspad_bench.util.paths import data_folder
 from fspad_bench.util.plain import plain
 
 
@@ -173,15 +173,10 @@ def _claims(generation: Generation, to_stop: int | None) -> dict[str, Any]:
 
 def find(label: Label) -> tuple[type, dict[str, Any]]:
     """Return the decoder's class and the preset's options."""
-    import yaml
-
     decoder = registry.resolve(registry.DECODERS, label.decoder)
     if not label.preset:
         return decoder, {}
-    path = data_folder("baselines") / f"{label.decoder}.yaml"
-    presets = {}
-    if path.exists():
-        presets = yaml.safe_load(path.read_text(encoding="utf-8"))["presets"]
+    presets = baseline(label.decoder).get("presets", {})
     if label.preset not in presets:
         raise BenchError(
             f"{label.decoder} has no preset '{label.preset}'", near(label.preset, presets)

@@ -1,0 +1,35 @@
+"""What the suite's own decoders are, in a sentence, from their files in `baselines/`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fspad_bench.util.paths import data_folder
+
+NEEDS = ("nothing", "a trained head", "a draft model", "a table")
+
+
+@dataclass(frozen=True)
+class About:
+    """How a decoder drafts (`summary`), and what it `needs` beside the target: one of `NEEDS`."""
+
+    summary: str
+    needs: str
+
+    def __str__(self) -> str:
+        return self.summary if self.needs == "nothing" else f"{self.summary} ({self.needs})"
+
+
+def baseline(decoder: str) -> dict[str, Any]:
+    """Return a decoder's file in `baselines/`; empty where it has none."""
+    import yaml
+
+    path = data_folder("baselines") / f"{decoder}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def about(decoder: str) -> About | None:
+    """Return what a decoder of the suite is; None for those of others."""
+    content = baseline(decoder)
+    return About(content["summary"], content["needs"]) if content else None

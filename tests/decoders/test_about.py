@@ -1,0 +1,43 @@
+"""Every decoder of the suite says in a sentence how it drafts, and what it needs."""
+
+import pytest
+
+from fspad_bench.cli.main import main
+from fspad_bench.decoders.about import NEEDS, about
+from fspad_bench.lossless.promises import shipped_baselines
+from fspad_bench.util import registry
+
+OWN = [
+    name
+    for name, value in registry.names(registry.DECODERS).items()
+    if value.startswith("fspad_bench.")
+]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_own_decoder_is_described(name):
+    described = about(name)
+    assert described.needs in NEEDS
+    assert 20 < len(described.summary) <= 80
+    assert not described.summary.endswith(".")
+
+
+def test_every_baseline_is_a_decoder_of_the_suite():
+    assert {path.stem for path in shipped_baselines()} == set(OWN)
+
+
+def test_a_decoder_of_others_has_no_description():
+    assert about("my_decoder:RepeatLast") is None
+
+
+def test_ls_prints_the_sentence_and_what_is_needed(capsys):
+    assert main(["ls", "decoders"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  {'vanilla':16} {about('vanilla').summary}" in lines
+    assert f"  {'fspad':16} {about('fspad').summary} (a trained head)" in lines
+
+
+def test_ls_names_the_class_of_a_decoder_of_others(monkeypatch, capsys):
+    monkeypatch.setattr(registry, "names", lambda _: {"shout": "acme_decoder:Shout"})
+    assert main(["ls", "decoders"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["shout", "acme_decoder:Shout"]
