@@ -13,7 +13,8 @@ import importlib
 import os
 import sys
 import traceback
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,19 @@ def names(group: str) -> dict[str, str]:
     Raises BenchError for a name that two packages claim.
     """
     known: dict[str, str] = {}
-    for entry in entry_points(group=group):
+    for entry in _installed(tuple(sys.path)).select(group=group):
         if known.setdefault(entry.name, entry.value) != entry.value:
             raise BenchError(
                 f"the name '{entry.name}' is claimed by {known[entry.name]} and by {entry.value}",
                 "uninstall one of the two packages",
             )
     return dict(sorted(known.items()))
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> EntryPoints:
+    """Return what all packages on this path declare. Reading it takes some 40 ms."""
+    return entry_points()
 
 
 def resolve(group: str, name: str) -> Any:

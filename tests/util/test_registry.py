@@ -1,7 +1,7 @@
 """Names resolve to objects: built-in, third-party, unregistered and wrong ones."""
 
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
@@ -85,7 +85,7 @@ def test_an_unknown_name_gets_the_near_match(plugin):
 
 def test_a_name_claimed_twice_is_refused(monkeypatch):
     claims = [EntryPoint("fspad", "one:A", DECODERS), EntryPoint("fspad", "two:B", DECODERS)]
-    monkeypatch.setattr(registry, "entry_points", lambda group: claims)
+    monkeypatch.setattr(registry, "_installed", lambda path: EntryPoints(claims))
     message, hint = error_of(registry.names, DECODERS)
     assert message == "the name 'fspad' is claimed by one:A and by two:B"
     assert "uninstall" in hint
@@ -93,8 +93,8 @@ def test_a_name_claimed_twice_is_refused(monkeypatch):
 
 def test_an_equal_claim_twice_counts_once(monkeypatch):
     claims = [EntryPoint("fspad", "one:A", DECODERS)] * 2
-    monkeypatch.setattr(registry, "entry_points", lambda group: claims)
-    assert registry.names(TASKS) == {"fspad": "one:A"}
+    monkeypatch.setattr(registry, "_installed", lambda path: EntryPoints(claims))
+    assert registry.names(DECODERS) == {"fspad": "one:A"}
 
 
 def test_an_unregistered_class_resolves(monkeypatch, tmp_path):

@@ -107,7 +107,7 @@ def checksum(tensor: Tensor) -> tuple[int, ...]:
     flat = tensor.detach().reshape(-1).view(WORDS[tensor.element_size()])
     plain = torch.zeros((), dtype=torch.int64, device=tensor.device)
     placed = torch.zeros_like(plain)
-    weights = torch.arange(1, CHUNK + 1, device=tensor.device)
+    weights = torch.arange(1, min(len(flat), CHUNK) + 1, device=tensor.device)
     for number, chunk in enumerate(flat.split(CHUNK), start=1):
         bits = chunk.long()
         plain += bits.sum()
