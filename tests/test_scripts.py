@@ -112,7 +112,7 @@ def test_a_part_that_hangs_is_cut_off_and_the_budget_ends_the_call(script, stub,
     output = tmp_path / "out"
     settings = {"PYTHON": stub, "OUTPUT": str(output)}
     words = ["forwards-tiny@1", "certify"]
-    done = script("results/gpu.sh", *words, **settings, BUDGET="6", STUB_profile="exec sleep 60")
+    done = script("results/gpu.sh", *words, **settings, BUDGET="3", STUB_profile="exec sleep 60")
     assert done.returncode == 1
     assert summary(output) == {"forwards-tiny@1": (124, "timeout")}
     none = script("results/gpu.sh", *words, **settings, BUDGET="0")

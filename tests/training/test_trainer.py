@@ -24,8 +24,8 @@ def assert_equal_weights(one, other):
 
 
 @pytest.mark.parametrize("variant", architectures())
-def test_losses_fall(trainer, tmp_path, variant):
-    training = trainer(variant)
+def test_losses_fall(trainer, recipe, tmp_path, variant):
+    training = trainer(variant, replace(recipe, epochs=3))
     before = training.evaluate()
     training.run(tmp_path / variant, checkpoint_every=1e9)
     after = training.evaluate()
@@ -37,7 +37,7 @@ def test_losses_fall(trainer, tmp_path, variant):
 
 @pytest.mark.parametrize("changes", [{"unroll": 3}, {"top_weight": 1.0}])
 def test_the_options_of_hass_train_too(trainer, recipe, tmp_path, changes):
-    training = trainer(recipe=replace(recipe, epochs=3, **changes))
+    training = trainer(recipe=replace(recipe, epochs=2, **changes))
     before = training.evaluate()
     training.run(tmp_path / "out", checkpoint_every=1e9)
     after = training.evaluate()
