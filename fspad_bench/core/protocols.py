@@ -152,6 +152,12 @@ class Step(NamedTuple):
     accepted: Accepted
     seconds: float = 0.0
 
+    @property
+    def tokens(self) -> list[int]:
+        """What the target said: the accepted tokens and the bonus."""
+        accepted = [self.tree.tokens[node] for node in self.accepted.path[1:]]
+        return [*accepted, self.accepted.bonus]
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -282,7 +288,15 @@ class Drafter:
         raise TypeError(f"{type(self).__name__} has no propose(context, budget)")
 
     def observe(self, step: Step) -> None:
-        """Learn from a step that was just committed."""
+        """Learn from a step that was just committed. Its tree may hold others' candidates too, or
+        none of the drafter's own.
+        """
+
+    def chances(self) -> Sequence[float] | None:
+        """Return the chance of each drafted node of the tree last proposed that the target accepts
+        the whole path to it, node 1's first; None: the drafter knows none.
+        """
+        return None
 
     def device_drafter(self) -> Any:
         """Return what drafts whole trees on the device (`engine.device_loop.DeviceDrafter`).
@@ -305,7 +319,16 @@ class _Adapted(Drafter):
     The defaults, and whatever it has of its own.
     """
 
-    OPTIONAL = ("scope", "capture", "settings", "prepare", "begin", "observe", "device_drafter")
+    OPTIONAL = (
+        "scope",
+        "capture",
+        "settings",
+        "prepare",
+        "begin",
+        "observe",
+        "chances",
+        "device_drafter",
+    )
 
     def __init__(self, decoder: Any) -> None:
         self.decoder = decoder

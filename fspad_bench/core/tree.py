@@ -92,6 +92,16 @@ class Tree:
             depths.append(depths[parent] + 1)
         return depths
 
+    def followed(self, tokens: Sequence[int]) -> list[int]:
+        """Return the nodes below the root that these tokens lead through, as far as they exist."""
+        nodes: list[int] = []
+        for token in tokens:
+            edge = (nodes[-1] if nodes else 0, token)
+            if edge not in self.children:
+                break
+            nodes.append(self.children[edge])
+        return nodes
+
     @cached_property
     def ancestry(self) -> list[int]:
         """One integer a node: bit j is set when j is an ancestor of the node or the node itself."""

@@ -41,15 +41,25 @@ class Draft:
         self.cache.clear()
         self.features = scores.features
         self.tokens = context.tokens[1:]
+        self.absorbed = False
         self._reset_vocabulary()
         self._extend_vocabulary(context.tokens)
 
     def observe(self, step: Step) -> None:
-        """Take the features and tokens of a committed path, for the next `absorb`."""
-        path = step.accepted.path
-        self.features = step.scores.features[path]
-        self.tokens = [step.tree.tokens[node] for node in path[1:]] + [step.accepted.bonus]
-        self._extend_vocabulary(self.tokens)
+        """Take the features and tokens of a committed path, for the next `absorb`.
+
+        Those of earlier steps that drafted nothing wait with them.
+        """
+        features = step.scores.features[step.accepted.path]
+        tokens = step.tokens
+        self._extend_vocabulary(tokens)
+        if self.absorbed:
+            self.features = features
+            self.tokens = tokens
+        else:
+            self.features = torch.cat([self.features, features])
+            self.tokens = self.tokens + tokens
+        self.absorbed = False
 
     def absorb(self) -> DraftOutput:
         """Cache the entries of the tokens committed since the last step, and predict from the last
@@ -61,6 +71,7 @@ class Draft:
         rope = self.cache.rope(start, start + len(x))
         seen = self._attend(x, 1, rope)
         self.cache.length += len(x)
+        self.absorbed = True
         return self.network.output(x[-1:], seen)
 
     def expand(

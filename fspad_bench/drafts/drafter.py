@@ -7,6 +7,7 @@ verification that need a distribution).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -150,6 +151,7 @@ class HeadDrafter(Drafter):
             self.prepare(self.target)
         self.draft.begin(context, scores)
         self.trust = Trust()
+        self.last: DraftTree | None = None
 
     def propose(self, context: Context, budget: int) -> Tree:
         self.last = self._draft_tree(context, budget)
@@ -157,8 +159,20 @@ class HeadDrafter(Drafter):
 
     def observe(self, step: Step) -> None:
         self.draft.observe(step)
-        accepted = len(step.accepted.path) - 1
-        self.trust = self.trust.after(self.last.expected, accepted)
+        if self.last is not None:
+            accepted = len(self.last.tree.followed(step.tokens))
+            self.trust = self.trust.after(sum(self.last.chances), accepted)
+        self.last = None
+
+    def chances(self) -> Sequence[float] | None:
+        """Return what the calibration and this text say of the tree last proposed.
+
+        Children that were drawn have none.
+        """
+        if self.last is None or self.options.drafting == "sampled":
+            return None
+        share = self.trust.share
+        return [min(1.0, share * chance) for chance in self.last.chances]
 
     def device_drafter(self) -> DeviceTreeBuilder | None:
         """Return the same tree's builder on the device, where steps are captured there."""

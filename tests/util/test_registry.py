@@ -9,7 +9,7 @@ import pytest
 from fspad_bench.benchmark import tasks
 from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
-from fspad_bench.util.registry import DECODERS, TASKS, resolve
+from fspad_bench.util.registry import DECODERS, resolve
 
 PLUGIN = Path(__file__).parent.parent / "plugin"
 GROUPS = (DECODERS, "fspad_bench.architectures")
@@ -85,7 +85,7 @@ def test_an_unknown_name_gets_the_near_match(plugin):
 
 def test_a_name_claimed_twice_is_refused(monkeypatch):
     claims = [EntryPoint("fspad", "one:A", DECODERS), EntryPoint("fspad", "two:B", DECODERS)]
-    monkeypatch.setattr(registry, "_installed", lambda path: EntryPoints(claims))
+    monkeypatch.setattr(registry, "_declared", lambda group, path: EntryPoints(claims))
     message, hint = error_of(registry.names, DECODERS)
     assert message == "the name 'fspad' is claimed by one:A and by two:B"
     assert "uninstall" in hint
@@ -93,7 +93,7 @@ def test_a_name_claimed_twice_is_refused(monkeypatch):
 
 def test_an_equal_claim_twice_counts_once(monkeypatch):
     claims = [EntryPoint("fspad", "one:A", DECODERS)] * 2
-    monkeypatch.setattr(registry, "_installed", lambda path: EntryPoints(claims))
+    monkeypatch.setattr(registry, "_declared", lambda group, path: EntryPoints(claims))
     assert registry.names(DECODERS) == {"fspad": "one:A"}
 
 

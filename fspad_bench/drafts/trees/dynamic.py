@@ -25,13 +25,11 @@ from fspad_bench.drafts.sizing.policy import TreePolicy
 
 
 class DraftTree(NamedTuple):
-    """A tree, its number of drafted levels, and how many of its drafted tokens its chances expect
-    to be accepted.
-    """
+    """A tree, its number of drafted levels, and each drafted node's chance of being accepted."""
 
     tree: Tree
     levels: int = 0
-    expected: float = 0.0
+    chances: Sequence[float] = ()
 
 
 class Candidates(NamedTuple):
@@ -94,7 +92,7 @@ def _pruned(root: int, candidates: Candidates, policy: TreePolicy, levels: int) 
         [root, *(candidates.tokens[node] for node in kept)],
         [-1, *(place[candidates.parents[node]] for node in kept)],
     )
-    return DraftTree(tree, levels, sum(chances[node] for node in kept))
+    return DraftTree(tree, levels, [chances[node] for node in kept])
 
 
 def _noise(draft: Draft, context: Context, level: int) -> Tensor:

@@ -1,0 +1,237 @@
+"""Several drafters in one tree, each where it pays: retrieval where the text repeats, a head
+elsewhere.
+
+Every step, the cheapest drafter first:
+
+1. A drafter is asked if its proposal is expected to raise this step's tokens a second, given what
+   the cheaper ones have proposed already: a long match of the text makes a head's levels a waste.
+2. The proposals become one trie (`drafts.merging`). A node's chance is what its drafter says of it,
+   or what such guesses of this drafter were worth in this text so far.
+3. The tree is cut where expected tokens a second are highest on this machine.
+
+SAM decoding (Hu et al. 2024, arXiv 2411.10666) asks retrieval or a head by the length of the match,
+Graft (arXiv 2605.20104) puts retrieved branches in the place of a head's weak ones; here one
+measure, expected tokens a second, decides both. The drafted tokens are verified by `match`, so the
+output is vanilla's whatever is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.tree import Tree
+from fspad_bench.core.verification import match
+from fspad_bench.decoders.build import build_decoder
+from fspad_bench.drafts.drafter import HeadDrafter
+from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, merged, pruned
+from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing.costs import NEAR, Costs, Turn
+from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
+from fspad_bench.errors import BenchError
+
+MOST_NODES = 64
+TIMED_BUDGET = 16  # tokens of room in the step that a drafter is timed in
+FADING = 0.9  # the weight of a proposal one proposal later
+
+
+@dataclass
+class Part:
+    """One of the drafters.
+
+    `costs`: of a step that asks it; `usual`: the chances of its proposals, best first, as a fading
+    mean.
+    """
+
+    label: str
+    drafter: Drafter
+    costs: Costs | None = None
+    record: TrackRecord = field(default_factory=TrackRecord)
+    usual: list[float] | None = None
+    last: Tree | None = None  # its tree in this step, if it was asked
+
+    def seconds(self, prefix: int) -> float:
+        """Return what asking it costs a step at this prefix length."""
+        assert self.costs is not None
+        return self.costs.overhead_seconds(1, prefix)
+
+    def begin(self, context: Context, scores: Scores) -> None:
+        self.drafter.begin(context, scores)
+        self.record = TrackRecord()
+        self.usual = None
+        self.last = None
+
+    def propose(self, context: Context, budget: int) -> Proposal:
+        self.last = self.drafter.propose(context, budget)
+        chances = self.drafter.chances()
+        if chances is None:
+            chances = self.record.chances(self.last)
+        self._note(sorted(chances, reverse=True))
+        return Proposal(self.last, chances)
+
+    def observe(self, step: Step) -> None:
+        self.drafter.observe(step)
+        if self.last is not None:
+            self.record.learn(self.last, step.tokens)
+        self.last = None
+
+    def _note(self, chances: list[float]) -> None:
+        if self.usual is None:
+            self.usual = chances
+            return
+        length = max(len(self.usual), len(chances))
+        before = self.usual + [0.0] * (length - len(self.usual))
+        now = chances + [0.0] * (length - len(chances))
+        self.usual = [FADING * b + (1 - FADING) * n for b, n in zip(before, now, strict=True)]
+
+
+class Hybrid(Drafter):
+    """`of`: two or more decoders, with presets if need be (`fspad,prompt_lookup`); `nodes`: the
+    most that a tree holds.
+    """
+
+    def __init__(
+        self,
+        target: TransformersTarget,
+        *,
+        of: str = "fspad,prompt_lookup",
+        nodes: int = MOST_NODES,
+    ) -> None:
+        labels = [label.strip() for label in of.split(",") if label.strip()]
+        if len(set(labels)) < 2 or len(set(labels)) < len(labels):
+            raise BenchError(
+                f"hybrid.of={of}: at least two different decoders", "such as of=fspad,prompt_lookup"
+            )
+        if not 2 <= nodes <= LARGEST_TREE:
+            raise BenchError(f"hybrid.nodes={nodes}", f"2 <= nodes <= {LARGEST_TREE}")
+        self.target = target
+        self.nodes = nodes
+        self.parts = [Part(label, _drafter(label, target)) for label in labels]
+        captures = {
+            tuple(part.drafter.capture)
+            for part in self.parts
+            if part.drafter.capture or isinstance(part.drafter, HeadDrafter)
+        }
+        if len(captures) > 1:
+            raise BenchError(
+                f"hybrid.of={of}: they read different layers of the target", "take one of them"
+            )
+        self.capture = captures.pop() if captures else ()
+        if any(part.drafter.scope == "run" for part in self.parts):
+            self.scope = "run"
+        self.order: list[Part] = []  # the cheapest first, once that is known
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "of": ",".join(part.label for part in self.parts),
+            "nodes": self.nodes,
+            "parts": {part.label: part.drafter.settings() for part in self.parts},
+        }
+
+    def prepare(
+        self, target: TransformersTarget, known: Measurements | None = None
+    ) -> Measurements | None:
+        """Let each drafter prepare itself, then time what asking it costs."""
+        known = known or {}
+        measurements: dict[str, Any] = {}
+        for part in self.parts:
+            own = known.get(part.label, {})
+            prepared = part.drafter.prepare(target, own.get("prepared"))
+            part.costs = self._costs(part, own.get("costs"))
+            measurements[part.label] = {"prepared": prepared, "costs": asdict(part.costs)}
+        self.order = sorted(self.parts, key=lambda part: part.seconds(NEAR))
+        return measurements
+
+    def begin(self, context: Context, scores: Scores) -> None:
+        if not self.order:
+            self.prepare(self.target)
+        for part in self.parts:
+            part.begin(context, scores)
+
+    def propose(self, context: Context, budget: int) -> Tree:
+        root = context.tokens[-1]
+        if budget < 1:
+            return Tree.root(root)
+        prefix = len(context.tokens)
+        first = self.order[0].costs
+        assert first is not None
+        forwards = first.all_forwards(prefix)  # the same for all
+        spent = 0.0
+        proposals: list[Proposal] = []
+        whole = Proposal(Tree.root(root), [])
+        for part in self.order:
+            seconds = part.seconds(prefix)
+            if part is self.order[0] or self._pays(part, whole, forwards, (spent, seconds)):
+                proposals.append(part.propose(context, budget))
+                spent += seconds
+                whole = merged(root, proposals)
+        ranked = sorted(whole.chances, reverse=True)
+        return pruned(whole, best_size(ranked, forwards, spent, self.nodes - 1)[1])
+
+    def observe(self, step: Step) -> None:
+        for part in self.parts:
+            part.observe(step)
+
+    def _pays(
+        self,
+        part: Part,
+        whole: Proposal,
+        forwards: Sequence[float],
+        seconds: tuple[float, float],
+    ) -> bool:
+        """Whether this drafter's usual proposal would raise the rate; `seconds`: spent before it,
+        and on it.
+
+        It is thought to help only where those asked before it are wrong at once.
+        """
+        if part.usual is None:
+            return True
+        first = [c for c, p in zip(whole.chances, whole.tree.parents[1:], strict=True) if p == 0]
+        failing = 1 - min(1.0, sum(first))
+        more = [failing * chance for chance in part.usual]
+        most = self.nodes - 1
+        ranked = sorted(whole.chances, reverse=True)
+        spent, further = seconds
+        without, _ = best_size(ranked, forwards, spent, most)
+        together = sorted([*whole.chances, *more], reverse=True)
+        rate, _ = best_size(together, forwards, spent + further, most)
+        return rate > without
+
+    def _costs(self, part: Part, known: dict[str, Any] | None) -> Costs:
+        if known:
+            return Costs.of(known)
+        about = {"part": part.label, "settings": part.drafter.settings()}
+        return costs.measure(self.target, about, partial(self._seconds, part.drafter))
+
+    def _seconds(self, drafter: Drafter, prefixes: Sequence[int]) -> list[tuple[float, float]]:
+        """Time a step of this drafter at each prefix length, without its forward."""
+        seconds = []
+        for prefix in prefixes:
+            prompt = [token % self.target.config.vocab_size for token in range(7, 7 + prefix)]
+            with self.target.session(prefix + LARGEST_TREE, capture=self.capture) as session:
+                scores = session.prefill(prompt)
+                context = Context([*prompt, 7], prefix, Sampler(1.0))
+                drafter.begin(context, scores)
+                turn = Turn(session, context, partial(drafter.propose, context, TIMED_BUDGET))
+                verify = self.target.verifier(match)
+                seconds.append((costs.overhead_seconds([turn], verify)[0], 0.0))
+        return seconds
+
+
+def _drafter(label: str, target: TransformersTarget) -> Drafter:
+    """Build one of the drafters. Raises BenchError for what cannot share a tree."""
+    drafter = build_decoder(label, target).drafter
+    if drafter is None:
+        raise BenchError(f"hybrid.of: {label} is an engine of its own", "name drafters")
+    if isinstance(drafter, Hybrid):
+        raise BenchError(f"hybrid.of: {label} is a hybrid itself", "name its drafters")
+    if drafter.rule is not match:
+        raise BenchError(
+            f"hybrid.of: {label} draws its drafts for another rule of verification",
+            "a shared tree is verified by match",
+        )
+    return drafter

@@ -1,0 +1,165 @@
+"""Several drafters in one tree: vanilla's tokens, the expensive ones asked only where it pays."""
+
+import pytest
+from doubles import random_model
+
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Limit
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.tree import Tree
+from fspad_bench.decoders.build import build_decoder
+from fspad_bench.decoders.fspad import Fspad
+from fspad_bench.decoders.hybrid import Hybrid
+from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing.costs import Costs
+from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
+from fspad_bench.errors import BenchError
+from fspad_bench.models.tiny import tiny_tokenizer
+
+PROMPTS = [[40, 41, 42, 43, 44, 45] * 2, list(range(30, 60)), [5, 6, 7] * 8]
+CHEAP = Costs((1.0,) * 12, 0.0, 0.0)
+
+
+def output(target, drafter, temperature, prompt, tokens=32):
+    return generate(target, drafter, Sampler(temperature, seed=3), prompt, Limit(tokens))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("of", ["fspad,prompt_lookup", "eagle, fspad@fixed,prompt_lookup"])
+def test_the_output_is_vanillas(tiny, of, temperature):
+    hybrid = Hybrid(tiny, of=of)
+    vanilla = build_decoder("vanilla", tiny).drafter
+    for prompt in PROMPTS:
+        expected = output(tiny, vanilla, temperature, prompt).tokens
+        generation = output(tiny, hybrid, temperature, prompt)
+        assert generation.tokens == expected
+        assert sum(generation.drafted) > len(generation.drafted)
+
+
+def test_it_accepts_what_its_drafters_would(tiny):
+    """Together they are right at least as often as each alone, where trees are not cut."""
+    steps = {}
+    prompts = [PROMPTS[0], list(range(30, 42)), [60, 61, 62]]
+    for name in ("hybrid", "fspad@ranked", "eagle@ranked"):
+        options = {"hybrid": {"of": "fspad@ranked,eagle@ranked"}}
+        drafter = build_decoder(name, tiny, options).drafter
+        if name == "hybrid":
+            drafter.prepare(tiny)
+            for part in drafter.parts:
+                part.costs = CHEAP
+        steps[name] = sum(len(output(tiny, drafter, 1.0, p).committed) for p in prompts)
+    assert steps["hybrid"] < min(steps["fspad@ranked"], steps["eagle@ranked"])
+
+
+class Counting(Fspad):
+    asked = 0
+
+    def propose(self, context, budget):
+        self.asked += 1
+        return super().propose(context, budget)
+
+
+def test_a_head_is_not_asked_where_retrieval_is_right(tiny):
+    hybrid = Hybrid(tiny, of="fspad,prompt_lookup")
+    head = Counting(tiny)
+    hybrid.parts[0].drafter = head
+    hybrid.prepare(tiny)
+    hybrid.parts[0].costs = Costs(CHEAP.forward, 5.0, 0.0)
+    hybrid.parts[1].costs = CHEAP
+    hybrid.order = hybrid.parts[::-1]
+    looping = [5, 6, 7] * 8
+    generation = output(tiny, hybrid, 0.0, looping, tokens=96)
+    assert 0 < head.asked < len(generation.committed)
+
+
+def test_a_head_that_was_not_asked_for_steps_drafts_as_one_that_was(tiny):
+    """The features of every step reach it, in one forward or in several."""
+    trees = {}
+    for every in (1, 3):
+        drafted = []
+
+        class Resting(Fspad):
+            def propose(self, context, budget, every=every, drafted=drafted):
+                if context.position % every:
+                    return Tree.root(context.tokens[-1])
+                tree = super().propose(context, budget)
+                drafted.append((context.position, tree))
+                return Tree.root(context.tokens[-1])  # one token a step in both
+
+        output(tiny, Resting(tiny, tree="fixed"), 0.0, PROMPTS[0])
+        trees[every] = dict(drafted)
+    common = trees[1].keys() & trees[3].keys()
+    assert len(common) >= 8
+    assert all(trees[1][at] == trees[3][at] for at in common)
+
+
+def test_known_costs_are_not_measured_again(tiny):
+    first = Hybrid(tiny, of="fspad,prompt_lookup")
+    measured = first.prepare(tiny)
+    again = Hybrid(tiny, of="fspad,prompt_lookup")
+    known = {
+        name: part | {"costs": part["costs"] | {"overhead": 7.0}} for name, part in measured.items()
+    }
+    assert again.prepare(tiny, known) == known
+    assert [part.seconds(0) for part in again.parts] == [7.0, 7.0]
+
+
+def test_the_costs_of_a_target_are_measured(monkeypatch, tmp_path):
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(costs, "TURNS", 1)
+    monkeypatch.setattr(costs, "WARM", 0)
+    monkeypatch.setattr(costs, "_measured", {})
+    model = random_model("llama", max_position_embeddings=costs.NEAR + LARGEST_TREE + 1)
+    target = TransformersTarget(model, tiny_tokenizer(), "other", "abc")
+    hybrid = Hybrid(target, of="prompt_lookup,vanilla")
+    hybrid.prepare(target)
+    assert all(part.seconds(0) > 0 for part in hybrid.parts)
+    assert hybrid.prepare(target) == hybrid.prepare(target)
+
+
+def test_settings_name_every_drafter_with_its_own_settings(tiny):
+    hybrid = Hybrid(tiny, of="prompt_lookup,fspad@fixed")
+    before = hybrid.settings()
+    hybrid.prepare(tiny)
+    assert hybrid.settings() == before
+    assert before["of"] == "prompt_lookup,fspad@fixed"
+    assert before["parts"]["fspad@fixed"]["tree"] == "fixed"
+
+
+def test_it_learns_across_prompts_only_if_one_of_them_does(tiny, monkeypatch):
+    assert Hybrid(tiny).scope == "prompt"
+    monkeypatch.setattr(PromptLookup, "scope", "run")
+    assert Hybrid(tiny).scope == "run"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"of": "fspad"}, "at least two different decoders"),
+        ({"of": "fspad,fspad"}, "at least two different decoders"),
+        ({"of": "fspad,suffx"}, "unknown decoder 'suffx'"),
+        ({"of": "fspad,hybrid"}, "hybrid is a hybrid itself"),
+        ({"of": "fspad@rejection,prompt_lookup"}, "draws its drafts for another rule"),
+        (
+            {
+                "of": "fspad,fspad_bench.integrations.transformers_generate:StockGenerate",
+            },
+            "is an engine of its own",
+        ),
+        ({"nodes": 1}, "hybrid.nodes=1"),
+        ({"nodes": 999}, "hybrid.nodes=999"),
+    ],
+)
+def test_what_cannot_share_a_tree_is_refused(tiny, options, message):
+    with pytest.raises(BenchError, match=message):
+        Hybrid(tiny, **options)
+
+
+def test_heads_of_different_layers_cannot_share_a_session(tiny, monkeypatch):
+    class Deeper(Fspad):
+        capture = (1, 2)
+
+    monkeypatch.setattr("fspad_bench.decoders.eagle.Eagle", Deeper)
+    with pytest.raises(BenchError, match="different layers"):
+        Hybrid(tiny, of="fspad,eagle")
