@@ -12,6 +12,11 @@ from fspad_bench.models.load import load_target
 from fspad_bench.util.registry import DECODERS, names
 
 PROMPT = [40, 41, 42, 43, 44, 45] * 2
+FIXED = {  # adaptive trees have one shape on a device and many on the host
+    "eagle": {"tree": "fixed"},
+    "fspad": {"tree": "fixed"},
+    "hybrid": {"of": "fspad@fixed,prompt_lookup"},
+}
 SAMPLERS = [Sampler(), Sampler(1.0, seed=4), Sampler(0.8, top_k=30, top_p=0.9, seed=5)]
 
 
@@ -27,9 +32,7 @@ def target(monkeypatch, device):
 
 
 def generations(target, decoder, tokens):
-    # adaptive trees have one shape on a device and many on the host
-    options = {decoder: {"tree": "fixed"}} if decoder in ("eagle", "fspad") else {}
-    drafter = build_decoder(decoder, target, options).drafter
+    drafter = build_decoder(decoder, target, {decoder: FIXED.get(decoder, {})}).drafter
     limit = Limit(tokens, target.stop_ids)
     return [generate(target, drafter, sampler, PROMPT, limit) for sampler in SAMPLERS]
 
