@@ -119,11 +119,16 @@ class Runner:
         if todo:
             self._warm_up()
         with Progress("generations", len(units), start=len(units) - len(todo)) as progress:
-            for unit, decoders in todo:
-                task = unit.data.card.task
-                progress.advance(0, f"{task} {unit.question.id} T={unit.temperature:g}")
-                self._measure(unit, decoders)
-                progress.advance()
+            try:
+                for unit, decoders in todo:
+                    task = unit.data.card.task
+                    progress.advance(0, f"{task} {unit.question.id} T={unit.temperature:g}")
+                    self._measure(unit, decoders)
+                    progress.advance()
+            except KeyboardInterrupt:  # what is known of this part of the run is not lost
+                self.watch.look_back(self.decoders)
+                self._record_findings(units)
+                raise
         if todo:
             self.watch.finish(self.decoders)
             self._record_findings(units)

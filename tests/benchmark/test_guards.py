@@ -6,6 +6,7 @@ from cheats import ME, Reader, Thief, stopping
 from runs import LOOKUP, plan_of, row_of, run
 
 from fspad_bench.benchmark import runner
+from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import failed, rows
 from fspad_bench.errors import BenchError
@@ -176,3 +177,29 @@ def test_honest_decoders_are_not_accused(data, tmp_path, heads):
     assert [row["findings"] for row in rows(records)] == [[], [], []]
     assert [row["hidden_work"] for row in rows(records)] == [None] * 3
     assert {s.prefill_forwards for s in records.samples} == {1}
+
+
+# an interrupted run
+
+
+def test_what_an_interrupted_run_knows_is_recorded(data, tmp_path, own_target, monkeypatch):
+    """The resumed run could not know it: its target is another one."""
+    measure = runner.Runner._measure
+    measured = []
+
+    def stop_at_the_second(self, unit, decoders):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(unit)
+        measure(self, unit, decoders)
+
+    label = f"{ME}:Late"
+    plan = plan_of(data, label)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner.Runner, "_measure", stop_at_the_second)
+        run(plan, tmp_path / "out")
+    (path,) = (tmp_path / "out").glob("*.jsonl")
+    row = row_of(Records.read(path), label)
+    assert measured
+    assert guards_of(row) == ["target"]
+    assert row["verdict"] == "unverified"

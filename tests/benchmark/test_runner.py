@@ -27,7 +27,7 @@ from fspad_bench.benchmark.record import SCHEMA, lines
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import failed, rows
 from fspad_bench.benchmark.runner import Runner
-from fspad_bench.decoders import build as method
+from fspad_bench.decoders import about
 from fspad_bench.decoders.build import check_options, configure
 from fspad_bench.drafts.sizing.costs import TINY
 from fspad_bench.models.chat import tokenizer_hash
@@ -253,7 +253,7 @@ def test_options_and_the_heads_hash_are_in_the_key(data, tmp_path, monkeypatch):
 
 def test_options_reach_the_decoder_over_the_presets(data, monkeypatch, tmp_path):
     (tmp_path / "prompt_lookup.yaml").write_text("presets:\n  paper: {ngram: 5, length: 10}\n")
-    monkeypatch.setattr(method, "data_folder", lambda name: tmp_path)
+    monkeypatch.setattr(about, "data_folder", lambda name: tmp_path)
     _, plain = configure(LOOKUP, {})
     assert plain == {"ngram": 3, "shortest": 2, "length": 8}
     assert configure(f"{LOOKUP}@paper", {})[1] == {"ngram": 5, "shortest": 2, "length": 10}

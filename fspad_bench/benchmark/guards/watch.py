@@ -92,10 +92,26 @@ class Watch:
                 self.found[label].setdefault("machine", text)
 
     def finish(self, decoders: Sequence[Decoder]) -> None:
-        """Ask what can be asked only at the end of a run."""
-        self._check_target(decoders)
+        """Look back at a whole run, and ask again what was asked before."""
+        self.look_back(decoders)
+        if self.target.answers_otherwise():
+            self._blame_all(decoders, "vanilla's answers to the warm-up prompts")
         for decoder in decoders:
-            self._check_decoder(decoder)
+            with self.turn(decoder):
+                differing = self.state.differing(decoder)
+            if differing:
+                self.found[decoder.label]["state"] = (
+                    f"{differing} prompts asked again got other drafts than before, though its "
+                    "scope is `prompt`: it keeps state across prompts, or draws at random"
+                )
+
+    def look_back(self, decoders: Sequence[Decoder]) -> None:
+        """Note what a run shows without another generation, be it whole or not."""
+        changed = self.code.changed() or self.target.changed()
+        if changed:
+            self._blame_all(decoders, changed)
+        for decoder in decoders:
+            self._check_traces(decoder)
 
     def findings(self, label: str, key: str) -> Iterator[Finding]:
         """Yield what is held against a decoder's row and was not yielded for it before."""
@@ -104,24 +120,14 @@ class Watch:
                 self.written.add((key, guard))
                 yield Finding(key, guard, text)
 
-    def _check_target(self, decoders: Sequence[Decoder]) -> None:
-        changed = self.code.changed() or self.target.changed()
-        if not changed and self.target.answers_otherwise():
-            changed = "vanilla's answers to the warm-up prompts"
-        if changed:
-            text = f"during the run the target was changed for every decoder: {changed}"
-            for decoder in decoders:
-                self.found[decoder.label]["target"] = text
+    def _blame_all(self, decoders: Sequence[Decoder], changed: str) -> None:
+        text = f"during the run the target was changed for every decoder: {changed}"
+        for decoder in decoders:
+            self.found[decoder.label].setdefault("target", text)
 
-    def _check_decoder(self, decoder: Decoder) -> None:
+    def _check_traces(self, decoder: Decoder) -> None:
+        """Note the threads and files that a decoder's turns left behind."""
         found = self.found[decoder.label]
-        with self.turn(decoder):
-            differing = self.state.differing(decoder)
-        if differing:
-            found["state"] = (
-                f"{differing} prompts asked again got other drafts than before, though its scope "
-                "is `prompt`: it keeps state across prompts, or draws at random"
-            )
         cores = self.threads.disturbance(decoder.label)
         if cores:
             found["threads"] = f"its threads used {cores:.2f} cores in the turns of others"
