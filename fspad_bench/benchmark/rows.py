@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from fspad_bench.benchmark import claims
 from fspad_bench.benchmark.guards.prefill import hidden_work
+from fspad_bench.benchmark.looping import loops
 from fspad_bench.benchmark.record import (
     SINCE_SCHEMA_2,
     UNKNOWN_RULES,
@@ -27,21 +27,21 @@ from fspad_bench.benchmark.record import (
     Records,
     Sample,
 )
-from fspad_bench.benchmark.stats import (
-    Cost,
-    Interval,
-    agreement,
-    ratio_interval,
-    ratio_of_mean_speeds,
+from fspad_bench.benchmark.speeds import (
+    NO_INTERVAL,
+    Pair,
+    named,
+    spec_bench,
     speedup,
+    tokens_per_step,
 )
-from fspad_bench.benchmark.times import decoded, times
+from fspad_bench.benchmark.stats import agreement
+from fspad_bench.benchmark.times import times
 from fspad_bench.benchmark.uniform import Uniformity, row_uniformity
 from fspad_bench.benchmark.verdict import differing_prompts, verdict
 from fspad_bench.util.machine import NOISY
 
 Row = dict[str, Any]
-FEWEST_PROMPTS = 5  # for an interval
 IDENTITY = tuple(field.name for field in fields(Key))
 ROUNDING = (
     "decoder",
@@ -57,20 +57,6 @@ ROUNDING = (
     "source_sha256",
     "torch",
 )  # fields of a key that decide how a decoder's forwards round
-NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
-
-
-class Pair(NamedTuple):
-    """Generations of vanilla and of a decoder, of the same prompt and noise, interleaved with each
-    other.
-    """
-
-    vanilla: Sample
-    decoder: Sample
-
-    @property
-    def differs(self) -> bool:
-        return self.vanilla.tokens != self.decoder.tokens
 
 
 @dataclass(frozen=True)
@@ -95,6 +81,14 @@ class Evidence:
     @cached_property
     def uniform(self) -> Uniformity | None:
         return row_uniformity(self.pits, self.key.dtype)
+
+    @cached_property
+    def hidden_work(self) -> str:
+        """What of the decoding ran before the decode clock, in words; empty where nothing did.
+
+        A foreign engine has a prefill of its own, whose work no vanilla here does.
+        """
+        return "" if self.key.verification == "foreign" else hidden_work(self.pairs)
 
     @property
     def tokens(self) -> int:
@@ -195,6 +189,7 @@ def _row(evidence: Evidence) -> Row:
         "claimed_tokens_per_step": claims.tokens_per_step(evidence.samples),
         "claimed_speedup": claims.decode_speedup(evidence.pairs),
         "findings": [{"guard": f.guard, "text": f.text} for f in evidence.findings],
+        **_without_loops(evidence),
     }
 
 
@@ -249,102 +244,42 @@ def _evidence_figures(evidence: Evidence) -> Row:
 
 
 def _speedups(evidence: Evidence) -> Row:
-    """Return the speedups; that of decoding is unknown where work was hidden in the prefill.
-
-    A foreign engine has a prefill of its own, whose work no vanilla here does.
-    """
+    """Return the speedups; that of decoding is unknown where work was hidden in the prefill."""
     pairs = evidence.pairs
-    hidden = "" if evidence.key.verification == "foreign" else hidden_work(pairs)
-    decode = NO_INTERVAL if hidden else _speedup(pairs, prefill=False)
-    end_to_end = _speedup(pairs, prefill=True)
+    hidden = evidence.hidden_work
+    decode = NO_INTERVAL if hidden else speedup(pairs, prefill=False)
     return {
-        "speedup": _known(decode.value),
-        "speedup_low": _known(decode.low),
-        "speedup_high": _known(decode.high),
-        "speedup_end_to_end": _known(end_to_end.value),
-        "speedup_end_to_end_low": _known(end_to_end.low),
-        "speedup_end_to_end_high": _known(end_to_end.high),
+        **named("speedup", decode),
+        **named("speedup_end_to_end", speedup(pairs, prefill=True)),
         "hidden_work": hidden or None,
-        "speedup_spec_bench": _spec_bench(pairs),
+        "speedup_spec_bench": spec_bench(pairs),
     }
 
 
-def _speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
-    """Return vanilla's seconds per token over the decoder's. The turns of a prompt are one unit of
-    resampling.
-
-    The speedup is unknown where a time is: an external engine may not report its decode time. A
-    pair of which one decoded nothing after its prefill has no decode speed.
-    """
-    usable = [p for p in pairs if prefill or (decoded(p.vanilla) and decoded(p.decoder))]
-    prompts = _by_question(usable)
-    vanilla = [_cost([pair.vanilla for pair in turns], prefill=prefill) for turns in prompts]
-    decoder = [_cost([pair.decoder for pair in turns], prefill=prefill) for turns in prompts]
-    if not prompts or not all(cost.seconds and cost.tokens for cost in (*vanilla, *decoder)):
-        return NO_INTERVAL
-    return _if_enough(speedup(vanilla, decoder), len(prompts))
-
-
-def _spec_bench(pairs: Sequence[Pair]) -> float | None:
-    """Return Spec-Bench's figure: the ratio of the means over questions of tokens per second.
-
-    As in its script a question's turns are summed first, and the prefill counts.
-    """
-    questions = _by_question(pairs)
-    vanilla = [_cost([pair.vanilla for pair in turns], prefill=True) for turns in questions]
-    decoder = [_cost([pair.decoder for pair in turns], prefill=True) for turns in questions]
-    if not questions or not all(cost.seconds and cost.tokens for cost in (*vanilla, *decoder)):
-        return None
-    return ratio_of_mean_speeds(vanilla, decoder)
-
-
-def _by_question(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """Return the pairs of each question, all its turns together."""
-    questions: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        questions.setdefault(pair.decoder.sample, []).append(pair)
-    return list(questions.values())
-
-
-def _cost(samples: Sequence[Sample], *, prefill: bool) -> Cost:
-    seconds = sum(s.decode_seconds + prefill * s.prefill_seconds for s in samples)
-    return Cost(seconds, sum(len(s.tokens) + (s.overshoot or 0) for s in samples))
-
-
 def _steps(samples: Sequence[Sample]) -> Row:
-    steps = _tokens_per_step(samples)
     return {
-        "tokens_per_step": _known(steps.value),
-        "tokens_per_step_low": _known(steps.low),
-        "tokens_per_step_high": _known(steps.high),
+        **named("tokens_per_step", tokens_per_step(samples)),
         "partial_forwards": sum(sample.partial_forwards for sample in samples),
     }
 
 
-def _tokens_per_step(samples: Sequence[Sample]) -> Interval:
-    """Return tokens per full forward of the target.
+def _without_loops(evidence: Evidence) -> Row:
+    """Return how many outputs loop, and the figures of the others.
 
-    The turns of a prompt are one unit of resampling.
+    A pair counts as looping where either of its outputs does.
     """
-    prompts: dict[str, list[Sample]] = {}
-    for sample in samples:
-        prompts.setdefault(sample.sample, []).append(sample)
-    counts = []
-    for group in prompts.values():
-        forwards = sum(sample.forwards for sample in group)
-        committed = sum(sum(sample.committed) for sample in group)
-        if forwards and committed:  # a foreign engine may tell one and not the other
-            counts.append((committed, forwards))
-    return _if_enough(ratio_interval(counts), len(counts)) if counts else NO_INTERVAL
-
-
-def _if_enough(interval: Interval, prompts: int) -> Interval:
-    """Drop the ends of an interval of fewer than `FEWEST_PROMPTS`: a bootstrap would make it far
-    too narrow.
-    """
-    if prompts >= FEWEST_PROMPTS:
-        return interval
-    return Interval(interval.value, math.nan, math.nan)
+    looping = {sample.place for sample in evidence.samples if loops(sample.tokens)}
+    looping |= {pair.decoder.place for pair in evidence.pairs if loops(pair.vanilla.tokens)}
+    samples = [sample for sample in evidence.samples if sample.place not in looping]
+    pairs = [pair for pair in evidence.pairs if pair.decoder.place not in looping]
+    decode = NO_INTERVAL if evidence.hidden_work else speedup(pairs, prefill=False)
+    return {
+        "outputs": len(evidence.samples),
+        "looping": sum(loops(sample.tokens) for sample in evidence.samples),
+        **named("tokens_per_step_without_loops", tokens_per_step(samples)),
+        **named("speedup_without_loops", decode),
+        **named("speedup_end_to_end_without_loops", speedup(pairs, prefill=True)),
+    }
 
 
 def _quality(scores: dict[str, float]) -> Row:
@@ -362,7 +297,3 @@ def _noisy(samples: Sequence[Sample]) -> bool:
     wall = sum(s.prefill_seconds + s.decode_seconds for s in samples)
     other = sum(s.other_load * (s.prefill_seconds + s.decode_seconds) for s in samples)
     return wall > 0 and other / wall > NOISY
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value

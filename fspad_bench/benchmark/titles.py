@@ -1,0 +1,89 @@
+"""How rows are called: the names of methods, the titles of tables, the places of notes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fspad_bench.benchmark.record import METHOD
+from fspad_bench.benchmark.rows import IDENTITY, Row
+from fspad_bench.decoders.label import Label
+
+FILE_HASH = 64  # characters of a sha256
+
+Names = dict[str, str]
+
+
+def names_of(table: Sequence[Row]) -> Names:
+    """Return the name of each method; settings of one decoder are told apart by the options that
+    differ.
+    """
+    decoders: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in table:
+        decoders.setdefault(Label.of(row["decoder"]).shown, {})[method(row)] = row["options"]
+    names = {}
+    for name, settings in decoders.items():
+        differing = _differing(list(settings.values()))
+        for own_method, options in settings.items():
+            shown = [_option(option, options) for option in differing if option in options]
+            names[own_method] = f"{name} ({', '.join(shown)})" if shown else name
+    return names
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the options whose values are not the same in all settings, sorted."""
+    every = {option for options in settings for option in options}
+    return sorted(
+        option for option in every if len({str(options.get(option)) for options in settings}) > 1
+    )
+
+
+def _option(option: str, options: dict[str, Any]) -> str:
+    text = str(options[option])
+    value = text[:8] if len(text) == FILE_HASH else text
+    return f"{option.removesuffix('_sha256')}={value}"
+
+
+def method(row: Row) -> str:
+    return json.dumps([row["decoder"], row["options"]], sort_keys=True, default=str)
+
+
+def setting(row: Row) -> str:
+    return json.dumps([row[name] for name in IDENTITY if name not in METHOD])
+
+
+def title(row: Row) -> str:
+    parts = [
+        task_of(row),
+        row["target"],
+        f"{row['dtype']} · {row['device']}, {row['threads']} threads",
+        f"{row['samples']} prompts",
+        f"{row['max_new_tokens']} tokens",
+        distribution(row),
+    ]
+    if row["looping"]:
+        parts.append(f"{row['looping']} of {row['outputs']} outputs loop")
+    return " · ".join(parts)
+
+
+def task_of(row: Row) -> str:
+    if row["data_source"] == "hub":
+        return row["task"]
+    return f"{row['task']}@{row['data_source']}"
+
+
+def distribution(row: Row) -> str:
+    """Return how tokens are chosen: `greedy`, or temperature and cuts."""
+    if row["temperature"] == 0:
+        return "greedy"
+    parts = [f"T={row['temperature']:g}"]
+    if row["top_k"] != 0:
+        parts.append(f"top-k {row['top_k']:g}")
+    if row["top_p"] != 1:
+        parts.append(f"top-p {row['top_p']:g}")
+    return " ".join(parts)
+
+
+def place_of(row: Row, names: Names) -> str:
+    return f"{names[method(row)]} on {task_of(row)}, {distribution(row)}"
