@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,15 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.models.digests import files_digest
 from fspad_bench.models.presets import Checkpoint, resolve
+from fspad_bench.util.strangers import contained, message_of
+from fspad_bench.util.text import json_value
 
 DAMAGED = "a file of its folder may be damaged or missing: download or copy the target again"
 LONGEST_REASON = 240  # characters of a library's message
 DEVICES = "cpu, cuda, cuda:1 or auto"
 SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # what reads a `tokenizer.model`
 BUFFERS = (".inv_freq",)  # what old checkpoints hold of tables that are computed
+RETURNED = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")  # accelerate's ways to share a model
 
 
@@ -105,16 +107,18 @@ def _from_files(
 ) -> TransformersTarget:
     _check_generation_settings(checkpoint, path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            device_map=device,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with contained():
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                device_map=device,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **RETURNED,
+            )
     except Exception as error:  # strangers' files: libraries raise whatever they stumble over
-        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        reason = message_of(error)[:LONGEST_REASON] or type(error).__name__
         raise BenchError(
             f"cannot load target '{checkpoint.name}': {reason}", _loading_hint(path, error)
         ) from error
@@ -169,7 +173,7 @@ def _check_generation_settings(checkpoint: Checkpoint, path: str) -> None:
     if not file.is_file():
         return
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = json_value(file.read_bytes(), is_strict=False)
     except (OSError, ValueError) as error:
         reason: object = error
     else:
