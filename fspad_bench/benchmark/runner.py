@@ -79,6 +79,7 @@ class Runner:
         code = CodeGuard()  # before a decoder's module is imported
         settings = MachineGuard()
         cards = [tasks.load_card(name) for name in plan.tasks]
+        tasks.check_names(cards)
         check_options(plan.decoders, plan.options)
         if changed := settings.restore():
             text = f"note: a decoder's import changed {', '.join(changed)}: restored"

@@ -108,6 +108,16 @@ def test_a_number_of_too_many_digits_is_no_whole_number():
 def test_times_are_finite_and_not_negative():
     for value in (0, 1.5, np.float32(1.5), torch.tensor(1.5)):
         assert type(seconds(value, "decode_seconds")) is float
-    for value in (math.nan, math.inf, -0.1, "1.5", None, True, [1.0], np.array([1.0, 2.0]), 10**5000):
+    for value in (
+        math.nan,
+        math.inf,
+        -0.1,
+        "1.5",
+        None,
+        True,
+        [1.0],
+        np.array([1.0, 2.0]),
+        10**5000,
+    ):
         with pytest.raises((TypeError, ValueError), match="decode_seconds is"):
             seconds(value, "decode_seconds")
