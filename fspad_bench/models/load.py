@@ -78,9 +78,22 @@ def device_named(name: str) -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise BenchError(f"unknown device '{name}'", f"give one of {DEVICES}") from error
+    if device.type == "cpu":  # cpu:1 is no other
+        return "cpu"
     if device.type == "cuda":
         _check_cuda(name, device)
+    else:
+        _check_other(name, device)
     return name
+
+
+def _check_other(name: str, device: torch.device) -> None:
+    """Raise BenchError unless numbers can be put on a device and read there."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
+        reason = message_of(error)[:LONGEST_REASON]
+        raise BenchError(f"no device '{name}' here: {reason}", f"give one of {DEVICES}") from error
 
 
 def _check_cuda(name: str, device: torch.device) -> None:

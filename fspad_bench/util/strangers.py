@@ -18,7 +18,7 @@ class ForeignExitError(Exception):
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Raise ForeignExitError in place of what `except Exception` would not catch, but for Ctrl-C."""
+    """Raise ForeignExitError in place of what is no Exception, but for Ctrl-C."""
     try:
         yield
     except (Exception, KeyboardInterrupt):

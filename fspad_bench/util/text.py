@@ -1,4 +1,4 @@
-"""Read text, JSON, JSON lines and YAML from files: the one door for what users and earlier runs wrote.
+"""Read text, JSON, JSON lines and YAML: the one door for what users and earlier runs wrote.
 
 - Text is UTF-8, with or without a byte order mark at the start of the file.
 - JSON can spell half of a surrogate pair (`"\\ud83d"`), which no text holds and no tokenizer

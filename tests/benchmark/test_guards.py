@@ -182,6 +182,8 @@ def disturb(name):
             sys.setrecursionlimit(sys.getrecursionlimit() + 7)
         case "the working directory":
             os.chdir("/")
+        case "sys.stdout":
+            sys.stdout = None
 
 
 @pytest.mark.parametrize(
@@ -194,6 +196,7 @@ def disturb(name):
         "Python's profiler",
         "Python's recursion limit",
         "the working directory",
+        "sys.stdout",
     ],
 )
 def test_each_setting_is_put_back_and_told(name):

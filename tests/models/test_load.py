@@ -49,6 +49,17 @@ def test_a_gpu_beyond_the_last_is_refused(gpus):
         device_named("cuda:2")
 
 
+@pytest.mark.parametrize("name", ["meta", "xla", "vulkan"])
+def test_a_device_that_holds_no_numbers_here_is_refused(name):
+    with pytest.raises(BenchError, match=f"no device '{name}' here: ") as caught:
+        device_named(name)
+    assert caught.value.hint == "give one of cpu, cuda, cuda:1 or auto"
+
+
+def test_a_processor_has_one_name():
+    assert device_named("cpu") == device_named("cpu:0") == device_named("cpu:5") == "cpu"
+
+
 def test_precision_follows_the_device():
     assert default_dtype("cpu") == "float32"
     assert default_dtype("cuda") == default_dtype("cuda:1") == "bfloat16"

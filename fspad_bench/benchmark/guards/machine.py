@@ -92,6 +92,8 @@ SETTINGS = (
     Setting("Python's tracer", sys.gettrace, sys.settrace),
     Setting("Python's recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     Setting("the working directory", _folder, _enter),
+    Setting("sys.stdout", partial(getattr, sys, "stdout"), partial(setattr, sys, "stdout")),
+    Setting("sys.stderr", partial(getattr, sys, "stderr"), partial(setattr, sys, "stderr")),
     Setting("the cores of its thread", _cores, _set_cores),
     Setting("Python's switch interval", sys.getswitchinterval, sys.setswitchinterval),
 )
