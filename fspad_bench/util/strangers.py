@@ -29,8 +29,17 @@ def contained() -> Iterator[None]:
 
 def message_of(error: BaseException) -> str:
     """Return an exception's message in one line, empty where it has none or raises."""
+    return " ".join(_text(error).split())
+
+
+def first_line_of(error: BaseException) -> str:
+    """Return the first line of an exception's message, empty where it has none or raises."""
+    return next(iter(_text(error).strip().splitlines()), "")
+
+
+def _text(error: BaseException) -> str:
     try:
-        return " ".join(str(error).split())
+        return str(error)
     except Exception:  # its own `__str__` is at fault
         return ""
 
