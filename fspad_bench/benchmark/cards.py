@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from reprlib import repr  # short, however often YAML names a list
 from typing import Any
 
-import yaml
-
 from fspad_bench.errors import BenchError
-from fspad_bench.util.text import check_texts, text_file
+from fspad_bench.util.text import text_file, yaml_value
 
 EXAMPLE = "see tasks/gsm8k.yaml for a complete card"
 
@@ -47,14 +47,13 @@ def read_card(path: Path) -> Card:
     """
     content = text_file(path)
     try:
-        card = yaml.safe_load(content)
+        card = yaml_value(content)
         if not isinstance(card, dict):
             raise ValueError("it holds no keys")
-        check_texts(card)
         return _card(card, path, hashlib.sha256(path.read_bytes()).hexdigest())
     except KeyError as error:
         raise BenchError(f"the card {path} lacks the key {error}", EXAMPLE) from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except ValueError as error:
         reason = " ".join(str(error).split())
         raise BenchError(f"cannot read the card {path}: {reason}", EXAMPLE) from error
 
@@ -97,33 +96,33 @@ class _Given:
         if value is None and default is not None:
             return default
         if not isinstance(value, str):
-            raise ValueError(f"'{key}' is a text, not {value!r:.60}")
+            raise ValueError(f"'{key}' is a text, not {repr(value):.60}")
         return value
 
     def name(self, key: str) -> str:
         value = self.text(key)
         if not value.strip() or not value.isprintable():
-            raise ValueError(f"'{key}' is no name: {value!r:.60}")
+            raise ValueError(f"'{key}' is no name: {repr(value):.60}")
         return value
 
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
         value = self.content[key] if default is None else self.content.get(key, default)
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-            raise ValueError(f"'{key}' is a list of texts, not {value!r:.60}")
+            raise ValueError(f"'{key}' is a list of texts, not {repr(value):.60}")
         return values
 
 
 def _count(value: Any, key: str) -> int:
     if type(value) is not int or value < 1:
-        raise ValueError(f"'{key}' is a whole number above 0, not {value!r:.60}")
+        raise ValueError(f"'{key}' is a whole number above 0, not {repr(value):.60}")
     return value
 
 
 def _version(metadata: Any) -> int:
     if not isinstance(metadata, dict):
-        raise ValueError(f"'metadata' is {{version: 1}}, not {metadata!r:.60}")
+        raise ValueError(f"'metadata' is {{version: 1}}, not {repr(metadata):.60}")
     version = metadata["version"]
-    if not isinstance(version, int | float):
-        raise ValueError(f"'metadata.version' is a number, not {version!r:.60}")
+    if not isinstance(version, int | float) or not isfinite(version):
+        raise ValueError(f"'metadata.version' is a number, not {repr(version):.60}")
     return int(version)

@@ -337,6 +337,8 @@ class Records:
                 self.scores[score.key] = score.scores
             case "costs":
                 origin = content.get("origin", "")
+                if not isinstance(content["seconds"], dict):
+                    raise ValueError(f"'seconds' is {content['seconds']!r:.60}")
                 self.costs.setdefault((content["decoder"], origin), content["seconds"])
             case "end":
                 pass

@@ -28,6 +28,7 @@ from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.evidence import evidence
 from fspad_bench.benchmark.guards.answers import Sealed
 from fspad_bench.benchmark.guards.code import CodeGuard
+from fspad_bench.benchmark.guards.machine import MachineGuard
 from fspad_bench.benchmark.guards.watch import Watch
 from fspad_bench.benchmark.origin import SHORT_HASH, costs_origin, origin_of
 from fspad_bench.benchmark.plan import Plan
@@ -43,6 +44,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
 from fspad_bench.util import machine
 from fspad_bench.util.progress import Progress
+from fspad_bench.util.strangers import described
 
 WARM_UP = (
     "Describe a walk along a river in autumn.",
@@ -75,8 +77,13 @@ class Runner:
 
     def __init__(self, plan: Plan, output: Path) -> None:
         code = CodeGuard()  # before a decoder's module is imported
+        settings = MachineGuard()
         cards = [tasks.load_card(name) for name in plan.tasks]
+        tasks.check_names(cards)
         check_options(plan.decoders, plan.options)
+        if changed := settings.restore():
+            text = f"note: a decoder's import changed {', '.join(changed)}: restored"
+            print(text, file=sys.stderr)
         check_folder(output)
         self.plan = plan
         for temperature in plan.temperatures:
@@ -222,7 +229,7 @@ class Runner:
                 for temperature in self.plan.temperatures:
                     sampler = self._sampler(temperature)
                     # a decoder that fails here fails again, on the record
-                    with suppress(Exception, SystemExit), self.watch.turn(decoder):
+                    with suppress(Exception), self.watch.turn(decoder):
                         decoder.generate(self.target, sampler, prompt, Limit(WARM_UP_TOKENS))
 
     def _sampler(self, temperature: float, stream: str = "warm-up") -> Sampler:
@@ -313,9 +320,9 @@ class Runner:
         except BenchError as error:  # says all: the prompt is too long, logits are not finite
             print(f"{decoder.label}: {about['sample']}: {error.message}", file=sys.stderr)
             return Sample(**about, error=error.message)
-        except (Exception, SystemExit) as error:  # a failure is recorded and does not end the run
+        except Exception as error:  # a failure is recorded and does not end the run
             traceback.print_exc()
-            return Sample(**about, error=f"{type(error).__name__}: {error}")
+            return Sample(**about, error=described(error))
         other_load = load.others() + turn.others
         self.watch.state.note(decoder, sampler, prompt.tokens, limit, generation)
         figures = self._figures(generation)

@@ -25,6 +25,7 @@ from fspad_bench.util.text import ONE_A_LINE, is_text, json_lines
 
 HUB_SAMPLES = 80
 SPEC_BENCH = "spec-bench="
+RESERVED = ("auto", "hub", "bundled", "spec-bench")  # sources that are no files
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,16 @@ def load_card(name: str) -> Card:
     if path.suffix in (".yaml", ".yml"):
         return read_card(path)
     raise BenchError(f"unknown task '{name}'", near(name, [*built_in, *plugins]))
+
+
+def check_names(cards: Sequence[Card]) -> None:
+    """Raise BenchError for two tasks of one name: their rows would read as one."""
+    names = [card.task for card in cards]
+    for name in names:
+        if names.count(name) > 1:
+            raise BenchError(
+                f"two tasks are called '{name}'", "name one of them, or give each a run of its own"
+            )
 
 
 def resolve_source(wanted: str, tasks: Iterable[Card]) -> dict[str, str]:
@@ -136,7 +147,11 @@ def _check_ids(card: Card, questions: list[Question]) -> None:
 def _label(source: str) -> str:
     if source.startswith(SPEC_BENCH):
         return SPEC_BENCH.rstrip("=")
-    return source if source in ("hub", "bundled") else Path(source).name
+    if source in ("hub", "bundled"):
+        return source
+    name = Path(source).name
+    # a file of such a name is not the data that goes by it
+    return f"./{name}" if name in RESERVED else name
 
 
 def _questions(card: Card, source: str) -> list[Question]:

@@ -22,6 +22,7 @@ from typing import TextIO
 
 from fspad_bench import __version__
 from fspad_bench.errors import BenchError
+from fspad_bench.util.strangers import first_line_of
 from fspad_bench.util.text import is_text
 
 BAD_INPUT = BenchError.exit_code
@@ -92,8 +93,8 @@ def _nowhere() -> TextIO:
 
 
 def _say(message: str, hint: str) -> None:
-    """Print an error. A stderr that is full or closed says nothing."""
-    with suppress(OSError):
+    """Print an error. A stderr that is full, closed or gone says nothing."""
+    with suppress(OSError, ValueError, AttributeError):
         print(f"error: {message}", file=sys.stderr)
         if hint:
             print(f"hint:  {hint}", file=sys.stderr)
@@ -126,7 +127,7 @@ def _shown(name: object) -> str:
 
 def _unexpected(error: Exception) -> tuple[str, str]:
     """Return message and hint of a bug, after writing its traceback to a file."""
-    reason = (str(error).strip().splitlines() or ["no message"])[0]
+    reason = first_line_of(error) or "no message"
     message = f"unexpected {type(error).__name__}: {reason}"
     text = "".join(traceback.format_exception(error))
     about = f"fspad-bench {__version__}, Python {sys.version}\n{sys.argv}\n\n"

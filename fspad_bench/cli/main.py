@@ -27,6 +27,7 @@ from fspad_bench.cli import (
     train,
 )
 from fspad_bench.errors import BenchError
+from fspad_bench.util.strangers import contained
 
 EPILOG = """examples:
   fspad-bench run --decoder fspad --task gsm8k
@@ -94,4 +95,5 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> int:
     endings.check_arguments(argv)
     arguments = parser().parse_args(argv)
-    return arguments.run(arguments)
+    with contained():  # a plug-in does not end the command in its own way
+        return arguments.run(arguments)

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from fspad_bench.core.protocols import Generation
 from fspad_bench.errors import BenchError
 from fspad_bench.util.plain import LARGEST, LONGEST_STEP, seconds, whole
+from fspad_bench.util.strangers import contained, described, place_of
 
 
 def received(generation: Any) -> Generation:
@@ -51,14 +51,14 @@ def check_ids(tokens: Sequence[int], vocabulary_size: int) -> None:
 def blamed(label: str, part: str) -> Iterator[None]:
     """Turn whatever a decoder's own code raises into a BenchError that names it and the line."""
     try:
-        yield
+        with contained():
+            yield
     except BenchError:
         raise
-    except (Exception, SystemExit) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
+    except Exception as error:
+        where = place_of(error)
         raise BenchError(
-            f"{label}: {part} raised {type(error).__name__}: {_first_line(error)} "
-            f"({where.filename}:{where.lineno})",
+            f"{label}: {part} raised {described(error)} ({where.filename}:{where.lineno})",
             "correct the decoder, or the options it is given",
         ) from error
 
@@ -71,7 +71,3 @@ def _wholes(values: Any, name: str, most: int = LARGEST) -> list[int]:
 
 def _known(value: Any, name: str) -> float | None:
     return None if value is None else seconds(value, name)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]

@@ -29,6 +29,7 @@ from fspad_bench.engine.device_loop import DeviceLoop, runs_on_device
 from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
 from fspad_bench.util.plain import plain
+from fspad_bench.util.strangers import contained
 
 
 class Decoder:
@@ -65,7 +66,7 @@ class Decoder:
         """
         with blamed(self.label, "settings()"):
             resolved = dict(self.drafter.settings()) if self.drafter else {}
-        return plain((resolved or self.given) | self.files)
+            return dict(plain((resolved or self.given) | self.files))
 
     @property
     def scope(self) -> Scope:
@@ -116,11 +117,12 @@ class Decoder:
         ValueError where it ends before it.
         """
         prompt = list(prompt)  # a decoder may change its own
-        if self.drafter is None:
-            return self._by_engine(target, prompt, sampler, limit)
-        if self.loop:
-            return received(self.loop.generate(sampler, prompt, limit))
-        return received(generate(target, self.drafter, sampler, prompt, limit))
+        with contained():
+            if self.drafter is None:
+                return self._by_engine(target, prompt, sampler, limit)
+            if self.loop:
+                return received(self.loop.generate(sampler, prompt, limit))
+            return received(generate(target, self.drafter, sampler, prompt, limit))
 
     def _by_engine(
         self, target: Any, prompt: list[int], sampler: Sampler, limit: Limit
@@ -223,9 +225,16 @@ def build_decoder(
     with blamed(label, "its constructor"):
         decoder = cls(target, **chosen)
     files = code_hashes(cls)
-    engine = as_engine(decoder)
-    if engine is not None:
-        return Decoder(label, target, engine=engine, options=chosen, files=files)
+    with blamed(label, "one of its attributes"):
+        engine = as_engine(decoder)
+        if engine is not None:
+            return Decoder(label, target, engine=engine, options=chosen, files=files)
+        drafter = _checked_drafter(label, decoder)
+    return Decoder(label, target, drafter=drafter, options=chosen, files=files)
+
+
+def _checked_drafter(label: str, decoder: Any) -> Drafter:
+    """Return the decoder as a drafter. Raises BenchError where it is none."""
     try:
         drafter = as_drafter(decoder)
     except TypeError as error:
@@ -239,4 +248,4 @@ def build_decoder(
         raise BenchError(
             f"{label}: its scope is {drafter.scope!r:.60}", 'write scope = "prompt" or "run"'
         )
-    return Decoder(label, target, drafter=drafter, options=chosen, files=files)
+    return drafter

@@ -26,7 +26,7 @@ def code_hashes(decoder: type) -> dict[str, str]:
 
     Nothing for a decoder of this package, whose source has a hash of its own.
     """
-    module = getattr(decoder, "__module__", "")
+    module = str(getattr(decoder, "__module__", ""))
     if module.partition(".")[0] == PACKAGE.name:
         return {}
     try:

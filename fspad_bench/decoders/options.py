@@ -24,7 +24,7 @@ def decoder_labels(text: str) -> list[str]:
 def read_options(assignments: list[str]) -> dict[str, dict[str, str]]:
     """Group options by decoder: `["fspad.depth=3"]` becomes `{"fspad": {"depth": "3"}}`.
 
-    Raises BenchError for text that is not DECODER.OPTION=VALUE.
+    Raises BenchError for text that is not DECODER.OPTION=VALUE, and for two values of one option.
     """
     options: dict[str, dict[str, str]] = {}
     for text in assignments:
@@ -34,5 +34,9 @@ def read_options(assignments: list[str]) -> dict[str, dict[str, str]]:
             raise BenchError(
                 f"-D {text} is not DECODER.OPTION=VALUE", "write it like -D fspad.depth=3"
             )
-        options.setdefault(decoder, {})[option] = value
+        given = options.setdefault(decoder, {})
+        if given.setdefault(option, value) != value:
+            raise BenchError(
+                f"-D {name} is given as {given[option]:.40} and as {value:.40}", "give it once"
+            )
     return options

@@ -29,9 +29,11 @@ from fspad_bench.drafts.published import (
     weights_file,
     write_published,
 )
+from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import data_folder, disk_errors, replacing, write_atomically
+from fspad_bench.util.text import json_value
 
 FORMAT = 2
 ABOUT = "head.json"
@@ -132,8 +134,9 @@ def load_head(
     if _is_published(folder):
         return _load_published(folder, target, network)
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = json_value((folder / ABOUT).read_bytes())
         name, shape = _architecture(about)
+        Calibration.of(about.get("calibration"))
         weights = load_file(folder / WEIGHTS)
         vocabulary = _ascending(weights.pop(VOCABULARY).to(torch.int64))
         with torch.device("meta"):
@@ -147,7 +150,7 @@ def load_head(
             "train one with `fspad-bench train`, or name a folder with head=",
         ) from error
     except (KeyError, TypeError, RuntimeError, SafetensorError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BenchError(
             f"{folder} is not a usable draft head: {reason}",
             "the file may be damaged; fetch or train it again",
@@ -186,7 +189,7 @@ def _architecture(about: dict[str, Any]) -> tuple[str, Shape]:
     sizes = dict(about["shape"])
     sampling, split, wide = (bool(sizes.pop(name, False)) for name in SWITCHES)
     name = about.get("architecture") or BY_SWITCHES[sampling, split, wide]
-    return name, Shape(**sizes)
+    return name, Shape.read(sizes)
 
 
 def _ascending(vocabulary: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ from fspad_bench.util import registry
 GROUP = "fspad_bench.architectures"
 
 
+LARGEST = 1e12  # of a rotary base
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of a draft network; they stand in the head's file.
@@ -43,6 +46,22 @@ class Shape:
     rope_theta: float
     eps: float
     qkv_bias: bool = False
+
+    @classmethod
+    def read(cls, sizes: dict[str, Any]) -> Shape:
+        """Return the shape that a file states. Raises ValueError for sizes that no network has."""
+        shape = cls(**sizes)
+        for name in ("d", "m", "heads", "kv_heads", "head_dim"):
+            value = getattr(shape, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"its shape's {name} is {value!r:.60}, not a whole number above 0")
+        for name in ("rope_theta", "eps"):
+            value = getattr(shape, name)
+            if type(value) not in (int, float) or not 0 < value < LARGEST:
+                raise ValueError(f"its shape's {name} is {value!r:.60}, not a number above 0")
+        if type(shape.qkv_bias) is not bool:
+            raise ValueError(f"its shape's qkv_bias is {shape.qkv_bias!r:.60}, not true or false")
+        return shape
 
     @classmethod
     def of_target(cls, config: PreTrainedConfig) -> Shape:

@@ -19,6 +19,7 @@ from typing import Any
 from fspad_bench.errors import BenchError, near
 from fspad_bench.lossless.report import Check, Part
 from fspad_bench.util.paths import data_folder
+from fspad_bench.util.text import text_file, yaml_value
 
 IDENTICAL = ("exact", "tie")
 REQUIRED = ("target", "task", "tokens_per_step")
@@ -142,14 +143,11 @@ def read_baseline(path: Path) -> list[Expectation]:
 
     Raises BenchError naming the file and the field at fault.
     """
-    import yaml
-
+    hint = "a baseline is a YAML file with decoder and promises"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BenchError(
-            f"cannot read {path}: {error}", "a baseline is a YAML file with decoder and promises"
-        ) from error
+        content = yaml_value(text_file(path))
+    except ValueError as error:
+        raise BenchError(f"cannot read {path}: {error}", hint) from error
     if not isinstance(content, dict) or not isinstance(content.get("decoder"), str):
         raise BenchError(
             f"{path} is not a baseline", "write `decoder: NAME` and `promises: [...]` in it"

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,15 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.models.digests import files_digest
 from fspad_bench.models.presets import Checkpoint, resolve
+from fspad_bench.util.strangers import contained, message_of
+from fspad_bench.util.text import json_value
 
 DAMAGED = "a file of its folder may be damaged or missing: download or copy the target again"
 LONGEST_REASON = 240  # characters of a library's message
 DEVICES = "cpu, cuda, cuda:1 or auto"
 SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # what reads a `tokenizer.model`
 BUFFERS = (".inv_freq",)  # what old checkpoints hold of tables that are computed
+RETURNED = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")  # accelerate's ways to share a model
 
 
@@ -76,9 +78,22 @@ def device_named(name: str) -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise BenchError(f"unknown device '{name}'", f"give one of {DEVICES}") from error
+    if device.type == "cpu":  # cpu:1 is no other
+        return "cpu"
     if device.type == "cuda":
         _check_cuda(name, device)
+    else:
+        _check_other(name, device)
     return name
+
+
+def _check_other(name: str, device: torch.device) -> None:
+    """Raise BenchError unless numbers can be put on a device and read there."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
+        reason = message_of(error)[:LONGEST_REASON]
+        raise BenchError(f"no device '{name}' here: {reason}", f"give one of {DEVICES}") from error
 
 
 def _check_cuda(name: str, device: torch.device) -> None:
@@ -105,16 +120,18 @@ def _from_files(
 ) -> TransformersTarget:
     _check_generation_settings(checkpoint, path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            device_map=device,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with contained():
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                device_map=device,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **RETURNED,
+            )
     except Exception as error:  # strangers' files: libraries raise whatever they stumble over
-        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        reason = message_of(error)[:LONGEST_REASON] or type(error).__name__
         raise BenchError(
             f"cannot load target '{checkpoint.name}': {reason}", _loading_hint(path, error)
         ) from error
@@ -169,7 +186,7 @@ def _check_generation_settings(checkpoint: Checkpoint, path: str) -> None:
     if not file.is_file():
         return
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = json_value(file.read_bytes(), is_strict=False)
     except (OSError, ValueError) as error:
         reason: object = error
     else:

@@ -22,6 +22,7 @@ SHAPES = {  # d, MLP width, layers, heads, key-value heads, vocabulary, context
     "llama3-8b": (4096, 14336, 32, 32, 8, 128256, 8192),
     "llama3-70b": (8192, 28672, 80, 64, 8, 128256, 8192),
 }
+MOST_LAYERS = 1000
 
 
 def shape(name: str) -> LlamaConfig:
@@ -29,7 +30,7 @@ def shape(name: str) -> LlamaConfig:
     kind, _, layers = name.removeprefix(RANDOM).partition(":")
     if kind not in SHAPES:
         raise BenchError(f"unknown shape '{kind}'", near(kind, SHAPES))
-    if layers and not (layers.isdecimal() and int(layers)):
+    if layers and not (layers.isdecimal() and 0 < int(layers) <= MOST_LAYERS):
         raise BenchError(f"'{layers}' is not a number of layers", f"write it like {RANDOM}{kind}:4")
     d, width, depth, heads, kv_heads, vocabulary, context = SHAPES[kind]
     return LlamaConfig(

@@ -17,6 +17,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from fspad_bench.errors import BenchError
+from fspad_bench.util.strangers import contained, message_of
 
 Message = dict[str, str]
 
@@ -33,12 +34,13 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, o
     Raises BenchError where the template refuses it.
     """
     try:
-        template = tokenizer.get_chat_template()
-        if "strftime_now" in template:
-            template = _fixed_clock() + template
-        text = tokenizer.apply_chat_template(
-            list(messages), chat_template=template, add_generation_prompt=opened, tokenize=False
-        )
+        with contained():
+            template = tokenizer.get_chat_template()
+            if "strftime_now" in template:
+                template = _fixed_clock() + template
+            text = tokenizer.apply_chat_template(
+                list(messages), chat_template=template, add_generation_prompt=opened, tokenize=False
+            )
     except Exception as error:  # a template is a program: it may raise anything
         raise BenchError(
             f"the chat template refuses a conversation: {_reason(error)}",
@@ -53,7 +55,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises BenchError for a text that the tokenizer does not take.
     """
     try:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        with contained():
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     except Exception as error:  # whatever its library raises, such as for half a surrogate pair
         raise BenchError(
             f"the tokenizer does not take a text: {_reason(error)}",
@@ -65,9 +68,13 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise BenchError unless a question can be asked by this template, and only in one way."""
     question = [{"role": "user", "content": MARK}]
     text = render(tokenizer, question, opened=True)
-    token_ids(tokenizer, text)
+    ids = token_ids(tokenizer, text)
     if MARK not in text:
         raise BenchError("the chat template leaves the user's words out", "name an instruct model")
+    if ids == token_ids(tokenizer, text.replace(MARK, "")):
+        raise BenchError(
+            "the tokenizer leaves the user's words out", "its files may be those of another model"
+        )
     if any(render(tokenizer, question, opened=True) != text for _ in range(RENDERINGS)):
         raise BenchError(
             "the chat template renders one conversation in several ways",
@@ -83,7 +90,7 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return message_of(error) or type(error).__name__
 
 
 def _fixed_clock() -> str:

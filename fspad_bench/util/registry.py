@@ -12,13 +12,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from functools import cache
 from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
 from fspad_bench.errors import BenchError, near
+from fspad_bench.util.strangers import contained, described, place_of
 
 DECODERS = "fspad_bench.decoders"
 TASKS = "fspad_bench.tasks"
@@ -60,18 +60,18 @@ def resolve(group: str, name: str) -> Any:
     if name not in known:
         _see_working_directory()
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # the module is anybody's code
-        reason = " ".join(str(error).split())
+        with contained():
+            return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module is anybody's code
         raise BenchError(
-            f"cannot load '{name}' from {value}: {type(error).__name__}: {reason}{_place(error)}",
+            f"cannot load '{name}' from {value}: {described(error)}{_place(error)}",
             "is the package installed, the name right?",
         ) from error
 
 
 def _place(error: BaseException) -> str:
     """Return where the code at fault stands, if that is known: ` (file:line)`."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
+    where = place_of(error)
     file, line = where.filename, where.lineno
     if isinstance(error, SyntaxError):  # raised by the importer, not by the line
         file, line = error.filename or "", error.lineno

@@ -1,4 +1,4 @@
-"""Read text, JSON and JSON lines from files: the one door for what users and earlier runs wrote.
+"""Read text, JSON, JSON lines and YAML: the one door for what users and earlier runs wrote.
 
 - Text is UTF-8, with or without a byte order mark at the start of the file.
 - JSON can spell half of a surrogate pair (`"\\ud83d"`), which no text holds and no tokenizer
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.errors import BenchError
+from fspad_bench.util.strangers import message_of
 
 ONE_A_LINE = "write one JSON object a line"
 SAVE_AS_UTF8 = "save the file as UTF-8"
@@ -98,8 +99,30 @@ def json_value(raw: bytes, *, is_strict: bool = True) -> Any:
     return value
 
 
-def check_texts(value: Any) -> None:
-    """Raise ValueError where a text in a JSON value holds half of a surrogate pair."""
+def yaml_value(content: str) -> Any:
+    """Return the value of YAML. Raises ValueError where it is none."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(content)
+        check_texts(value)
+    except Exception as error:  # PyYAML raises whatever a value's tag stumbles over
+        is_clear = isinstance(error, ValueError | RecursionError | yaml.YAMLError)
+        reason = message_of(error) if is_clear else "a value does not fit its tag"
+        raise ValueError(f"not YAML: {reason}") from error
+    return value
+
+
+def check_texts(value: Any, known: set[int] | None = None) -> None:
+    """Raise ValueError where a text in a JSON value holds half of a surrogate pair.
+
+    `known`: lists and dictionaries that were looked at, since YAML can name one many times.
+    """
+    known = set() if known is None else known
+    if id(value) in known:
+        return
+    if isinstance(value, list | dict):
+        known.add(id(value))
     match value:
         case str():
             if found := SURROGATE.search(value):
@@ -109,11 +132,11 @@ def check_texts(value: Any) -> None:
                 )
         case list():
             for item in value:
-                check_texts(item)
+                check_texts(item, known)
         case dict():
             for name, item in value.items():
                 check_texts(name)
-                check_texts(item)
+                check_texts(item, known)
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

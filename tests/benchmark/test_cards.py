@@ -1,5 +1,7 @@
 """Cards of strangers: a value of the wrong kind is named before anything is measured."""
 
+import math
+
 import pytest
 import yaml
 
@@ -21,6 +23,17 @@ def card(tmp_path):
         return path
 
     return card
+
+
+# a text of 9^8 words, by lists that name each other
+LAUGHS = (
+    b"task:\n  a: &a [x, x, x, x, x, x, x, x, x]\n"
+    + b"".join(
+        b"  %c: &%c [%s]\n" % (name, name, b", ".join([b"*%c" % (name - 1)] * 9))
+        for name in b"bcdefgh"
+    )
+    + b"title: x\ndoc_to_text: x\n"
+)
 
 
 def refused(call, *arguments):
@@ -54,6 +67,8 @@ def refused(call, *arguments):
         ("license", None),
         ("metadata", "version 1"),
         ("metadata", {"version": "one"}),
+        ("metadata", {"version": math.inf}),
+        ("metadata", {"version": math.nan}),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named(card, key, value):
@@ -72,7 +87,12 @@ def test_one_category_may_be_written_without_a_list(card):
         (b"task: \xff\n", "mine.yaml:1: not UTF-8"),
         (b'task: "\\ud83d"\n', "half of a surrogate pair"),
         (b"[" * 5000, "cannot read the card"),
-        (b"a: &a [*a]\n", "cannot read the card"),
+        (b"a: &a [*a]\n", "lacks the key 'doc_to_text'"),
+        (b'a: !!int ""\n', "not YAML: a value does not fit its tag"),
+        (b"a: !!timestamp x\n", "not YAML: a value does not fit its tag"),
+        (b"a: !!bool perhaps\n", "not YAML: a value does not fit its tag"),
+        (b"a: 2024-99-99\n", "not YAML: month must be in 1..12"),
+        (LAUGHS, "'task' is a text, not {'a': "),
         (b"\x00\x01", "cannot read the card"),
     ],
 )

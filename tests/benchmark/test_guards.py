@@ -1,11 +1,16 @@
 """Cheats against the guards: each is told in words, and honest decoders are not accused."""
 
+import gc
+import os
+import sys
+
 import pytest
 import torch
 from cheats import ME, Reader, Thief, stopping
 from runs import LOOKUP, plan_of, row_of, run
 
 from fspad_bench.benchmark import runner
+from fspad_bench.benchmark.guards.machine import MachineGuard
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import failed, rows
@@ -158,6 +163,60 @@ def test_settings_are_restored_after_each_turn(data, tmp_path):
     assert torch.get_num_threads() == threads
     assert guards_of(row) == ["machine"]
     assert f"it left torch's CPU threads ({threads} to 3) changed" in table
+
+
+def disturb(name):
+    """Change one setting, as a decoder may."""
+    match name:
+        case "torch's default device":
+            torch.set_default_device("meta")
+        case "torch's default dtype":
+            torch.set_default_dtype(torch.float16)
+        case "torch's autocast":
+            torch.set_autocast_enabled("cpu", True)
+        case "garbage collection's thresholds":
+            gc.set_threshold(1, 1, 1)
+        case "Python's profiler":
+            sys.setprofile(lambda *_: None)
+        case "Python's recursion limit":
+            sys.setrecursionlimit(sys.getrecursionlimit() + 7)
+        case "the working directory":
+            os.chdir("/")
+        case "sys.stdout":
+            sys.stdout = None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch's default device",
+        "torch's default dtype",
+        "torch's autocast",
+        "garbage collection's thresholds",
+        "Python's profiler",
+        "Python's recursion limit",
+        "the working directory",
+        "sys.stdout",
+    ],
+)
+def test_each_setting_is_put_back_and_told(name):
+    guard = MachineGuard()
+    before = dict(guard.known)
+    disturb(name)
+    (told,) = guard.restore()
+    assert told.startswith(f"{name} (")
+    assert MachineGuard().known == before
+    assert guard.restore() == []
+
+
+def test_settings_that_an_import_changes_are_put_back(data, tmp_path, capsys, monkeypatch):
+    source = "import torch\nfrom fspad_bench.decoders.vanilla import Vanilla as Mine\n"
+    (tmp_path / "at_import.py").write_text(source + "torch.set_default_dtype(torch.float16)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    _, records = run(plan_of(data, "at_import:Mine"), tmp_path / "out")
+    assert torch.get_default_dtype() == torch.float32
+    assert "a decoder's import changed torch's default dtype" in capsys.readouterr().err
+    assert row_of(records, "at_import:Mine")["findings"] == []
 
 
 def test_a_thread_that_works_in_others_turns_is_other_load(data, tmp_path):

@@ -47,6 +47,8 @@ def refused(path):
         {"kind": "audit", **asdict(AUDIT), "decoder_regrets": 5},
         {"kind": "audit", **asdict(AUDIT), "vanilla_regrets": []},
         {"kind": "costs", "decoder": "x"},
+        {"kind": "costs", "decoder": "x", "seconds": [1.0]},
+        {"kind": "costs", "decoder": "x", "seconds": None},
         {"kind": "run"},
         {"kind": "run", "schema": 0},
         {"kind": "run", "schema": "2"},

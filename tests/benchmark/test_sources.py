@@ -64,6 +64,13 @@ def test_a_source_has_a_short_name(source):
 # a file of the user's
 
 
+@pytest.mark.parametrize("name", ["hub", "bundled", "spec-bench", "auto"])
+def test_a_file_does_not_pass_for_the_data_of_its_name(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text('{"question": "What is 2 + 2?", "answer": "#### 4"}\n')
+    monkeypatch.chdir(tmp_path)
+    assert load(load_card("gsm8k"), f"./{name}", None).source == f"./{name}"
+
+
 def test_documents_go_through_the_cards_template(write):
     path = write([{"question": "who are you", "answer": ["me", "I"]}])
     (question,) = load(load_card("nq"), str(path), None).questions

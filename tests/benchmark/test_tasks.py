@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fspad_bench.benchmark import scoring, tasks
-from fspad_bench.benchmark.tasks import load, load_card, read_card, read_jsonl
+from fspad_bench.benchmark.tasks import check_names, load, load_card, read_card, read_jsonl
 from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
 from fspad_bench.util.paths import data_folder
@@ -95,6 +95,13 @@ def test_no_other_card_takes_a_built_in_name(monkeypatch):
     monkeypatch.setattr(registry, "names", lambda group: {"gsm8k": "acme:CARD"})
     with pytest.raises(BenchError, match="'gsm8k' is built in, and acme:CARD claims its name"):
         load_card("gsm8k")
+
+
+def test_two_tasks_of_one_name_are_refused():
+    cards = [load_card("gsm8k"), load_card("nq")]
+    check_names(cards)
+    with pytest.raises(BenchError, match="two tasks are called 'gsm8k'"):
+        check_names([*cards, load_card("gsm8k")])
 
 
 def test_an_unknown_task_gets_the_near_match():

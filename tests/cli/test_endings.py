@@ -12,7 +12,7 @@ from commands import ME
 
 from fspad_bench.benchmark.record import Records
 from fspad_bench.cli import endings, ls
-from fspad_bench.cli.main import main
+from fspad_bench.cli.main import VERBS, main
 from fspad_bench.errors import BenchError
 
 
@@ -187,3 +187,17 @@ def test_a_decoder_that_exits_is_its_own_error(arguments, capsys):
         (f"{ME}:Exits", 1),
         ("prompt_lookup", 0),
     ]
+
+
+class Strike(BaseException):
+    """An exception that is none of Python's Exceptions."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"), [(SystemExit(0), "SystemExit: 0"), (Strike("out"), "Strike: out")]
+)
+def test_a_verb_ends_with_a_code_of_its_own(error, message, capsys, monkeypatch):
+    monkeypatch.setattr(ls, "run", lambda _: raising(error)())
+    monkeypatch.setitem(VERBS, "ls", (ls, "list"))
+    assert main(["ls"]) == endings.UNEXPECTED
+    assert f"error: unexpected ForeignExitError: {message}" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from fspad_bench.decoders.border import blamed, check_ids, received
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.errors import BenchError
+from fspad_bench.util.strangers import ForeignExitError, described
 
 ME = "border_decoders"
 SOURCE = """
@@ -28,6 +29,11 @@ class Fails(Vanilla):
     def fail(self, where):
         if where == self.where:
             raise SystemExit(0) if where == "prepare" else ZeroDivisionError("out of order")
+
+    @property
+    def scope(self):
+        self.fail("scope")
+        return "prompt"
 
     def settings(self):
         self.fail("settings")
@@ -141,6 +147,7 @@ def test_a_drafter_that_holds_the_list_cannot_change_the_answer(tiny):
         ("constructor", "its constructor raised ZeroDivisionError: out of order"),
         ("settings", "settings() raised ZeroDivisionError: out of order"),
         ("prepare", "prepare() raised SystemExit: 0"),
+        ("scope", "one of its attributes raised ZeroDivisionError: out of order"),
     ],
 )
 def test_mistakes_outside_a_generation_name_the_decoder_and_the_line(module, tiny, where, part):
@@ -175,3 +182,57 @@ def test_a_scope_that_is_none_is_refused_when_the_decoder_is_built(module, tiny)
 def test_our_own_errors_pass():
     with pytest.raises(BenchError, match=r"^mine$"), blamed("x", "y"):
         raise BenchError("mine")
+
+
+class Strike(BaseException):
+    """An exception that `except Exception` does not catch, such as pytest's own."""
+
+
+class Mute(Exception):
+    """An exception whose message cannot be had."""
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+class Ends(Vanilla):
+    """A decoder that raises whatever it is given."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def begin(self, context, scores):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (SystemExit(3), "SystemExit: 3"),
+        (GeneratorExit(), "GeneratorExit"),
+        (Strike("out"), "Strike: out"),
+        (Mute(), "Mute"),
+    ],
+)
+def test_whatever_a_decoder_raises_is_an_exception_of_one_line(tiny, error, message):
+    decoder = Decoder("ends", tiny, drafter=Ends(error))
+    with pytest.raises((ForeignExitError, Mute)) as raised:
+        decoder.generate(tiny, Sampler(), [40, 41], Limit(3))
+    assert described(raised.value) == message
+    refused = pytest.raises(BenchError, match=f"ends: its part raised {message} ")
+    with refused, blamed("ends", "its part"):
+        raise error
+
+
+def test_ctrl_c_goes_through(tiny):
+    decoder = Decoder("ends", tiny, drafter=Ends(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        decoder.generate(tiny, Sampler(), [40, 41], Limit(3))
+
+
+def test_a_class_without_a_module_is_a_decoder(module, tiny, monkeypatch):
+    import border_decoders
+
+    monkeypatch.setattr(border_decoders.Everywhere, "__module__", None)
+    monkeypatch.setattr(border_decoders.Everywhere, "scope", "prompt")
+    assert build_decoder(f"{ME}:Everywhere", tiny).scope == "prompt"

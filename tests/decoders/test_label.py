@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, Optional
 
 import pytest
 
+from fspad_bench.decoders import options as given
 from fspad_bench.decoders.label import Label, read_options
 from fspad_bench.errors import BenchError
 
@@ -208,3 +209,10 @@ def test_a_class_without_a_constructor_has_no_options():
 def test_an_object_that_is_no_class_is_refused():
     message, _ = error_of(read_options, "/", {}, "os:sep")
     assert message == "os:sep is not a decoder class: '/'"
+
+
+def test_two_values_of_one_option_are_refused():
+    twice = ["fspad.depth=3", "fspad.depth=4"]
+    message, hint = error_of(given.read_options, twice)
+    assert (message, hint) == ("-D fspad.depth is given as 3 and as 4", "give it once")
+    assert given.read_options(["fspad.depth=3"] * 2) == {"fspad": {"depth": "3"}}

@@ -1,6 +1,7 @@
 """Heads on disk load as they were saved; foreign or damaged ones are refused with the reason."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +137,45 @@ def test_a_head_is_known_by_the_content_of_both_files(tiny, heads, tmp_path):
 def test_a_foreign_head_is_refused(tiny, heads, tmp_path, facts, message):
     with pytest.raises(BenchError, match=message):
         load_head(copied(heads["eagle"], tmp_path / "copy", **facts), tiny, EAGLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rope_theta", None),
+        ("rope_theta", math.nan),
+        ("rope_theta", 0),
+        ("rope_theta", 10**30),
+        ("eps", "1e-6"),
+        ("eps", -1.0),
+        ("eps", math.inf),
+        ("kv_heads", 0),
+        ("heads", 4.0),
+        ("qkv_bias", 0),
+    ],
+)
+def test_a_size_that_no_network_has_is_refused(tiny, heads, tmp_path, name, value):
+    shape = description(heads["eagle"])["shape"] | {name: value}
+    with pytest.raises(BenchError, match=f"not a usable draft head: its shape's {name} is "):
+        load_head(copied(heads["eagle"], tmp_path / "copy", shape=shape), tiny, EAGLE)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        ([1], "its calibration is \\[1\\], not curves by name"),
+        ({"greedy": []}, "its calibration's greedy is \\[\\], not a list of curves"),
+        ({"greedy": [{"shift": None}]}, "its calibration's shift is None, not a number"),
+        ({"sampled": [{"slope": math.nan}]}, "its calibration's slope is nan, not a number"),
+        ({"sampled": [{"first": 0.9, "any": 0.5}]}, "its calibration's chances are 0.9, 0.5"),
+        ({"greedy": [{"steep": 1}]}, "not a usable draft head: "),
+        ({"often": [{}]}, "not a usable draft head: "),
+    ],
+)
+def test_a_calibration_that_is_none_is_refused(tiny, heads, tmp_path, calibration, message):
+    copy = copied(heads["eagle"], tmp_path / "copy", calibration=calibration)
+    with pytest.raises(BenchError, match=message):
+        load_head(copy, tiny, EAGLE)
 
 
 def test_a_head_of_another_architecture_is_refused(tiny, heads):

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from fspad_bench.benchmark.prompts import Prompts
 from fspad_bench.errors import BenchError
 from fspad_bench.models import digests, load
 from fspad_bench.models.digests import files_digest, folder_digest
@@ -46,6 +47,17 @@ def test_a_gpu_beyond_the_last_is_refused(gpus):
     assert device_named("cuda:1") == "cuda:1"
     with pytest.raises(BenchError, match="no CUDA device 2: there are 2"):
         device_named("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["meta", "xla", "vulkan"])
+def test_a_device_that_holds_no_numbers_here_is_refused(name):
+    with pytest.raises(BenchError, match=f"no device '{name}' here: ") as caught:
+        device_named(name)
+    assert caught.value.hint == "give one of cpu, cuda, cuda:1 or auto"
+
+
+def test_a_processor_has_one_name():
+    assert device_named("cpu") == device_named("cpu:0") == device_named("cpu:5") == "cpu"
 
 
 def test_precision_follows_the_device():
@@ -110,11 +122,38 @@ def test_an_id_beyond_the_embedding_is_found_at_load(folder):
         load_target(str(folder))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\ud83d"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", "\ud83d", "[" * 100_000, "\ufeff{}"])
 def test_generation_settings_that_cannot_be_read_are_refused(folder, content):
     """transformers would go on without them: with other stop ids."""
     (folder / "generation_config.json").write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(BenchError, match=r"generation_config\.json"):
+        load_target(str(folder))
+
+
+def test_what_a_model_returns_is_not_its_files_choice(folder):
+    odd = {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
+    edit(folder / "config.json", **odd)
+    config = load_target(str(folder)).config
+    assert (config.return_dict, config.output_hidden_states) == (True, False)
+
+
+def test_a_tokenizer_that_drops_all_words_is_refused(folder):
+    drop = {"type": "Replace", "pattern": {"Regex": "[A-Z]"}, "content": ""}
+    edit(folder / "tokenizer.json", normalizer=drop)
+    target = load_target(str(folder))
+    with pytest.raises(BenchError, match="the tokenizer leaves the user's words out"):
+        Prompts(target, "tiny")
+
+
+def test_a_panic_of_a_library_is_one_clear_error(folder, monkeypatch):
+    class Panic(BaseException):
+        """What Rust libraries raise: no Exception."""
+
+    def panic(*_, **__):
+        raise Panic("called unwrap on None")
+
+    monkeypatch.setattr(load.AutoTokenizer, "from_pretrained", panic)
+    with pytest.raises(BenchError, match="cannot load target 'tiny': Panic: called unwrap on None"):
         load_target(str(folder))
 
 

@@ -7,8 +7,10 @@ told.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,9 +29,47 @@ def _collect(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
 
 
+def _set_default_device(device: torch.device) -> None:
+    # none at all is quicker than the CPU by name
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _autocast() -> tuple[bool, ...]:
+    return tuple(torch.is_autocast_enabled(kind) for kind in AUTOCAST)
+
+
+def _set_autocast(enabled: tuple[bool, ...]) -> None:
+    for kind, value in zip(AUTOCAST, enabled, strict=True):
+        torch.set_autocast_enabled(kind, value)
+
+
+def _folder() -> str:
+    with suppress(OSError):  # it may have been removed
+        return os.getcwd()
+    return ""
+
+
+def _enter(folder: str) -> None:
+    with suppress(OSError):
+        os.chdir(folder)
+
+
+def _cores() -> set[int]:
+    """Return the cores that this thread may use; none where the system does not say."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+def _set_cores(cores: set[int]) -> None:
+    with suppress(OSError):  # some were taken from the whole process
+        os.sched_setaffinity(0, cores)
+
+
+AUTOCAST = ("cpu", "cuda")
 SETTINGS = (
     Setting("torch's CPU threads", torch.get_num_threads, torch.set_num_threads),
     Setting("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    Setting("torch's default device", torch.get_default_device, _set_default_device),
+    Setting("torch's autocast", _autocast, _set_autocast),
     Setting("torch's gradients", torch.is_grad_enabled, torch.set_grad_enabled),
     Setting(
         "torch's deterministic algorithms",
@@ -47,6 +87,14 @@ SETTINGS = (
         partial(setattr, torch.backends.cudnn, "benchmark"),
     ),
     Setting("garbage collection", gc.isenabled, _collect),
+    Setting("garbage collection's thresholds", gc.get_threshold, lambda t: gc.set_threshold(*t)),
+    Setting("Python's profiler", sys.getprofile, sys.setprofile),
+    Setting("Python's tracer", sys.gettrace, sys.settrace),
+    Setting("Python's recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    Setting("the working directory", _folder, _enter),
+    Setting("sys.stdout", partial(getattr, sys, "stdout"), partial(setattr, sys, "stdout")),
+    Setting("sys.stderr", partial(getattr, sys, "stderr"), partial(setattr, sys, "stderr")),
+    Setting("the cores of its thread", _cores, _set_cores),
     Setting("Python's switch interval", sys.getswitchinterval, sys.setswitchinterval),
 )
 

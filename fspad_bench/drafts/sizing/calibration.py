@@ -21,6 +21,7 @@ RIDGE = 1e-3
 EDGE = 1e-6
 LEAST = log(EDGE)
 MOST = log(1 - EDGE)
+MOST_STEEP = 1e6  # of a shift or a slope: a fit gives a few units
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,29 @@ class Calibration:
 
     @classmethod
     def of(cls, facts: dict[str, Any] | None) -> Calibration:
-        """Return what a head's file states; identity curves where it states nothing."""
-        if not facts:
+        """Return what a head's file states; identity curves where it states nothing.
+
+        Raises ValueError or TypeError for what are no curves.
+        """
+        if facts is None or facts == {}:
             return cls()
-        return cls(
-            **{name: tuple(Curve(**curve) for curve in curves) for name, curves in facts.items()}
-        )
+        if not isinstance(facts, dict):
+            raise ValueError(f"its calibration is {facts!r:.60}, not curves by name")
+        return cls(**{name: _curves(name, curves) for name, curves in facts.items()})
+
+
+def _curves(name: str, curves: Any) -> tuple[Curve, ...]:
+    """Return the curves of a file. Raises ValueError or TypeError where they are none."""
+    if not isinstance(curves, list | tuple) or not curves:
+        raise ValueError(f"its calibration's {name} is {curves!r:.60}, not a list of curves")
+    read = tuple(Curve(**curve) for curve in curves)
+    for curve in read:
+        for field, value in asdict(curve).items():
+            if type(value) not in (int, float) or not abs(value) <= MOST_STEEP:
+                raise ValueError(f"its calibration's {field} is {value!r:.60}, not a number")
+        if not 0 <= curve.first <= curve.any <= 1:
+            raise ValueError(f"its calibration's chances are {curve.first}, {curve.any}")
+    return read
 
 
 def fit(q: np.ndarray, right: np.ndarray) -> Curve:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
@@ -32,6 +32,7 @@ from fspad_bench.core.verification import Rule
 from fspad_bench.engine.device_loop import repeated
 from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
+from fspad_bench.errors import BenchError
 from fspad_bench.util import machine
 from fspad_bench.util.paths import cache_home, write_atomically
 from fspad_bench.util.progress import Progress
@@ -69,11 +70,32 @@ class Costs:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Costs:
-        """Return the costs that `asdict` wrote, be they read from a file."""
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()
-        }
-        return cls(**values)
+        """Return the costs that `asdict` wrote, be they read from a file.
+
+        Raises BenchError for what are none.
+        """
+        try:
+            values: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()
+            }
+            costs = cls(**values)
+            costs._check()
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BenchError(
+                f"the recorded costs of trees are damaged: {error}",
+                "move the record away, or give another --output",
+            ) from error
+        return costs
+
+    def _check(self) -> None:
+        """Raise TypeError or ValueError unless these are seconds, as many as there should be."""
+        counts = {"forward": len(SIZES), "forward_per_token": len(SIZES), "draft_per_token": 2}
+        for name, count in counts.items():
+            values = getattr(self, name)
+            if len(values) != count or not all(map(isfinite, values)):
+                raise ValueError(f"{name} is not {count} finite numbers")
+        if not (isfinite(self.overhead) and isfinite(self.per_level)):
+            raise ValueError("overhead and per_level are finite numbers")
 
     def forward_seconds(self, nodes: int, prefix: int = NEAR) -> float:
         """Return the seconds of a forward of so many nodes, root included, at a prefix length."""

@@ -1,6 +1,7 @@
 """The costs of a step are measured once and then known."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import NEAR, SIZES, TINY, Costs, Turn
 from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
+from fspad_bench.errors import BenchError
 from fspad_bench.models.tiny import tiny_tokenizer
 from fspad_bench.util import machine
 from fspad_bench.util.machine import NOISY, Load, cores
@@ -248,3 +250,23 @@ def test_a_slow_target_is_measured_less_often(tiny, monkeypatch):
     (seconds,) = costs.best_of([slow], tiny)
     assert len(log) == costs.WARM + 2
     assert seconds == pytest.approx(0.6 * costs.PATIENCE, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        None,
+        [1.0],
+        {},
+        asdict(TINY) | {"forward": [1.0]},
+        asdict(TINY) | {"forward": ["1.0"] * len(SIZES)},
+        asdict(TINY) | {"overhead": None},
+        asdict(TINY) | {"per_level": float("nan")},
+        asdict(TINY) | {"draft_per_token": 5},
+        asdict(TINY) | {"more": 1.0},
+    ],
+)
+def test_recorded_costs_that_are_none_are_one_clear_error(facts):
+    assert Costs.of(json.loads(json.dumps(asdict(TINY)))) == TINY
+    with pytest.raises(BenchError, match="the recorded costs of trees are damaged: "):
+        Costs.of(facts)
