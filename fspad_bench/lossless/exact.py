@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fspad_bench.core.loop import generate
-from fspad_bench.core.protocols import Drafter, Limit, Target, as_engine
+from fspad_bench.core.protocols import Context, Drafter, Limit, Target, as_engine
 from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.errors import BenchError
@@ -88,6 +89,34 @@ def loop_distribution(
     return explore(sampler, play)
 
 
+class Merged(Witness):
+    """A witness of a `ScriptedDrafter`, under which what follows equal states is explored once.
+
+    Such a drafter keeps nothing, nor does a rule. The next steps depend on the committed tokens, as
+    the context has them and as the session's cache has them, and on the budget.
+    """
+
+    def __init__(
+        self, drafter: Drafter, observations: Observations, target: ScriptedTarget
+    ) -> None:
+        super().__init__(drafter, observations, draws=False)
+        self.target = target
+
+    def propose(self, context: Context, budget: int) -> Tree:
+        session = self.target.sessions[-1]
+        state = (tuple(context.tokens), tuple(session.tokens), tuple(session.pending), budget)
+        if isinstance(context.sampler, Oracle):
+            context.sampler.reach(state)
+        return super().propose(context, budget)
+
+
+def watched(drafter: Drafter, target: ScriptedTarget, observations: Observations) -> Witness:
+    """Return the drafter under observation; equal states are merged where it keeps none."""
+    if type(drafter) is ScriptedDrafter:
+        return Merged(drafter, observations, target)
+    return Witness(drafter, observations, draws=False)
+
+
 def largest_distance(
     make: Callable[[ScriptedTarget], Drafter],
     samplers: Iterable[str],
@@ -99,7 +128,7 @@ def largest_distance(
     for salt in salts:
         target = ScriptedTarget(VOCABULARY, salt)
         for name in samplers:
-            drafter = Witness(make(target), observations, draws=False)
+            drafter = watched(make(target), target, observations)
             loop = loop_distribution(target, drafter, SAMPLERS[name])
             product = product_distribution(target, SAMPLERS[name], LENGTH)
             largest = worst_of([largest, distance(loop, product)])

@@ -4,12 +4,17 @@
   possible outcome of each further decision and records the alternatives.
 - `explore` revisits every alternative. The probabilities of all runs add up to the distribution of
   the output, without sampling error.
+- A run may name the state that it has come to, where all that follows depends on that state alone
+  (`Oracle.reach`). What follows an equal state is then explored once, however many runs lead there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -25,10 +30,14 @@ MAX_PATHS = 200_000
 class RememberingSampler(Sampler):
     """A sampler that processes equal logits once: thousands of generations meet the same ones.
 
-    It shares what it remembers with the samplers of its other streams.
+    It shares what it remembers with the samplers of its other streams. What it returns is the
+    caller's own, to be changed in place.
     """
 
-    processed: dict[tuple[float, ...], Tensor] = field(default_factory=dict, compare=False)
+    distributions: dict[tuple[float, ...], Tensor] = field(default_factory=dict, compare=False)
+    processed: dict[tuple[float, ...], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, compare=False
+    )
 
     @classmethod
     def of(cls, sampler: Sampler) -> RememberingSampler:
@@ -36,9 +45,16 @@ class RememberingSampler(Sampler):
 
     def distribution(self, logits: Tensor) -> Tensor:
         key = tuple(logits.tolist())
+        if key not in self.distributions:
+            self.distributions[key] = super().distribution(logits)
+        return self.distributions[key].clone()
+
+    def process(self, logits: Tensor, position: int | None = None) -> tuple[Tensor, Tensor]:
+        key = tuple(logits.tolist())
         if key not in self.processed:
-            self.processed[key] = super().distribution(logits)
-        return self.processed[key]
+            self.processed[key] = super().process(logits, position)
+        scores, tokens = self.processed[key]
+        return scores.clone(), tokens.clone()
 
 
 class Decision(NamedTuple):
@@ -50,14 +66,31 @@ class Decision(NamedTuple):
 
 
 class Oracle:
-    """A sampler without noise whose decisions are forced; it also serves as its own dice."""
+    """A sampler without noise whose decisions are forced; it also serves as its own dice.
 
-    def __init__(self, sampler: Sampler, forced: Iterable[int] = ()) -> None:
+    `known` are states whose future is explored by other runs.
+    """
+
+    def __init__(
+        self, sampler: Sampler, forced: Iterable[int] = (), known: Collection[Hashable] = ()
+    ) -> None:
         self.sampler = sampler
         self.temperature = sampler.temperature
         self.greedy = sampler.greedy
         self.forced = list(forced)
+        self.known = known
         self.decisions: list[Decision] = []
+        self.states: list[tuple[Hashable, int]] = []  # each with the decisions before it
+
+    def reach(self, state: Hashable) -> None:
+        """Note that whatever follows depends on `state` alone.
+
+        Raises KnownStateError where another run explores it.
+        """
+        number = len(self.decisions)
+        self.states.append((state, number))
+        if number >= len(self.forced) and state in self.known:
+            raise KnownStateError
 
     def next(self, logits: Tensor, position: int) -> int:
         return self.draw(self.sampler.distribution(logits))
@@ -95,13 +128,28 @@ class DecisionTreeTooLarge(Exception):
     """More than MAX_PATHS decision paths."""
 
 
+class KnownStateError(Exception):
+    """A run came to a state whose future another run explores."""
+
+
+class Ways:
+    """The probabilities of all ways from a state to the next states and to outputs."""
+
+    def __init__(self) -> None:
+        self.states: defaultdict[Hashable, float] = defaultdict(float)
+        self.outputs: defaultdict[tuple[int, ...], float] = defaultdict(float)
+
+
+START = "start"  # the state before any decision
+
+
 def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Distribution:
     """Return the distribution of `play`'s output over all its decision paths.
 
     Raises DecisionTreeTooLarge when there are more than MAX_PATHS of them.
     """
     sampler = RememberingSampler.of(sampler)
-    outputs: Distribution = {}
+    ways: dict[Hashable, Ways] = {START: Ways()}
     paths = 0
     waiting: list[list[int]] = [[]]
     while waiting:
@@ -109,16 +157,48 @@ def explore(sampler: Sampler, play: Callable[[Oracle], tuple[int, ...]]) -> Dist
         paths += 1
         if paths > MAX_PATHS:
             raise DecisionTreeTooLarge(f"more than {MAX_PATHS:,} decision paths")
-        oracle = Oracle(sampler, forced)
-        output = play(oracle)
-        weight = 1.0
-        for decision in oracle.decisions:
-            weight *= decision.probability
-        outputs[output] = outputs.get(output, 0.0) + weight
+        oracle = Oracle(sampler, forced, ways)
+        try:
+            output = play(oracle)
+        except KnownStateError:
+            output = None
+        _record(ways, oracle, output)
         chosen = [decision.chosen for decision in oracle.decisions]
         for i in range(len(forced), len(chosen)):
             waiting += [[*chosen[:i], other] for other in oracle.decisions[i].others]
-    return outputs
+    return _distribution(START, ways, {})
+
+
+def _record(ways: dict[Hashable, Ways], oracle: Oracle, output: tuple[int, ...] | None) -> None:
+    """Add the ways that a run was the first to go: those that end after its forced decisions.
+
+    Without an output it ended in a known state.
+    """
+    points = [(START, 0), *oracle.states]
+    for (state, start), (other, end) in pairwise(points):
+        if end >= len(oracle.forced):
+            ways[state].states[other] += _weight(oracle, start, end)
+            ways.setdefault(other, Ways())
+    if output is not None:
+        state, start = points[-1]
+        ways[state].outputs[output] += _weight(oracle, start, len(oracle.decisions))
+
+
+def _weight(oracle: Oracle, start: int, end: int) -> float:
+    return prod(decision.probability for decision in oracle.decisions[start:end])
+
+
+def _distribution(
+    state: Hashable, ways: dict[Hashable, Ways], known: dict[Hashable, Distribution]
+) -> Distribution:
+    """Return the distribution of the output from a state on."""
+    if state not in known:
+        outputs = dict(ways[state].outputs)
+        for other, weight in ways[state].states.items():
+            for output, probability in _distribution(other, ways, known).items():
+                outputs[output] = outputs.get(output, 0.0) + weight * probability
+        known[state] = outputs
+    return known[state]
 
 
 def distance(p: Distribution, q: Distribution) -> float:

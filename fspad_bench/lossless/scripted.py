@@ -172,9 +172,12 @@ def line_of(tree: Tree | ScriptedSession, node: int) -> list[int]:
 
 def fingerprints(prefixes: Sequence[Sequence[int]]) -> Tensor:
     """Features `[N, 1]` that say which prefix they belong to."""
-    return torch.tensor(
-        [[float(zlib.crc32(bytes(prefix)))] for prefix in prefixes], dtype=torch.float64
-    )
+    return _fingerprints(tuple(map(bytes, prefixes))).clone()
+
+
+@functools.cache
+def _fingerprints(prefixes: tuple[bytes, ...]) -> Tensor:
+    return torch.tensor([[float(zlib.crc32(prefix))] for prefix in prefixes], dtype=torch.float64)
 
 
 class ScriptedDrafter(Drafter):

@@ -11,7 +11,8 @@ from fspad_bench.errors import BenchError
 from fspad_bench.lossless import exact, oracle
 from fspad_bench.lossless.oracle import distance
 from fspad_bench.lossless.report import ELSEWHERE
-from fspad_bench.lossless.scripted import ScriptedTarget
+from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
+from fspad_bench.lossless.witness import Observations, Witness
 
 
 def test_the_reference_is_a_distribution():
@@ -31,6 +32,31 @@ def test_every_rule_keeps_the_distribution(rule, draft):
 @pytest.mark.parametrize("draft", exact.DRAFTS)
 def test_every_rule_keeps_the_distribution_of_wide_trees(draft):
     assert {check.verdict for check in exact.check_rules([draft])} == {"PASS"}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_equal_states_merged_change_nothing(rule):
+    target = ScriptedTarget(3)
+    sampler = exact.SAMPLERS["T=1.5 top-p=0.9"]
+    drafter = exact.scripted(rule, "drawn, own vocabulary")(target)
+    apart = Observations()
+    together = Observations()
+    one_by_one = exact.loop_distribution(target, Witness(drafter, apart, draws=False), sampler)
+    merged = exact.loop_distribution(target, exact.watched(drafter, target, together), sampler)
+    assert distance(one_by_one, merged) < 1e-14
+    assert together.accepted.keys() == apart.accepted.keys()
+    assert together.accepted.total() < apart.accepted.total() / 2
+
+
+def test_only_a_drafter_that_keeps_nothing_has_its_states_merged():
+    class Counting(ScriptedDrafter):
+        pass
+
+    target = ScriptedTarget(3)
+    seen = Observations()
+    assert isinstance(exact.watched(ScriptedDrafter(target), target, seen), exact.Merged)
+    assert not isinstance(exact.watched(Counting(target), target, seen), exact.Merged)
+    assert not isinstance(exact.watched(PromptLookup(target), target, seen), exact.Merged)
 
 
 def test_a_drafter_that_is_verified_at_another_temperature_is_far_off():
