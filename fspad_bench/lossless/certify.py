@@ -127,12 +127,14 @@ def certify(
 
     Raises BenchError where one cannot be built on it.
     """
+    decoders = list(decoder_checks(labels, options, target, tiny, effort))  # first: it may raise
+    trial_target = trials.TrialTarget(tiny)
     plan = {
-        "engine": list(_engines(target, tiny, effort)),
+        "engine": list(_engines(target, trial_target, effort)),
         "foundations": list(_foundations(target, effort)),
         "rules": list(_rules(effort)),
-        DECODERS: list(decoder_checks(labels, options, target, tiny, effort)),
-        WRONG: list(_mutations(tiny, effort)),
+        DECODERS: decoders,
+        WRONG: list(_mutations(trial_target, effort)),
     }
     with Progress("checks", sum(map(len, plan.values()))) as progress:
         return [
@@ -163,19 +165,21 @@ def _prompts(target: TransformersTarget, repeats: int) -> list[list[int]]:
 
 
 def _engines(
-    target: TransformersTarget, tiny: TransformersTarget, effort: Effort
+    target: TransformersTarget, trial_target: trials.TrialTarget, effort: Effort
 ) -> Iterator[PlannedCheck]:
     """Plan the checks of the small engines, and of the target at hand where it is not `tiny`.
 
     A large target is looked at whole behind one long prefix, and in every size by its first layers.
     """
-    subjects = dict(engines.small_engines(tiny))
+    references = {engines.described(r.target): r for r in trial_target.engines.references}
     first = engines.shallow(target)
-    subjects[engines.described(first)] = first
-    for subject, small in subjects.items():
+    if first not in trial_target.engines.targets:
+        references[engines.described(first)] = Reference(first)
+    for subject, reference in references.items():
+        small = reference.target
         # first, while the cache is small: the reference kernels read all of it
         yield PlannedCheck("paths", subject, partial(paths.check_paths, small, subject))
-        run = partial(engine.check_engine, Reference(small), effort.sizes, subject)
+        run = partial(engine.check_engine, reference, effort.sizes, subject)
         yield PlannedCheck("engine", subject, run)
         yield PlannedCheck("ties", subject, partial(_check_ties, small, subject))
     if first is not target:
@@ -287,8 +291,7 @@ def _decoder(label: str, options: Options, target: Target) -> Any:
     return decoder.drafter or decoder.engine
 
 
-def _mutations(tiny: TransformersTarget, effort: Effort) -> Iterator[PlannedCheck]:
-    target = trials.TrialTarget(tiny)
+def _mutations(target: trials.TrialTarget, effort: Effort) -> Iterator[PlannedCheck]:
     known = [m for m in MUTATIONS if not m.compiled or native() is not None]
     for mutation in known:
         blind_too = effort.blind_too or mutation in LOOP_FAULTS

@@ -12,14 +12,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
-from fspad_bench.core.verification import RULES, Rule, without
+from fspad_bench.core.verification import RULES, Accepted, Rule, without
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import choice
 from fspad_bench.lossless.oracle import Distribution, Oracle, distance, explore
@@ -48,9 +50,12 @@ TIED_NODES = (1, 3, 64, 65, 128)
 TIED_POSITIONS = (5, 250, 255, 256, 1021, 2047, 70_000)
 
 
-def distances(rule: Rule, *, drawn: bool, depths: Iterable[int]) -> dict[int, float]:
-    """Return the total variation of a rule's two next tokens from the target's, by depth."""
-    return {depth: _distance(rule, drawn, depth) for depth in depths}
+def distances(rule: Rule, *, drawn: bool, depths: Iterable[int]) -> Iterator[tuple[int, float]]:
+    """Yield each depth, and the total variation there of a rule's two next tokens from the
+    target's.
+    """
+    for depth in depths:
+        yield depth, _distance(rule, drawn, depth)
 
 
 def _distance(rule: Rule, drawn: bool, depth: int) -> float:
@@ -131,7 +136,7 @@ def check_rules() -> list[Check]:
 
 
 def check_rule(subject: str, rule: Rule, *, drawn: bool) -> Check:
-    by_depth = distances(rule, drawn=drawn, depths=range(DEEPEST + 1))
+    by_depth = dict(distances(rule, drawn=drawn, depths=range(DEEPEST + 1)))
     wrong = [str(depth) for depth, tv in by_depth.items() if not tv <= BOUND]
     figure = f"TV {worst_of(list(by_depth.values())):.1e} over depths 0 to {DEEPEST}"
     if wrong:
@@ -145,9 +150,33 @@ def ties_hold(verify: Rule, *, greedy: bool, dtype: torch.dtype, device: torch.d
     Few levels of logits tie everywhere: at the top, and at the edges of top-k and top-p. A rule
     other than `match` is asked for its `greedy` walks.
     """
-    samplers = [sampler for sampler in TIED_SAMPLERS if sampler.greedy or not greedy]
+    return all(
+        verify(case.tree, case.rows.to(device, dtype, copy=True), case.sampler, case.position)
+        == case.expected
+        for case in tied_cases()
+        if case.sampler.greedy or not greedy
+    )
+
+
+class TiedCase(NamedTuple):
+    """A tree with logits `rows [N, V]` of which many tie, and its walk by the definition."""
+
+    tree: Tree
+    rows: Tensor
+    sampler: Sampler
+    position: int
+    expected: Accepted
+
+
+@cache
+def tied_cases() -> tuple[TiedCase, ...]:
+    """Return all cases. The same for every engine, rule and mistake: the definition is our own."""
+    return tuple(_tied_cases())
+
+
+def _tied_cases() -> Iterator[TiedCase]:
     for number, position in enumerate(TIED_POSITIONS):
-        for sampler in samplers:
+        for sampler in TIED_SAMPLERS:
             dice = random.Random(position)
             nodes = TIED_NODES[number % len(TIED_NODES)]
             right = min(DEEPEST, nodes // 2, 3 * number)
@@ -155,9 +184,7 @@ def ties_hold(verify: Rule, *, greedy: bool, dtype: torch.dtype, device: torch.d
             tree, rows = choice.tied_case(dice, nodes, right, vocabulary, sampler, position)
             expected = choice.walked(tree, rows.tolist(), sampler, position)
             assert len(expected.path) == right + 1, "the path was made to be chosen"
-            if verify(tree, rows.to(device, dtype), sampler, position) != expected:
-                return False
-    return True
+            yield TiedCase(tree, rows, sampler, position, expected)
 
 
 def check_ties(subject: str, verify: Rule, *, greedy: bool, target: TransformersTarget) -> Check:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from scipy import stats
@@ -89,22 +89,28 @@ def check_g_test(label: str, make: Callable[[ScriptedTarget], Any], distance: fl
     drafter = make(target)
     if as_engine(drafter):
         return Check("G-test", label, ELSEWHERE, "an engine of its own, not in our loop: PIT")
-    p, draws = loop_p_value(target, drafter, distance)
+    ((p, draws),) = loop_p_values(target, drafter, [distance])
     figure = f"p {p:.2g}, {draws} draws: TV {distance:g} detectable"
     return Check.of("G-test", label, p >= ALPHA, figure, f"p {ALPHA:.0e}")
 
 
-def loop_p_value(target: ScriptedTarget, drafter: Drafter, distance: float) -> tuple[float, int]:
-    """Return the p-value of the production loop's outputs and the number of draws."""
+def loop_p_values(
+    target: ScriptedTarget, drafter: Drafter, distances: Iterable[float]
+) -> Iterator[tuple[float, int]]:
+    """Yield the p-value of the production loop's outputs and the number of draws.
+
+    There are enough draws to reveal each of `distances`, which descend; earlier draws count again.
+    """
     expected = product_distribution(target, SAMPLER, LENGTH)
-    draws = draws_needed(len(expected), distance)
     limit = Limit(LENGTH)
     remembering = RememberingSampler.of(SAMPLER)
     counts: Counter[tuple[int, ...]] = Counter()
-    for i in range(draws):
-        sampler = remembering.streamed(f"draw {i}")
-        counts[tuple(generate(target, drafter, sampler, PROMPT, limit).tokens)] += 1
-    return g_test(expected, counts), draws
+    for distance in distances:
+        draws = draws_needed(len(expected), distance)
+        for i in range(counts.total(), draws):
+            sampler = remembering.streamed(f"draw {i}")
+            counts[tuple(generate(target, drafter, sampler, PROMPT, limit).tokens)] += 1
+        yield g_test(expected, counts), draws
 
 
 def check_pit(

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -187,9 +187,19 @@ class TreeErrors:
     bits: bool = True
 
 
-@torch.inference_mode()
 def tree_errors(reference: Reference, sizes: Sizes) -> TreeErrors:
     """Score random trees of every size behind random prefixes of every length."""
+    return list(_tree_errors(reference, sizes))[-1]
+
+
+def trees_hold(reference: Reference, sizes: Sizes) -> bool:
+    """Return whether all these trees hold; the first that does not ends the search."""
+    return all(scores_hold(reference.target, found) for found in _tree_errors(reference, sizes))
+
+
+@torch.inference_mode()
+def _tree_errors(reference: Reference, sizes: Sizes) -> Iterator[TreeErrors]:
+    """Yield the errors so far after each tree."""
     target = reference.target
     vocabulary = target.config.vocab_size
     found = TreeErrors()
@@ -205,15 +215,17 @@ def tree_errors(reference: Reference, sizes: Sizes) -> TreeErrors:
                 session.rollback()
                 found.reference = worst_of([found.reference, relative_error(ours, right)])
                 _compare_with_single(session, tree, ours, found)
-    return found
+                yield found
 
 
 def _compare_with_single(session: Session, tree: Tree, ours: Tensor, found: TreeErrors) -> None:
-    for line in _edge_paths(tree):
-        alone = one_at_a_time(session, [tree.tokens[node] for node in line])
+    lines = _edge_paths(tree)
+    alone = one_at_a_time(session, tree, lines)
+    for line in lines:
         together = ours[line]
-        found.bits &= torch.equal(alone, together)
-        found.single = worst_of([found.single, relative_error(together, alone)])
+        right = torch.stack([alone[node] for node in line])
+        found.bits &= torch.equal(right, together)
+        found.single = worst_of([found.single, relative_error(together, right)])
 
 
 def _edge_paths(tree: Tree) -> list[list[int]]:
@@ -226,15 +238,23 @@ def _edge_paths(tree: Tree) -> list[list[int]]:
     return lines
 
 
-def one_at_a_time(session: Session, tokens: Sequence[int]) -> Tensor:
-    """Return the logits `[n, V]` of tokens committed one by one, and take them back."""
+def one_at_a_time(session: Session, tree: Tree, lines: Iterable[list[int]]) -> dict[int, Tensor]:
+    """Return the logits `[V]` of nodes whose tokens are committed one by one along each line.
+
+    What two lines share is run once. All tokens are taken back at the end.
+    """
     length = session.length
-    rows = []
-    for token in tokens:
-        rows.append(session.score(Tree.root(token)).logits[0].clone())
-        session.commit([0])
+    rows: dict[int, Tensor] = {}
+    held: list[int] = []
+    for line in sorted(lines):
+        shared = len({*held} & {*line})  # paths from the root part once
+        session.rewind(length + shared)
+        for node in line[shared:]:
+            rows[node] = session.score(Tree.root(tree.tokens[node])).logits[0].clone()
+            session.commit([0])
+        held = line
     session.rewind(length)
-    return torch.stack(rows)
+    return rows
 
 
 @torch.inference_mode()

@@ -1,12 +1,11 @@
 """Trials of the engine, the noise's key and ties, for mutations (`engine_faults`).
 
 A trial is the check of a certification itself, on the small engines and the quick effort's sizes.
-It ends with the first engine that is wrong.
+It ends where the first engine is first wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +14,7 @@ from fspad_bench.core.verification import RULES, Rule, match
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import depths, engine, noise_key, paths, proofs
 from fspad_bench.lossless.engines import small_engines, tiny_on_kernels
-from fspad_bench.lossless.identity import outputs
+from fspad_bench.lossless.identity import generated
 from fspad_bench.lossless.mutations import Applied, Patch
 from fspad_bench.lossless.reference import Reference
 from fspad_bench.lossless.report import PASS
@@ -31,18 +30,18 @@ class Engines:
     """Small targets with their references, which are made before any mutation."""
 
     def __init__(self, tiny: TransformersTarget) -> None:
-        self.references = [Reference(target, keep=True) for target in small_engines(tiny).values()]
-        for reference in self.references:
+        self.references: list[Reference] = []
+        for target in small_engines(tiny).values():
+            twins = (known for known in self.references if known.serves(target))
+            reference = Reference(target, keep=True, twin=next(twins, None))
             assert reference.model is not None
+            self.references.append(reference)
         # a target of their own, whose cache no long prefix enlarges: the reference kernels read all
         self.on_kernels = [tiny] if tiny.kernels else [tiny_on_kernels()]
 
     @property
     def targets(self) -> list[TransformersTarget]:
         return [reference.target for reference in self.references]
-
-    def all_hold(self, holds: Callable[[Reference], bool]) -> bool:
-        return all(holds(reference) for reference in self.references)
 
 
 def _positions(_: Applied, tiny: TrialTarget) -> bool:
@@ -60,9 +59,7 @@ def _attention(_: Applied, tiny: TrialTarget) -> bool:
 
 
 def _tree_scores(_: Applied, tiny: TrialTarget) -> bool:
-    return tiny.engines.all_hold(
-        lambda reference: engine.scores_hold(reference.target, engine.tree_errors(reference, SIZES))
-    )
+    return all(engine.trees_hold(reference, SIZES) for reference in tiny.engines.references)
 
 
 def _compaction(_: Applied, tiny: TrialTarget) -> bool:
@@ -71,13 +68,17 @@ def _compaction(_: Applied, tiny: TrialTarget) -> bool:
 
 def _paths(_: Applied, tiny: TrialTarget) -> bool:
     return all(
-        paths.paths_hold(target, paths.host_paths(target)) for target in tiny.engines.targets
+        paths.paths_hold(target, found)
+        for target in tiny.engines.targets
+        for found in paths.host_steps(target)
     )
 
 
 def _device_paths(_: Applied, tiny: TrialTarget) -> bool:
     return all(
-        paths.paths_hold(target, paths.device_paths(target)) for target in tiny.engines.on_kernels
+        paths.paths_hold(target, found)
+        for target in tiny.engines.on_kernels
+        for found in paths.device_steps(target)
     )
 
 
@@ -92,7 +93,7 @@ def _every_depth(applied: Applied, _: TrialTarget) -> bool:
     drawn = applied.mutation.draft != "ranked"
     everywhere = range(depths.DEEPEST + 1)
     found = depths.distances(_rule(applied), drawn=drawn, depths=everywhere)
-    return all(distance <= depths.BOUND for distance in found.values())
+    return all(distance <= depths.BOUND for _, distance in found)
 
 
 def _ties(applied: Applied, _: TrialTarget) -> bool:
@@ -103,9 +104,14 @@ def _ties(applied: Applied, _: TrialTarget) -> bool:
 
 def _vacuity(applied: Applied, tiny: TrialTarget) -> bool:
     observations = Observations()
-    for kind in ("greedy", "stops"):
-        outputs(tiny.decoder(applied), tiny.target, tiny.cells[kind], observations)
-    return observations.deepest > 0
+    generations = (
+        generation
+        for kind in ("greedy", "stops")
+        for generation in generated(
+            tiny.decoder(applied), tiny.target, tiny.cells[kind], observations
+        )
+    )
+    return any(observations.deepest for _ in generations)
 
 
 ENGINE_TRIALS: dict[str, Trial] = {

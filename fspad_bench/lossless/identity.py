@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -153,17 +153,27 @@ def outputs(
     """Generate every cell with one decoder object, as a run does, on the host; record its steps."""
     tokens = {}
     worst = 0.0
+    for cell, output in generated(decoder, target, grid, observations):
+        tokens[cell.name] = output
+        if decoder.drafter is not None:
+            worst = worst_of([worst, cache_error(target, [*cell.prompt, *output])])
+    return Outputs(tokens, worst)
+
+
+def generated(
+    decoder: Decoder,
+    target: TransformersTarget,
+    grid: Iterable[Cell],
+    observations: Observations,
+) -> Iterator[tuple[Cell, list[int]]]:
+    """Yield the tokens of each cell, from one decoder object on the host; record its steps."""
     if decoder.drafter is not None:
         witness = Witness(decoder.drafter, observations)
         decoder = Decoder(decoder.label, target, drafter=witness)
     for cell in grid:
         observations.current = cell.name
         observations.stops = cell.limit.stop_ids
-        tokens[cell.name] = decoder.generate(target, cell.sampler, cell.prompt, cell.limit).tokens
-        if decoder.drafter is not None:
-            error = cache_error(target, [*cell.prompt, *tokens[cell.name]])
-            worst = worst_of([worst, error])
-    return Outputs(tokens, worst)
+        yield cell, decoder.generate(target, cell.sampler, cell.prompt, cell.limit).tokens
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -108,6 +108,16 @@ def tree_along(truth: Sequence[int], depth: int, right: int, vocabulary: int, wi
 
 def host_paths(target: TransformersTarget) -> PathErrors:
     """Run every case on the loop of the host."""
+    return list(host_steps(target))[-1]
+
+
+def device_paths(target: TransformersTarget) -> PathErrors:
+    """Run every case on the loop of the device."""
+    return list(device_steps(target))[-1]
+
+
+def host_steps(target: TransformersTarget) -> Iterator[PathErrors]:
+    """Yield the errors so far after each case on the loop of the host."""
 
     def run(tree: Tree, sampler: Sampler, prompt: list[int], limit: Limit) -> Generation:
         return generate(target, Prescribed(tree), sampler, prompt, limit)
@@ -115,8 +125,8 @@ def host_paths(target: TransformersTarget) -> PathErrors:
     return _all_cases(target, run)
 
 
-def device_paths(target: TransformersTarget) -> PathErrors:
-    """Run every case on the loop of the device."""
+def device_steps(target: TransformersTarget) -> Iterator[PathErrors]:
+    """Yield the errors so far after each case on the loop of the device."""
     drafter = PrescribedNodes(1 + WIDTH + 2 * DEEPEST, target.device)
     loop = DeviceLoop(target, drafter)
 
@@ -128,7 +138,7 @@ def device_paths(target: TransformersTarget) -> PathErrors:
 
 
 @torch.inference_mode()
-def _all_cases(target: TransformersTarget, run: Run) -> PathErrors:
+def _all_cases(target: TransformersTarget, run: Run) -> Iterator[PathErrors]:
     vocabulary = target.config.vocab_size
     prompt = random_tokens(random.Random(5), PROMPT_LENGTH, vocabulary)
     found = PathErrors()
@@ -145,7 +155,7 @@ def _all_cases(target: TransformersTarget, run: Run) -> PathErrors:
             if generation.tokens != truth[:count] or not as_expected:
                 found.wrong.append(f"{right} of {depth} {name}")
             _compare_cache(target, entries, PROMPT_LENGTH + count - 1, found)
-    return found
+            yield found
 
 
 def _entries(target: TransformersTarget, length: int) -> Tensor:

@@ -29,14 +29,28 @@ DEEPEST = 16  # drafted tokens on the longest path
 class Reference:
     """The target's weights in a precise copy that is made when first needed.
 
-    With `keep`, logits are kept for the next time that they are asked for.
+    With `keep`, logits are kept for the next time that they are asked for. A `twin` is the
+    reference of another target with the same weights: copy and logits are shared.
     """
 
-    def __init__(self, target: TransformersTarget, *, keep: bool = False) -> None:
+    def __init__(
+        self, target: TransformersTarget, *, keep: bool = False, twin: Reference | None = None
+    ) -> None:
         self.target = target
         self.keep = keep
-        self._model: PreTrainedModel | None = None
-        self._known: dict[tuple[object, ...], list[Tensor]] = {}
+        self._model: PreTrainedModel | None = twin.model if twin else None
+        self._known: dict[tuple[object, ...], list[Tensor]] = twin._known if twin else {}
+
+    def serves(self, target: TransformersTarget) -> bool:
+        """Return whether another target on the same device has the same weights."""
+        ours = self.target.model.state_dict()
+        other = target.model.state_dict()
+        return ours.keys() == other.keys() and all(
+            weight.dtype == other[name].dtype
+            and weight.device == other[name].device
+            and torch.equal(weight, other[name])
+            for name, weight in ours.items()
+        )
 
     @property
     def model(self) -> PreTrainedModel:

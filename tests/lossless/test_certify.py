@@ -4,6 +4,7 @@ import json
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,8 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.lossless import certify, identity, proofs, report, trials
+from fspad_bench.lossless.engine_trials import Engines
+from fspad_bench.lossless.engines import described
 from fspad_bench.lossless.report import Check, Part
 
 ME = __name__
@@ -47,7 +50,7 @@ class Chosen(PromptLookup):
         self.rule = RULES[verify]
 
 
-def certified(*arguments):
+def certified(*arguments, rules=True):
     """Return the exit code of a small certification and what it prints.
 
     The engines, the foundations and the wrong rules have tests of their own.
@@ -57,6 +60,8 @@ def certified(*arguments):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
         patch.setattr(certify, "QUICK", effort)
         patch.setattr(certify, "_engines", lambda *_: [])
+        if not rules:
+            patch.setattr(certify, "_rules", lambda *_: [])
         patch.setattr(certify, "GREEDY_TOKENS", 8)
         patch.setattr(identity, "PAIRWISE", half)
         patch.setattr(trials, "TOKENS", 8)
@@ -82,7 +87,7 @@ def lossless():
 def spoiled():
     """The exit code and the JSON document of two decoders that fail, and of one that does not."""
     labels = f"{ME}:Hasty,{ME}:Broken,prompt_lookup"
-    code, out = certified("--decoder", labels, "--format", "json")
+    code, out = certified("--decoder", labels, "--format", "json", rules=False)
     return code, json.loads(out)
 
 
@@ -126,6 +131,22 @@ def test_a_decoder_that_raises_fails_and_the_others_go_on(spoiled):
     assert {c["verdict"] for c in checks if c["subject"] == "prompt_lookup"} == {"PASS"}
     failed = {c["subject"] for c in checks if c["verdict"] == "FAIL"}
     assert failed == {f"{ME}:Hasty", f"{ME}:Broken"}
+
+
+def test_the_engines_are_looked_at_once_whatever_the_number_of_decoders(tiny, monkeypatch):
+    engines = SimpleNamespace(engines=Engines(tiny))
+    run = []
+    monkeypatch.setattr(certify.trials, "TrialTarget", lambda tiny: engines)
+    monkeypatch.setattr(certify, "_run", lambda unit, progress: run.append(unit) or [])
+    for part in ("_foundations", "_rules", "_mutations"):
+        monkeypatch.setattr(certify, part, lambda *_: [])
+    monkeypatch.setattr(identity, "PAIRWISE", identity.PAIRWISE[:1])
+    labels = ["vanilla", "prompt_lookup", "fspad"]
+    certify.certify(labels, {}, tiny, tiny, certify.QUICK)
+    looked_at = [(unit.name, unit.subject) for unit in run if unit.subject not in labels]
+    names = ("paths", "engine", "ties")
+    subjects = [described(target) for target in engines.engines.targets]
+    assert looked_at == [(name, subject) for subject in subjects for name in names]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,18 @@ def test_a_word_that_does_not_matter_is_named(name, wrong, word, monkeypatch):
     assert f"{word} does not matter" in noise_key.key_faults()
 
 
+def test_a_rule_that_changes_logits_leaves_the_tied_cases_whole():
+    def spoiling(tree, logits, sampler, position):
+        walk = depths.RULES["match"](tree, logits.clone(), sampler, position)
+        logits.zero_()
+        return walk
+
+    cpu = torch.device("cpu")
+    for _ in range(2):
+        assert depths.ties_hold(spoiling, greedy=False, dtype=torch.float64, device=cpu)
+    assert len(depths.tied_cases()) == len(depths.TIED_POSITIONS) * len(depths.TIED_SAMPLERS)
+
+
 def test_the_sampler_walks_ties_as_the_definition_does(tiny):
     check = depths.check_ties(
         "match", tiny.verifier(depths.RULES["match"]), greedy=False, target=tiny

@@ -10,7 +10,7 @@ from fspad_bench.lossless import depths
 @pytest.mark.parametrize("drawn", [True, False])
 @pytest.mark.parametrize("name", RULES)
 def test_our_rules_are_exact_at_every_depth(name, drawn):
-    by_depth = depths.distances(RULES[name], drawn=drawn, depths=range(0, 17, 4))
+    by_depth = dict(depths.distances(RULES[name], drawn=drawn, depths=range(0, 17, 4)))
     assert max(by_depth.values()) < 1e-12
 
 

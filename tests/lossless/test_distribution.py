@@ -17,6 +17,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.lossless import distribution
 from fspad_bench.lossless.distribution import draws_needed, g_test
 from fspad_bench.lossless.exact import PROMPT, product_distribution, scripted
+from fspad_bench.lossless.oracle import RememberingSampler
 from fspad_bench.lossless.scripted import ScriptedTarget
 
 PROMPTS = [[i, i + 3, i * 2 % 90, 40] for i in range(20)]
@@ -67,6 +68,14 @@ def test_the_loops_draws_have_the_distribution(rule):
     assert distribution.check_g_test(rule, scripted(rule, "drawn"), 0.15).verdict == "PASS"
 
 
+def test_earlier_draws_count_again():
+    target = ScriptedTarget(distribution.VOCABULARY, distribution.SALT)
+    drafter = scripted("match", "ranked")(target)
+    coarse, fine = distribution.loop_p_values(target, drafter, [0.4, 0.3])
+    assert coarse[1] < fine[1]
+    assert [fine] == list(distribution.loop_p_values(target, drafter, [0.3]))
+
+
 def test_a_decoder_that_needs_more_than_a_script_is_left_to_other_checks():
     def make(target):
         return target.tokenizer
@@ -104,9 +113,10 @@ def test_a_wrong_distribution_is_refused():
     target = ScriptedTarget(distribution.VOCABULARY, distribution.SALT)
     truth = product_distribution(target, distribution.SAMPLER, distribution.LENGTH)
     warm = Warm(distribution.VOCABULARY, distribution.SALT)
+    remembering = RememberingSampler.of(distribution.SAMPLER)
     counts = Counter()
     for i in range(1500):
-        sampler = distribution.SAMPLER.streamed(f"{i}")
+        sampler = remembering.streamed(f"{i}")
         generation = generate(warm, Vanilla(warm), sampler, PROMPT, Limit(distribution.LENGTH))
         counts[tuple(generation.tokens)] += 1
     assert g_test(truth, counts) < ALPHA

@@ -96,7 +96,35 @@ def test_a_compaction_that_is_wrong_for_one_length_is_named(tiny, length, monkey
 def test_one_token_at_a_time_leaves_the_session_as_it_was(tiny):
     with tiny.session(12) as session:
         session.prefill([1, 2, 3])
-        first = engine.one_at_a_time(session, [4, 5])
+        tree = Tree([4, 5, 6, 7], [-1, 0, 0, 2])
+        alone = engine.one_at_a_time(session, tree, [[0, 2, 3], [0, 1]])
         assert session.length == 3
-        chain = session.score(Tree.chain(4, [5])).logits
-    torch.testing.assert_close(first, chain, rtol=0, atol=1e-12)
+        together = session.score(tree).logits
+    assert sorted(alone) == [0, 1, 2, 3]
+    for node, logits in alone.items():
+        torch.testing.assert_close(logits, together[node], rtol=0, atol=1e-12)
+
+
+def test_what_lines_share_is_run_once(tiny):
+    tree = Tree([4, 5, 6, 7, 8], [-1, 0, 0, 2, 2])
+    with tiny.session(12) as session:
+        session.prefill([1, 2, 3])
+        before = tiny.forwards
+        engine.one_at_a_time(session, tree, [[0, 2, 3], [0, 1], [0, 2, 4]])
+    assert tiny.forwards - before == 5
+
+
+def test_the_first_tree_that_is_wrong_ends_the_search(tiny, monkeypatch):
+    compared = []
+
+    def wrong(ours, right):
+        compared.append(len(ours))
+        return 1.0 if len(ours) == 64 else 0.0
+
+    monkeypatch.setattr(engine, "relative_error", wrong)
+    sizes = engine.Sizes(nodes=(1, 64, 65), prefixes=(2, 3), lengths=())
+    assert not engine.trees_hold(Reference(tiny), sizes)
+    assert 64 in compared
+    assert 65 not in compared
+    assert engine.tree_errors(Reference(tiny), sizes).reference == 1.0
+    assert 65 in compared

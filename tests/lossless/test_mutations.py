@@ -7,6 +7,7 @@ import pytest
 
 from fspad_bench.core import sampling
 from fspad_bench.core.verification import match
+from fspad_bench.decoders.build import Decoder
 from fspad_bench.engine import gpu as kernels
 from fspad_bench.lossless import trials
 from fspad_bench.lossless.certify import QUICK
@@ -128,6 +129,17 @@ def test_a_mutation_that_ran_where_it_is_listed_as_unreached_fails_too(target):
     check = trials.judge(harmless("identity greedy", unreached=("identity greedy",)), target)
     assert check.verdict == "FAIL"
     assert "called in identity greedy, listed as unreached" in check.figure
+
+
+@pytest.mark.parametrize("trial", ["identity T=1", "cache"])
+def test_a_trial_ends_with_the_first_output_that_is_refused(trial, target, monkeypatch):
+    generations = []
+    generate = Decoder.generate
+    monkeypatch.setattr(
+        Decoder, "generate", lambda *arguments: generations.append(1) or generate(*arguments)
+    )
+    assert not trials.run_trial(trial, BY_NAME["a stale KV row"], target).passed
+    assert 1 <= len(generations) < len(target.prompts)
 
 
 def test_an_exception_that_is_not_listed_is_no_refusal(target):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fspad_bench.core.tree import Tree
+from fspad_bench.lossless import engines
 from fspad_bench.lossless.reference import (
     Reference,
     attend,
@@ -30,6 +31,24 @@ def test_trees_in_one_forward_are_plain_forwards_of_their_paths(tiny):
                 ids = [*PREFIX, *(tree.tokens[other] for other in path_to(tree, node))]
                 alone = reference.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
                 torch.testing.assert_close(logits[node], alone[-1], rtol=0, atol=1e-9)
+
+
+def test_a_twin_shares_copy_and_logits(tiny):
+    reference = Reference(tiny, keep=True)
+    on_kernels = engines.tiny_on_kernels()
+    assert reference.serves(on_kernels)
+    twin = Reference(on_kernels, keep=True, twin=reference)
+    tree = Tree.chain(5, [6])
+    assert twin.model is reference.model
+    assert twin.logits(PREFIX, [tree]) is reference.logits(PREFIX, [tree])
+
+
+def test_other_weights_are_no_twins(tiny):
+    other = engines.tiny_on_kernels()
+    with torch.no_grad():
+        other.model.base_model.norm.weight[0] += 1e-6
+    assert not Reference(tiny).serves(other)
+    assert not Reference(tiny).serves(engines.wide_target(torch.float32))
 
 
 def test_attention_of_a_chain_is_torchs_causal_attention():
