@@ -65,9 +65,12 @@ class Sizes:
     lengths: tuple[int, ...]
 
     def within(self, target: TransformersTarget) -> Sizes:
-        """Return the sizes that fit the target's context, and the context's end."""
+        """Return the sizes that fit the target's context, and the context's end.
+
+        Where no prefix fits, the longest that does.
+        """
         end = target.max_length - LARGEST_TREE
-        prefixes = tuple(n for n in self.prefixes if n < end)
+        prefixes = tuple(n for n in self.prefixes if n < end) or (max(1, end - 1),)
         lengths = tuple(n for n in self.lengths if n < end)
         return Sizes(self.nodes, prefixes, (*lengths, end))
 

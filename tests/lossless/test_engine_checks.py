@@ -1,5 +1,7 @@
 """The engine's checks: they hold on every small engine, and see faults at one size alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -51,6 +53,12 @@ def test_sizes_end_at_the_context(tiny):
     assert few.lengths[-1] == tiny.max_length - 128
     assert max(few.prefixes) > 2048
     assert {63, 64, 65, 127, 128} <= set(few.nodes)
+
+
+def test_a_context_in_which_no_size_fits_is_looked_at_to_its_end():
+    small = SimpleNamespace(max_length=300)
+    assert engine.ONE.within(small).prefixes == (171,)
+    assert engine.FEW.within(small).prefixes == (1, 127)
 
 
 def test_paths_cover_every_depth_and_every_refusal():
