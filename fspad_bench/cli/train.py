@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoder",
         required=True,
-        help="eagle or fspad, or a variant: feature-sampling, partial-alignment, wide",
+        help="eagle or fspad, a variant (feature-sampling, partial-alignment, wide), "
+        "or aded: its table",
     )
     add_target(parser)
     _add_data(parser)

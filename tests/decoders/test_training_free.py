@@ -10,7 +10,7 @@ from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.lossless.scripted import ScriptedTarget
 from fspad_bench.lossless.witness import Observations, Witness
 
-DECODERS = ("suffix", "token_recycling")
+DECODERS = ("aded", "aded.maker=mcts", "suffix", "token_recycling")  # with an option
 TARGET = ScriptedTarget(6)  # of few tokens, so that guesses are often right
 PROMPTS = ([0, 1, 2, 0, 1], [2], [1, 1, 0, 1, 1, 0, 1])
 LIMIT = Limit(60)
@@ -21,7 +21,8 @@ def output(drafter, prompt, sampler):
 
 
 def drafter_of(name, **options):
-    given = {option: str(value) for option, value in options.items()}
+    name, *own = name.split(".")
+    given = options | dict(text.split("=") for text in own)
     return build_decoder(name, TARGET, {name: given}).drafter
 
 

@@ -127,7 +127,7 @@ def test_all_variants_have_a_trainer():
 
 
 @pytest.mark.parametrize(
-    ("decoder", "hint"), [("vanilla", "known: eagle, "), ("egle", "did you mean 'eagle'?")]
+    ("decoder", "hint"), [("vanilla", "known: aded, eagle, "), ("egle", "did you mean 'eagle'?")]
 )
 def test_a_decoder_without_a_trainer_is_refused(job, no_work, decoder, hint):
     with pytest.raises(BenchError, match=f"no draft network to train for '{decoder}'") as raised:
