@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cache
 from math import log, sqrt
 
 from fspad_bench.drafts.trigrams import Successors
@@ -61,6 +62,7 @@ def most_visited(
 
     Of equally often visited ones the first that was reached comes first.
     """
+    after = cache(after)  # an iteration asks for the same pairs as those before it
     root = Node((), 0.0)
     _expand(after, pair, root)
     if not root.children:
