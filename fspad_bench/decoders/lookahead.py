@@ -105,7 +105,6 @@ class Lookahead(Drafter):
 
     def propose(self, context: Context, budget: int) -> Tree:
         root = context.tokens[-1]
-        self.position = context.position
         paths = [self._path(column) for column in range(self.window)]
         paths += [list(tail) for tail in self.pool.after(root)]
         return Tree.from_paths(root, [path[:budget] for path in paths])
@@ -116,6 +115,7 @@ class Lookahead(Drafter):
             self.pool.add([*(level[column] for level in self.levels), token])
         context = step.context
         new = context.position - self.position
+        self.position = context.position
         self._read(context.tokens[-new - 1 :])
         last = [guessed.get(column) for column in range(self.window)]
         levels: list[Sequence[int | None]] = [*self.levels[1:], last]

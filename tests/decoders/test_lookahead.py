@@ -93,6 +93,23 @@ def test_the_window_moves_as_the_transcription_does(window, ngram, temperature):
     assert drafter.checked > 20 * (window > 1)
 
 
+class NowAndThen(Followed):
+    """Drafts at every other step; the others have a tree of one node."""
+
+    def propose(self, context: Context, budget: int) -> Tree:
+        tree = super().propose(context, budget)
+        if context.position % 2:
+            self.budget = 0
+            return Tree.root(context.tokens[-1])
+        return tree
+
+
+def test_a_step_without_its_tree_moves_the_window_too():
+    drafter = NowAndThen(TARGET, window=4, ngram=3)
+    generate(TARGET, drafter, Sampler(seed=2), [1, 2, 3, 1], Limit(50))
+    assert drafter.checked > 100
+
+
 def test_each_column_leaves_an_ngram_in_the_pool():
     drafter, context = started([1, 2], window=2, ngram=3, prompt=False)
     context.sampler = Sampler()

@@ -3,7 +3,7 @@
 import pytest
 
 from fspad_bench.core.loop import generate
-from fspad_bench.core.protocols import Limit
+from fspad_bench.core.protocols import Drafter, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.vanilla import Vanilla
@@ -37,6 +37,33 @@ def test_tokens_are_vanillas_with_drafts_accepted_refused_and_cut(name, temperat
     assert seen.accepted[0]
     assert sum(count for length, count in seen.accepted.items() if length)
     assert any(seen.budgets[budget] for budget in range(seen.deepest))
+
+
+class InTurn(Drafter):
+    """Asks one of two drafters at each step, and shows every step to both."""
+
+    def __init__(self, *drafters):
+        self.drafters = drafters
+
+    def begin(self, context, scores):
+        for drafter in self.drafters:
+            drafter.begin(context, scores)
+
+    def propose(self, context, budget):
+        self.drafters = self.drafters[::-1]
+        return self.drafters[0].propose(context, budget)
+
+    def observe(self, step):
+        for drafter in self.drafters:
+            drafter.observe(step)
+
+
+@pytest.mark.parametrize("other", DECODERS)
+@pytest.mark.parametrize("name", DECODERS)
+def test_steps_of_other_drafters_are_learned_from(name, other):
+    sampler = Sampler(0.7, seed=4)
+    drafter = InTurn(drafter_of(name), drafter_of(other))
+    assert output(drafter, PROMPTS[0], sampler) == output(Vanilla(TARGET), PROMPTS[0], sampler)
 
 
 @pytest.mark.parametrize("scope", ["prompt", "run"])
