@@ -222,6 +222,8 @@ def sandbox(tiny, tmp_path_factory):
         assert main([*distill.split(), "--output", "my-data", "--tokens", TOKENS]) == 0
         given = ["--output", "given-data", "--of", "conversations.jsonl"]
         assert main([*distill.split(), *given]) == 0
+        table = "train --decoder aded --data my-data --output my-table"
+        assert main([*table.split(), *SMALL["train"].split()]) == 0
         published = "export my-head --target tiny --output published-head"
         assert main(published.split()) == 0
         run = "run --target tiny --decoder prompt_lookup --task gsm8k --data bundled --limit 1"
@@ -234,7 +236,9 @@ def reduced(command):
     words = list(command.arguments)
     verb = words[0]
     if verb == "train" and "--init" not in words:
-        words += ["--draft-vocabulary", "40", "--tokens", TOKENS]
+        words += ["--tokens", TOKENS]
+    if verb == "train" and "--init" not in words and "aded" not in words:
+        words += ["--draft-vocabulary", "40"]
     if verb == "distill" and "--of" not in words:
         words += ["--tokens", TOKENS]
     if verb in ("distill", "train", "export"):
