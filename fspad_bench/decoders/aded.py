@@ -27,7 +27,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from heapq import heappop, heappush
-from pathlib import Path
 from typing import Any, Literal
 
 from fspad_bench.core.protocols import Context, Drafter, Scope, Scores, Step, Target
@@ -45,7 +44,7 @@ SENTENCES = 24
 DEPTH = LENGTH + 1
 
 Maker = Literal["best_first", "mcts"]
-Path_ = tuple[int, ...]
+Continuation = tuple[int, ...]
 
 
 class Aded(Drafter):
@@ -108,7 +107,7 @@ class Aded(Drafter):
         self.known = len(tokens)
 
 
-def sentences(trigrams: Trigrams, pair: tuple[int, int], dice: random.Random) -> list[Path_]:
+def sentences(trigrams: Trigrams, pair: tuple[int, int], dice: random.Random) -> list[Continuation]:
     """Return the most visited paths of a search, each with its best successor appended."""
     paths = []
     for path in most_visited(trigrams.after, pair, dice, ITERATIONS)[:SENTENCES]:
@@ -117,10 +116,12 @@ def sentences(trigrams: Trigrams, pair: tuple[int, int], dice: random.Random) ->
     return paths
 
 
-def best_paths(trigrams: Trigrams, pair: tuple[int, int], count: int, depth: int) -> list[Path_]:
+def best_paths(
+    trigrams: Trigrams, pair: tuple[int, int], count: int, depth: int
+) -> list[Continuation]:
     """Return the `count` most probable paths of up to `depth` tokens, the most probable first."""
-    heap: list[tuple[float, int, Path_]] = []
-    paths: list[Path_] = [()]
+    heap: list[tuple[float, int, Continuation]] = []
+    paths: list[Continuation] = [()]
     product = 1.0
     order = 0
     while len(paths) <= count:
@@ -139,11 +140,11 @@ def best_paths(trigrams: Trigrams, pair: tuple[int, int], count: int, depth: int
     return paths[1:]
 
 
-def trie(root: int, paths: Iterable[Path_], nodes: int, depth: int) -> Tree:
+def trie(root: int, paths: Iterable[Continuation], nodes: int, depth: int) -> Tree:
     """Return the tree of several paths, cut at `depth`; the last ones where `nodes` are used up."""
     tokens = [root]
     parents = [-1]
-    places: dict[Path_, int] = {(): 0}
+    places: dict[Continuation, int] = {(): 0}
     for path in paths:
         for length in range(1, min(len(path), depth) + 1):
             if path[:length] in places:
@@ -163,4 +164,11 @@ def table_for(folder: str, target: Any) -> TrigramTable:
         raise BenchError(
             "aded.table needs a target with a tokenizer", "leave table= out: it learns on line"
         )
-    return load_table(Path(user_path(folder)), vocabulary_hash(tokenizer), target.name)
+    loaded = load_table(user_path(folder), vocabulary_hash(tokenizer), target.name)
+    size = target.config.vocab_size
+    if loaded.tokens.max(initial=0) >= size:
+        raise BenchError(
+            f"{folder} holds token {loaded.tokens.max()}, and {target.name} has {size}",
+            f"build one for it: fspad-bench train --decoder aded --target {target.name}",
+        )
+    return loaded

@@ -170,6 +170,17 @@ class TestTable:
         with pytest.raises(BenchError, match="needs a target with a tokenizer"):
             Aded(TARGET, table=folder)
 
+    def test_a_token_that_the_target_lacks_is_refused(self, tiny, tmp_path):
+        """Targets of one tokenizer may have embeddings of different sizes."""
+        facts = {
+            "tokenizer": vocabulary_hash(tiny.tokenizer),
+            "target": "wider",
+            "vocabulary_size": 128,
+        }
+        count_trigrams([([1, 2, 97], [(0, 3)])], 128, facts).save(tmp_path)
+        with pytest.raises(BenchError, match="holds token 97, and tiny has 97"):
+            Aded(tiny, table=str(tmp_path))
+
     def test_a_table_of_another_tokenizer_is_refused(self, tiny, tmp_path):
         facts = {"tokenizer": "other", "target": "vicuna-7b", "vocabulary_size": 97}
         count_trigrams([([1, 2, 3], [(0, 3)])], 97, facts).save(tmp_path)
