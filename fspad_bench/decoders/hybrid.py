@@ -90,7 +90,7 @@ class Part:
 
 
 class Hybrid(Drafter):
-    """`of`: two or more decoders, with presets if need be (`fspad,prompt_lookup`); `nodes`: the
+    """`of`: two or more decoders, with presets if need be (`fspad,suffix`); `nodes`: the
     most that a tree holds.
     """
 
@@ -98,13 +98,13 @@ class Hybrid(Drafter):
         self,
         target: TransformersTarget,
         *,
-        of: str = "fspad,prompt_lookup",
+        of: str = "fspad,suffix",
         nodes: int = MOST_NODES,
     ) -> None:
         labels = [label.strip() for label in of.split(",") if label.strip()]
         if len(set(labels)) < 2 or len(set(labels)) < len(labels):
             raise BenchError(
-                f"hybrid.of={of}: at least two different decoders", "such as of=fspad,prompt_lookup"
+                f"hybrid.of={of}: at least two different decoders", "such as of=fspad,suffix"
             )
         if not 2 <= nodes <= LARGEST_TREE:
             raise BenchError(f"hybrid.nodes={nodes}", f"2 <= nodes <= {LARGEST_TREE}")

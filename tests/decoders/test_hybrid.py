@@ -26,7 +26,7 @@ def output(target, drafter, temperature, prompt, tokens=32):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize("of", ["fspad,prompt_lookup", "eagle, fspad@fixed,prompt_lookup"])
+@pytest.mark.parametrize("of", ["fspad,suffix", "eagle, fspad@fixed,prompt_lookup"])
 def test_the_output_is_vanillas(tiny, of, temperature):
     hybrid = Hybrid(tiny, of=of)
     vanilla = build_decoder("vanilla", tiny).drafter
@@ -128,9 +128,10 @@ def test_settings_name_every_drafter_with_its_own_settings(tiny):
 
 
 def test_it_learns_across_prompts_only_if_one_of_them_does(tiny, monkeypatch):
-    assert Hybrid(tiny).scope == "prompt"
+    of = "fspad,prompt_lookup"
+    assert Hybrid(tiny, of=of).scope == "prompt"
     monkeypatch.setattr(PromptLookup, "scope", "run")
-    assert Hybrid(tiny).scope == "run"
+    assert Hybrid(tiny, of=of).scope == "run"
 
 
 @pytest.mark.parametrize(

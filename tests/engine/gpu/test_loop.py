@@ -15,7 +15,7 @@ PROMPT = [40, 41, 42, 43, 44, 45] * 2
 FIXED = {  # adaptive trees have one shape on a device and many on the host
     "eagle": {"tree": "fixed"},
     "fspad": {"tree": "fixed"},
-    "hybrid": {"of": "fspad@fixed,prompt_lookup"},
+    "hybrid": {"of": "fspad@fixed,suffix"},
 }
 SAMPLERS = [Sampler(), Sampler(1.0, seed=4), Sampler(0.8, top_k=30, top_p=0.9, seed=5)]
 
