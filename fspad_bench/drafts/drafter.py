@@ -23,6 +23,7 @@ from fspad_bench.drafts.network import DraftNetwork
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.policy import FixedTree, TreePolicy, Trust
 from fspad_bench.drafts.trees.dynamic import DraftTree, dynamic_tree
+from fspad_bench.drafts.trees.levels import HeadLevels
 from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
 from fspad_bench.drafts.trees.sampled import sampled_tree
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
@@ -201,12 +202,12 @@ class HeadDrafter(Drafter):
             return DraftTree(tree)
         assert context.sampler is not None
         return dynamic_tree(
-            self.draft,
+            HeadLevels(self.draft),
             context,
             policy=self._policy(context).at(len(context.tokens), self.trust.share),
             budget=budget,
             top_k=options.top_k,
-            coupled=options.coupled and not context.sampler.greedy,
+            with_noise=options.coupled,
         )
 
 

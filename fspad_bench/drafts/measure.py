@@ -20,6 +20,7 @@ from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.drafts.sizing.costs import Costs, Turn
 from fspad_bench.drafts.sizing.policy import AdaptiveTree, FixedTree, TreePolicy, best_shape
 from fspad_bench.drafts.trees.dynamic import dynamic_tree
+from fspad_bench.drafts.trees.levels import HeadLevels
 from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
 from fspad_bench.engine.device_loop import DeviceLoop, replayed
 from fspad_bench.engine.target import TransformersTarget
@@ -144,12 +145,12 @@ def _draft_seconds(
         draft.features = features
         draft.tokens = tokens
         return dynamic_tree(
-            draft,
+            HeadLevels(draft),
             context,
             policy=FixedTree(SMALL, levels),
             budget=levels,
             top_k=options.top_k,
-            coupled=options.drafting == "coupled" and not greedy,
+            with_noise=options.drafting == "coupled",
         ).tree
 
     turns = []

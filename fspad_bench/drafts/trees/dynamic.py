@@ -2,11 +2,10 @@
 there is any.
 
 Level by level the `top_k` most probable paths are expanded by their `top_k` next tokens; of all
-candidates the most probable make the tree, as many as its policy says. Under sampling the target
-will choose the argmax of its logits + T * G, with noise G that is known beforehand (Daliri et al.
-2024, arXiv 2408.07978). So a child's probability is that of softmax(z), z = draft logits + T * G at
-its position: how likely the draft's own choice is the target's. Softmax of the logits alone would
-prune the very children that the noise favours. At T = 0 this is EAGLE-2's rule.
+candidates the most probable make the tree, as many as its policy says. Under sampling a child's
+probability is that of softmax(z), z = draft logits + T * G at its position (`levels.coupled`): how
+likely the draft's own choice is the target's. Softmax of the logits alone would prune the very
+children that the noise favours. At T = 0 this is EAGLE-2's rule.
 """
 
 from __future__ import annotations
@@ -14,14 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from fspad_bench.core.protocols import Context
 from fspad_bench.core.tree import Tree
-from fspad_bench.drafts.cache import extend_visibility
-from fspad_bench.drafts.draft import Draft
 from fspad_bench.drafts.sizing.policy import TreePolicy
+from fspad_bench.drafts.trees.levels import Levels, coupled
 
 
 class DraftTree(NamedTuple):
@@ -44,7 +39,13 @@ class Candidates(NamedTuple):
 
 
 def dynamic_tree(
-    draft: Draft, context: Context, *, policy: TreePolicy, budget: int, top_k: int, coupled: bool
+    draft: Levels,
+    context: Context,
+    *,
+    policy: TreePolicy,
+    budget: int,
+    top_k: int,
+    with_noise: bool,
 ) -> DraftTree:
     """Draft a tree below the last committed token, at most `budget` levels deep.
 
@@ -52,15 +53,12 @@ def dynamic_tree(
     of a few numbers.
     """
     candidates = Candidates([], [], [])
-    out = draft.absorb()
-    ancestors = None
+    logits = draft.absorb()  # [K, V_draft] of the frontier
     frontier = [-1]  # the nodes whose children are drafted next
     path_chances = [1.0]  # theirs
     for level in range(budget):
-        logits = draft.logits(out)  # [K, V_draft], from h_logit
-        if coupled:
-            logits += _noise(draft, context, level)
-        best = logits.log_softmax(-1).topk(top_k, dim=-1)
+        z = coupled(logits, draft.ids, context, level) if with_noise else logits
+        best = z.log_softmax(-1).topk(top_k, dim=-1)
         first = len(candidates.tokens)
         graded = policy.grade(best.values.flatten().tolist(), level)
         paths = [path_chances[number // top_k] * chance for number, chance in enumerate(graded)]
@@ -72,12 +70,8 @@ def dynamic_tree(
         ranked = sorted(candidates.chances, reverse=True)
         if level + 1 == budget or not policy.deepen(ranked, path_chances, level + 1):
             break
-        device = out.h_feature.device
         rows = [(node - first) // top_k for node in frontier]
-        parents = torch.tensor(rows, device=device)
-        ancestors = extend_visibility(ancestors, parents)
-        tokens = torch.tensor([candidates.tokens[node] for node in frontier], device=device)
-        out = draft.expand(tokens, out.h_feature[parents], ancestors, level)
+        logits = draft.expand([candidates.tokens[node] for node in frontier], rows)
     return _pruned(context.tokens[-1], candidates, policy, level + 1)
 
 
@@ -93,13 +87,6 @@ def _pruned(root: int, candidates: Candidates, policy: TreePolicy, levels: int) 
         [-1, *(place[candidates.parents[node]] for node in kept)],
     )
     return DraftTree(tree, levels, [chances[node] for node in kept])
-
-
-def _noise(draft: Draft, context: Context, level: int) -> Tensor:
-    """Return T * G of the position that children at `level` stand at, over the draft vocabulary."""
-    sampler = context.sampler
-    assert sampler is not None
-    return sampler.temperature * sampler.noise(context.position + level, draft.ids)
 
 
 def _leading(chances: Sequence[float], nodes: Iterable[int]) -> list[int]:

@@ -18,8 +18,8 @@ from torch import Tensor
 from fspad_bench.core.protocols import Context
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Dice, without
-from fspad_bench.drafts.cache import extend_visibility
 from fspad_bench.drafts.draft import Draft
+from fspad_bench.drafts.trees.levels import HeadLevels
 
 Ranks = tuple[int, ...]
 """A node by the ranks of the draws that lead to it; the root is ()."""
@@ -32,18 +32,17 @@ def sampled_tree(draft: Draft, context: Context, *, nodes: int, depth: int, top_
     assert context.sampler is not None
     shape = fixed_shape(nodes, depth, top_k)
     dice = context.sampler.dice(context.position, "draft")
-    device = draft.ids.device
+    levels = HeadLevels(draft)
     tokens = [context.tokens[-1]]
     parents = [-1]
     places: dict[Ranks, int] = {(): 0}
     drawn_from: list[tuple[int, Tensor]] = []  # (node, the distribution of its children)
-    out = draft.absorb()
+    logits = levels.absorb()
     level: list[Ranks] = [()]
-    ancestors = None
     for reach in range(1, depth + 1):
         children: list[Ranks] = []
-        for ranks, logits in zip(level, draft.logits(out), strict=True):
-            q = context.sampler.distribution(logits)
+        for ranks, row in zip(level, logits, strict=True):
+            q = context.sampler.distribution(row)
             drawn_from.append((places[ranks], q))
             wanted = [path for path in shape if len(path) == reach and path[:-1] == ranks]
             for path, token in zip(wanted, draw(q, len(wanted), dice), strict=False):
@@ -54,12 +53,11 @@ def sampled_tree(draft: Draft, context: Context, *, nodes: int, depth: int, top_
         inner = [path for path in children if any(longer[:-1] == path for longer in shape)]
         if not inner:
             break
-        above = torch.tensor([level.index(path[:-1]) for path in inner], device=device)
-        chosen = torch.tensor([tokens[places[path]] for path in inner], device=device)
-        ancestors = extend_visibility(ancestors, above)
-        out = draft.expand(chosen, out.h_feature[above], ancestors, reach - 1)
+        chosen = [tokens[places[path]] for path in inner]
+        logits = levels.expand(chosen, [level.index(path[:-1]) for path in inner])
         level = inner
-    all_q = torch.zeros(len(tokens), draft.vocabulary.size, dtype=torch.float64, device=device)
+    shape_of_q = len(tokens), draft.vocabulary.size
+    all_q = torch.zeros(shape_of_q, dtype=torch.float64, device=draft.ids.device)
     for node, q in drawn_from:
         all_q[node, draft.ids] = q
     return Tree(tokens, parents, all_q)
