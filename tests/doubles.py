@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DynamicCache,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
@@ -15,11 +16,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from fspad_bench.core.protocols import Context, Drafter, Scores, Step
+from fspad_bench.core.protocols import Context, Drafter, LayerPlan, Scores, Step
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Accepted
 from fspad_bench.engine.batch import Wave, answer_streams
+from fspad_bench.engine.stock import StockForward
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.scripted import ScriptedTarget
 
@@ -166,6 +168,36 @@ def random_target(
     if name == "not fused":
         return random_target("llama", dtype, hidden_act="gelu", **options)
     return TransformersTarget(random_model(name, dtype, **options), None)
+
+
+def skip_sublayers(model, plan):
+    """Let the named sublayers of a stock model add nothing to the residual stream."""
+
+    def no_attention(hidden_states, *_, **__):
+        return torch.zeros_like(hidden_states), None
+
+    for index in plan.skip_attention:
+        model.base_model.layers[index].self_attn.forward = no_attention
+    for index in plan.skip_mlp:
+        model.base_model.layers[index].mlp.forward = torch.zeros_like
+    return model
+
+
+@torch.inference_mode()
+def logits_behind(
+    make: Callable[[], PreTrainedModel], prefix: list[int], tokens: list[int], plan: LayerPlan
+) -> torch.Tensor:
+    """Return a stock model's logits `[N, V]` after tokens that a part of it reads behind entries of
+    the whole; `make` returns the model anew.
+    """
+    whole = make()
+    argument = StockForward(whole).cache_argument
+    entries = DynamicCache(config=whole.config)
+    whole(input_ids=torch.tensor([prefix]), use_cache=True, **{argument: entries})
+    positions = torch.arange(len(prefix), len(prefix) + len(tokens))[None]
+    part = skip_sublayers(make(), plan)
+    ids = torch.tensor([tokens])
+    return part(input_ids=ids, position_ids=positions, **{argument: entries}).logits[0]
 
 
 def answer_all(target, requests, **how):

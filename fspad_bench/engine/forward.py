@@ -31,6 +31,7 @@ from fspad_bench.engine.cpu.native import Native, Tail, TorchOps
 NAME = "fused"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 SPARE = 1024
+PLANS = 256  # parts of the layers whose forwards are kept at a time
 
 
 class Layer(NamedTuple):
@@ -113,8 +114,10 @@ class FusedForward:
         return known and all(linear) and len(places) == 1 and activation == "silu"
 
     def chain(self, plan: LayerPlan) -> Chain:
-        """Return the fused forward of a plan, built on first use."""
+        """Return the fused forward of a plan, built on first use; old ones of parts are dropped."""
         if plan not in self._chains:
+            if len(self._chains) > PLANS:
+                del self._chains[next(old for old in self._chains if not old.whole)]
             self._chains[plan] = self._fuse(plan)
         return self._chains[plan]
 

@@ -5,7 +5,7 @@
   scored level by level gives the logits of the same tree scored at once.
 - A session may run some of a target's layers only (`layers`), hand out hidden states (`capture`),
   and read the entries of another session of the same target (`share`): its own entries are pending
-  behind them until they are rolled back.
+  behind them until they are rolled back. It may look back, and go on from an earlier token.
 - Writing past the last slot, extending before a prefill, and writing over another session's pending
   entries raise.
 """
@@ -84,6 +84,7 @@ class Session:
         self.prefilled = False
         self.closed = False
         self._length = 0
+        self._hidden = 0
         self._forget_pending()
 
     def __enter__(self) -> Self:
@@ -101,8 +102,10 @@ class Session:
 
     @property
     def length(self) -> int:
-        """Committed entries; a sharing session has those of the session that it shares."""
-        return self._length if self.share is None else self.share.length
+        """Committed entries; a sharing session has those of the session that it shares, but for
+        those that it looks back over.
+        """
+        return self._length if self.share is None else self.share.length - self._hidden
 
     @property
     def pending(self) -> int:
@@ -137,7 +140,9 @@ class Session:
         prefill or past the last slot.
         """
         self._check_extension(tokens, parents)
-        extend_ancestry(self._ancestry, parents)
+        hidden = self._hidden
+        behind = [parent + hidden if parent >= 0 else parent for parent in parents]
+        extend_ancestry(self._ancestry, behind)
         self._parents += parents
         self.cache.writer = self
         pending = Pending(self.length, self._ancestry, len(tokens))
@@ -178,6 +183,19 @@ class Session:
         self.rollback()
         self._length = length
 
+    def look_back(self, count: int) -> None:
+        """Let a sharing session go on before the last `count` entries that it shares: it neither
+        sees them nor writes over them, and they count as pending ones.
+
+        Raises ValueError for more than there are, and RuntimeError in a session that shares none.
+        """
+        if self.share is None:
+            raise RuntimeError("only a sharing session looks back")
+        if not 0 <= count <= self.share.length:
+            raise ValueError(f"cannot look back over {count} of {self.share.length} entries")
+        self._hidden = count
+        self.rollback()
+
     def advance(self, count: int) -> None:
         """Count the one forward of a step that ran whole on the device and kept `count` entries."""
         self.target.forwards += 1
@@ -194,12 +212,11 @@ class Session:
             raise ValueError(f"{len(tokens)} tokens with {len(parents)} parents")
         if any(not -1 <= parent < first + i for i, parent in enumerate(parents)):
             raise ValueError(f"a parent must precede its child: {list(parents)}")
-        if first + len(tokens) > LARGEST_TREE:
-            raise BenchError(
-                f"a tree of {first + len(tokens)} nodes is too large", f"at most {LARGEST_TREE}"
-            )
+        total = self._hidden + first + len(tokens)
+        if total > LARGEST_TREE:
+            raise BenchError(f"a tree of {total} nodes is too large", f"at most {LARGEST_TREE}")
         self.target.check_tokens(tokens, "the draft was made for another target")
-        self._check_room(self.length + first, len(tokens))
+        self._check_room(self.length + self._hidden + first, len(tokens))
 
     def _check_open(self) -> None:
         """Raise RuntimeError once the cache may be another session's."""
@@ -220,7 +237,8 @@ class Session:
         return Scores(logits, torch.cat(captured, dim=-1) if captured else features)
 
     def _forget_pending(self) -> None:
-        self._ancestry: list[int] = []
+        # each of the hidden ones is seen by itself alone
+        self._ancestry: list[int] = [1 << entry for entry in range(self._hidden)]
         self._parents: list[int] = []
         if self.cache.writer is self:
             self.cache.writer = None

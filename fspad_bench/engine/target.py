@@ -117,7 +117,7 @@ class TransformersTarget:
         entries are read. Raises ContextError where the capacity exceeds the context, BenchError for
         a plan or capture this target cannot run.
         """
-        self._check_plan(layers, capture)
+        self.check_plan(layers, capture)
         if share is not None:
             if share.target is not self:
                 raise ValueError("a session shares the entries of its own target only")
@@ -289,7 +289,8 @@ class TransformersTarget:
             compact,
         )
 
-    def _check_plan(self, layers: LayerPlan, capture: Sequence[int]) -> None:
+    def check_plan(self, layers: LayerPlan, capture: Sequence[int] = ()) -> None:
+        """Raise BenchError or ValueError for layers or captured states that it cannot run."""
         count = self.config.num_hidden_layers
         if not layers.whole and not self.fused:
             raise BenchError(

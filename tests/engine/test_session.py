@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from doubles import ARCHITECTURES, VOCABULARY, random_model, random_tree
+from doubles import ARCHITECTURES, VOCABULARY, random_model, random_tree, skip_sublayers
 
 from fspad_bench.core.protocols import ALL, LayerPlan
 from fspad_bench.core.tree import Tree
@@ -53,19 +53,6 @@ def path_of(tree, node):
 
 def assert_close(actual, expected, tolerance=TOLERANCE):
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
-
-
-def skip_sublayers(model, plan):
-    """Let the named sublayers of a stock model add nothing to the residual stream."""
-
-    def no_attention(hidden_states, *_, **__):
-        return torch.zeros_like(hidden_states), None
-
-    for index in plan.skip_attention:
-        model.base_model.layers[index].self_attn.forward = no_attention
-    for index in plan.skip_mlp:
-        model.base_model.layers[index].mlp.forward = torch.zeros_like
-    return model
 
 
 class TestTrees:

@@ -81,7 +81,7 @@ class TreeForward:
         The first whole tree captures those of all sizes, in a warm-up rather than on the clock.
         """
         self.graphs[shape] = Graph(self.fused, self.attention, cache, shape)
-        if cache.entries.device.type != "cuda" or shape.earlier:
+        if cache.entries.device.type != "cuda" or shape.earlier or not shape.layers.whole:
             return
         for size in SIZES:
             other = shape._replace(nodes=size)
