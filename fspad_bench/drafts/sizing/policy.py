@@ -84,6 +84,16 @@ class FixedTree:
 
 
 @dataclass(frozen=True)
+class ConfidentTree(FixedTree):
+    """A fixed tree that ends at a level none of whose paths has a chance of at least `stop`."""
+
+    stop: float
+
+    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
+        return levels < self.depth and frontier[0] >= self.stop
+
+
+@dataclass(frozen=True)
 class AdaptiveTree:
     """The tree that pays on this machine, within `nodes` and `depth`."""
 
