@@ -20,7 +20,7 @@ import torch
 from fspad_bench.benchmark import runner
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import Shape, architectures
+from fspad_bench.drafts.network import architectures, low_mid_high
 from fspad_bench.models import load
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
@@ -111,7 +111,7 @@ def heads(tiny, tmp_path_factory):
     vocabulary = torch.tensor([i for i in range(97) if i % 3])
     for name, network_class in architectures().items():
         torch.manual_seed(1)
-        network = network_class(Shape.of_target(tiny.config))
+        network = network_class(network_class.shape_for(tiny.config))
         head = Head(network, vocabulary, tiny.name, tiny.identity, {"decoder": name})
         head.save(root / name)
     return {name: root / name for name in architectures()}
@@ -146,11 +146,22 @@ def features(tiny, conversations, tmp_path_factory):
     return features
 
 
+@pytest.fixture(scope="session")
+def captured_features(tiny, features, tmp_path_factory):
+    """The same conversations' features with those of the hidden states that EAGLE-3 reads."""
+    folder = tmp_path_factory.mktemp("captured")
+    capture = low_mid_high(tiny.config.num_hidden_layers)
+    captured = StoredFeatures([FeatureStore(folder, features.conversations, 64, capture)])
+    captured.fill(tiny)
+    return captured
+
+
 @pytest.fixture
-def trainer(tiny, features, recipe):
+def trainer(tiny, features, captured_features, recipe):
     def make(variant="fspad", recipe=recipe, vocabulary=97, origin=None):
         tokens = frequent_tokens(features.conversations, vocabulary, 97)
         network = initial_network(tiny, variant, recipe.seed)
-        return Trainer(tiny, features, tokens, network, recipe, origin=origin)
+        own = captured_features if network.shape.capture else features
+        return Trainer(tiny, own, tokens, network, recipe, origin=origin)
 
     return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from fspad_bench.cli.arguments import (
     above_zero,
@@ -22,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoder",
         required=True,
-        help="eagle or fspad, a variant (feature-sampling, partial-alignment, wide), "
-        "or aded: its table",
+        help="eagle, eagle3 or fspad, a variant (feature-sampling, partial-alignment, wide, "
+        "fspad-unrolled, fspad3), or aded: its table",
     )
     add_target(parser)
     _add_data(parser)
-    _add_recipe(parser.add_argument_group("recipe"))
+    _add_recipe(parser.add_argument_group("recipe", "defaults are the decoder's: docs/training.md"))
     parser.add_argument(
         "--init",
         dest="initial",
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dataclasses import fields
+    from dataclasses import fields, replace
 
     from fspad_bench.benchmark.tasks import prompts_of
     from fspad_bench.cli.environment import quiet_libraries
@@ -53,7 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet_libraries()
     given = vars(arguments)
-    recipe = Recipe(**{f.name: given[f.name] for f in fields(Recipe) if f.name in given})
+    settings: dict[str, Any] = {
+        f.name: given[f.name] for f in fields(Recipe) if given.get(f.name) is not None
+    }
+    recipe = replace(training.default_recipe(arguments.decoder), **settings)
     is_own_data = training.SELF in arguments.data
     job = training.TrainingJob(
         decoder=arguments.decoder,
@@ -111,35 +115,32 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--supervise",
         choices=["answers", "all"],
-        default="answers",
-        help="learn the distribution of the answers' tokens, or of every token "
-        "(default: %(default)s)",
+        help="learn the distribution of the answers' tokens (the default), or of every token",
     )
-    group.add_argument("--epochs", type=above_zero, default=8.0)
-    group.add_argument("--batch-tokens", type=positive, default=2048)
-    group.add_argument("--lr", type=above_zero, default=1e-3)
-    group.add_argument("--warmup", type=whole, default=200, metavar="STEPS")
-    group.add_argument(
-        "--feature-weight", type=not_negative, default=1.0, help="weight of the feature loss L_v"
-    )
-    group.add_argument(
-        "--logit-weight", type=not_negative, default=0.1, help="weight of the logit loss L_p"
-    )
+    group.add_argument("--epochs", type=above_zero)
+    group.add_argument("--batch-tokens", type=positive)
+    group.add_argument("--lr", type=above_zero)
+    group.add_argument("--warmup", type=whole, metavar="STEPS")
+    group.add_argument("--feature-weight", type=not_negative, help="weight of the feature loss L_v")
+    group.add_argument("--logit-weight", type=not_negative, help="weight of the logit loss L_p")
     group.add_argument(
         "--top-weight",
         type=not_negative,
-        default=0.0,
         help="weight of the loss on the likeliest tokens (HASS: 1)",
     )
     group.add_argument(
-        "--unroll", type=positive, default=1, help="draft levels to train on (HASS: 3)"
+        "--unroll", type=positive, help="draft levels to train on (HASS: 3, EAGLE-3: 7)"
     )
-    group.add_argument("--noise", type=not_negative, default=0.2)
+    group.add_argument(
+        "--decay",
+        type=above_zero,
+        help="weight of each of them beside the one before (EAGLE-3: 0.8)",
+    )
+    group.add_argument("--noise", type=not_negative)
     group.add_argument(
         "--vocabulary",
         choices=["prompt", "head"],
-        default="prompt",
-        help="let the draft propose the head's tokens and those of the text, or the head's alone "
-        "(default: %(default)s)",
+        help="let the draft propose the head's tokens and those of the text (the default), or "
+        "the head's alone",
     )
-    group.add_argument("--seed", type=whole, default=0)
+    group.add_argument("--seed", type=whole)

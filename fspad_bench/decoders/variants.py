@@ -1,5 +1,5 @@
 """Networks between EAGLE and FSPAD, for ablations: each half of FSPAD alone, and EAGLE with FSPAD's
-parameter count.
+parameter count. And FSPAD on what EAGLE-3 reads, which is published nowhere.
 
 fspad-bench train --decoder wide --data my-data --output my-head
 fspad-bench run --decoder wide=fspad_bench.decoders.variants:AnyHead -D wide.head=my-head --task all
@@ -7,10 +7,25 @@ fspad-bench run --decoder wide=fspad_bench.decoders.variants:AnyHead -D wide.hea
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
 from fspad_bench.decoders.eagle import EagleNetwork
 from fspad_bench.decoders.fspad import FeatureSampling, FspadNetwork, SplitOutput
 from fspad_bench.drafts.drafter import HeadDrafter
-from fspad_bench.drafts.network import DraftNetwork, Output, Shape
+from fspad_bench.drafts.network import (
+    DraftNetwork,
+    DraftOutput,
+    Norm,
+    Output,
+    Shape,
+    low_mid_high,
+)
+from fspad_bench.engine.target import TransformersTarget
 
 
 class FeatureSamplingNetwork(DraftNetwork):
@@ -46,6 +61,43 @@ class WideNetwork(EagleNetwork):
     @classmethod
     def build_output(cls, shape: Shape) -> Output:
         return Output(shape, width=shape.m + 4 * shape.m // 3)
+
+
+class NormedSplitOutput(SplitOutput):
+    """FSPAD's split output, with EAGLE-3's norm before the LM head: h_logit = norm(a + u_1)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.final = Norm(shape.d, shape.eps)
+
+    def outputs(self, a: Tensor, update: Tensor) -> DraftOutput:
+        out = super().outputs(a, update)
+        return out._replace(h_logit=self.final(out.h_logit))
+
+
+class Fspad3Network(FspadNetwork):
+    """FSPAD's feature sampling and split output on EAGLE-3's fused states, trained as EAGLE-3 is.
+
+    Without a feature loss h_feature learns from the draft levels that read it.
+    """
+
+    architecture = "fspad3"
+    published: ClassVar[dict[str, str]] = {}
+    learns_through = True
+
+    @classmethod
+    def shape_for(cls, config: PreTrainedConfig) -> Shape:
+        return replace(Shape.of_target(config), capture=low_mid_high(config.num_hidden_layers))
+
+    @classmethod
+    def build_output(cls, shape: Shape) -> NormedSplitOutput:
+        return NormedSplitOutput(shape)
+
+    @torch.no_grad()
+    def start(self, target: TransformersTarget) -> None:
+        """Begin with the target's final norm, which its LM head expects."""
+        assert isinstance(self.output, NormedSplitOutput)
+        self.output.final.weight.copy_(target.model.base_model.norm.weight)
 
 
 class AnyHead(HeadDrafter):

@@ -24,15 +24,18 @@ from fspad_bench.engine.target import TransformersTarget
 class Draft:
     """A draft network at work: its weights packed, its cache, and the tokens that it can propose.
 
-    `ids [V_draft]`: the target's ids of these tokens; with `prompted` the text's own join them.
+    `ids [V_draft]`: the target's ids of these tokens; with `prompted` the text's own join them,
+    unless the head has an LM head of its own, which has no rows for them.
     """
 
     def __init__(self, target: TransformersTarget, head: Head, *, prompted: bool = True) -> None:
         self.network = FusedNetwork(head.network)
+        self.capture = head.network.shape.capture
+        prompted = prompted and head.network.lm_head is None
         self.vocabulary = Vocabulary(head.vocabulary, target.config.vocab_size, prompted=prompted)
         self.embedding = target.embedding
         self.lm_head_weight = target.lm_head.weight
-        self.lm_head = Matrix(self.lm_head_weight[head.vocabulary])
+        self.lm_head = Matrix(head.network.head_rows(self.lm_head_weight, head.vocabulary))
         self.cache = DraftCache(target, self.network)
         self._reset_vocabulary()
 
@@ -67,12 +70,13 @@ class Draft:
         """
         start = self.cache.length
         e = self.embedding(torch.tensor(self.tokens, device=self.features.device))
-        x = self.network.fuse(e, self.features)
+        f = self.network.read(self.features)
+        x = self.network.fuse(e, f)
         rope = self.cache.rope(start, start + len(x))
         seen = self._attend(x, 1, rope)
         self.cache.length += len(x)
         self.absorbed = True
-        return self.network.output(x[-1:], seen)
+        return self.network.output(self.network.residual(x, f)[-1:], seen)
 
     def expand(
         self, tokens: Tensor, features: Tensor, ancestors: Tensor, level: int
@@ -86,7 +90,8 @@ class Draft:
         position = self.cache.length + level
         rope = self.cache.rope(position, position + 1)
         offset = ancestors.shape[1] - len(tokens)
-        return self.network.output(x, self._attend(x, len(x), rope, offset, ancestors))
+        seen = self._attend(x, len(x), rope, offset, ancestors)
+        return self.network.output(self.network.residual(x, features), seen)
 
     def logits(self, out: DraftOutput) -> Tensor:
         """Return logits over the draft vocabulary, `[N, V_draft]` float32."""
@@ -103,7 +108,7 @@ class Draft:
         offset: int = 0,
         ancestors: Tensor | None = None,
     ) -> Tensor:
-        """Cache x `[M, d]` at `offset` behind the committed entries; attend from its last `count`.
+        """Cache x of M rows at `offset` behind the committed entries; attend from its last `count`.
 
         They attend to all committed entries and to the tree's entries that `ancestors [count, R]`
         marks. Returns the output projection `[count, d]`.

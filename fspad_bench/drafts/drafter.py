@@ -81,7 +81,8 @@ class HeadDrafter(Drafter):
     drafting    `coupled` ranks children by their logits plus the noise of their position, `ranked`
                 by their logits alone, `sampled` draws them. Empty: what suits `verify`: coupled for
                 `match`, sampled for the rules that need a distribution.
-    vocabulary  `prompt`: the head's tokens and those of the text; `head`: the head's alone.
+    vocabulary  `prompt`: the head's tokens and those of the text; `head`: the head's alone, as
+                always where the head has an LM head of its own.
     """
 
     network: ClassVar[type[DraftNetwork] | None] = None
@@ -114,6 +115,7 @@ class HeadDrafter(Drafter):
         )
         self.target = target
         self.draft = Draft(target, self.head, prompted=self.options.vocabulary == "prompt")
+        self.capture = self.draft.capture
         bounds = FixedTree(self.options.nodes, self.options.depth)
         # by whether the step is greedy; None until `prepare` has measured
         self.policies: dict[bool, TreePolicy] | None = None
@@ -247,6 +249,7 @@ def resolve(
     adaptive = (tree or ("auto" if calibrated and not (nodes or depth) else "fixed")) == "auto"
     adaptive = adaptive and drafting != "sampled"
     captured = bool(target.kernels) and verify == "match" and drafting != "sampled"
+    alone = captured or head.network.lm_head is not None  # a graph has one shape
     nodes = nodes or (MOST_NODES if adaptive else FIXED_NODES)
     depth = depth or (MOST_DEPTH if adaptive else FIXED_DEPTH)
     sizes = (nodes, depth + 1, top_k + 1)  # a tree holds a whole path, and a node's children
@@ -262,7 +265,7 @@ def resolve(
         top_k=min(top_k, len(head.vocabulary)),
         verify=verify,
         drafting=drafting,
-        vocabulary="head" if captured else vocabulary,  # a graph has one shape
+        vocabulary="head" if alone else vocabulary,
         captured=captured,
     )
 

@@ -22,7 +22,7 @@ from fspad_bench.engine.cpu.linear import stacked
 from fspad_bench.engine.cpu.native import Native, TorchOps
 
 Fuse = Callable[[Tensor, Tensor], Tensor]
-"""(e, f) `[N, d]` -> x `[N, d]`."""
+"""(e, f) `[N, d]` -> x `[N, layer_inputs d]`."""
 
 
 class Fusable(Protocol):
@@ -33,7 +33,7 @@ class Fusable(Protocol):
 
 
 class FusedNetwork:
-    """Rows e, f, x, a are `[N, d]`.
+    """Rows e, f, a are `[N, d]`, x what the fusion makes of e and f.
 
     Keys and values `[H_kv, N, D]`; a rope belongs to the rows' positions.
     """
@@ -43,6 +43,7 @@ class FusedNetwork:
         output = network.output
         self.shape = network.shape
         self.network = network
+        self.residual = network.residual
         self.q = stacked(attention.q)
         self.kv = stacked(attention.k, attention.v)
         self.o = stacked(attention.o)
@@ -53,6 +54,11 @@ class FusedNetwork:
         self.ops: Native | TorchOps = compiled or TorchOps(_norm)
         self.compiled_attention = compiled if native.attends(self.shape.head_dim) else None
         self.fuse: Fuse = network.fuse.fused(self.ops)
+        self.join = stacked(network.join) if network.join is not None else None
+
+    def read(self, states: Tensor) -> Tensor:
+        """Return f from what the target's session hands out for these rows."""
+        return states if self.join is None else self.join(states)
 
     def query(self, x: Tensor, rope: Tensor) -> Tensor:
         """Return rotated queries `[H, N, D]`."""
@@ -99,11 +105,11 @@ class FusedNetwork:
         """Apply the output projection: `[H, N, D]` -> `[N, d]`."""
         return self.o(seen.transpose(0, 1).flatten(-2))
 
-    def output(self, x: Tensor, seen: Tensor) -> DraftOutput:
-        """Run the last half-layer on the layer's input x, which may be overwritten, and attention's
-        output.
+    def output(self, residual: Tensor, seen: Tensor) -> DraftOutput:
+        """Run the last half-layer on the residual `[N, d]`, which may be overwritten, and
+        attention's output.
         """
-        a, n = self.ops.add_norm(x, seen, self.norm, self.shape.eps)
+        a, n = self.ops.add_norm(residual, seen, self.norm, self.shape.eps)
         return self.network.output.outputs(a, self.down(self.ops.gated(self.gate_up(n))))
 
     def rope(self, positions: Tensor) -> Tensor:

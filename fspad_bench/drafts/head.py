@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from fspad_bench.drafts.network import DraftNetwork, Shape, architecture
 from fspad_bench.drafts.published import (
     SAFETENSORS,
+    has_vocabulary,
     is_published,
     read_published,
     weights_file,
@@ -79,7 +80,7 @@ class Head:
             "target": self.target,
             "identity": self.identity,
             "architecture": self.network.architecture,
-            "shape": _sizes(self.network.shape),
+            "shape": self.network.shape.facts(),
         }
         with disk_errors(folder, SafetensorError, RuntimeError):
             folder.mkdir(parents=True, exist_ok=True)
@@ -90,10 +91,11 @@ class Head:
 
 
 def export_head(head: Head, target: TransformersTarget, folder: Path) -> list[str]:
-    """Write a head in the layout that EAGLE and FSPAD publish. Return what that layout loses.
+    """Write a head in the layout that EAGLE, EAGLE-3 and FSPAD publish. Return what that layout
+    loses.
 
-    No weight of a head belongs to its draft vocabulary: the exported head drafts every token.
-    Raises BenchError where the folder holds a head that would hide this one.
+    EAGLE-3's alone has a draft vocabulary: other exported heads draft every token. Raises
+    BenchError where the folder holds a head that would hide this one.
     """
     for other in (folder / ABOUT, folder / SAFETENSORS):
         if other.exists():
@@ -102,10 +104,13 @@ def export_head(head: Head, target: TransformersTarget, folder: Path) -> list[st
                 "name another --output",
             )
     size = target.config.vocab_size
-    name = write_published(head.network, target.embedding.weight, folder)
+    name = write_published(head.network, head.vocabulary, target, folder)
     own = head.network.architecture
     lost = []
-    if len(head.vocabulary) < size:
+    if has_vocabulary(type(head.network)):
+        if head.network.lm_head is None:
+            lost.append("a text's own tokens: its LM head has those of the draft vocabulary alone")
+    elif len(head.vocabulary) < size:
         lost.append(
             f"the draft vocabulary of {len(head.vocabulary)} tokens: all {size} are drafted"
         )
@@ -176,11 +181,6 @@ def _is_published(folder: Path) -> bool:
         ) from error
 
 
-def _sizes(shape: Shape) -> dict[str, Any]:
-    """Return a shape as it is written: without `qkv_bias`, which few have, where it is not set."""
-    return {name: value for name, value in asdict(shape).items() if value is not False}
-
-
 def _architecture(about: dict[str, Any]) -> tuple[str, Shape]:
     """Return the architecture's name and the shape.
 
@@ -203,13 +203,13 @@ def _ascending(vocabulary: Tensor) -> Tensor:
 def _load_published(
     folder: Path, target: TransformersTarget, network: type[DraftNetwork] | None
 ) -> Head:
-    loaded = read_published(folder, target.embedding.weight, target.lm_head.weight)
-    vocabulary = torch.arange(target.config.vocab_size, device=target.device)
+    loaded, vocabulary = read_published(folder, target)
     about = {"target": target.name, "identity": target.identity, "layout": PUBLISHED}
     _check(folder, about, loaded, vocabulary, target, network)
     loaded = _on_target(folder, loaded, target)
     digest = _hash(weights_file(folder), folder / "config.json")
-    return Head(loaded, vocabulary, target.name, target.identity, about, digest)
+    ids = vocabulary.to(target.device)
+    return Head(loaded, ids, target.name, target.identity, about, digest)
 
 
 def _on_target(folder: Path, loaded: DraftNetwork, target: TransformersTarget) -> DraftNetwork:
@@ -240,6 +240,20 @@ def _check(
         raise BenchError(
             f"{folder} holds the head of '{loaded.architecture}', not of '{network.architecture}'",
             "name the matching decoder",
+        )
+    layers = target.config.num_hidden_layers
+    beyond = [state for state in loaded.shape.capture if not 0 <= state <= layers]
+    if beyond:
+        raise BenchError(
+            f"{folder} does not fit {target.name}: it reads hidden state {beyond[0]} of 0 to "
+            f"{layers}",
+            f"it was trained for {about['target']}",
+        )
+    if loaded.shape.vocabulary not in (0, len(vocabulary)):
+        raise BenchError(
+            f"{folder} is not a usable draft head: an LM head of {loaded.shape.vocabulary} rows "
+            f"for a draft vocabulary of {len(vocabulary)}",
+            "the file may be damaged; fetch or train it again",
         )
     d = loaded.shape.d
     if d != target.config.hidden_size:

@@ -130,7 +130,7 @@ def _draft_seconds(
     prompt = [token % target.config.vocab_size for token in range(7, 7 + max(prefixes))]
     sampler = Sampler(0.0 if greedy else 1.0)
     longest = Context([*prompt, 7], len(prompt), sampler)
-    sessions = {prefix: target.session(prefix) for prefix in prefixes}
+    sessions = {prefix: target.session(prefix, capture=draft.capture) for prefix in prefixes}
     for prefix, session in sessions.items():
         scores = session.prefill(prompt[:prefix])
         if prefix == len(prompt):

@@ -1,12 +1,14 @@
 """The parts that the draft networks of the EAGLE family share: shapes, attention, the output MLP,
 and the whole.
 
-A draft network predicts the target's next feature from its last feature f and the embedding e of
-the token that was sampled from it, by one decoder layer without an input norm: fuse -> attention ->
-output. What is a method's own, the fusion and the output, stands in its file of `decoders/`.
+A draft network predicts what follows from the target's last feature f and the embedding e of the
+token that was sampled from it, by one decoder layer: read -> fuse -> attention -> output. What is a
+method's own, the fusion and the output, stands in its file of `decoders/`.
 
 - d is the hidden size, m the MLP's width, H heads, H_kv key-value heads, D their width.
-- Row i reads (f_i, e_{i+1}), stands at position i, and predicts f_{i+1}.
+- Row i reads (f_i, e_{i+1}), stands at position i, and predicts f_{i+1} and token i + 2.
+- f is the hidden state after the target's final norm, or one linear map of k captured states. Below
+  the root, where the target has computed nothing yet, it is the h_feature of the row before.
 - Architectures are registered by name in the entry-point group `fspad_bench.architectures`; the
   name stands in a head's file.
 """
@@ -14,7 +16,7 @@ output. What is a method's own, the fusion and the output, stands in its file of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
 
@@ -35,7 +38,10 @@ LARGEST = 1e12  # of a rotary base
 class Shape:
     """The sizes of a draft network; they stand in the head's file.
 
-    `qkv_bias`: queries, keys and values have biases, as in published heads for Qwen2.
+    - `qkv_bias`: queries, keys and values have biases, as in published heads for Qwen2.
+    - `capture`: the target's hidden states that f is made of, as transformers'
+      `output_hidden_states` counts them. Empty: the final one, as it is.
+    - `vocabulary`: the rows of an LM head of the draft's own. 0: it uses the target's.
     """
 
     d: int
@@ -46,11 +52,19 @@ class Shape:
     rope_theta: float
     eps: float
     qkv_bias: bool = False
+    capture: tuple[int, ...] = ()
+    vocabulary: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """Return the sizes as they are written: without the settings that few heads have, where
+        they are not set.
+        """
+        return {name: value for name, value in asdict(self).items() if value not in (False, ())}
 
     @classmethod
     def read(cls, sizes: dict[str, Any]) -> Shape:
         """Return the shape that a file states. Raises ValueError for sizes that no network has."""
-        shape = cls(**sizes)
+        shape = cls(**sizes | {"capture": tuple(sizes.get("capture", ()))})
         for name in ("d", "m", "heads", "kv_heads", "head_dim"):
             value = getattr(shape, name)
             if type(value) is not int or value < 1:
@@ -61,6 +75,10 @@ class Shape:
                 raise ValueError(f"its shape's {name} is {value!r:.60}, not a number above 0")
         if type(shape.qkv_bias) is not bool:
             raise ValueError(f"its shape's qkv_bias is {shape.qkv_bias!r:.60}, not true or false")
+        if not all(type(state) is int for state in shape.capture):
+            raise ValueError(f"its shape's capture is {shape.capture!r:.60}, not whole numbers")
+        if type(shape.vocabulary) is not int or shape.vocabulary < 0:
+            raise ValueError(f"its shape's vocabulary is {shape.vocabulary!r:.60}, not a count")
         return shape
 
     @classmethod
@@ -79,6 +97,17 @@ class Shape:
         )
 
 
+def low_mid_high(layers: int) -> tuple[int, int, int]:
+    """Return the three hidden states that EAGLE-3 fuses, of a target with so many layers.
+
+    They are what layers 2, L / 2 and L - 3 read, as in its authors' code. A target of less than
+    seven layers, where these are not in order, gives an early state, the middle and the final one.
+    """
+    if layers < 7:
+        return layers // 4, layers // 2, layers
+    return 2, layers // 2, layers - 3
+
+
 class DraftOutput(NamedTuple):
     """`h_logit` feeds the LM head, `h_feature` the next draft step; both `[..., d]`."""
 
@@ -94,24 +123,27 @@ class Norm(nn.RMSNorm):
 
 
 class Attention(nn.Module):
-    """Llama's attention over whole sequences; `fused` does the same step by step."""
+    """Llama's attention over whole sequences; `fused` does the same step by step.
 
-    def __init__(self, shape: Shape) -> None:
+    Its input x is `inputs` vectors of width d side by side.
+    """
+
+    def __init__(self, shape: Shape, inputs: int = 1) -> None:
         super().__init__()
         self.shape = shape
         width = shape.heads * shape.head_dim
         kv_width = shape.kv_heads * shape.head_dim
-        self.q = nn.Linear(shape.d, width, bias=shape.qkv_bias)
-        self.k = nn.Linear(shape.d, kv_width, bias=shape.qkv_bias)
-        self.v = nn.Linear(shape.d, kv_width, bias=shape.qkv_bias)
+        self.q = nn.Linear(inputs * shape.d, width, bias=shape.qkv_bias)
+        self.k = nn.Linear(inputs * shape.d, kv_width, bias=shape.qkv_bias)
+        self.v = nn.Linear(inputs * shape.d, kv_width, bias=shape.qkv_bias)
         self.o = nn.Linear(width, shape.d, bias=False)
 
     def keys_values(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        """x `[..., N, d]`, rope `[2, N, D / 2]` -> K and V `[..., H_kv, N, D]`."""
+        """x `[..., N, inputs d]`, rope `[2, N, D / 2]` -> K and V `[..., H_kv, N, D]`."""
         return rotate(self._split(self.k(x)), rope), self._split(self.v(x))
 
     def attend(self, x: Tensor, rope: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend causally: queries from x `[..., N, d]` over K and V of the same rows."""
+        """Attend causally: queries from x `[..., N, inputs d]` over K and V of the same rows."""
         q = rotate(self._split(self.q(x)), rope)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return self.o(out.transpose(-2, -3).flatten(-2))
@@ -119,8 +151,8 @@ class Attention(nn.Module):
     def attend_unrolled(
         self, x: Tensor, rope: Tensor, ks: list[Tensor], vs: list[Tensor]
     ) -> Tensor:
-        """Attend from the last of j + 1 forwards, x `[B, L, d]`, over the K and V `[B, H_kv, L, D]`
-        of each.
+        """Attend from the last of j + 1 forwards, x `[B, L, inputs d]`, over the K and V
+        `[B, H_kv, L, D]` of each.
 
         A draft's j-th token sees what the target computed, up to j rows back, and the j rows that
         were drafted since: row i sees rows p <= i - j of the first forward, and row i - j + n of
@@ -180,23 +212,45 @@ class Output(nn.Module):
 
 
 class DraftNetwork(nn.Module, ABC):
-    """fuse -> attention -> output. A subclass names its architecture, its fusion and its output."""
+    """read -> fuse -> attention -> output.
+
+    A subclass names its architecture, its fusion and its output.
+    """
 
     architecture: ClassVar[str] = ""
     published: ClassVar[dict[str, str]] = {}
-    """The fusion's weights by the names under which its authors publish them: ours -> theirs."""
+    """The weights of its own by the names under which its authors publish them: ours -> theirs."""
+    published_layer: ClassVar[str] = "layers.0"
+    """The name of the decoder layer in that layout."""
+    layer_inputs: ClassVar[int] = 1
+    """How many vectors of width d the fusion hands to attention side by side."""
+    learns_through: ClassVar[bool] = False
+    """Whether a draft level's loss reaches the levels whose outputs it read (EAGLE-3), or each
+    learns for itself (HASS).
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
+        self.join: nn.Linear | None = None
+        if shape.capture:
+            self.join = nn.Linear(len(shape.capture) * shape.d, shape.d, bias=False)
         self.fuse: Any = self.build_fusion(shape)
-        self.attention = Attention(shape)
+        self.attention = Attention(shape, self.layer_inputs)
         self.output = self.build_output(shape)
+        self.lm_head: nn.Linear | None = None
+        if shape.vocabulary:
+            self.lm_head = nn.Linear(shape.d, shape.vocabulary, bias=False)
+
+    @classmethod
+    def shape_for(cls, config: PreTrainedConfig) -> Shape:
+        """Return the shape that is trained for a target."""
+        return Shape.of_target(config)
 
     @classmethod
     @abstractmethod
     def build_fusion(cls, shape: Shape) -> nn.Module:
-        """Return the module (e, f) -> x.
+        """Return the module (e, f) -> x `[..., layer_inputs d]`, attention's input.
 
         It has `fused(ops)`, the same for decoding (`fused.Fuse`).
         """
@@ -205,42 +259,65 @@ class DraftNetwork(nn.Module, ABC):
     def build_output(cls, shape: Shape) -> Output:
         return Output(shape)
 
-    def forward(self, e: Tensor, f: Tensor, rows: Tensor) -> DraftOutput:
+    def read(self, states: Tensor) -> Tensor:
+        """Return f `[..., d]` from what the target's session hands out, `[..., k d]` or `[...,
+        d]`.
+        """
+        return states if self.join is None else self.join(states)
+
+    def residual(self, x: Tensor, f: Tensor) -> Tensor:
+        """Return what attention's output is added to, `[..., d]`: the fused input."""
+        return x
+
+    def start(self, target: TransformersTarget) -> None:
+        """Set weights that are better not random when training starts: none."""
+
+    def head_rows(self, weight: Tensor, vocabulary: Tensor) -> Tensor:
+        """Return the LM head over the draft vocabulary `[S]`: its own, or the target's rows.
+
+        weight `[V, d]` is the target's.
+        """
+        return weight[vocabulary] if self.lm_head is None else self.lm_head.weight
+
+    def forward(self, e: Tensor, states: Tensor, rows: Tensor) -> DraftOutput:
         """Run whole sequences with teacher forcing.
 
-        E, f `[B, L, d]`, causal; outputs of the chosen rows `[B, L]`.
+        e `[B, L, d]`, states `[B, L, k d]`, causal; outputs of the chosen rows `[B, L]`.
         """
+        f = self.read(states)
         x = self.fuse(e, f)
         rope = self.rope(torch.arange(e.shape[-2], device=e.device)).to(x.dtype)
         k, v = self.attention.keys_values(x, rope)
-        a = x + self.attention.attend(x, rope, k, v)
+        a = self.residual(x, f) + self.attention.attend(x, rope, k, v)
         return self.output(a[rows])
 
-    def unrolled(self, e: Tensor, f: Tensor, steps: int) -> list[DraftOutput]:
+    def unrolled(self, e: Tensor, states: Tensor, steps: int) -> list[DraftOutput]:
         """Run `steps` draft levels over whole sequences, all rows: `[B, L, d]` each.
 
-        The first reads the target's features. Each later one reads what the one before predicted,
-        shifted by a row and detached, so row i is what a draft of that depth predicts there (HASS,
-        Zhang et al. 2024, arXiv 2408.15766). A row with fewer than that many before it is
-        meaningless.
+        The first reads the target's states. Each later one reads what the one before predicted,
+        shifted by a row, so row i is what a draft of that depth predicts there (HASS, Zhang et al.
+        2024, arXiv 2408.15766; EAGLE-3's training-time test). A row with fewer than that many
+        before it is meaningless.
         """
         rope = self.rope(torch.arange(e.shape[-2], device=e.device)).to(e.dtype)
+        f = self.read(states)
         outputs: list[DraftOutput] = []
         ks: list[Tensor] = []
         vs: list[Tensor] = []
         for step in range(steps):
             if step:
-                shifted = F.pad(outputs[-1].h_feature.detach()[..., :-1, :], (0, 0, 1, 0))
-                f = shifted.to(f.dtype)
+                drafted = outputs[-1].h_feature
+                drafted = drafted if self.learns_through else drafted.detach()
+                f = F.pad(drafted[..., :-1, :], (0, 0, 1, 0)).to(f.dtype)
             x = self.fuse(e, f)
             k, v = self.attention.keys_values(x, rope.to(x.dtype))
             ks.append(k)
             vs.append(v)
             if step:
-                a = x + self.attention.attend_unrolled(x, rope.to(x.dtype), ks, vs)
+                seen = self.attention.attend_unrolled(x, rope.to(x.dtype), ks, vs)
             else:
-                a = x + self.attention.attend(x, rope.to(x.dtype), k, v)
-            outputs.append(self.output(a))
+                seen = self.attention.attend(x, rope.to(x.dtype), k, v)
+            outputs.append(self.output(self.residual(x, f) + seen))
         return outputs
 
     def rope(self, positions: Tensor) -> Tensor:

@@ -1,47 +1,46 @@
-"""The layout in which EAGLE and FSPAD publish their heads for Vicuna and LLaMA: config.json and
-pytorch_model.bin.
+"""The layout in which EAGLE, EAGLE-3 and FSPAD publish their heads for Vicuna and LLaMA:
+config.json and pytorch_model.bin.
 
 - A config of a one-layer Llama (`published_config`), weights under that library's names.
 - Copies of the target's own weights among them (its embedding, sometimes its LM head) are not read,
   but they tell whose head it is: a head of another model is refused.
 - Every other weight is read, or refused by name.
-- There is no draft vocabulary.
+- EAGLE-3 alone has a draft vocabulary, an LM head for it, and a choice of hidden states
+  (`published_eagle3`). All others draft every token by the target's LM head.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fspad_bench.drafts import published_eagle3
 from fspad_bench.drafts.network import DraftNetwork, Shape, architectures
 from fspad_bench.drafts.published_config import read_config, shape_of
+from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import disk_errors, replacing, write_atomically
 
 CONFIG = "config.json"
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
-ATTENTION = "layers.0.self_attn"
 LAYER = {
-    **{f"attention.{name}.weight": f"{ATTENTION}.{name}_proj.weight" for name in "qkvo"},
-    **{f"attention.{name}.bias": f"{ATTENTION}.{name}_proj.bias" for name in "qkv"},
-    **{
-        f"output.{name}.weight": f"layers.0.mlp.{name}_proj.weight"
-        for name in ("gate", "up", "down")
-    },
-    "output.norm.weight": "layers.0.post_attention_layernorm.weight",
+    **{f"attention.{name}.weight": f"self_attn.{name}_proj.weight" for name in "qkvo"},
+    **{f"attention.{name}.bias": f"self_attn.{name}_proj.bias" for name in "qkv"},
+    **{f"output.{name}.weight": f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")},
+    "output.norm.weight": "post_attention_layernorm.weight",
 }
 FUSION = "fuse.fc.weight"
 BIAS = "fuse.fc.bias"
 DOWN = "output.down.weight"
 EMBEDDING = "embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
-FREQUENCIES = f"{ATTENTION}.rotary_emb.inv_freq"
-EAGLE_3 = ("midlayer.", "d2t", "t2d")  # how its weights' names begin
+FREQUENCIES = "self_attn.rotary_emb.inv_freq"
 COPY_GAP = 0.2  # rounding to four bits is below 0.1, another model above 1
 COMPARED = 4096  # rows of a copy, evenly spaced
 ROPE_GAP = 1e-2  # relative; some files hold frequencies in bfloat16
@@ -64,38 +63,53 @@ def weights_file(folder: Path) -> Path:
     )
 
 
-def read_published(folder: Path, embedding: Tensor, lm_head: Tensor) -> DraftNetwork:
-    """Read the draft network of such a folder, for the target with these weights `[V, d]`.
+def read_published(folder: Path, target: TransformersTarget) -> tuple[DraftNetwork, Tensor]:
+    """Read the draft network of such a folder, and the ids of its draft vocabulary `[S]`.
 
     Raises BenchError naming a weight that is missing, misshapen or not read, or that shows the head
     to be another model's.
     """
-    config = read_config(folder / CONFIG)
+    path = folder / CONFIG
+    config = read_config(path)
     weights = _weights(weights_file(folder))
-    _check_values(folder, weights)
-    biased = any(LAYER[f"attention.{name}.bias"] in weights for name in "qkv")
-    shape = shape_of(folder / CONFIG, config, qkv_bias=biased)
+    biased = any(f".self_attn.{part}_proj.bias" in name for name in weights for part in "qkv")
+    shape = shape_of(path, config, qkv_bias=biased)
     kind = _kind(weights, shape.d)
-    names = LAYER | kind.published
+    vocabulary = torch.arange(target.config.vocab_size)
+    if has_vocabulary(kind):
+        states = published_eagle3.read_states(path, config, target.config.num_hidden_layers)
+        published_eagle3.check_settings(path, config, states)
+        vocabulary = published_eagle3.take_vocabulary(folder, config, weights, len(vocabulary))
+        shape = replace(shape, capture=states, vocabulary=len(vocabulary))
+    _check_values(folder, weights)
+    names = _names(kind)
     with torch.device("meta"):
         network = kind(shape)
-    if names[BIAS] not in weights and config.get("bias") is False:  # heads for LLaMA-3
+    if BIAS in names and names[BIAS] not in weights and config.get("bias") is False:
+        # heads for LLaMA-3
         weights[names[BIAS]] = torch.zeros(shape.d, dtype=next(iter(weights.values())).dtype)
     expected = {names[ours]: parameter.shape for ours, parameter in network.state_dict().items()}
-    _check_names(folder, weights, expected)
-    _check_copies(folder, weights, embedding, lm_head, config.get("vocab_size"))
-    _check_frequencies(folder, weights, shape)
+    _check_names(folder, weights, expected, kind)
+    _check_copies(folder, weights, expected, target, config.get("vocab_size"))
+    _check_frequencies(folder, weights, shape, kind)
     state = {ours: weights[names[ours]] for ours in network.state_dict()}
     network.load_state_dict(state, assign=True)
-    return network
+    return network, vocabulary
+
+
+def _names(kind: type[DraftNetwork]) -> dict[str, str]:
+    """Return the published name of every weight of an architecture: ours -> theirs."""
+    layer = {ours: f"{kind.published_layer}.{theirs}" for ours, theirs in LAYER.items()}
+    return layer | kind.published
+
+
+def has_vocabulary(kind: type[DraftNetwork]) -> bool:
+    """Whether an architecture is published with a vocabulary and an LM head of its own."""
+    return kind.published.get(LM_HEAD) == LM_HEAD
 
 
 def _check_values(folder: Path, weights: dict[str, Tensor]) -> None:
     """Raise BenchError for a weight that is not a plain tensor of floating-point numbers."""
-    if any(name.startswith(EAGLE_3) for name in weights):
-        raise BenchError(
-            f"{folder} is a head of EAGLE-3", "heads of EAGLE, EAGLE-2 and FSPAD can be read"
-        )
     for name, weight in weights.items():
         plain = weight.layout == torch.strided and not weight.is_meta
         if not plain or not weight.is_floating_point():
@@ -105,12 +119,17 @@ def _check_values(folder: Path, weights: dict[str, Tensor]) -> None:
             )
 
 
-def _check_names(folder: Path, weights: dict[str, Tensor], expected: dict[str, torch.Size]) -> None:
+def _check_names(
+    folder: Path,
+    weights: dict[str, Tensor],
+    expected: dict[str, torch.Size],
+    kind: type[DraftNetwork],
+) -> None:
     """Raise BenchError for a weight that is missing, misshapen, or read by no part of a head."""
     for name, shape in expected.items():
         if name not in weights:
             raise BenchError(
-                f"{folder} is no EAGLE or FSPAD head: it lacks {name}",
+                f"{folder} is no published head of '{kind.architecture}': it lacks {name}",
                 "is it another architecture's?",
             )
         if weights[name].shape != shape:
@@ -118,25 +137,34 @@ def _check_names(folder: Path, weights: dict[str, Tensor], expected: dict[str, t
             raise BenchError(
                 f"{folder}: {name} is of shape {sizes}", f"does {CONFIG} belong to these weights?"
             )
-    unread = sorted(weights.keys() - expected.keys() - {EMBEDDING, LM_HEAD, FREQUENCIES})
+    copies = {EMBEDDING, LM_HEAD, f"{kind.published_layer}.{FREQUENCIES}"}
+    unread = sorted(weights.keys() - expected.keys() - copies)
     if unread:
         more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
         raise BenchError(
-            f"{folder} holds a weight that no EAGLE or FSPAD head reads: {unread[0]}{more}",
+            f"{folder} holds a weight that no head of '{kind.architecture}' reads: "
+            f"{unread[0]}{more}",
             "is it another architecture's?",
         )
 
 
 def _check_copies(
-    folder: Path, weights: dict[str, Tensor], embedding: Tensor, lm_head: Tensor, size: object
+    folder: Path,
+    weights: dict[str, Tensor],
+    expected: dict[str, torch.Size],
+    target: TransformersTarget,
+    size: object,
 ) -> None:
-    """Raise BenchError unless copies of the target's weights are the target's.
+    """Raise BenchError unless copies of the target's weights, which no part of a head reads, are
+    the target's.
 
     A vocabulary that the target has extended is still its own. Without a copy the vocabulary's size
     must do.
     """
-    for name, own in ((EMBEDDING, embedding), (LM_HEAD, lm_head)):
-        if name in weights:
+    embedding = target.embedding.weight
+    copies = weights.keys() - expected.keys()
+    for name, own in ((EMBEDDING, embedding), (LM_HEAD, target.lm_head.weight)):
+        if name in copies:
             _check_copy(folder, name, weights[name], own)
     if EMBEDDING in weights:
         own_size = len(weights[EMBEDDING])
@@ -145,7 +173,7 @@ def _check_copies(
                 f"{folder}: {CONFIG} states {size!r} tokens, {EMBEDDING} has {own_size}",
                 f"does {CONFIG} belong to these weights?",
             )
-    elif LM_HEAD not in weights and size not in (None, len(embedding)):
+    elif LM_HEAD not in copies and size not in (None, len(embedding)):
         raise BenchError(
             f"{folder} is a head for a vocabulary of {size!r} tokens; the target has "
             f"{len(embedding)}",
@@ -172,26 +200,36 @@ def _check_copy(folder: Path, name: str, copy: Tensor, own: Tensor) -> None:
         )
 
 
-def _check_frequencies(folder: Path, weights: dict[str, Tensor], shape: Shape) -> None:
+def _check_frequencies(
+    folder: Path, weights: dict[str, Tensor], shape: Shape, kind: type[DraftNetwork]
+) -> None:
     """Raise BenchError for rotary frequencies, a buffer of old files, other than the config's."""
-    if FREQUENCIES not in weights:
+    name = f"{kind.published_layer}.{FREQUENCIES}"
+    if name not in weights:
         return
     half = shape.head_dim // 2
     expected = shape.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
-    given = weights[FREQUENCIES].double()
+    given = weights[name].double()
     if given.shape != expected.shape or not ((given / expected - 1).abs() <= ROPE_GAP).all():
         raise BenchError(
-            f"{folder}: {FREQUENCIES} is not what rope_theta={shape.rope_theta:g} gives",
+            f"{folder}: {name} is not what rope_theta={shape.rope_theta:g} gives",
             f"does {CONFIG} belong to these weights?",
         )
 
 
 def _kind(weights: dict[str, Tensor], d: int) -> type[DraftNetwork]:
-    """Return the architecture with these names in its fusion and this many output parts."""
-    down = weights.get(LAYER[DOWN])
+    """Return the architecture with this name of its layer, these names in its fusion and this many
+    output parts.
+    """
+    published = [kind for kind in architectures().values() if kind.published]
+    candidates = [
+        kind
+        for kind in published
+        if any(name.startswith(f"{kind.published_layer}.") for name in weights)
+    ] or published
+    down = weights.get(_names(candidates[0])[DOWN])
     parts = 1 if down is None or down.dim() != 2 else down.shape[0] // d
-    candidates = [kind for kind in architectures().values() if kind.published]
-    named = [kind for kind in candidates if kind.published[FUSION] in weights]
+    named = [kind for kind in candidates if kind.published.get(FUSION) in weights]
     for kind in named or candidates:
         with torch.device("meta"):
             output = kind.build_output(Shape(d, 4, 1, 1, d, 1.0, 1e-6))
@@ -200,23 +238,33 @@ def _kind(weights: dict[str, Tensor], d: int) -> type[DraftNetwork]:
     return candidates[0]
 
 
-def write_published(network: DraftNetwork, embedding: Tensor, folder: Path) -> str:
-    """Write a head with the target's embedding `[V, d]`. Return the architecture it is read as.
+def write_published(
+    network: DraftNetwork, vocabulary: Tensor, target: TransformersTarget, folder: Path
+) -> str:
+    """Write a head with the target's embedding. Return the architecture it is read as.
 
-    Every number is written as it is, in the narrowest precision that holds its tensor. Raises
+    `vocabulary [S]` is kept where the layout has one, with the target's LM head if the network has
+    none. Every number is written as it is, in the narrowest precision that holds its tensor. Raises
     BenchError for an architecture that has no names in this layout.
     """
     shape = network.shape
-    names = LAYER | network.published
+    embedding = target.embedding.weight
+    names = _names(type(network))
     state = network.state_dict()
+    own = {}
+    if has_vocabulary(type(network)):
+        own = published_eagle3.settings(shape.capture, len(vocabulary))
+        state[LM_HEAD] = network.head_rows(target.lm_head.weight, vocabulary)
     nameless = sorted(state.keys() - names.keys())
     if nameless:
         raise BenchError(
             f"that layout has no name for {nameless[0]} of a head of '{network.architecture}'",
-            "it holds heads of EAGLE and FSPAD",
+            "it holds heads of EAGLE, EAGLE-3 and FSPAD",
         )
     weights = {names[ours]: _narrowest(weight) for ours, weight in state.items()}
     weights[EMBEDDING] = _narrowest(embedding)
+    if own:
+        weights |= published_eagle3.vocabulary_weights(vocabulary, len(embedding))
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -232,6 +280,7 @@ def write_published(network: DraftNetwork, embedding: Tensor, folder: Path) -> s
         "vocab_size": embedding.shape[0],
         "bias": True,
         "qkv_bias": shape.qkv_bias,
+        **own,
     }
     with disk_errors(folder, RuntimeError):
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,11 @@ def read_config(path: Path) -> dict[str, Any]:
     config = json_file(path, HINT)
     if not isinstance(config, dict):
         raise BenchError(f"{path} is no config of a draft head: not a JSON object", HINT)
+    if "speculators_model_type" in config:
+        raise BenchError(
+            f"{path} is of a head in the layout of speculators",
+            "heads in the layout of their authors, or of SpecForge, can be read",
+        )
     missing = [name for name in SIZES if name not in config]
     if missing:
         raise BenchError(f"{path} is no config of a draft head: it lacks {missing[0]}", HINT)

@@ -33,7 +33,8 @@ class DeviceState:
     """The state between two steps; written in place, so that a replay finds it.
 
     `length` int32 `[1]` counts the target's committed entries: all tokens but the last. `features
-    [N, d]` and `walk` belong to the last tree, `nodes`, whose accepted path was committed.
+    [N, d]` (`[N, k d]` where k hidden states are captured) and `walk` belong to the last tree,
+    `nodes`, whose accepted path was committed.
     """
 
     nodes: Nodes
@@ -43,11 +44,14 @@ class DeviceState:
     sampling: SamplerTensors
 
     @classmethod
-    def of(cls, target: TransformersTarget, size: int) -> DeviceState:
+    def of(
+        cls, target: TransformersTarget, size: int, capture: tuple[int, ...] = ()
+    ) -> DeviceState:
         """Allocate a state for trees of `size` nodes."""
         device = target.device
         nodes = Nodes.of(Tree.root(0), device, size)
-        features = torch.zeros(size, target.config.hidden_size, dtype=target.dtype, device=device)
+        width = max(1, len(capture)) * target.config.hidden_size
+        features = torch.zeros(size, width, dtype=target.dtype, device=device)
         length, path, count, bonus = (
             torch.zeros(n, dtype=torch.int32, device=device) for n in (1, size, 1, 1)
         )
@@ -67,10 +71,14 @@ class DeviceState:
 
 
 class DeviceDrafter(Protocol):
-    """Drafts on the device: trees of `nodes` nodes, padded, of which `drafted` are guesses."""
+    """Drafts on the device: trees of `nodes` nodes, padded, of which `drafted` are guesses.
+
+    `capture`: the hidden states that the target's features hold; empty: the final one.
+    """
 
     nodes: int
     drafted: int
+    capture: tuple[int, ...]
 
     def begin(self, context: Context, scores: Scores, slots: int) -> None:
         """Start a generation after the prefill; the target's cache has so many slots."""
@@ -84,6 +92,7 @@ class NoDraft:
 
     nodes = 1
     drafted = 0
+    capture: tuple[int, ...] = ()
 
     def begin(self, context: Context, scores: Scores, slots: int) -> None:
         pass
@@ -94,6 +103,8 @@ class NoDraft:
 
 class FixedNodes:
     """Leaves the nodes as they are: to time a step of a given tree."""
+
+    capture: tuple[int, ...] = ()
 
     def __init__(self, nodes: int) -> None:
         self.nodes = nodes
@@ -120,7 +131,7 @@ class DeviceLoop:
         self.drafter = drafter
         self.attention = target.attention
         self.kernels = target.attention.kernels
-        self.state = DeviceState.of(target, drafter.nodes)
+        self.state = DeviceState.of(target, drafter.nodes, drafter.capture)
         self.places = torch.arange(drafter.nodes, device=target.device)
         # what the host reads of a step: count, bonus, whether logits are broken, the path's tokens
         self.report = torch.zeros(drafter.nodes + 3, dtype=torch.int32, device=target.device)
@@ -135,7 +146,8 @@ class DeviceLoop:
         target = self.target
         forwards = Forwards(target)
         committed: list[int] = []
-        with target.session(len(prompt) + limit.max_new_tokens) as session:
+        capacity = len(prompt) + limit.max_new_tokens
+        with target.session(capacity, capture=self.drafter.capture) as session:
             scores = session.prefill(prompt)
             target.synchronize()
             ready = perf_counter()
@@ -193,14 +205,15 @@ class DeviceLoop:
         positions = length + nodes.depths.clamp(min=0)
         rope = self.rope[:, positions]
         attend = self.attention.at(cache, nodes.bits, length, length + self.places)
-        features, _ = self.fused(nodes.tokens.clamp(min=0), rope, attend)
+        tokens = nodes.tokens.clamp(min=0)
+        features, captured = self.fused(tokens, rope, attend, capture=self.drafter.capture)
         logits = self.target.logits(features)
         choice = self.kernels.choose(logits, nodes.depths, length + 1, sampling)
         walk = self.kernels.walk(nodes, choice)
         self.kernels.compact(cache.entries, length, walk)
         for kept, new in zip(state.walk, walk, strict=True):
             kept.copy_(new.view(kept.shape))
-        state.features.copy_(features)
+        state.features.copy_(torch.cat(captured, dim=-1) if captured else features)
         length += walk.count
         broken = walk.broken(logits).view(1)
         words = [walk.count.view(1), walk.bonus.view(1).int(), broken, nodes.tokens[walk.path]]
@@ -232,7 +245,7 @@ def replayed(
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return a step behind a prompt, and its drafting alone, each to be run again and again."""
     target = loop.target
-    session = target.session(len(prompt) + loop.drafter.nodes)
+    session = target.session(len(prompt) + loop.drafter.nodes, capture=loop.drafter.capture)
     scores = session.prefill(prompt)
     context = Context(list(prompt), len(prompt), sampler)
     context.tokens.append(sampler.next(scores.logits[-1], context.position))

@@ -67,6 +67,7 @@ class PrescribedNodes:
     def __init__(self, nodes: int, device: torch.device) -> None:
         self.nodes = nodes
         self.drafted = nodes - 1
+        self.capture: tuple[int, ...] = ()
         self.device = device
         self.held = Nodes.of(Tree.root(0), device, nodes)
 

@@ -114,7 +114,8 @@ class HeldOut:
             inputs = load_inputs(self.target, self.features, group, self.vocabulary)
             with torch.autocast(self.target.device.type, torch.bfloat16):
                 levels = objective.network.unrolled(inputs.e, inputs.f, DEPTHS)
-            self._observe(observations, levels, inputs, objective.lm_head, seen)
+            draft_head = objective.network.head_rows(objective.lm_head, inputs.vocabulary)
+            self._observe(observations, levels, inputs, draft_head, seen)
             seen += int(inputs.batch.supervised.sum())
             if seen > CALIBRATION_POSITIONS:
                 break
@@ -125,18 +126,18 @@ class HeldOut:
         observations: _Observations,
         levels: list[DraftOutput],
         inputs: Inputs,
-        lm_head: Tensor,
+        draft_head: Tensor,
         first: int,
     ) -> None:
         """Record which children of every level's drafts the target chooses.
 
-        lm_head `[V, d]`; `first` is the number of positions seen in earlier batches.
+        draft_head `[S, d]`: over the draft vocabulary. `first` is the number of positions seen in
+        earlier batches.
         """
         batch = inputs.batch
         supervised = batch.supervised[:, :-1]
         position = torch.arange(supervised.shape[1], device=supervised.device)
         index = self.vocabulary.index(inputs.vocabulary)
-        draft_head = lm_head[inputs.vocabulary]
         for level, output in enumerate(levels):
             reached = supervised & (position >= level)
             if not reached.any():

@@ -4,6 +4,8 @@
   t_{i+2}. It is supervised when t_{i+2} lies in an answer, after the answer's first token.
 - The published code masks by the index of t_i instead, which supervises up to two tokens past each
   answer.
+- A network may read other hidden states than the final one (`Shape.capture`). They are kept beside
+  the features, side by side for each token.
 - `StoredFeatures` computes features once and keeps them on disk; `LiveFeatures` computes them at
   every step.
 - The store of a file is a folder of flat arrays, one entry per token, that training maps into
@@ -47,6 +49,8 @@ class Batch(NamedTuple):
     - `supervised [B, L]` bool: the N positions with something to learn.
     - `normaliser [N]`, `choice [N]`: of the target's distribution after each supervised position's
       next token, the log-sum-exp of its logits and the id of its first choice.
+    - `captured [B, L, k d]` bfloat16: the hidden states that the network reads; None where those
+      are the features.
     """
 
     ids: Tensor
@@ -54,6 +58,17 @@ class Batch(NamedTuple):
     supervised: Tensor
     normaliser: Tensor
     choice: Tensor
+    captured: Tensor | None = None
+
+    @property
+    def states(self) -> Tensor:
+        """What the network reads, as a session with its `capture` hands it out."""
+        return self.features if self.captured is None else self.captured
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        moved = {name: part.to(device) for name, part in self._asdict().items() if part is not None}
+        return self._replace(**moved)
 
 
 class LiveFeatures:
@@ -62,8 +77,14 @@ class LiveFeatures:
     For a GPU, where reading a store of every feature would be slower than computing them.
     """
 
-    def __init__(self, target: TransformersTarget, conversations: list[Conversation]) -> None:
+    def __init__(
+        self,
+        target: TransformersTarget,
+        conversations: list[Conversation],
+        capture: Sequence[int] = (),
+    ) -> None:
         self.target = target
+        self.capture = capture
         self.conversations = conversations
         self.lengths = [len(conversation.tokens) for conversation in conversations]
 
@@ -73,10 +94,11 @@ class LiveFeatures:
         ids, supervised = ids_and_supervised([self.conversations[s] for s in group])
         ids = ids.to(self.target.device)
         supervised = supervised.to(self.target.device)
-        features = self.target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        features, captured = _hidden_states(self.target, ids, self.capture)
         next_features = features[:, 1:][supervised[:, :-1]]
         normaliser, choice = _distributions(next_features, self.target, LIVE_LOGITS)
-        return Batch(ids, features.to(torch.bfloat16), supervised, normaliser, choice)
+        captured = None if captured is None else captured.to(torch.bfloat16)
+        return Batch(ids, features.to(torch.bfloat16), supervised, normaliser, choice, captured)
 
 
 class StoredFeatures:
@@ -99,27 +121,28 @@ class StoredFeatures:
     def load(self, group: Sequence[int]) -> Batch:
         """Return the batch of these sequences."""
         ids, supervised = ids_and_supervised([self.conversations[s] for s in group])
-        features = []
-        normaliser = []
-        choice = []
-        for store, s in (self.locations[s] for s in group):
-            sequence = store.load(s)
-            features.append(sequence.features)
-            normaliser.append(sequence.normaliser)
-            choice.append(sequence.choice)
-        padded = pad_sequence(features, batch_first=True)
-        return Batch(ids, padded, supervised, torch.cat(normaliser), torch.cat(choice))
+        sequences = [store.load(s) for store, s in (self.locations[s] for s in group)]
+        features = pad_sequence([own.features for own in sequences], batch_first=True)
+        normaliser = torch.cat([own.normaliser for own in sequences])
+        choice = torch.cat([own.choice for own in sequences])
+        states = [own.captured for own in sequences if own.captured is not None]
+        captured = pad_sequence(states, batch_first=True) if states else None
+        return Batch(ids, features, supervised, normaliser, choice, captured)
 
 
 Features = LiveFeatures | StoredFeatures
 
 
 class SequenceFeatures(NamedTuple):
-    """`features [L, d]`; `normaliser [N]` and `choice [N]` at the supervised positions."""
+    """`features [L, d]`; `normaliser [N]` and `choice [N]` at the supervised positions.
+
+    `captured [L, k d]`: the captured hidden states, if there are any.
+    """
 
     features: Tensor
     normaliser: Tensor
     choice: Tensor
+    captured: Tensor | None = None
 
 
 class FeatureStore:
@@ -129,8 +152,15 @@ class FeatureStore:
     draft's vocabulary or on which positions are supervised.
     """
 
-    def __init__(self, folder: Path, conversations: list[Conversation], d: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        conversations: list[Conversation],
+        d: int,
+        capture: Sequence[int] = (),
+    ) -> None:
         self.folder = folder
+        self.capture = tuple(capture)
         self.conversations = conversations
         lengths = [len(conversation.tokens) for conversation in conversations]
         self.groups = list(by_length(lengths, CHUNK_TOKENS))
@@ -141,12 +171,13 @@ class FeatureStore:
         self.lock = FileLock(f"{folder}.lock")
         with self.lock:
             self.features = self._map("features", np.int16, (total, d))  # the bits of bfloat16
+            self.captured = self._map("captured", np.int16, (total, len(self.capture) * d))
             self.normaliser = self._map("normaliser", np.float32, (total,))
             self.choice = self._map("choice", np.int32, (total,))
 
     def _map(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> Array:
         """Map an array of the store into memory; create it where it is missing."""
-        if not shape[0]:
+        if not all(shape):
             return np.empty(shape, dtype)
         path = self.folder / f"{name}.bin"
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -171,7 +202,7 @@ class FeatureStore:
         with self.lock:
             for number in range(self.ready(), len(self.groups)):
                 self._compute(target, self.groups[number])
-                for array in (self.features, self.normaliser, self.choice):
+                for array in (self.features, self.captured, self.normaliser, self.choice):
                     if isinstance(array, np.memmap):
                         array.flush()
                 write_atomically(self.done, str(number + 1))
@@ -179,31 +210,38 @@ class FeatureStore:
 
     def _compute(self, target: TransformersTarget, group: list[int]) -> None:
         ids = pad([self.conversations[s].tokens for s in group]).to(target.device)
-        hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        for padded, s in zip(hidden, group, strict=True):
+        hidden, captured = _hidden_states(target, ids, self.capture)
+        for row, s in enumerate(group):
             begin = self.starts[s]
             end = self.starts[s + 1]
-            features = padded[: end - begin]
+            features = hidden[row, : end - begin]
             normaliser, choice = _distributions(features, target, STORED_LOGITS)
             self.features[begin:end] = _bits(features)
+            if captured is not None:
+                self.captured[begin:end] = _bits(captured[row, : end - begin])
             self.normaliser[begin:end] = normaliser.cpu().numpy()
             self.choice[begin:end] = choice.cpu().numpy()
 
     def load(self, s: int) -> SequenceFeatures:
         """Return the features of one sequence."""
         start = self.starts[s]
+        end = self.starts[s + 1]
         # position i is supervised by the distribution after token i + 1, whose entry is i + 1
         supervised = [np.arange(a, b - 1) for a, b in self.conversations[s].answers]
         entries = start + np.concatenate(supervised)
         return SequenceFeatures(
-            _from_bits(self.features[start : self.starts[s + 1]]),
+            _from_bits(self.features[start:end]),
             torch.from_numpy(self.normaliser[entries]),
             torch.from_numpy(self.choice[entries].astype(np.int64)),
+            _from_bits(self.captured[start:end]) if self.capture else None,
         )
 
 
 def cached_features(
-    target: TransformersTarget, files: Sequence[DataFile], max_length: int
+    target: TransformersTarget,
+    files: Sequence[DataFile],
+    max_length: int,
+    capture: Sequence[int] = (),
 ) -> StoredFeatures:
     """Return features kept in the user's cache, computing those that are missing.
 
@@ -214,9 +252,10 @@ def cached_features(
     try:
         stores = [
             FeatureStore(
-                root / _store_name(target, path, max_length),
+                root / _store_name(target, path, max_length, capture),
                 conversations,
                 target.config.hidden_size,
+                capture,
             )
             for path, conversations in files
         ]
@@ -230,9 +269,11 @@ def cached_features(
     return features
 
 
-def _store_name(target: TransformersTarget, path: Path, max_length: int) -> str:
+def _store_name(
+    target: TransformersTarget, path: Path, max_length: int, capture: Sequence[int] = ()
+) -> str:
     of_target = [target.identity, target.files_sha256, str(target.dtype)]
-    key = [STORE_FORMAT, data_hash([path]), *of_target, max_length]
+    key = [STORE_FORMAT, data_hash([path]), *of_target, max_length, *capture]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
@@ -246,6 +287,20 @@ def _allocate(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             file.truncate(size)
+
+
+def _hidden_states(
+    target: TransformersTarget, ids: Tensor, capture: Sequence[int]
+) -> tuple[Tensor, Tensor | None]:
+    """Return the final hidden states of ids `[B, L]`, and the captured ones side by side, if any.
+
+    `[B, L, d]` and `[B, L, k d]`.
+    """
+    out = target.model.base_model(
+        input_ids=ids, use_cache=False, output_hidden_states=bool(capture)
+    )
+    states = [out.hidden_states[index] for index in capture]
+    return out.last_hidden_state, torch.cat(states, dim=-1) if states else None
 
 
 def _distributions(

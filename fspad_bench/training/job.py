@@ -80,7 +80,8 @@ class Trained(NamedTuple):
 class DecoderTrainer(Protocol):
     """An object of the group `fspad_bench.trainers`.
 
-    Neither method is called unless the main process holds the lock of `job.output`.
+    It may have a `recipe`, the defaults of its settings (`default_recipe`). Neither method is
+    called unless the main process holds the lock of `job.output`.
     """
 
     def check(self, job: TrainingJob, target: TransformersTarget) -> None:
@@ -129,6 +130,12 @@ def trainer_of(decoder: str) -> DecoderTrainer:
     if decoder not in known and ":" not in decoder:
         raise BenchError(f"no draft network to train for '{decoder}'", near(decoder, known))
     return registry.resolve(registry.TRAINERS, decoder)
+
+
+def default_recipe(decoder: str) -> Recipe:
+    """Return the settings that a decoder is trained with unless others are given."""
+    recipe = getattr(trainer_of(decoder), "recipe", None)
+    return recipe if isinstance(recipe, Recipe) else Recipe()
 
 
 def _choose_device(name: str) -> tuple[str, Accelerator]:

@@ -11,6 +11,8 @@ h_logit and h_feature, the draft vocabulary S, and W_S the rows of W for S:
 - With S the full vocabulary, m = 1 and L_p is the published loss.
 - With a smaller one, p is renormalised on S and weighted by the target's mass m there: the part of
   the published loss that such a draft can reduce.
+- A draft with an LM head U of its own has q = softmax(U h_logit).
+- A draft that reads other hidden states than the final one has another goal than F in L_v.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ def losses(
     choice: Tensor,
     lm_head: Tensor,
     top_k: int = 0,
+    draft_head: Tensor | None = None,
+    goal: Tensor | None = None,
 ) -> Losses[Tensor]:
     """Return the losses of N supervised positions.
 
@@ -55,15 +59,19 @@ def losses(
       not in it.
     - lm_head `[S, d]`: W_S.
     - top_k: k of L_top; 0 leaves that loss at 0.
+    - draft_head `[S, d]`: the draft's U; None: W_S.
+    - goal `[N, d]`: what h_feature is compared with; None: the target's feature.
     """
-    feature = F.smooth_l1_loss(h_feature.float(), target_feature.float())
+    goal = target_feature if goal is None else goal
+    feature = F.smooth_l1_loss(h_feature.float(), goal.float())
     with torch.no_grad():
         target_logits = F.linear(target_feature.to(lm_head.dtype), lm_head).float()
         p = target_logits.softmax(-1)
         # max(x) - log(max(softmax(x))) is logsumexp(x), without exponentiating a second time
         log_sum_exp = target_logits.amax(-1) - p.amax(-1).log()
         mass = (log_sum_exp - normaliser).exp().clamp(max=1)
-    draft_logits = F.linear(h_logit.to(lm_head.dtype), lm_head).float()
+    draft_head = lm_head if draft_head is None else draft_head
+    draft_logits = F.linear(h_logit.to(draft_head.dtype), draft_head).float()
     log_q = draft_logits.log_softmax(-1)
     # not as a matrix product, which autocast would round to bfloat16
     logit = -(p * log_q).sum(-1)

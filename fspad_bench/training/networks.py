@@ -3,7 +3,7 @@
     fspad-bench train --decoder fspad --data conversations.jsonl --output heads/mine
 
 A trainer writes a head's folder (see `drafts.head`) with its checkpoint and learning curve. All
-variants of a network share the features in the user's cache.
+variants that read the target's final hidden state share the features in the user's cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fspad_bench import __version__
 from fspad_bench.drafts.head import ABOUT, WEIGHTS, Head, load_head
-from fspad_bench.drafts.network import DraftNetwork, Shape, architecture
+from fspad_bench.drafts.network import DraftNetwork, architecture
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint
@@ -36,6 +36,7 @@ from fspad_bench.training.conversations import (
 )
 from fspad_bench.training.features import Features, LiveFeatures, cached_features
 from fspad_bench.training.job import Trained, TrainingJob
+from fspad_bench.training.objective import Recipe
 from fspad_bench.training.trainer import Trainer
 from fspad_bench.util.paths import user_path
 
@@ -48,15 +49,17 @@ INHERITED = ("command", "data_sha256", "tokens_seen", "initial")
 
 @dataclass(frozen=True)
 class NetworkTrainer:
-    """Trains one variant of draft network."""
+    """Trains one variant of draft network; `recipe` holds the defaults of its settings."""
 
     variant: str
+    recipe: Recipe = field(default_factory=Recipe)
 
     def check(self, job: TrainingJob, target: TransformersTarget) -> None:
         """Raise BenchError for an initial head, lengths or an output that cannot work, and unless a
         checkpoint has the same recipe and target.
         """
         initial = self._initial_head(job, target)
+        _check_own_head(job, initial)
         if min(job.max_length, target.max_length) < SHORTEST:
             raise BenchError(
                 f"conversations of at most {job.max_length} tokens hold no answer",
@@ -85,11 +88,12 @@ class NetworkTrainer:
         conversations = all_conversations(files)
         vocabulary = _vocabulary(job, target, conversations, initial)
         digest = data_hash(data)
+        network = initial_network(target, self.variant, job.recipe.seed, initial)
         trainer = Trainer(
             target,
-            _features(job, target, files, max_length, accelerator),
+            _features(job, target, files, max_length, accelerator, network.shape.capture),
             vocabulary,
-            initial_network(target, self.variant, job.recipe.seed, initial),
+            network,
             job.recipe,
             accelerator,
             origin={
@@ -141,6 +145,14 @@ FEATURE_SAMPLING = NetworkTrainer("feature-sampling")
 PARTIAL_ALIGNMENT = NetworkTrainer("partial-alignment")
 WIDE = NetworkTrainer("wide")
 
+# HASS's training of FSPAD's network: three levels on the network's own features
+FSPAD_UNROLLED = NetworkTrainer("fspad", Recipe(unroll=3, top_weight=1.0))
+
+# EAGLE-3 has no feature loss; published heads are unrolled by seven levels
+UNROLLED_TOKENS = Recipe(feature_weight=0.0, logit_weight=1.0, noise=0.0, unroll=4, decay=0.8)
+EAGLE3 = NetworkTrainer("eagle3", UNROLLED_TOKENS)
+FSPAD3 = NetworkTrainer("fspad3", UNROLLED_TOKENS)
+
 
 def initial_network(
     target: TransformersTarget, variant: str, seed: int, initial: Head | None = None
@@ -153,8 +165,24 @@ def initial_network(
     if initial is not None:
         return copy.deepcopy(initial.network).to(torch.float32).requires_grad_(True)
     torch.manual_seed(seed)
-    network = architecture(variant)(Shape.of_target(target.config))
-    return network.to(target.device, torch.float32)
+    kind = architecture(variant)
+    network = kind(kind.shape_for(target.config)).to(target.device, torch.float32)
+    network.start(target)
+    return network
+
+
+def _check_own_head(job: TrainingJob, initial: Head | None) -> None:
+    """Raise BenchError where a draft vocabulary is asked for that the initial head's own LM head
+    has no rows for.
+    """
+    if initial is None or initial.network.lm_head is None:
+        return
+    if job.recipe.vocabulary == "prompt" or job.draft_vocabulary is not None:
+        raise BenchError(
+            f"{job.initial} has an LM head of its own, for the {len(initial.vocabulary)} tokens "
+            "of its draft vocabulary alone",
+            "train it with --vocabulary head and without --draft-vocabulary",
+        )
 
 
 def _sha256(initial: Head | None) -> str:
@@ -183,14 +211,15 @@ def _features(
     files: Sequence[DataFile],
     max_length: int,
     accelerator: Accelerator,
+    capture: Sequence[int],
 ) -> Features:
     """Return the features that the recipe supervises, computed live or once for all processes."""
     if job.recipe.supervise == "all":
         files = [DataFile(path, [c.whole() for c in own]) for path, own in files]
     if job.live:
-        return LiveFeatures(target, all_conversations(files))
+        return LiveFeatures(target, all_conversations(files), capture)
     with accelerator.main_process_first():
-        return cached_features(target, files, max_length)
+        return cached_features(target, files, max_length, capture)
 
 
 def _save(trainer: Trainer, vocabulary: Tensor, facts: dict[str, Any], output: Path) -> Trained:

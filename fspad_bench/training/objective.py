@@ -4,7 +4,10 @@
 
 The symbols are those of `losses`. By teacher forcing the network reads the target's features. With
 `unroll` = k > 1 the loss is the mean over k draft levels, each of which reads the outputs of the
-one before (HASS, EAGLE-3).
+one before (HASS, EAGLE-3); level j = 0, 1, ... weighs `decay`^j.
+
+Where a network reads other hidden states than the final one, L_v compares h_feature with what it
+would read of the next position, f_{i+1}, without changing that.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from fspad_bench.training.losses import Losses, losses
 TOP_K = 10
 SUPERVISE = ("answers", "all")
 VOCABULARIES = ("prompt", "head")
-LARGEST = {"epochs": 10_000, "batch_tokens": 2**24, "lr": 1.0, "unroll": 16}
+LARGEST = {"epochs": 10_000, "batch_tokens": 2**24, "lr": 1.0, "unroll": 16, "decay": 1.0}
 """Bounds of settings: beyond them a training only runs out of memory, or out of its senses."""
 
 
@@ -37,6 +40,7 @@ class Recipe:
 
     - `supervise`: learn the assistant's tokens, as published, or all tokens.
     - `vocabulary`: the draft proposes the head's tokens and those of the text, or the head's alone.
+    - `unroll`: draft levels; `decay`: the weight of each beside the one before it.
     - `noise`: scale of the uniform noise on input features; `clip`: bound of gradient values.
     """
 
@@ -49,6 +53,7 @@ class Recipe:
     logit_weight: float = 0.1
     top_weight: float = 0.0
     unroll: int = 1
+    decay: float = 1.0
     noise: float = 0.2
     clip: float = 0.5
     seed: int = 0
@@ -80,7 +85,8 @@ class Recipe:
 class Inputs(NamedTuple):
     """The network's inputs of a batch, and what it is compared with.
 
-    - `e`, `f` `[B, L - 1, d]`: embeddings of the next tokens, and features.
+    - `e [B, L - 1, d]`, `f [B, L - 1, k d]`: embeddings of the next tokens, and what the network
+      reads of the target.
     - `vocabulary [S]`: the ids that a draft can propose for these texts.
     - `choice [N]`: the target's first choices as indices of the vocabulary, -1 where a draft could
       not propose it.
@@ -108,13 +114,19 @@ class Objective(nn.Module):
     def forward(self, inputs: Inputs) -> tuple[Tensor, Losses[Tensor]]:
         """Return the loss, and the losses of the first draft level."""
         levels = self._levels(inputs)
-        mean = Losses(*(sum(parts) / len(levels) for parts in zip(*levels, strict=True)))
+        mean = self._mean(levels)
         loss = (
             self.recipe.feature_weight * mean.feature
             + self.recipe.logit_weight * mean.logit
             + self.recipe.top_weight * mean.top
         )
         return loss, levels[0]
+
+    def _mean(self, levels: list[Losses[Tensor]]) -> Losses[Tensor]:
+        """Return the losses of all levels, each weighed `decay` times the one before."""
+        weights = [self.recipe.decay**level for level in range(len(levels))]
+        weighed = [[w * own for own in parts] for w, parts in zip(weights, levels, strict=True)]
+        return Losses(*(sum(parts) / sum(weights) for parts in zip(*weighed, strict=True)))
 
     def _levels(self, inputs: Inputs) -> list[Losses[Tensor]]:
         """Return the losses of each draft level; outside training that is the first level alone."""
@@ -141,6 +153,9 @@ class Objective(nn.Module):
         output `[N, d]` each, lm_head `[S, d]`.
         """
         batch = inputs.batch
+        with torch.no_grad():
+            goal = self.network.read(batch.states[:, 1:][positions])
+        own_head = self.network.lm_head
         kept = positions[batch.supervised[:, :-1]]
         return losses(
             output.h_logit,
@@ -150,6 +165,8 @@ class Objective(nn.Module):
             inputs.choice[kept],
             lm_head,
             top_k=min(TOP_K, len(lm_head)) if self.recipe.top_weight else 0,
+            draft_head=None if own_head is None else own_head.weight,
+            goal=goal,
         )
 
 
@@ -160,12 +177,12 @@ def load_inputs(
 
     The vocabulary is the draft's and, if that includes tokens of the text, the batch's own.
     """
-    batch = Batch(*(part.to(target.device) for part in features.load(list(group))))
+    batch = features.load(list(group)).to(target.device)
     ids = vocabulary.of(batch.ids)
     proposable = vocabulary.covers(batch.choice, batch.ids, batch.supervised[:, :-1])
     choice = torch.where(proposable, vocabulary.index(ids)[batch.choice], -1)
     e = target.embedding(batch.ids[:, 1:]).to(torch.bfloat16).detach()
-    return Inputs(e, batch.features[:, :-1], batch, ids, choice)
+    return Inputs(e, batch.states[:, :-1], batch, ids, choice)
 
 
 def uniform_noise(

@@ -102,7 +102,8 @@ class Trainer:
             ENVIRONMENT: environment(torch.get_num_threads()),
             "network": {
                 "architecture": self.network.architecture,
-                **asdict(self.network.shape),
+                "qkv_bias": self.network.shape.qkv_bias,
+                **self.network.shape.facts(),
             },
             "draft vocabulary": hashlib.sha256(vocabulary).hexdigest(),
             "number of conversations": len(self.features.lengths),

@@ -1,5 +1,5 @@
-"""Heads as EAGLE and FSPAD release them, for the tiny target: synthetic weights, their names and
-shapes, and their configs.
+"""Heads as EAGLE, EAGLE-3 and FSPAD release them, for the tiny target: synthetic weights, their
+names and shapes, and their configs.
 """
 
 import torch
@@ -34,6 +34,9 @@ VICUNA = {
     "vocab_size": VOCABULARY,
 }
 LLAMA3 = VICUNA | {"rope_theta": 500000.0, "bias": False}
+DRAFTED = [token for token in range(VOCABULARY) if token % 4]
+STATES = "eagle_aux_hidden_state_layer_ids"
+EAGLE3 = VICUNA | {"draft_vocab_size": len(DRAFTED), STATES: [0, 1, 2]}
 
 
 def release(name, *, bias=True):
@@ -69,3 +72,31 @@ def release(name, *, bias=True):
             "fc.post_attention_layernorm.weight": draw(D),
         }
     return weights
+
+
+def release3():
+    """Return the weights of a release of EAGLE-3."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+
+    inner = D // HEADS * KV_HEADS
+    ids = torch.tensor(DRAFTED)
+    return {
+        "d2t": ids - torch.arange(len(ids)),
+        "t2d": torch.tensor([token % 4 > 0 for token in range(VOCABULARY)]),
+        "fc.weight": draw(D, 3 * D),
+        "midlayer.hidden_norm.weight": draw(D) + 1,
+        "midlayer.input_layernorm.weight": draw(D) + 1,
+        "midlayer.self_attn.q_proj.weight": draw(D, 2 * D),
+        "midlayer.self_attn.k_proj.weight": draw(inner, 2 * D),
+        "midlayer.self_attn.v_proj.weight": draw(inner, 2 * D),
+        "midlayer.self_attn.o_proj.weight": draw(D, D),
+        "midlayer.post_attention_layernorm.weight": draw(D) + 1,
+        "midlayer.mlp.gate_proj.weight": draw(M, D),
+        "midlayer.mlp.up_proj.weight": draw(M, D),
+        "midlayer.mlp.down_proj.weight": draw(D, M),
+        "norm.weight": draw(D) + 1,
+        "lm_head.weight": draw(len(ids), D),
+    }

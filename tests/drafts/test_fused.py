@@ -21,33 +21,38 @@ def random_network(name, dtype=torch.float64, **changes):
     return network.to(dtype).eval().requires_grad_(False)
 
 
-def last_row(fused, e, f):
+def last_row(fused, e, states):
     """Cache all rows but the last at once, then run the last by itself, as a drafter does."""
+    f = fused.read(states)
     rope = fused.rope(torch.arange(ROWS)).to(e.dtype)
     x = fused.fuse(e, f)
     first = fused.keys_values(x[:-1], rope[:, :-1])
     last = fused.keys_values(x[-1:], rope[:, -1:])
     keys, values = (torch.cat(parts, dim=1) for parts in zip(first, last, strict=True))
     seen = fused.attend(fused.query(x[-1:], rope[:, -1:]), keys, values, None)
-    return fused.output(x[-1:], seen)
+    return fused.output(fused.residual(x, f)[-1:], seen)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"kv_heads": 4}, {"kv_heads": 1}, {"head_dim": 4}], ids=str
+    "changes",
+    [{}, {"kv_heads": 4}, {"kv_heads": 1}, {"head_dim": 4}, {"capture": (0, 1, 2)}],
+    ids=str,
 )
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 @pytest.mark.parametrize("name", architectures())
 @torch.inference_mode()
 def test_a_step_equals_the_last_row_of_the_whole_forward(name, dtype, changes):
     network = random_network(name, dtype, **changes)
-    e, f = torch.randn(2, ROWS, 12, dtype=torch.float64).to(dtype)
+    e = torch.randn(ROWS, 12, dtype=torch.float64).to(dtype)
+    states = 3 if "capture" in changes else 1
+    f = torch.randn(ROWS, states * 12, dtype=torch.float64).to(dtype)
     last = torch.zeros(1, ROWS, dtype=torch.bool)
     last[0, -1] = True
     expected = network(e[None], f[None], last)
     actual = last_row(FusedNetwork(network), e, f)
     for fused, whole in zip(actual, expected, strict=True):
         torch.testing.assert_close(fused, whole, rtol=0, atol=BOUND[dtype])
-    one_output = name not in ("fspad", "partial-alignment")
+    one_output = name not in ("fspad", "partial-alignment", "eagle3", "fspad3")
     assert (actual.h_logit is actual.h_feature) == one_output
 
 

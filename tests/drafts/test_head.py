@@ -53,7 +53,7 @@ def test_a_saved_head_loads_as_it_was(tiny, heads, tmp_path, name):
     assert (again.target, again.identity) == (tiny.name, tiny.identity)
 
 
-@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("name", BY_SWITCHES.values())
 def test_format_1_loads_to_the_same_network_as_format_2(tiny, heads, tmp_path, name):
     """Format 1 has three switches among the sizes in place of the architecture's name."""
     new = description(heads[name])
@@ -77,8 +77,16 @@ def test_a_combination_of_switches_that_never_was_is_refused(tiny, heads, tmp_pa
         load_head(folder, tiny)
 
 
-@pytest.mark.parametrize("decoder", ["eagle", "fspad"])
-@pytest.mark.parametrize("target", ["tiny", "smollm2-135m"])
+@pytest.mark.parametrize(
+    ("decoder", "target"),
+    [
+        ("eagle", "tiny"),
+        ("eagle3", "tiny"),
+        ("fspad", "tiny"),
+        ("eagle", "smollm2-135m"),
+        ("fspad", "smollm2-135m"),
+    ],
+)
 def test_every_shipped_head_loads(tiny, decoder, target):
     """On a stand-in with the name, identity and sizes of the target that the file names."""
     folder = shipped(decoder, target)
@@ -86,7 +94,9 @@ def test_every_shipped_head_loads(tiny, decoder, target):
     stand_in = StandIn(tiny, target, about)
     head = load_head(folder, stand_in, architecture(decoder))
     assert head.network.architecture == about["decoder"] == decoder
-    assert head.network.shape == Shape(**{name: about["shape"][name] for name in SIZES})
+    capture = tuple(about["shape"].get("capture", ()))
+    sizes = {name: about["shape"][name] for name in SIZES}
+    assert head.network.shape == Shape(**sizes, capture=capture)
     assert sum(p.numel() for p in head.network.parameters()) == about["parameters"]
     assert all(p.isfinite().all() for p in head.network.parameters())
     assert not any(p.requires_grad for p in head.network.parameters())

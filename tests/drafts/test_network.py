@@ -1,9 +1,11 @@
 """The draft networks against a plain transcription of their formulas, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fspad_bench.drafts.network import Shape, architecture, architectures
+from fspad_bench.drafts.network import Shape, architecture, architectures, low_mid_high
 from fspad_bench.errors import BenchError
 
 D = 24
@@ -14,13 +16,16 @@ HEAD_DIM = 6
 THETA = 1000.0
 EPS = 1e-5
 SHAPE = Shape(D, M, HEADS, KV_HEADS, HEAD_DIM, THETA, EPS)
-SAMPLES_FEATURES = ("fspad", "feature-sampling")
-SPLITS_OUTPUT = ("fspad", "partial-alignment")
+SAMPLES_FEATURES = ("fspad", "feature-sampling", "fspad3")
+SPLITS_OUTPUT = ("fspad", "partial-alignment", "fspad3")
+NORMS_OUTPUT = ("eagle3", "fspad3")
+READS_STATES = ("eagle3", "fspad3")
 
 
 def random_network(name):
     torch.manual_seed(0)
-    network = architecture(name)(SHAPE).double()
+    shape = replace(SHAPE, capture=(0, 1, 2)) if name in READS_STATES else SHAPE
+    network = architecture(name)(shape).double()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return network
@@ -46,21 +51,39 @@ def rotated(x, position):
     return out
 
 
+def random_inputs(name, length, seed):
+    """Return e `[L, d]`, and f `[L, d]` or three hidden states `[L, 3 d]`."""
+    generator = torch.Generator().manual_seed(seed)
+    e, *states = torch.randn(4, length, D, dtype=torch.float64, generator=generator)
+    return e, torch.cat(states if name in READS_STATES else states[:1], -1)
+
+
 def transcription(weights, e, f, name):
     """Compute (h_logit, h_feature) of one sequence e, f `[L, d]`, row by row and head by head."""
+    if name in READS_STATES:
+        f = f @ weights["join.weight"].T
+    if name == "eagle3":
+        normed = [rms(e, weights["fuse.norm_e.weight"]), rms(f, weights["fuse.norm_f.weight"])]
+        x = torch.cat(normed, -1)
+        return outputs(weights, f + attended(weights, x) @ weights["attention.o.weight"].T, name)
     z = torch.cat([e, f], -1) @ weights["fuse.fc.weight"].T + weights["fuse.fc.bias"]
     x = z
     if name in SAMPLES_FEATURES:
         gate = silu(e @ weights["fuse.gate.weight"].T)
         up = rms(z, weights["fuse.norm.weight"]) @ weights["fuse.up.weight"].T
         x = z + (gate * up) @ weights["fuse.down.weight"].T
-    a = x + attended(weights, x) @ weights["attention.o.weight"].T
+    return outputs(weights, x + attended(weights, x) @ weights["attention.o.weight"].T, name)
+
+
+def outputs(weights, a, name):
     n = rms(a, weights["output.norm.weight"])
     u = silu(n @ weights["output.gate.weight"].T) * (n @ weights["output.up.weight"].T)
     out = u @ weights["output.down.weight"].T
-    if name in SPLITS_OUTPUT:
-        return a + out[:, :D], a + out[:, D:]
-    return a + out, a + out
+    parts = (out[:, :D], out[:, D:]) if name in SPLITS_OUTPUT else (out, out)
+    h_logit, h_feature = (a + part for part in parts)
+    if name in NORMS_OUTPUT:
+        h_logit = rms(h_logit, weights["output.final.weight"])
+    return h_logit, h_feature
 
 
 def attended(weights, x):
@@ -83,8 +106,7 @@ def attended(weights, x):
 @pytest.mark.parametrize("name", architectures())
 def test_outputs_equal_the_transcribed_formulas(name):
     network = random_network(name)
-    generator = torch.Generator().manual_seed(2)
-    e, f = torch.randn(2, 7, D, dtype=torch.float64, generator=generator)
+    e, f = random_inputs(name, 7, seed=2)
     out = network(e[None], f[None], torch.ones(1, 7, dtype=torch.bool))
     h_logit, h_feature = transcription(network.state_dict(), e, f, name)
     torch.testing.assert_close(out.h_logit, h_logit, rtol=0, atol=1e-10)
@@ -141,13 +163,14 @@ def test_parameter_counts_of_vicuna_7b(name, millions):
     assert parameters / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-@pytest.mark.parametrize("name", ["eagle", "fspad"])
+@pytest.mark.parametrize("name", ["eagle", "fspad", "eagle3", "fspad3"])
 def test_unrolled_rows_equal_a_draft_of_that_depth(name):
     """Row i of level j equals a sequence whose last j features were drafted one by one."""
     network = random_network(name)
-    generator = torch.Generator().manual_seed(3)
-    e, f = torch.randn(2, 9, D, dtype=torch.float64, generator=generator)
-    levels = network.unrolled(e[None], f[None], 4)
+    e, states = random_inputs(name, 9, seed=3)
+    levels = network.unrolled(e[None], states[None], 4)
+    f = network.read(states)
+    network.read = lambda features: features  # what follows is given f itself
     for j, out in enumerate(levels):
         for i in range(j, 9):
             features = f[: i - j + 1]
@@ -158,9 +181,23 @@ def test_unrolled_rows_equal_a_draft_of_that_depth(name):
             torch.testing.assert_close(out.h_logit[0, i], drafted.h_logit[-1], rtol=0, atol=1e-9)
 
 
-def test_later_levels_send_no_gradient_back_through_drafted_features():
-    network = random_network("fspad")
-    e, f = torch.randn(2, 1, 6, D, dtype=torch.float64)
-    first, second = network.unrolled(e, f, 2)
+@pytest.mark.parametrize("name", architectures())
+def test_which_levels_send_a_gradient_back_through_drafted_features(name):
+    """EAGLE-3's do, whose features learn from nothing else; HASS's do not."""
+    network = random_network(name)
+    e, f = random_inputs(name, 6, seed=4)
+    first, second = network.unrolled(e[None], f[None], 2)
     gradients = torch.autograd.grad(second.h_logit.sum(), first.h_feature, allow_unused=True)
-    assert gradients == (None,)
+    if name in READS_STATES:
+        assert gradients[0][0, :5].abs().min() > 0
+    else:
+        assert gradients == (None,)
+
+
+@pytest.mark.parametrize(
+    ("layers", "states"),
+    [(1, (0, 0, 1)), (2, (0, 1, 2)), (6, (1, 3, 6)), (7, (2, 3, 4)), (32, (2, 16, 29))],
+)
+def test_the_states_that_are_fused(layers, states):
+    """From seven layers on those of the published code: what layers 2, L / 2 and L - 3 read."""
+    assert low_mid_high(layers) == states

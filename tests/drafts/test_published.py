@@ -1,6 +1,7 @@
 """Heads in the layout of EAGLE's and FSPAD's releases: every weight finds its place, and back."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -80,7 +81,7 @@ def test_published_heads_draft_losslessly(tiny, publish, name, decoder):
 def test_a_written_head_loads_as_it_was(tiny, tmp_path, name):
     torch.manual_seed(3)
     network = architecture(name)(Shape.of_target(tiny.config)).double()
-    write_published(network, tiny.embedding.weight, tmp_path)
+    write_published(network, torch.arange(VOCABULARY), tiny, tmp_path)
     again = load_head(tmp_path, tiny, architecture(name)).network
     assert again.shape == network.shape
     for key, weight in network.state_dict().items():
@@ -176,7 +177,8 @@ def test_an_exported_head_keeps_every_number_and_says_what_it_loses(tiny, tmp_pa
 def test_an_exported_head_is_as_narrow_as_its_numbers(tiny, tmp_path, dtype):
     embedding = (torch.arange(97 * D).reshape(97, D) / 7 + 1).to(dtype)
     network = trained(tiny).network.to(torch.bfloat16).double()
-    write_published(network, embedding.double(), tmp_path)
+    target = SimpleNamespace(embedding=SimpleNamespace(weight=embedding.double()))
+    write_published(network, torch.arange(VOCABULARY), target, tmp_path)
     written = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     assert written["embed_tokens.weight"].dtype == dtype
     assert torch.equal(written["embed_tokens.weight"], embedding)

@@ -13,7 +13,7 @@ from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.errors import BenchError
 from fspad_bench.models import load
 from fspad_bench.training import job as training
-from fspad_bench.training.job import Trained, TrainingJob, run, trainer_of
+from fspad_bench.training.job import Trained, TrainingJob, default_recipe, run, trainer_of
 from fspad_bench.training.networks import NetworkTrainer
 from fspad_bench.training.objective import Recipe
 from fspad_bench.util.provenance import environment
@@ -123,7 +123,20 @@ def test_every_token_may_be_learned_and_held_out_answers_measure_it(train, tmp_p
 
 def test_all_variants_have_a_trainer():
     for variant in architectures():
-        assert trainer_of(variant) == NetworkTrainer(variant)
+        trainer = trainer_of(variant)
+        assert isinstance(trainer, NetworkTrainer)
+        assert trainer.variant == variant
+        assert default_recipe(variant) is trainer.recipe
+
+
+def test_defaults_are_those_of_the_decoder():
+    assert default_recipe("fspad") == default_recipe("wide") == Recipe()
+    assert trainer_of("fspad-unrolled").variant == "fspad"
+    assert default_recipe("fspad-unrolled") == Recipe(unroll=3, top_weight=1.0)
+    for name in ("eagle3", "fspad3"):
+        recipe = default_recipe(name)
+        assert (recipe.feature_weight, recipe.logit_weight, recipe.noise) == (0.0, 1.0, 0.0)
+        assert (recipe.unroll, recipe.decay) == (4, 0.8)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class DeviceTreeBuilder:
         self.top_k = top_k
         self.coupled = coupled
         self.network = draft.network
+        self.capture = draft.capture
         self.vocabulary = draft.vocabulary.base_ids
         self.lm_head = draft.lm_head
         self.embedding = target.embedding
@@ -88,7 +89,7 @@ class DeviceTreeBuilder:
         e = self.embedding(
             torch.tensor(context.tokens[1:-1], dtype=torch.int64, device=self.device)
         )
-        x = self.network.fuse(e, scores.features[:-1])
+        x = self.network.fuse(e, self.network.read(scores.features[:-1]))
         k, v = self.network.keys_values(x, self.ropes[:, : len(x)])
         self.entries[0, :, : len(x)] = k
         self.entries[1, :, : len(x)] = v
@@ -131,13 +132,14 @@ class DeviceTreeBuilder:
         following = torch.where(
             self.slots + 1 < walk.count, state.nodes.tokens[path.roll(-1)], walk.bonus
         )
-        x = self.network.fuse(self.embedding(following.clamp(min=0)), state.features[path])
+        f = self.network.read(state.features[path])
+        x = self.network.fuse(self.embedding(following.clamp(min=0)), f)
         at = length - walk.count + self.slots
         rope = self.ropes[:, at]
         self._cache(x, rope, at)
         last = (walk.count - 1).long()
         seen = self._attend(self.network.query(x[last], rope[:, last]), self.one, length - 1)
-        return self.network.output(x[last], seen)
+        return self.network.output(self.network.residual(x, f)[last], seen)
 
     def _expand(
         self, tokens: Tensor, features: Tensor, bits: Tensor, length: Tensor, level: int
@@ -151,7 +153,8 @@ class DeviceTreeBuilder:
         rope = self.ropes[:, length + (level - 1)].expand(-1, len(x), -1)
         self._cache(x, rope, length + torch.arange(first, end, device=self.device))
         every = F.pad(bits, (first, 0))[:, None]
-        return self.network.output(x, self._attend(self.network.query(x, rope), every, length))
+        seen = self._attend(self.network.query(x, rope), every, length)
+        return self.network.output(self.network.residual(x, features), seen)
 
     def _cache(self, x: Tensor, rope: Tensor, at: Tensor) -> None:
         for held, new in zip(self.entries, self.network.keys_values(x, rope), strict=True):

@@ -1,0 +1,135 @@
+"""Training on several draft levels, and on other hidden states than the final one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fspad_bench.drafts.network import DraftOutput
+from fspad_bench.training.features import FeatureStore, LiveFeatures, StoredFeatures, _store_name
+from fspad_bench.training.losses import losses
+from fspad_bench.training.networks import EAGLE3, FSPAD3, FSPAD_UNROLLED, initial_network
+from fspad_bench.training.objective import Objective, load_inputs
+
+TRAINERS = {"fspad": FSPAD_UNROLLED, "eagle3": EAGLE3, "fspad3": FSPAD3}
+
+
+def objective_of(tiny, training, recipe):
+    lm_head = tiny.lm_head.weight.detach().to(torch.bfloat16)
+    return Objective(training.network, lm_head, recipe).train()
+
+
+def test_the_second_level_of_unrolled_training_sees_the_networks_own_features(tiny, trainer):
+    """Its loss is that of a second forward that is given the first one's h_feature by hand."""
+    training = trainer("fspad")
+    network = training.network
+    inputs = load_inputs(tiny, training.features, [3], training.vocabulary)
+    inputs = inputs._replace(e=inputs.e.float(), f=inputs.f.float())
+    objective = objective_of(tiny, training, FSPAD_UNROLLED.recipe)
+    _, second, _ = objective._levels(inputs)
+    row = int(inputs.batch.supervised[0, :-1].nonzero()[2])
+    own = network.unrolled(inputs.e, inputs.f, 1)[0].h_feature.detach()
+    states = torch.cat([inputs.f[:, :row], own[:, row - 1 : row]], dim=1)
+    rows = torch.zeros(1, row + 1, dtype=torch.bool)
+    rows[0, row] = True
+    by_hand = network(inputs.e[:, : row + 1], states, rows)
+    level = network.unrolled(inputs.e, inputs.f, 2)[1]
+    torch.testing.assert_close(level.h_logit[0, row], by_hand.h_logit[0], rtol=0, atol=1e-5)
+    taught = network(inputs.e[:, : row + 1], inputs.f[:, : row + 1], rows)
+    assert not torch.allclose(taught.h_logit, by_hand.h_logit, atol=1e-3)
+    positions = inputs.batch.supervised[:, :-1] & (torch.arange(inputs.e.shape[1]) >= 1)
+    picked = DraftOutput(level.h_logit[positions], level.h_feature[positions])
+    rows_of_head = objective.lm_head[inputs.vocabulary]
+    expected = objective._losses(picked, inputs, positions, rows_of_head)
+    torch.testing.assert_close(second.logit, expected.logit)
+    torch.testing.assert_close(second.top, expected.top)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_a_level_weighs_decay_times_the_one_before(tiny, trainer, recipe, decay):
+    training = trainer("eagle3")
+    settings = replace(recipe, unroll=3, decay=decay, feature_weight=0.0, logit_weight=1.0)
+    objective = objective_of(tiny, training, settings)
+    inputs = load_inputs(tiny, training.features, [3, 5], training.vocabulary)
+    inputs = inputs._replace(e=inputs.e.float(), f=inputs.f.float())
+    first, second, third = (level.logit for level in objective._levels(inputs))
+    loss, reported = objective(inputs)
+    total = 1 + decay + decay**2
+    expected = (first + decay * second + decay**2 * third) / total
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(reported.logit, first)
+
+
+@pytest.mark.parametrize("variant", TRAINERS)
+def test_it_trains_with_its_own_recipe_and_resumes(trainer, recipe, tmp_path, variant):
+    own = replace(TRAINERS[variant].recipe, epochs=2, batch_tokens=256, lr=3e-3, warmup=3)
+    whole = trainer(variant, own)
+    before = whole.evaluate()
+    whole.run(tmp_path / "whole", checkpoint_every=1e9)
+    assert whole.evaluate()["logit_loss"] < before["logit_loss"]
+    for steps in (2, None):
+        parts = trainer(variant, own)
+        parts.run(tmp_path / "parts", checkpoint_every=1e9, stop_after=steps)
+    for name, weight in whole.network.state_dict().items():
+        assert torch.equal(weight, parts.network.state_dict()[name]), name
+
+
+def test_what_is_fed_back_learns_from_the_levels_that_read_it(tiny, trainer):
+    """Without a feature loss, that half of fspad3's output has no other teacher."""
+    training = trainer("fspad3")
+    inputs = load_inputs(tiny, training.features, [3, 5], training.vocabulary)
+    inputs = inputs._replace(e=inputs.e.float(), f=inputs.f.float())
+    weight = training.network.output.down.weight
+    for unroll, learns in ((1, False), (2, True)):
+        objective = objective_of(tiny, training, replace(FSPAD3.recipe, unroll=unroll))
+        loss, _ = objective(inputs)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        assert bool(gradient[64:].any()) is learns
+
+
+@torch.inference_mode()
+def test_captured_states_are_those_of_a_session(tiny, captured_features):
+    conversation = captured_features.conversations[3]
+    with tiny.session(64, capture=(0, 1, 2)) as session:
+        states = session.prefill(conversation.tokens).features
+    batches = [
+        captured_features.load([7, 3]),
+        LiveFeatures(tiny, captured_features.conversations, (0, 1, 2)).load([7, 3]),
+    ]
+    for batch in batches:
+        own = batch.states[1, : len(conversation.tokens)]
+        assert torch.equal(own, states.to(torch.bfloat16))
+        assert torch.equal(batch.features[1, : len(own)], own[:, 128:])
+
+
+def test_other_states_are_another_store(tiny, conversations, features, tmp_path):
+    """And a network that reads the final state finds the store that it always had."""
+    names = [_store_name(tiny, conversations, 64, states) for states in ((), (0, 1), (0, 2))]
+    assert len(set(names)) == 3
+    assert names[0] == _store_name(tiny, conversations, 64)
+    plain = features.load([3])
+    assert plain.captured is None
+    assert plain.states is plain.features
+    store = FeatureStore(tmp_path / "store", features.conversations[:2], 64, (1,))
+    StoredFeatures([store]).fill(tiny)
+    assert store.captured.shape == store.features.shape
+
+
+def test_a_draft_is_compared_by_its_own_lm_head_and_goal():
+    generator = torch.Generator().manual_seed(3)
+    h, target, goal = torch.randn(3, 4, 8, generator=generator)
+    head, own = torch.randn(2, 11, 8, generator=generator)
+    choice = (target @ head.T).argmax(-1)
+    normaliser = (target @ head.T).logsumexp(-1)
+    actual = losses(h, h, target, normaliser, choice, head, draft_head=own, goal=goal)
+    p = (target @ head.T).softmax(-1)
+    expected = -(p * (h @ own.T).log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(actual.logit, expected)
+    torch.testing.assert_close(actual.feature, torch.nn.functional.smooth_l1_loss(h, goal))
+
+
+def test_training_starts_with_the_targets_final_norm(tiny):
+    for name in ("eagle3", "fspad3"):
+        network = initial_network(tiny, name, 0)
+        norm = tiny.model.base_model.norm.weight
+        assert torch.equal(network.output.final.weight, norm.float())
