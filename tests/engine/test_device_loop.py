@@ -23,7 +23,7 @@ from fspad_bench.util.registry import DECODERS, names
 CPU = torch.device("cpu")
 PROMPTS = [[40, 41, 42] * 3, list(range(20, 50)), [7]]
 SAMPLERS = [Sampler(), Sampler(1.0, seed=4), Sampler(0.8, top_k=30, top_p=0.9, seed=5)]
-ON_DEVICE = [name for name in names(DECODERS) if name in ("vanilla", "eagle", "fspad")]
+ON_DEVICE = [name for name in names(DECODERS) if name in ("vanilla", "eagle", "eagle3", "fspad")]
 
 
 @pytest.fixture

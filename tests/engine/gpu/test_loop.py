@@ -14,6 +14,7 @@ from fspad_bench.util.registry import DECODERS, names
 PROMPT = [40, 41, 42, 43, 44, 45] * 2
 FIXED = {  # adaptive trees have one shape on a device and many on the host
     "eagle": {"tree": "fixed"},
+    "eagle3": {"tree": "fixed"},
     "fspad": {"tree": "fixed"},
     "hybrid": {"of": "fspad@fixed,suffix"},
 }
