@@ -3,24 +3,33 @@
 import json
 
 import pytest
+import torch
 
 from fspad_bench.core.loop import generate
-from fspad_bench.core.protocols import Limit
+from fspad_bench.core.protocols import Context, Limit
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.decoders.eagle3 import Eagle3
+from fspad_bench.decoders.eagle3 import Eagle3, Eagle3Network
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.drafts.draft import Draft
+from fspad_bench.drafts.head import Head
 from fspad_bench.engine import gpu as kernels
 from fspad_bench.engine.device_loop import DeviceLoop
 from fspad_bench.errors import BenchError
+from fspad_bench.lossless.engines import wide_target
 from fspad_bench.models.load import load_target
 
 PROMPT = [40, 41, 42] * 5
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize(
-    "options",
-    [{"tree": "auto"}, {"nodes": 20, "depth": 5}, {"drafting": "ranked"}, {"vocabulary": "head"}],
+    ("temperature", "options"),
+    [
+        (0.0, {"nodes": 20, "depth": 5}),
+        (0.7, {"tree": "auto"}),
+        (1.0, {"nodes": 20, "depth": 5}),
+        (1.0, {"drafting": "ranked"}),
+        (1.0, {"vocabulary": "head"}),
+    ],
     ids=str,
 )
 def test_its_output_is_vanillas(tiny, heads, temperature, options):
@@ -52,3 +61,29 @@ def test_a_head_for_a_deeper_target_is_refused(tiny, heads, tmp_path):
     (tmp_path / "head.safetensors").write_bytes((heads["eagle3"] / "head.safetensors").read_bytes())
     with pytest.raises(BenchError, match="it reads hidden state 15 of 0 to 2"):
         Eagle3(tiny, head=str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_the_compiled_forward_drafts_from_captured_states(dtype):
+    """Of a target whose widths it serves; where it is not available, the same test of torch's."""
+    target = wide_target(dtype)
+    torch.manual_seed(2)
+    network = Eagle3Network(Eagle3Network.shape_for(target.config))
+    network = network.to(dtype).requires_grad_(False)
+    head = Head(network, torch.arange(97), target.name, target.identity)
+    tokens = list(range(20, 33))
+    draft = Draft(target, head)
+    with target.session(len(tokens), capture=draft.capture) as session:
+        scores = session.prefill(tokens[:-1])
+    e = target.embedding(torch.tensor(tokens[1:]))
+    rows = torch.ones(1, len(e), dtype=torch.bool)
+    expected = network(e[None], scores.features[None], rows).h_logit[-1:]
+    draft.begin(Context(tokens, len(tokens) - 1), scores)
+    bound = 1e-4 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(draft.absorb().h_logit, expected, rtol=0, atol=bound)
+    drafter = Eagle3(target, head, nodes=8, depth=3)
+    drafted = generate(target, drafter, Sampler(1.0), PROMPT, Limit(12))
+    assert (
+        drafted.tokens == generate(target, Vanilla(target), Sampler(1.0), PROMPT, Limit(12)).tokens
+    )
