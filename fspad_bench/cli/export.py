@@ -1,4 +1,4 @@
-"""The verb `export`: write a trained head in the layout that EAGLE and FSPAD publish."""
+"""The verb `export`: write a trained head in the layout that EAGLE, EAGLE-3 and FSPAD publish."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "answers": (answers, "write records as the answer files of Spec-Bench"),
     "train": (train, "train the draft network of a decoder for a target"),
     "distill": (distill, "write a target's own conversations as training data for drafts"),
-    "export": (export, "write a head in the layout that EAGLE and FSPAD publish"),
+    "export": (export, "write a head in the layout that EAGLE, EAGLE-3 and FSPAD publish"),
     "profile": (profile, "show where a decoder's steps spend their time on this machine"),
     "certify": (certify, "prove that decoders are lossless: a table of checks"),
     "check": (check, "check baselines against their files: identity, tokens per step"),

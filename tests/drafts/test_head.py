@@ -162,6 +162,8 @@ def test_a_foreign_head_is_refused(tiny, heads, tmp_path, facts, message):
         ("kv_heads", 0),
         ("heads", 4.0),
         ("qkv_bias", 0),
+        ("capture", [1.5]),
+        ("vocabulary", -1),
     ],
 )
 def test_a_size_that_no_network_has_is_refused(tiny, heads, tmp_path, name, value):

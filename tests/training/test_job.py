@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fspad_bench.distill.lock import exclusive
-from fspad_bench.drafts.head import load_head
-from fspad_bench.drafts.network import architectures
+from fspad_bench.drafts.head import Head, load_head
+from fspad_bench.drafts.network import architecture, architectures
 from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.errors import BenchError
 from fspad_bench.models import load
@@ -162,6 +162,33 @@ def test_a_trainer_from_elsewhere_is_used(job, monkeypatch, tmp_path):
     assert trained == (tmp_path / "head", {"entries": 3.0})
     assert (tmp_path / "head" / "table").read_text() == "1"
     assert trainer_of("fspad_bench.training.networks:WIDE") == NetworkTrainer("wide")
+
+
+@pytest.fixture
+def own_head(tiny, tmp_path):
+    """The folder of a head of EAGLE-3 with an LM head of its own, for 50 tokens."""
+    network_class = architecture("eagle3")
+    torch.manual_seed(1)
+    network = network_class(replace(network_class.shape_for(tiny.config), vocabulary=50))
+    Head(network, torch.arange(50), tiny.name, tiny.identity).save(tmp_path / "own")
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"draft_vocabulary": 40, "recipe": replace(BRIEF, vocabulary="head")}]
+)
+def test_an_lm_head_of_its_own_is_for_its_vocabulary_alone(job, no_work, own_head, settings):
+    with pytest.raises(BenchError, match="an LM head of its own, for the 50 tokens") as raised:
+        run(job(decoder="eagle3", initial=own_head, **settings))
+    assert "--vocabulary head" in raised.value.hint
+
+
+def test_an_lm_head_of_its_own_is_trained(train, tiny, own_head):
+    recipe = replace(default_recipe("eagle3"), epochs=0.3, vocabulary="head", unroll=2)
+    head = train(decoder="eagle3", initial=own_head, recipe=recipe)
+    before = load_head(own_head, tiny)
+    assert torch.equal(head.vocabulary, before.vocabulary)
+    assert not torch.equal(head.network.lm_head.weight, before.network.lm_head.weight)
 
 
 def test_a_data_set_of_another_tokenizer_is_refused(job, no_work, conversations, tmp_path):
