@@ -146,7 +146,7 @@ PARTIAL_ALIGNMENT = NetworkTrainer("partial-alignment")
 WIDE = NetworkTrainer("wide")
 
 # HASS's training of FSPAD's network: three levels on the network's own features
-FSPAD_UNROLLED = NetworkTrainer("fspad", Recipe(unroll=3, top_weight=1.0))
+UNROLLED_FSPAD = NetworkTrainer("fspad", Recipe(unroll=3, top_weight=1.0))
 
 # EAGLE-3 has no feature loss; published heads are unrolled by seven levels
 UNROLLED_TOKENS = Recipe(feature_weight=0.0, logit_weight=1.0, noise=0.0, unroll=4, decay=0.8)

@@ -8,11 +8,11 @@ import torch
 from fspad_bench.drafts.network import DraftOutput
 from fspad_bench.training.features import FeatureStore, LiveFeatures, StoredFeatures, _store_name
 from fspad_bench.training.losses import losses
-from fspad_bench.training.networks import EAGLE3, FSPAD3, FSPAD_UNROLLED, initial_network
+from fspad_bench.training.networks import EAGLE3, FSPAD3, UNROLLED_FSPAD, initial_network
 from fspad_bench.training.objective import Objective, load_inputs
 from fspad_bench.training.trainer import Trainer
 
-TRAINERS = {"fspad": FSPAD_UNROLLED, "eagle3": EAGLE3, "fspad3": FSPAD3}
+TRAINERS = {"fspad": UNROLLED_FSPAD, "eagle3": EAGLE3, "fspad3": FSPAD3}
 
 
 def objective_of(tiny, training, recipe):
@@ -34,7 +34,7 @@ def test_the_second_level_of_unrolled_training_sees_the_networks_own_features(ti
     training = trainer("fspad")
     network = training.network
     inputs = inputs_of(tiny, training, [3])
-    objective = objective_of(tiny, training, FSPAD_UNROLLED.recipe)
+    objective = objective_of(tiny, training, UNROLLED_FSPAD.recipe)
     _, second, _ = objective._levels(inputs)
     row = int(inputs.batch.supervised[0, :-1].nonzero()[2])
     own = network.unrolled(inputs.e, inputs.f, 1)[0].h_feature.detach()
