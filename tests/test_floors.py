@@ -195,6 +195,19 @@ def test_the_audit_uses_no_decoder_but_vanilla():
             assert module in ("decoders.__init__", "decoders.vanilla")
 
 
+def calls(module, name):
+    """Return whether a module calls a function by this name."""
+    called = [node.func for node in ast.walk(syntax_tree(module)) if isinstance(node, ast.Call)]
+    return any(isinstance(f, ast.Name) and f.id == name for f in called)
+
+
+def test_text_is_printed_at_one_door():
+    """It escapes what a terminal would obey, and so do the cells of tables."""
+    assert {m for m in MODULES if calls(m, "print")} == {"util.terminal", "util.progress"}
+    assert {m for m in MODULES if "tabulate" in packages(m)} == {"util.grid"}
+    assert not [m for m in MODULES if "print_exc" in path_of(m).read_text(encoding="utf-8")]
+
+
 def cycles(graph):
     """Return what is left of a graph once nodes that need none of the rest are removed."""
     while leaves := {node for node, needs in graph.items() if not needs & graph.keys()}:

@@ -29,6 +29,7 @@ OF_A_TASK = ("task", "data_sha256", "card_sha256", "max_new_tokens")  # fields o
 FIRST_ID = 81  # of MT-bench's questions in Spec-Bench, ten per category in the order of the card
 PER_CATEGORY = 10
 ID_LENGTH = 22
+DIGITS = 18  # of a number of 64 bits
 HASH_LENGTH = 8
 
 Text = Callable[[Key, Sample], str]
@@ -39,6 +40,12 @@ class Asked(NamedTuple):
 
     task: str
     id: str
+
+    @property
+    def number(self) -> int | None:
+        """The id as a number, None where it is none, or one that JSON does not hold."""
+        is_number = self.id.isdecimal() and len(self.id) <= DIGITS
+        return int(self.id) if is_number else None
 
 
 class Measured(NamedTuple):
@@ -107,7 +114,7 @@ def _file(
                 left_out.append(question)
                 continue
             lines[question] = {
-                "question_id": int(question.id) if question.id.isdecimal() else question.id,
+                "question_id": question.id if question.number is None else question.number,
                 "category": category(question),
                 "answer_id": hashlib.sha256(f"{name}\n{question}".encode()).hexdigest()[:ID_LENGTH],
                 "model_id": name,
@@ -149,7 +156,7 @@ def category(question: Asked) -> str:
         categories = []
     if not categories:
         return question.task
-    number = int(question.id) - FIRST_ID if question.id.isdecimal() else 0
+    number = 0 if question.number is None else question.number - FIRST_ID
     return categories[min(max(0, number // PER_CATEGORY), len(categories) - 1)]
 
 
@@ -184,7 +191,7 @@ def _name(key: Key) -> str:
 
 
 def _order(question: Asked) -> tuple[int, str, str]:
-    return (int(question.id) if question.id.isdecimal() else 0, question.task, question.id)
+    return (question.number or 0, question.task, question.id)
 
 
 def _timestamp(records: Records) -> float:

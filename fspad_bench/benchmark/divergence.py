@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample
 from fspad_bench.benchmark.stats import agreement
+from fspad_bench.util.terminal import visible
 
 # characters shown before and after the divergence
 SHARED = 48
@@ -45,12 +46,12 @@ def _shown(key: Key, vanilla: Sample, decoder: Sample, audit: Audit | None) -> s
     width = max(len(VANILLA), len(key.decoder))
     lines = [
         f"{where}, T={key.temperature:g}: {after}{_regrets(audit)}",
-        f"  {'both':{width}}  {_line(before)}",
+        f"  {'both':{width}}  {before}",
     ]
     for name, text in ((VANILLA, vanilla.text), (key.decoder, decoder.text)):
         own = text[shared : shared + OWN]
-        lines.append(f"  {name:{width}}  {_line(own) or '(ends)'}")
-    return "\n".join(lines)
+        lines.append(f"  {name:{width}}  {own or '(ends)'}")
+    return "\n".join(map(visible, lines))
 
 
 def _regrets(audit: Audit | None) -> str:
@@ -62,7 +63,3 @@ def _regrets(audit: Audit | None) -> str:
         return ""
     regrets = f"{audit.decoder_regrets[at]:.2g}, vanilla's {audit.vanilla_regrets[at]:.2g}"
     return f"; regret there {regrets}, its margin error {audit.margin_error:.2g}"
-
-
-def _line(text: str) -> str:
-    return text.replace("\n", "\\n")

@@ -4,7 +4,6 @@ context.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from fspad_bench.models.template import (
     template_hash,
     token_ids,
 )
+from fspad_bench.util.terminal import note
 
 __all__ = ["Message", "Prompts", "longest_conversation", "stop_facts"]
 
@@ -65,7 +65,7 @@ def stop_facts(target: TransformersTarget) -> dict[str, Any]:
     if target.stop_source != GENERATION or others:
         used = f"the ids {ids} of its {target.stop_source}" if ids else "no id at all"
         left = f", not with {others} of its tokenizer" if others else ""
-        print(f"note: answers of {target.name} end with {used}{left}", file=sys.stderr)
+        note(f"note: answers of {target.name} end with {used}{left}")
     return {"ids": ids, "from": target.stop_source}
 
 

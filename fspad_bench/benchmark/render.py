@@ -15,8 +15,6 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from tabulate import tabulate
-
 from fspad_bench.benchmark.notes import notes_of
 from fspad_bench.benchmark.record import METHOD, VANILLA
 from fspad_bench.benchmark.rows import IDENTITY, Row
@@ -28,6 +26,8 @@ from fspad_bench.benchmark.titles import (
     setting,
     title,
 )
+from fspad_bench.util.grid import grid
+from fspad_bench.util.terminal import visible, visible_lines
 
 PLACE = ("target", "dtype", "device", "threads", "machine")
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -63,7 +63,7 @@ def render(table: list[Row], style: str) -> str:
     names = names_of(table)
     parts = [_table(list(group), names, style) for _, group in groupby(table, key=setting)]
     parts += _means(table, names, style)
-    parts.append("\n".join(notes_of(table, names)))
+    parts.append("\n".join(map(visible, notes_of(table, names))))
     return "\n\n".join(parts)
 
 
@@ -77,7 +77,9 @@ def _csv(table: list[Row]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, dict | list) else value
+    if isinstance(value, dict | list):
+        return json.dumps(value)
+    return visible_lines(value) if isinstance(value, str) else value
 
 
 def finite(value: Any) -> Any:
@@ -104,13 +106,10 @@ def _table(group: list[Row], names: Names, style: str) -> str:
     for row in group:
         figures = _figures(row) + (_figures_without_loops(row) if looping else [])
         body.append([_name(row, first, names), row["verdict"], *figures, _score(row)])
-    grid = tabulate(body, header, tablefmt=_format(style), colalign=sides, disable_numparse=True)
-    heading = title(first)
-    return f"**{heading}**\n\n{grid}" if style == "markdown" else f"{heading}\n\n{grid}"
-
-
-def _format(style: str) -> str:
-    return "pipe" if style == "markdown" else "simple"
+    is_markdown = style == "markdown"
+    heading = visible(title(first))
+    heading = f"**{heading}**" if is_markdown else heading
+    return f"{heading}\n\n{grid(body, header, is_markdown=is_markdown, sides=sides)}"
 
 
 def _name(row: Row, first: Row, names: Names) -> str:
@@ -184,8 +183,8 @@ def _means(table: list[Row], names: Names, style: str) -> list[str]:
         body = [_mean_line(group, names, list(figures.values())) for group in groups]
         if body:
             title = f"mean of the tasks · {place}" if len(places) > 1 else "mean of the tasks"
-            grid = tabulate(body, header, tablefmt=_format(style), disable_numparse=True)
-            tables.append(f"{title}\n\n{grid}")
+            means = grid(body, header, is_markdown=style == "markdown")
+            tables.append(f"{visible(title)}\n\n{means}")
     return tables
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from fspad_bench.benchmark.record import SCHEMA, Records, lines
 from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.errors import BenchError
 from fspad_bench.util import provenance
+from fspad_bench.util.terminal import note
 
 # what must not change within a record, and how a message calls it
 SOFTWARE = {
@@ -51,7 +51,7 @@ def open_record(plan: Plan, cards: Sequence[tasks.Card], output: Path) -> tuple[
     for path in sorted(output.glob("*.jsonl"), reverse=True):
         header = _header(path)
         if _resumable(path, header, plan, origin):
-            print(f"resuming {path}", file=sys.stderr)
+            note(f"resuming {path}")
             return RecordFile.reopen(path), header
     sources = tasks.resolve_source(plan.data, cards)
     header = {"plan": asdict(plan), "sources": sources, **origin}
@@ -75,7 +75,7 @@ def _resumable(path: Path, header: Header, plan: Plan, origin: Header) -> bool:
     if _is_complete(path):
         return False
     if changed:
-        print(f"not resuming {path}: it was begun with another {changed[0]}", file=sys.stderr)
+        note(f"not resuming {path}: it was begun with another {changed[0]}")
     return not changed
 
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import random
 import secrets
-import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +43,7 @@ from fspad_bench.models.load import load_target
 from fspad_bench.util import machine
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.strangers import described
+from fspad_bench.util.terminal import note, note_traceback
 
 WARM_UP = (
     "Describe a walk along a river in autumn.",
@@ -83,7 +82,7 @@ class Runner:
         check_options(plan.decoders, plan.options)
         if changed := settings.restore():
             text = f"note: a decoder's import changed {', '.join(changed)}: restored"
-            print(text, file=sys.stderr)
+            note(text)
         check_folder(output)
         self.plan = plan
         for temperature in plan.temperatures:
@@ -318,10 +317,10 @@ class Runner:
                 generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
             check_ids(generation.tokens, self.target.config.vocab_size)
         except BenchError as error:  # says all: the prompt is too long, logits are not finite
-            print(f"{decoder.label}: {about['sample']}: {error.message}", file=sys.stderr)
+            note(f"{decoder.label}: {about['sample']}: {error.message}")
             return Sample(**about, error=error.message)
         except Exception as error:  # a failure is recorded and does not end the run
-            traceback.print_exc()
+            note_traceback(error)
             return Sample(**about, error=described(error))
         other_load = load.others() + turn.others
         self.watch.state.note(decoder, sampler, prompt.tokens, limit, generation)
@@ -365,10 +364,7 @@ class Runner:
             )
         except (RuntimeError, MemoryError, BenchError) as error:  # such as no memory for the copy
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(
-                f"{decoder.sample}: this difference could not be audited: {reason}",
-                file=sys.stderr,
-            )
+            note(f"{decoder.sample}: this difference could not be audited: {reason}")
             return
         self.record.add(Audit(decoder.key, decoder.sample, decoder.turn, decoder.round, *finding))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import user_path
+from fspad_bench.util.terminal import note, show
 
 if TYPE_CHECKING:
     from fspad_bench.benchmark.answers import AnswerFile
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     records = Records.read(*record_files(arguments.records))
     for line in records.damaged:
-        print(f"left out: {line}", file=sys.stderr)
+        note(f"left out: {line}")
     files = answer_files(records, Texts(arguments.target))
     if not files:
         raise BenchError(
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         path = output / f"{file.name}.jsonl"
         if file.lines:
             _write(path, file.lines)
-        print(f"{path}: {_summary(file)}")
+        show(f"{path}: {_summary(file)}")
     return 0
 
 

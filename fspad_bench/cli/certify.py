@@ -16,6 +16,7 @@ from fspad_bench.cli.arguments import (
     add_target,
     add_threads,
 )
+from fspad_bench.util.terminal import show
 
 if TYPE_CHECKING:
     from fspad_bench.lossless.certify import Effort
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         target = load_target(arguments.target, device=arguments.device, dtype=dtype)
     with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the report
         parts = certify(labels, options, target, tiny, _effort(arguments))
-    print(render(parts, arguments.format))
+    show(render(parts, arguments.format))
     return 0 if passed(parts) else 1
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fspad_bench.cli.arguments import REPORT_FORMATS, add_format
+from fspad_bench.util.terminal import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,6 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     decoders = split_names(arguments.decoder) if arguments.decoder else None
     part = check_baselines(arguments.baselines, decoders, arguments.target)
-    print(render([part], arguments.format))
+    show(render([part], arguments.format))
     require_runs(part)
     return 0 if passed([part]) else 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from fspad_bench.cli.arguments import (
@@ -15,6 +14,7 @@ from fspad_bench.cli.arguments import (
     positive,
     whole,
 )
+from fspad_bench.util.terminal import note, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +84,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     distilled = distilling.run(job)
     if left_out := distilled.left_out:
-        print(f"left out {len(left_out)} rows, the first {left_out[0]}", file=sys.stderr)
-    print("\n".join(distilled.overlap_summary()))
+        note(f"left out {len(left_out)} rows, the first {left_out[0]}")
+    show("\n".join(distilled.overlap_summary()))
     return 0

@@ -4,7 +4,7 @@
 - 70: an error that nothing here expected, a bug. Its traceback goes to a file that the message
   names.
 - 130: Ctrl-C. 141: whoever read the output has closed it, as `| head -1` does; nothing is said.
-- Characters that a terminal cannot show are replaced.
+- Characters that a terminal cannot show are replaced, and those that it would obey are escaped.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TextIO
 from fspad_bench import __version__
 from fspad_bench.errors import BenchError
 from fspad_bench.util.strangers import first_line_of
+from fspad_bench.util.terminal import note, note_traceback
 from fspad_bench.util.text import is_text
 
 BAD_INPUT = BenchError.exit_code
@@ -41,10 +42,8 @@ def handled(run: Callable[[], int]) -> int:
         _say(error.message, error.hint)
         return error.exit_code
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted; the same `run`, `train` or `distill` command resumes where it stopped",
-            file=sys.stderr,
-        )
+        note("")  # after `^C`
+        note("interrupted; the same `run`, `train` or `distill` command resumes where it stopped")
         return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
@@ -93,12 +92,10 @@ def _nowhere() -> TextIO:
 
 
 def _say(message: str, hint: str) -> None:
-    """Print an error. A stderr that is full, closed or gone says nothing."""
-    with suppress(OSError, ValueError, AttributeError):
-        print(f"error: {message}", file=sys.stderr)
-        if hint:
-            print(f"hint:  {hint}", file=sys.stderr)
-        sys.stderr.flush()
+    """Print an error, its message and its hint in one line each."""
+    note(f"error: {message}")
+    if hint:
+        note(f"hint:  {hint}")
 
 
 def _drop_output() -> None:
@@ -136,7 +133,6 @@ def _unexpected(error: Exception) -> tuple[str, str]:
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(about + text)
     except OSError:
-        with suppress(OSError):
-            print(text, file=sys.stderr)
+        note_traceback(error)
         return message, "this is a bug of fspad-bench or of a plug-in: report the traceback above"
     return message, f"a bug of fspad-bench or of a plug-in; its traceback is in {Path(name)}"

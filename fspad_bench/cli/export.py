@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fspad_bench.util.paths import user_path
+from fspad_bench.util.terminal import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     head = load_head(user_path(arguments.head), target)
     output = user_path(arguments.output)
     lost = export_head(head, target, output)
-    print(f"{output}: a head of '{head.network.architecture}' for {target.name}")
+    show(f"{output}: a head of '{head.network.architecture}' for {target.name}")
     for what in lost:
-        print(f"not kept: {what}")
+        show(f"not kept: {what}")
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fspad_bench.util.terminal import show
+
 TARGETS = ["smollm2-135m"]
 
 
@@ -22,5 +24,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.models.smollm2 import model_folder
 
-    print(model_folder(arguments.source, thorough=True))
+    show(str(model_folder(arguments.source, thorough=True)))
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from fspad_bench.util.terminal import show, visible
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="?", choices=["decoders", "tasks", "targets"])
@@ -28,6 +30,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_names(title: str, descriptions: dict[str, str]) -> None:
-    print(title)
+    show(title)
     for name, description in descriptions.items():
-        print(f"  {name:16} {description}")
+        show(visible(f"  {name:16} {description}"))

@@ -20,6 +20,7 @@ from fspad_bench.cli.arguments import (
     sizes,
 )
 from fspad_bench.errors import BenchError
+from fspad_bench.util.terminal import show
 
 if TYPE_CHECKING:
     from fspad_bench.core.sampling import Sampler
@@ -104,7 +105,7 @@ def _profile_steps(
     chat = Chat(target.tokenizer, target.stop_ids)
     prompts = [chat.prompt([user(question)]).tokens for question in questions]
     profile = steps.profile(target, decoder, prompts, sampler, arguments.max_new_tokens)
-    print(steps.render(profile))
+    show(steps.render(profile))
     if arguments.picture:
         steps.draw(profile, arguments.picture)
 
@@ -114,7 +115,7 @@ def _profile_forward(arguments: argparse.Namespace) -> None:
     from fspad_bench.profiling import forward
 
     target = random_target(arguments.target, device=arguments.device, dtype=arguments.dtype)
-    print(forward.render(forward.forward_costs(target)))
+    show(forward.render(forward.forward_costs(target)))
 
 
 def _profile_kernels(arguments: argparse.Namespace) -> None:
@@ -132,7 +133,7 @@ def _profile_kernels(arguments: argparse.Namespace) -> None:
         arguments.prefixes,
         arguments.nodes,
     )
-    print(kernels.render(profile))
+    show(kernels.render(profile))
     if arguments.picture:
         kernels.draw(profile, arguments.picture)
 

@@ -19,6 +19,7 @@ from fspad_bench.cli.arguments import (
     numbers,
     positive,
 )
+from fspad_bench.util.terminal import note
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the table
         path = Runner(plan, arguments.output).run()
-    print(f"record: {path}", file=sys.stderr)
+    note(f"record: {path}")
     return table.print_table([path], arguments.format)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from fspad_bench.cli.arguments import TABLE_FORMATS, add_format
 from fspad_bench.errors import BenchError
+from fspad_bench.util.terminal import note, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,17 +28,17 @@ def print_table(paths: list[Path], style: str) -> int:
 
     records = Records.read(*paths)
     for line in records.damaged:
-        print(f"left out: {line}", file=sys.stderr)
+        note(f"left out: {line}")
     table = rows(records)
     if not table:
         raise BenchError(
             f"{paths[0]} holds no generation yet",
             "repeat the same `fspad-bench run` command to resume it",
         )
-    print(render(table, style))
+    show(render(table, style))
     if style == "text":
         for divergence in divergences(records):
-            print(f"\n{divergence}")
+            show(f"\n{divergence}")
     return int(failed(table))
 
 

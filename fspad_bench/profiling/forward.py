@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tabulate import tabulate
-
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.profiling.timing import copy_bandwidth
+from fspad_bench.util.grid import grid
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)
 LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -82,8 +81,8 @@ def render(costs: ForwardCosts) -> str:
     lengths_head = ["prefix", "one-token step", "by the bytes added", "ratio"]
     return "\n\n".join(
         [
-            tabulate(curve, curve_head, disable_numparse=True),
-            tabulate(lengths, lengths_head, disable_numparse=True),
+            grid(curve, curve_head),
+            grid(lengths, lengths_head),
         ]
     )
 

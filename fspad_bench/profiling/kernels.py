@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -25,7 +24,9 @@ from fspad_bench.engine.gpu import reference
 from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk
 from fspad_bench.profiling.peers import flex, masked
 from fspad_bench.profiling.timing import copy_bandwidth, product_rate, seconds
+from fspad_bench.util.grid import grid
 from fspad_bench.util.progress import Progress
+from fspad_bench.util.terminal import note
 
 PREFIXES = (1024, 4096, 16384, 32768)
 NODES = (1, 8, 32, 64)
@@ -235,14 +236,14 @@ def _flex_seconds(
     try:
         return seconds(flex(query, keys, values, bits, length), query.device, captured=True)
     except Exception as error:  # an optional peer: its failures of any kind are not ours
-        print(f"FlexAttention does not run here: {type(error).__name__} {str(error)[:200]!r}")
+        note(f"FlexAttention does not run here: {type(error).__name__} {str(error)[:200]!r}")
         return None
 
 
 def render(profile: KernelProfile) -> str:
     """Return a table of times by implementation, and of our rates, one line per kernel and size."""
     names = _implementations(profile.timings)
-    grid = []
+    lines = []
     for timing in profile.timings:
         times = [_milliseconds(timing.seconds.get(name)) for name in names]
         own = timing.own_seconds
@@ -251,14 +252,14 @@ def render(profile: KernelProfile) -> str:
             f"{timing.operations / own / 1e12:.2f}",
             f"{profile.bound(timing) / own:.0%}",
         ]
-        grid.append([timing.kernel, timing.size, *times, *rates])
+        lines.append([timing.kernel, timing.size, *times, *rates])
     times_head = [f"{name}, ms" for name in names]
     head = ["kernel", "size", *times_head, "GB/s", "TFLOP/s", "of the bound"]
     device_rates = (
         f"a copy moves {profile.copy_rate / 1e9:.0f} GB/s, "
         f"a matrix product does {profile.product_rate / 1e12:.1f} TFLOP/s"
     )
-    table = tabulate(grid, head, disable_numparse=True, stralign="right")
+    table = grid(lines, head, side="right")
     return f"{table}\n\n{device_rates}"
 
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from tabulate import tabulate
-
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import ALL, Drafter, Generation, LayerPlan, Limit
 from fspad_bench.core.sampling import Sampler
@@ -31,6 +29,7 @@ from fspad_bench.engine.session import Scores, Session
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.profiling import forward
 from fspad_bench.profiling.forward import ForwardCosts, forward_costs, milliseconds
+from fspad_bench.util.grid import grid
 from fspad_bench.util.progress import Progress
 
 PARTS = ("draft", "forward", "verify", "commit", "observe")
@@ -306,7 +305,7 @@ def render(profile: Profile) -> str:
     )
     return "\n\n".join(
         [
-            tabulate(parts, [f"{profile.label}, per step", "", "share"], disable_numparse=True),
+            grid(parts, [f"{profile.label}, per step", "", "share"]),
             forward.render(profile.forward),
             summary,
         ]

@@ -15,7 +15,6 @@ batch and learn what one would learn.
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -42,6 +41,7 @@ from fspad_bench.training.losses import Losses
 from fspad_bench.training.objective import Objective, Recipe, load_inputs, uniform_noise
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.provenance import environment
+from fspad_bench.util.terminal import note
 
 SHARDS = 8
 RECENT = 100  # steps over which the progress line averages
@@ -234,12 +234,11 @@ class Trainer:
         self.step = checkpoint.step
         self.seen = checkpoint.seen
         if self.accelerator.is_main_process:
-            print(f"resuming at step {self.step} of {len(self.plan)}", file=sys.stderr)
+            note(f"resuming at step {self.step} of {len(self.plan)}")
             if checkpoint.origin.get(ENVIRONMENT) != self.origin[ENVIRONMENT]:
-                print(
+                note(
                     "note: it was begun with other software, threads or machine: "
-                    "its weights will not be those of one run",
-                    file=sys.stderr,
+                    "its weights will not be those of one run"
                 )
 
 

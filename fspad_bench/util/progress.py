@@ -3,18 +3,22 @@
     with Progress("features", 100) as progress:
         progress.advance(note="loss 1.2")
 
-- A bar is redrawn at most every 0.2 s; a log gets a line at the start, every 30 s, and at the end.
+- A bar is redrawn at most every 0.2 s; a log, and a terminal that cannot redraw a line, get a line
+  at the start, every 30 s, and at the end.
 - `start` counts the work of an earlier run; it is left out of the rate and of the time left.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
+
+from fspad_bench.util.terminal import visible
 
 REDRAW_EVERY = 0.2
 LOG_EVERY = 30.0
@@ -56,9 +60,9 @@ class Progress:
         self.quiet = quiet
 
     def __enter__(self) -> Progress:
-        display = Bar if sys.stderr.isatty() else LogLines
+        display = Bar if _redraws() else LogLines
         self.bar = display(
-            desc=self.title,
+            desc=visible(self.title),
             total=self.total,
             initial=self.start,
             disable=self.quiet,
@@ -79,5 +83,10 @@ class Progress:
 
     def advance(self, step: int = 1, note: str = "") -> None:
         """Count `step` more units as done and show `note` beside the count."""
-        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.set_postfix_str(visible(note), refresh=False)
         self.bar.update(step)
+
+
+def _redraws() -> bool:
+    """Whether stderr is a terminal that redraws a line: a dumb one appends."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

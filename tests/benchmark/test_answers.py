@@ -207,3 +207,10 @@ def test_a_key_of_schema_1_is_known_by_the_hash_in_its_file():
 def test_a_run_without_a_time_has_the_time_0(started):
     every = replace(records(sample(FAST, "a", 5, 1.0)), started=started)
     assert answer_files(every, words)[0].lines[0]["tstamp"] == 0.0
+
+
+def test_an_id_of_more_digits_than_a_number_has_stays_a_text():
+    name = "9" * 5000
+    every = records(sample(VANILLA, name, 3, 1.0), sample(VANILLA, "12", 3, 1.0), keys=(VANILLA,))
+    (lines,) = written(every).values()
+    assert [json.loads(line)["question_id"] for line in lines] == [name, 12]

@@ -3,13 +3,15 @@
 import csv
 import io
 import json
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import pytest
 from by_hand import FAST, VANILLA, differing, records, row_of, sample, two_prompts
 from test_rows import CONTRACT
 
-from fspad_bench.benchmark.render import render
+from fspad_bench.benchmark.record import Finding
+from fspad_bench.benchmark.render import HEADER, render
 from fspad_bench.benchmark.rows import failed, rows
 
 
@@ -245,3 +247,52 @@ def test_the_title_names_the_sampling_and_the_source():
     assert "[±?]" in render(
         rows(records(*[sample(key, "a", 10, 1.0) for key in hot], keys=hot)), "text"
     )
+
+
+HOSTILE = "\x1b[2J\r\u202ea|b\n\tc"
+
+
+@pytest.fixture
+def hostile():
+    """The rows of records whose every text controls a terminal."""
+    texts = [f.name for f in fields(VANILLA) if isinstance(getattr(VANILLA, f.name), str)]
+    texts = [name for name in texts if name not in ("decoder", "verification", "scope")]
+    of_both = {name: HOSTILE + name for name in texts}
+    vanilla = replace(VANILLA, **of_both)
+    fast = replace(vanilla, decoder=f"fast{HOSTILE}", options={HOSTILE: HOSTILE})
+    slow = replace(fast, options={HOSTILE: 2})
+    elsewhere = [replace(key, task="gsm8k") for key in (vanilla, fast, slow)]
+    keys = (vanilla, fast, slow, *elsewhere)
+    made = records(*[sample(key, HOSTILE, 10, 1.0) for key in keys], keys=keys)
+    made.findings.append(Finding(fast.hash, "files", f"it wrote {HOSTILE}"))
+    made.scores[fast.hash] = {HOSTILE: 1.0}
+    return rows(made)
+
+
+@pytest.mark.parametrize("style", ["text", "markdown", "csv", "json"])
+def test_no_style_holds_what_a_terminal_obeys(hostile, style):
+    text = render(hostile, style)
+    assert not set(text.replace("\n", "")) & set("\x1b\r\u202e\t")
+    assert r"\u202ea" in text
+
+
+def test_a_table_is_as_many_lines_as_its_rows_whatever_they_hold(hostile):
+    text = render(hostile, "text")
+    tables = [part.splitlines() for part in text.split("\n\n")]
+    assert [len(lines) for lines in tables[:6]] == [1, 5, 1, 5, 1, 5]
+    assert [line for line in tables[-1] if "it wrote" in line] == [
+        line for line in tables[-1] if line.endswith(r"it wrote \x1b[2J\r\u202ea|b\n\tc")
+    ]
+
+
+def test_every_line_of_a_markdown_table_has_as_many_cells(hostile):
+    lines = [line for line in render(hostile, "markdown").splitlines() if line.startswith("|")]
+    bars = {re.sub(r"\\\\|\\[|]", "", line).count("|") for line in lines if "·" not in line}
+    assert bars == {len(HEADER) + 2, 7}
+
+
+def test_a_csv_of_hostile_texts_reads_back(hostile):
+    back = list(csv.DictReader(io.StringIO(render(hostile, "csv"), newline="")))
+    assert len(back) == 6
+    assert back[0]["task"] == "\\x1b[2J\\r\\u202ea|b\n\\tctask"
+    assert json.loads(back[1]["options"]) == {HOSTILE: HOSTILE}

@@ -84,3 +84,22 @@ def test_no_thread_runs_beside_the_work(open_terminal):
     before = threading.active_count()
     with Progress("steps", 4):
         assert threading.active_count() == before
+
+
+def test_a_dumb_terminal_gets_lines(open_terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = open_terminal()
+    with Progress("steps", 2) as bar:
+        bar.advance(2)
+    text = stream.getvalue()
+    assert [line.partition(" [")[0] for line in text.splitlines()] == ["steps 0/2", "steps 2/2"]
+    assert "\r" not in text
+
+
+def test_a_title_and_a_note_control_no_terminal(capsys):
+    with Progress("on \x1b[2J", 1) as bar:
+        bar.bar.mininterval = 0
+        bar.advance(1, "of \x07")
+    err = capsys.readouterr().err
+    assert r"on \x1b[2J 1/1" in err
+    assert not {"\x1b", "\x07"} & set(err)

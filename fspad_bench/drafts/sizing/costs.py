@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -37,6 +36,7 @@ from fspad_bench.util import machine
 from fspad_bench.util.paths import cache_home, write_atomically
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.provenance import source_hash
+from fspad_bench.util.terminal import note
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 NEAR = 256  # prefix lengths at which costs are measured
@@ -234,17 +234,14 @@ def _known(
         _measured[path] = list(measure())
         progress.advance()
     if load.others() > machine.NOISY:
-        print("other work is going on: these costs are not kept for the next run", file=sys.stderr)
+        note("other work is going on: these costs are not kept for the next run")
         return _measured[path]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"key": key, "seconds": _measured[path]}
         write_atomically(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
-        print(
-            f"these costs are not kept for the next run: {error}; set FSPAD_BENCH_CACHE",
-            file=sys.stderr,
-        )
+        note(f"these costs are not kept for the next run: {error}; set FSPAD_BENCH_CACHE")
     return _measured[path]
 
 

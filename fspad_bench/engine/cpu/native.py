@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 
 from fspad_bench.engine.cpu import compiler
 from fspad_bench.engine.cpu.huge_pages import Arena
+from fspad_bench.util.terminal import note
 
 NAME = "native"
 VARIABLE = "FSPAD_BENCH_NATIVE"
@@ -230,9 +230,7 @@ def native() -> Native | None:
         text = str(getattr(error, "stderr", "") or error).strip() or type(error).__name__
         reason = text.splitlines()[0]
     source = compiler.SOURCE.name
-    print(
-        f"note: forwards run without {source}, slower for every decoder: {reason}", file=sys.stderr
-    )
+    note(f"note: forwards run without {source}, slower for every decoder: {reason}")
     return None
 
 
