@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ SUFFIXES = {".json", ".safetensors", ".bin", ".gguf"}
 TEXT_SUFFIXES = {".jinja", ".model", ".tiktoken", ".txt"}  # templates, merges, other tokenizers
 TEMPLATES = "additional_chat_templates"
 SETTLED_SECONDS = 2.0
+SHA256 = re.compile("[0-9a-f]{64}")
 
 FileStates = list[tuple[str, int, int, int, int]]
 
@@ -34,12 +36,12 @@ def folder_digest(folder: Path) -> str:
     files = _files(folder, SUFFIXES)
     states = _states(files)
     known = _cache_file(folder, states)
-    digest = _remembered(known)
+    digest = _remembered(known, states)
     if digest is None:
         started = time.time()
         digest = _hash(files)
         if _are_settled(states, started) and _states(files) == states:
-            _remember(known, folder, digest)
+            _remember(known, folder, states, digest)
     return digest
 
 
@@ -87,17 +89,20 @@ def _cache_file(folder: Path, states: FileStates) -> Path:
     return cache_home() / "digests" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 
-def _remembered(known: Path) -> str | None:
+def _remembered(known: Path, states: FileStates) -> str | None:
+    """Return the digest of files in these states; None where it is not known, or damaged."""
     try:
-        digest = json.loads(known.read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = json.loads(known.read_text(encoding="utf-8"))
+        digest = facts["sha256"]
+        is_of_files = facts["files"] == [list(state) for state in states]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    is_sha256 = isinstance(digest, str) and len(digest) == hashlib.sha256().digest_size * 2
-    return digest if is_sha256 else None
+    is_sha256 = isinstance(digest, str) and SHA256.fullmatch(digest) is not None
+    return digest if is_of_files and is_sha256 else None
 
 
-def _remember(known: Path, folder: Path, digest: str) -> None:
+def _remember(known: Path, folder: Path, states: FileStates, digest: str) -> None:
     with contextlib.suppress(OSError):
         known.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"folder": str(folder.resolve()), "sha256": digest}
+        facts = {"folder": str(folder.resolve()), "files": states, "sha256": digest}
         write_atomically(known, json.dumps(facts) + "\n")

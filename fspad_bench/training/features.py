@@ -150,6 +150,10 @@ class FeatureStore:
 
     Sequence s has the entries from `starts[s]` to `starts[s + 1]`. Nothing here depends on a
     draft's vocabulary or on which positions are supervised.
+
+    `done` holds the number of groups computed and a digest of them, so that arrays of another store
+    or edited ones are computed anew. Of the features, which are large, it covers each sequence's
+    first and last.
     """
 
     def __init__(
@@ -189,10 +193,29 @@ class FeatureStore:
     def ready(self) -> int:
         """Return the number of groups that have been computed; 0 where that cannot be known."""
         try:
-            count = int(self.done.read_text(encoding="utf-8"))
+            number, digest = self.done.read_text(encoding="utf-8").split()
+            count = int(number)
         except (OSError, ValueError):
             return 0
-        return count if 0 <= count <= len(self.groups) else 0
+        if not 0 < count <= len(self.groups):
+            return 0
+        return count if self._digest(self.groups[:count]).hexdigest() == digest else 0
+
+    def _digest(self, groups: Sequence[list[int]]) -> hashlib._Hash:
+        """Return a hash over the store's name and the arrays' entries of these groups."""
+        digest = hashlib.sha256(self.folder.name.encode())
+        for group in groups:
+            self._extend(digest, group)
+        return digest
+
+    def _extend(self, digest: hashlib._Hash, group: list[int]) -> None:
+        for s in group:
+            begin = self.starts[s]
+            end = self.starts[s + 1]
+            for entries in (self.normaliser[begin:end], self.choice[begin:end]):
+                digest.update(entries.tobytes())
+            for states in (self.features, self.captured):
+                digest.update(states[[begin, end - 1]].tobytes())
 
     @torch.inference_mode()
     def fill(
@@ -200,12 +223,15 @@ class FeatureStore:
     ) -> None:
         """Compute the groups that are missing; call `on_progress` after each."""
         with self.lock:
-            for number in range(self.ready(), len(self.groups)):
+            first = self.ready()
+            digest = self._digest(self.groups[:first])
+            for number in range(first, len(self.groups)):
                 self._compute(target, self.groups[number])
+                self._extend(digest, self.groups[number])
                 for array in (self.features, self.captured, self.normaliser, self.choice):
                     if isinstance(array, np.memmap):
                         array.flush()
-                write_atomically(self.done, str(number + 1))
+                write_atomically(self.done, f"{number + 1} {digest.hexdigest()}")
                 on_progress()
 
     def _compute(self, target: TransformersTarget, group: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 
 import pytest
@@ -112,7 +113,7 @@ def test_files_changed_while_they_are_hashed_are_not_remembered(folder, monkeypa
     assert folder_digest(folder) != before
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '"x"', '{"sha256": 5}', '{"sha256": "ab"}'])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '"x"', '{"sha256": 5}', "[" * 100_000])
 def test_a_damaged_cache_is_hashed_again(folder, cache, hashed, content):
     before = folder_digest(folder)
     (path,) = (cache / "digests").iterdir()
@@ -125,3 +126,22 @@ def test_a_cache_that_cannot_be_written_costs_time_only(folder, cache, hashed):
     cache.write_text("not a folder")
     assert folder_digest(folder) == folder_digest(folder)
     assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("digest", ["ab", "g" * 64, "A" * 64, 5, None])
+def test_a_digest_that_is_none_is_hashed_again(folder, cache, hashed, digest):
+    before = folder_digest(folder)
+    (path,) = (cache / "digests").iterdir()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": digest}))
+    assert folder_digest(folder) == before
+    assert len(hashed) == 2
+
+
+def test_a_digest_of_other_files_is_hashed_again(folder, cache, hashed):
+    first = folder_digest(folder)
+    (path,) = (cache / "digests").iterdir()
+    (folder / "model.safetensors").write_bytes(b"more weights")
+    second = folder_digest(folder)
+    (other,) = {*(cache / "digests").iterdir()} - {path}
+    other.write_bytes(path.read_bytes())
+    assert folder_digest(folder) == second != first

@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -185,7 +186,7 @@ def test_groups_keep_to_their_budget_and_hold_every_sequence():
     assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= 48 for g in groups)
 
 
-@pytest.mark.parametrize("content", ["", "half", "-3", "999", "1.5", "\0"])
+@pytest.mark.parametrize("content", ["", "half", "-3", "999", "1.5", "\0", "1", "1 ab"])
 def test_a_damaged_count_is_computed_anew(tiny, conversations, tmp_path, content):
     learned = all_conversations(read_files([conversations], 97, 64))
     store = FeatureStore(tmp_path / "store", learned, 64)
@@ -197,3 +198,31 @@ def test_a_damaged_count_is_computed_anew(tiny, conversations, tmp_path, content
     assert again.ready() == 0
     again.fill(tiny)
     assert (again.features == whole).all()
+
+
+def swapped(first, second, name):
+    """Swap a file of two stores."""
+    content = (first / name).read_bytes()
+    (first / name).write_bytes((second / name).read_bytes())
+    (second / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["features.bin", "normaliser.bin", "choice.bin", "done"])
+def test_arrays_of_another_store_are_computed_anew(tiny, store, tmp_path, name):
+    before = StoredFeatures([store]).load([0, 5])
+    turned = [replace(c, tokens=c.tokens[::-1]) for c in store.conversations]
+    other = FeatureStore(tmp_path / "other", turned, 64)
+    other.fill(tiny)
+    swapped(store.folder, other.folder, name)
+    again = FeatureStore(store.folder, store.conversations, 64)
+    assert again.ready() == 0
+    again.fill(tiny)
+    after = StoredFeatures([again]).load([0, 5])
+    assert all(map(torch.equal, before, after))
+
+
+def test_a_count_that_was_raised_is_computed_anew(tiny, store):
+    count, digest = store.done.read_text().split()
+    assert store.ready() == int(count) == len(store.groups)
+    store.done.write_text(f"{len(store.groups) - 1} {digest}")
+    assert store.ready() == 0

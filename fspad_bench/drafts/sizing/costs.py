@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
-from math import inf, isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
@@ -32,7 +31,7 @@ from fspad_bench.engine.device_loop import repeated
 from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.errors import BenchError
-from fspad_bench.util import machine
+from fspad_bench.util import machine, plain
 from fspad_bench.util.paths import cache_home, write_atomically
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.provenance import source_hash
@@ -43,6 +42,7 @@ NEAR = 256  # prefix lengths at which costs are measured
 FAR = 1024
 WARM = 2  # turns that do not count
 TURNS = 12  # turns that do
+LONGEST = 3600.0  # seconds of a part of a step, above which a file is damaged
 PATIENCE = 10.0  # seconds after which no further turn begins
 TINY_IDENTITY = "tiny-1"  # of the preset `tiny`, whose costs are made up
 
@@ -89,13 +89,11 @@ class Costs:
 
     def _check(self) -> None:
         """Raise TypeError or ValueError unless these are seconds, as many as there should be."""
-        counts = {"forward": len(SIZES), "forward_per_token": len(SIZES), "draft_per_token": 2}
+        counts = {"forward_per_token": len(SIZES), "draft_per_token": 2}
+        _check_costs("forward", self.forward, len(SIZES), are_positive=True)
         for name, count in counts.items():
-            values = getattr(self, name)
-            if len(values) != count or not all(map(isfinite, values)):
-                raise ValueError(f"{name} is not {count} finite numbers")
-        if not (isfinite(self.overhead) and isfinite(self.per_level)):
-            raise ValueError("overhead and per_level are finite numbers")
+            _check_costs(name, getattr(self, name), count)
+        _check_costs("overhead and per_level", [self.overhead, self.per_level], 2)
 
     def forward_seconds(self, nodes: int, prefix: int = NEAR) -> float:
         """Return the seconds of a forward of so many nodes, root included, at a prefix length."""
@@ -122,6 +120,15 @@ class Costs:
     @cached_property
     def _forward_per_token(self) -> np.ndarray:
         return _interpolated(self.forward_per_token)
+
+
+def _check_costs(name: str, values: Any, count: int, *, are_positive: bool = False) -> None:
+    """Raise TypeError or ValueError unless these are so many times of parts of a step."""
+    if isinstance(values, str) or len(values) != count:
+        raise ValueError(f"{name} is not {count} numbers")
+    for value in values:
+        if plain.seconds(value, name) > LONGEST or (are_positive and value == 0):
+            raise ValueError(f"{name} is {value}, no time of a step")
 
 
 def _interpolated(values: Sequence[float]) -> np.ndarray:
@@ -224,7 +231,7 @@ def _known(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_home() / "costs" / f"{name}.json"
     if os.environ.get("FSPAD_BENCH_COSTS") != "new" and path not in _measured:
-        kept = _read(path, count)
+        kept = _read(path, key, count)
         if kept is not None:
             _measured[path] = kept
     if path in _measured:
@@ -245,15 +252,16 @@ def _known(
     return _measured[path]
 
 
-def _read(path: Path, count: int) -> list[float] | None:
-    """Return the costs of a file, None where it is missing or does not hold so many."""
+def _read(path: Path, key: Mapping[str, Any], count: int) -> list[float] | None:
+    """Return the costs of a file, None where it is missing or does not hold so many of this key."""
     try:
-        seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
-        costs = [float(value) for value in seconds]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        values = content["seconds"]
+        _check_costs("a cost", values, count, are_positive="nodes" in key)
+        is_of_key = content["key"] == json.loads(json.dumps(key))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    is_sound = len(costs) == count and all(0 <= value < inf for value in costs)
-    return costs if is_sound and any(costs) else None
+    return [float(value) for value in values] if is_of_key and any(values) else None
 
 
 def best_of(runs: Sequence[Callable[[], object]], target: TransformersTarget) -> list[float]:

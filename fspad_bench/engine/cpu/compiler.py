@@ -2,8 +2,8 @@
 
 - The name of the library is a hash of all that decides it: all C++ files of this folder, compiler,
   flags, processor.
-- A library ends with the hash of its content, which a loader does not read: one that is cut or
-  damaged is compiled anew.
+- A library ends with the hash of its name and content, which a loader does not read: one that is
+  cut, damaged or another's is compiled anew.
 - A library is code: the folder it is loaded from must belong to this user and be writable by nobody
   else.
 """
@@ -52,9 +52,7 @@ def built(*options: str, anew: bool = False) -> Path:
     """
     compiler = _compiler()
     command = [*compiler, *FLAGS, *options, str(SOURCE), *_openmp(), *LINKED]
-    version = subprocess.run(
-        [*compiler, "--version"], check=True, capture_output=True, text=True, timeout=60
-    ).stdout
+    version = _output([*compiler, "--version"], timeout=60)
     sources = hash_files(SOURCE.parent, SUFFIXES)
     key = "\n".join([version, _processor(), *command[1:], sources])
     folder = cache_home() / "native"
@@ -64,13 +62,7 @@ def built(*options: str, anew: bool = False) -> Path:
     if anew or not _is_whole(path):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             library = Path(scratch) / path.name
-            subprocess.run(
-                [*command, "-o", str(library)],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+            _output([*command, "-o", str(library)], timeout=300)
             _seal(library)
             library.chmod(0o700)  # a linker leaves it writable for the group where the umask does
             os.replace(library, path)
@@ -78,9 +70,16 @@ def built(*options: str, anew: bool = False) -> Path:
     return path
 
 
+def _output(command: list[str], timeout: float) -> str:
+    """Run a command and return what it prints, in whatever encoding."""
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, errors="replace", timeout=timeout
+    ).stdout
+
+
 def _seal(library: Path) -> None:
-    """Append the hash of a library's content."""
-    digest = hashlib.sha256(library.read_bytes()).digest()
+    """Append the hash of a library's name and content."""
+    digest = _digest(library.name, library.read_bytes())
     with library.open("ab") as file:
         file.write(digest)
 
@@ -91,7 +90,11 @@ def _is_whole(library: Path) -> bool:
         return False
     content = library.read_bytes()
     size = hashlib.sha256().digest_size
-    return hashlib.sha256(content[:-size]).digest() == content[-size:]
+    return _digest(library.name, content[:-size]) == content[-size:]
+
+
+def _digest(name: str, content: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + content).digest()
 
 
 def check_private(path: Path) -> None:
@@ -126,7 +129,11 @@ def loaded(path: Path) -> ctypes.CDLL:
 
 def _compiler() -> list[str]:
     """Return the command of the compiler; CXX may hold arguments."""
-    if named := shlex.split(os.environ.get("CXX", "")):
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise FileNotFoundError(f"CXX is no command: {error}") from error
+    if named:
         return named
     for name in COMPILERS:
         if path := shutil.which(name):

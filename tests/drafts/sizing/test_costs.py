@@ -139,6 +139,11 @@ def test_costs_are_of_all_that_they_depend_on(target, monkeypatch, where, name, 
         '{"seconds": [-0.5, 0.25]}',
         '{"seconds": [0, 0]}',
         '{"seconds": ["a", "b"]}',
+        '{"seconds": [0.5, 1e400]}',
+        '{"seconds": [0.5, 3601]}',
+        '{"seconds": [0.5, 1' + 400 * "0" + "]}",
+        '{"seconds": [true, 0.5]}',
+        '{"seconds": {"0": 1, "1": 2}}',
         "[" * 100_000,
     ],
     ids=lambda content: content[:30],
@@ -151,6 +156,46 @@ def test_damaged_costs_are_measured_anew(target, tmp_path, monkeypatch, content)
     forget()
     assert costs.measure(target, {}, constant(0.5, 0.25), with_far=False) == first
     assert len(keys_in(tmp_path)) == 2  # whole again
+
+
+@pytest.mark.parametrize("values", [[0.5, -1.0], [0.5, 4000.0], ["0.5", "0.5"], [0, 0], [0.5]])
+def test_damaged_values_under_the_right_key_are_measured_anew(
+    target, tmp_path, monkeypatch, values
+):
+    monkeypatch.setattr(costs, "_monotone", lambda target, prefixes: [1.0] * len(SIZES))
+    costs.measure(target, {}, constant(0.5, 0.25), with_far=False)
+    for path in (tmp_path / "costs").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": values}))
+    forget()
+    assert costs.measure(target, {}, constant(0.75, 0.25), with_far=False).overhead == 0.75
+
+
+def test_costs_of_another_key_are_measured_anew(target, tmp_path):
+    costs.measure(target, {"head": "x"}, constant(0.5, 0.25), with_far=False)
+    costs.measure(target, {"head": "y"}, constant(0.75, 0.25), with_far=False)
+    paths = {
+        json.loads(p.read_text())["key"].get("head"): p for p in (tmp_path / "costs").iterdir()
+    }
+    paths["x"].write_bytes(paths["y"].read_bytes())
+    forget()
+    measured = costs.measure(target, {"head": "x"}, constant(0.5, 0.25), with_far=False)
+    assert measured.overhead == 0.5
+
+
+@pytest.mark.parametrize("place", ["a folder", "a link to itself"])
+def test_costs_whose_place_is_taken_are_measured_in_each_process(target, tmp_path, place, capsys):
+    first = costs.measure(target, {}, constant(0.5, 0.25), with_far=False)
+    for path in (tmp_path / "costs").glob("*.json"):
+        path.unlink()
+        if place == "a folder":
+            path.mkdir()
+        else:
+            path.symlink_to(path)
+    forget()
+    assert costs.measure(target, {}, constant(0.5, 0.25), with_far=False).overhead == 0.5
+    told = "not kept for the next run" in capsys.readouterr().err
+    assert told == (place == "a folder")  # a link is replaced by a file
+    assert first.overhead == 0.5
 
 
 def test_tests_do_not_depend_on_the_machine(tiny):
@@ -263,6 +308,10 @@ def test_a_slow_target_is_measured_less_often(tiny, monkeypatch):
         asdict(TINY) | {"overhead": None},
         asdict(TINY) | {"per_level": float("nan")},
         asdict(TINY) | {"draft_per_token": 5},
+        asdict(TINY) | {"overhead": 10**400},
+        asdict(TINY) | {"per_level": -0.1},
+        asdict(TINY) | {"forward": [0.0] * len(SIZES)},
+        asdict(TINY) | {"overhead": True},
         asdict(TINY) | {"more": 1.0},
     ],
 )

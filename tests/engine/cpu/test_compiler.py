@@ -78,6 +78,22 @@ def test_a_damaged_library_is_compiled_anew(calls, damage):
     assert len(calls()) == 3
 
 
+def test_a_library_of_another_name_is_compiled_anew(calls):
+    path = compiler.built()
+    whole = path.read_bytes()
+    other = compiler.built("-mno-avx512f")
+    path.write_bytes(other.read_bytes())
+    assert compiler.built() == path
+    assert path.read_bytes() == whole
+    assert len(calls()) == 3
+
+
+def test_a_command_that_no_shell_could_read_is_no_compiler(home, monkeypatch):
+    monkeypatch.setenv("CXX", "'g++")
+    with pytest.raises(FileNotFoundError, match="CXX is no command: No closing quotation"):
+        compiler.built()
+
+
 def test_other_options_flags_and_sources_are_other_libraries(calls, monkeypatch, tmp_path):
     paths = [compiler.built(), compiler.built("-mno-avx512f")]
     monkeypatch.setattr(compiler, "FLAGS", ("-O2",))
