@@ -2,6 +2,7 @@
 config.json and pytorch_model.bin.
 
 - A config of a one-layer Llama (`published_config`), weights under that library's names.
+- Names may have a common prefix, as a wrapped module's have: `model.`, `module.`.
 - Copies of the target's own weights among them (its embedding, sometimes its LM head) are not read,
   but they tell whose head it is: a head of another model is refused.
 - Every other weight is read, or refused by name.
@@ -12,8 +13,11 @@ config.json and pytorch_model.bin.
 from __future__ import annotations
 
 import json
+import math
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
@@ -25,6 +29,7 @@ from fspad_bench.drafts.published_config import read_config, shape_of
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import disk_errors, replacing, write_atomically
+from fspad_bench.util.strangers import contained, first_line_of
 
 CONFIG = "config.json"
 SAFETENSORS = "model.safetensors"
@@ -41,6 +46,7 @@ DOWN = "output.down.weight"
 EMBEDDING = "embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 FREQUENCIES = "self_attn.rotary_emb.inv_freq"
+LFS_POINTER = b"version https://git-lfs"
 COPY_GAP = 0.2  # rounding to four bits is below 0.1, another model above 1
 COMPARED = 4096  # rows of a copy, evenly spaced
 ROPE_GAP = 1e-2  # relative; some files hold frequencies in bfloat16
@@ -71,7 +77,7 @@ def read_published(folder: Path, target: TransformersTarget) -> tuple[DraftNetwo
     """
     path = folder / CONFIG
     config = read_config(path)
-    weights = _weights(weights_file(folder))
+    weights = _unwrapped(_weights(weights_file(folder)))
     biased = any(f".self_attn.{part}_proj.bias" in name for name in weights for part in "qkv")
     shape = shape_of(path, config, qkv_bias=biased)
     kind = _kind(weights, shape.d)
@@ -106,6 +112,26 @@ def _names(kind: type[DraftNetwork]) -> dict[str, str]:
 def has_vocabulary(kind: type[DraftNetwork]) -> bool:
     """Whether an architecture is published with a vocabulary and an LM head of its own."""
     return kind.published.get(LM_HEAD) == LM_HEAD
+
+
+def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights without the prefix that all names share but that of the LM head's copy.
+
+    A wrapper puts it there, such as `model.` or `module.`.
+    """
+    kinds = [kind for kind in architectures().values() if kind.published]
+    queries = {_names(kind)["attention.q.weight"] for kind in kinds}
+    prefixes = [
+        name.removesuffix(query)
+        for name in weights
+        for query in queries
+        if name.endswith(f".{query}")
+    ]
+    shared = {name for name in weights if prefixes and name.startswith(prefixes[0])}
+    if not weights.keys() - shared <= {LM_HEAD}:
+        return weights
+    own = {name.removeprefix(prefixes[0]): weights[name] for name in shared}
+    return own | {name: weights[name] for name in weights.keys() - shared}
 
 
 def _check_values(folder: Path, weights: dict[str, Tensor]) -> None:
@@ -182,7 +208,7 @@ def _check_copies(
 
 
 def _check_copy(folder: Path, name: str, copy: Tensor, own: Tensor) -> None:
-    if copy.dim() != 2 or copy.shape[1] != own.shape[1]:
+    if copy.dim() != 2 or copy.shape[1] != own.shape[1] or not len(copy):
         raise BenchError(
             f"{folder}: {name} is of shape {tuple(copy.shape)}, the target's {tuple(own.shape)}",
             "a head only helps the target it was trained for",
@@ -192,7 +218,11 @@ def _check_copy(folder: Path, name: str, copy: Tensor, own: Tensor) -> None:
     theirs = copy[kept].double()
     ours = own.detach()[kept.to(own.device)].double().cpu()
     gap = float((theirs - ours).norm() / ours.norm())
-    if not gap <= COPY_GAP:
+    if not math.isfinite(gap):
+        raise BenchError(
+            f"{folder}: {name} holds numbers that are not finite", "fetch or train the head again"
+        )
+    if gap > COPY_GAP:
         raise BenchError(
             f"{folder} is the head of another model: its {name} differs from the target's "
             f"by {gap:.0%}",
@@ -300,16 +330,25 @@ def _narrowest(weight: Tensor) -> Tensor:
     return weight
 
 
+def _unreadable(path: Path, error: Exception) -> tuple[str, str]:
+    """Return message and hint for a file of weights that cannot be read."""
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            return f"{path} is a Git LFS pointer, not the file", "fetch the file: `git lfs pull`"
+    reason = first_line_of(error) or type(error).__name__
+    if isinstance(error, UnpicklingError):  # torch advises to execute what the file holds
+        reason = "it is no file of weights alone"
+    return f"cannot read {path}: {reason}", "the file may be damaged, or hold more than weights"
+
+
 def _weights(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with contained():
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BenchError(
-            f"cannot read {path}: {reason}", "the file may be damaged, or hold more than weights"
-        ) from error
+        raise BenchError(*_unreadable(path, error)) from error
     items = weights.items() if isinstance(weights, dict) else ()
     if not items or not all(isinstance(k, str) and isinstance(w, Tensor) for k, w in items):
         raise BenchError(

@@ -70,14 +70,14 @@ def shape_of(path: Path, config: dict[str, Any], *, qkv_bias: bool) -> Shape:
 def _size(path: Path, config: dict[str, Any], name: str, default: int | None = None) -> int:
     value = default if config.get(name) is None else config[name]
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
-        raise BenchError(f"{path}: {name} is {value!r}", "give a whole number, at least 1")
+        raise BenchError(f"{path}: {name} is {value!r:.60}", "give a whole number, at least 1")
     return value
 
 
 def _above_zero(path: Path, config: dict[str, Any], name: str, default: float) -> float:
     value = default if config.get(name) is None else config[name]
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e30:
-        raise BenchError(f"{path}: {name} is {value!r}", "give a number above 0")
+        raise BenchError(f"{path}: {name} is {value!r:.60}", "give a number above 0")
     return float(value)
 
 
@@ -90,7 +90,7 @@ def _rope_theta(path: Path, config: dict[str, Any]) -> float:
     for part in parts:
         if part.get("partial_rotary_factor", 1.0) != 1.0:
             raise BenchError(
-                f"{path}: partial_rotary_factor is {part['partial_rotary_factor']!r}",
+                f"{path}: partial_rotary_factor is {part['partial_rotary_factor']!r:.60}",
                 "heads here rotate the whole width of a head",
             )
     stated = {
@@ -110,7 +110,7 @@ def _unscaled(path: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the rotary settings of this name. Raises BenchError where they scale."""
     rope = config.get(name) or {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-        raise BenchError(f"{path}: {name} is {rope!r}", "one layer has one rotary embedding")
+        raise BenchError(f"{path}: {name} is {rope!r:.60}", "one layer has one rotary embedding")
     kinds = [str(rope[spelling]) for spelling in ("rope_type", "type") if rope.get(spelling)]
     scaling = [kind for kind in kinds if kind != "default"]
     if scaling or rope.get("factor", 1.0) != 1.0:

@@ -224,3 +224,15 @@ def test_an_export_that_cannot_be_written_is_one_clear_error(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match="cannot write to"):
         export_head(trained(tiny), tiny, tmp_path / "file")
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "module.model.", "ea_layer."])
+@pytest.mark.parametrize("with_lm_head", [False, True])
+def test_a_prefix_that_all_names_share_is_left_out(tiny, publish, prefix, with_lm_head):
+    plain = load_head(publish(release("fspad")), tiny).network.state_dict()
+    weights = {prefix + name: weight for name, weight in release("fspad").items()}
+    if with_lm_head:
+        weights["lm_head.weight"] = tiny.lm_head.weight.detach().clone()
+    wrapped = load_head(publish(weights), tiny).network.state_dict()
+    assert wrapped.keys() == plain.keys()
+    assert all(torch.equal(wrapped[name], plain[name]) for name in plain)

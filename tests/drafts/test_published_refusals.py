@@ -228,3 +228,43 @@ def test_damaged_files_are_refused_and_none_is_executed(tiny, publish, capsys, c
     with pytest.raises(BenchError, match="cannot read"):
         load_head(folder, tiny)
     assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"])
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pointer_in_the_place_of_a_file_is_named(tiny, publish, file, content):
+    folder = publish(release("eagle"), file=file)
+    (folder / file).write_text(content)
+    with pytest.raises(BenchError, match=f"{file} is a Git LFS pointer") as raised:
+        load_head(folder, tiny)
+    assert "git lfs pull" in raised.value.hint
+
+
+def test_no_error_advises_to_execute_a_file(tiny, publish):
+    folder = publish(release("eagle"))
+    torch.save(Loud(), folder / "pytorch_model.bin")
+    with pytest.raises(BenchError, match="it is no file of weights alone") as raised:
+        load_head(folder, tiny)
+    assert "weights_only" not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (float("nan") * torch.ones(97, D), "embed_tokens.weight holds numbers that are not finite"),
+        (torch.zeros(0, D), r"embed_tokens.weight is of shape \(0, 64\)"),
+    ],
+)
+def test_a_copy_that_compares_with_nothing_is_refused(tiny, publish, weight, message):
+    with pytest.raises(BenchError, match=message):
+        load_head(publish(release("eagle") | {"embed_tokens.weight": weight}), tiny)
+
+
+def test_a_prefix_of_some_names_is_refused(tiny, publish):
+    weights = release("eagle")
+    weights["model.fc.weight"] = weights.pop("fc.weight")
+    with pytest.raises(BenchError, match=r"it lacks fc\.weight"):
+        load_head(publish(weights), tiny)
+    layer = {name: weight for name, weight in weights.items() if name.startswith("layers.0.")}
+    with pytest.raises(BenchError, match=r"it lacks fc\.weight"):
+        load_head(publish(layer), tiny)
