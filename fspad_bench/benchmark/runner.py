@@ -36,7 +36,6 @@ from fspad_bench.benchmark.resume import check_folder, open_record
 from fspad_bench.benchmark.scored import check_answers, scores
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler, stream_of
-from fspad_bench.decoders.border import check_ids
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
@@ -315,7 +314,6 @@ class Runner:
         try:
             with self.watch.turn(decoder) as turn:
                 generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
-            check_ids(generation.tokens, self.target.config.vocab_size)
         except BenchError as error:  # says all: the prompt is too long, logits are not finite
             note(f"{decoder.label}: {about['sample']}: {error.message}")
             return Sample(**about, error=error.message)

@@ -97,6 +97,7 @@ def _profile_steps(
 
     target = load_target(arguments.target, device=arguments.device, dtype=arguments.dtype)
     decoder = build_decoder(arguments.decoder, target, options)
+    _ = decoder.options  # as a run would name it
     if decoder.drafter is None:
         raise BenchError(
             f"{arguments.decoder} is an engine of its own: its steps cannot be timed",

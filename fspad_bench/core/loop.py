@@ -22,7 +22,8 @@ from fspad_bench.core.protocols import (
     Target,
     as_drafter,
 )
-from fspad_bench.core.verification import Chooser
+from fspad_bench.core.tree import as_tree
+from fspad_bench.core.verification import Accepted, Chooser
 
 
 @torch.inference_mode()
@@ -54,11 +55,13 @@ def generate(
             drafter.begin(context, scores)
         while not limit.reached(context):
             began = perf_counter()
-            tree = drafter.propose(context, limit.room(context))
+            tree = as_tree(drafter.propose(context, limit.room(context)))
             proposed = perf_counter()
             scores = session.score(tree)
             scored = perf_counter()
             accepted = verify(tree, scores.logits, sampler, context.position)
+            if not isinstance(accepted, Accepted):
+                raise TypeError(f"its rule returned {type(accepted).__name__}, not an Accepted")
             session.commit(accepted.path)
             new = [tree.tokens[node] for node in accepted.path[1:]] + [accepted.bonus]
             kept = limit.cut(context, new)

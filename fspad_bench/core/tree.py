@@ -147,3 +147,10 @@ def _signed(row: int) -> int:
     """Return the lowest 64 bits of `row` as a two's complement integer."""
     word = row & (1 << WORD) - 1
     return word - (1 << WORD) if word >> WORD - 1 else word
+
+
+def as_tree(proposed: object) -> Tree:
+    """Return what a drafter proposed. Raises TypeError unless it is a tree."""
+    if not isinstance(proposed, Tree):
+        raise TypeError(f"propose() returned {type(proposed).__name__}, not a Tree")
+    return proposed

@@ -21,7 +21,7 @@ from fspad_bench.core.protocols import (
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.about import baseline
-from fspad_bench.decoders.border import blamed, received
+from fspad_bench.decoders.border import blamed, check_ids, received
 from fspad_bench.decoders.code import code_hashes
 from fspad_bench.decoders.foreign import confirmed, first_steps
 from fspad_bench.decoders.label import Label, read_options
@@ -140,6 +140,7 @@ class Decoder:
         generation = received(returned)
         context = Context(prompt, len(prompt))
         made = generation.tokens
+        check_ids(made, target.config.vocab_size)
         tokens = limit.cut(context, made)
         stopped = bool(tokens) and tokens[-1] in limit.stop_ids
         if len(tokens) < limit.max_new_tokens and not stopped:

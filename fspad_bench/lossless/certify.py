@@ -43,8 +43,8 @@ from fspad_bench.lossless.reference import Reference
 from fspad_bench.lossless.report import DECODERS, ELSEWHERE, FAIL, WRONG, Check, Part
 from fspad_bench.lossless.witness import Observations, Witness
 from fspad_bench.util.progress import Progress
-from fspad_bench.util.strangers import contained, described
-from fspad_bench.util.terminal import note_traceback
+from fspad_bench.util.strangers import contained, described, place_of
+from fspad_bench.util.terminal import note
 
 GREEDY_TOKENS = 48
 MUTATIONS = [*ENGINE_FAULTS, *LOOP_FAULTS]
@@ -160,7 +160,9 @@ def _guarded(unit: PlannedCheck) -> list[Check]:
     except BenchError as error:  # says all
         return [Check(unit.name, unit.subject, FAIL, error.message)]
     except Exception as error:
-        note_traceback(error)
+        where = place_of(error)
+        place = f"{where.filename}:{where.lineno}"
+        note(f"{unit.name}: {unit.subject}: {described(error)} ({place})")
         return [Check(unit.name, unit.subject, FAIL, described(error))]
 
 
@@ -238,7 +240,7 @@ def decoder_checks(
     for label in labels:
         # its checks report any other exception
         with suppress(ImportError, AttributeError, TypeError, ValueError, RuntimeError):
-            build_decoder(label, target, options)
+            _ = build_decoder(label, target, options).options  # as a run would name it
     grid = identity.cells(target, thorough=effort.thorough_grid)
     vanilla = identity.reference(target, grid)
     prompts = _prompts(target, effort.repeats)

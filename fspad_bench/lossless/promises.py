@@ -16,14 +16,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fspad_bench.benchmark.fields import check_fields
 from fspad_bench.errors import BenchError, near
 from fspad_bench.lossless.report import Check, Part
 from fspad_bench.util.paths import data_folder
+from fspad_bench.util.plain import LARGEST
 from fspad_bench.util.text import text_file, yaml_value
 
 IDENTICAL = ("exact", "tie")
 REQUIRED = ("target", "task", "tokens_per_step")
-NUMBERS = {"tokens_per_step": float, "temperature": float, "limit": int, "max_new_tokens": int}
+LEAST = {"tokens_per_step": 0, "temperature": 0, "limit": 1, "max_new_tokens": 1}
+TEXTS = ("target", "task")
 IDENTITY = "identity"  # the first check of an expectation that was run
 NOT_RUN = "run"  # the check of an expectation whose run was refused
 
@@ -51,11 +54,14 @@ class Expectation:
     def judge(self, row: dict[str, Any]) -> list[Check]:
         """Check the table row of the run that this expectation describes."""
         identical = row["verdict"] in IDENTICAL and not row["errors"]
+        verdict = row["verdict"]
+        if row["errors"]:
+            verdict += f"; {row['errors']} generations failed: {row.get('error', '')}"
         reached = row["tokens_per_step"] or 0.0
         enough = reached >= self.tokens_per_step
         bound = f"at least {self.tokens_per_step:g}"
         return [
-            Check.of(IDENTITY, self.subject, identical, row["verdict"], "exact"),
+            Check.of(IDENTITY, self.subject, identical, verdict, "exact"),
             Check.of("tokens per step", self.subject, enough, f"{reached:.3f}", bound),
         ]
 
@@ -117,7 +123,7 @@ def _checked(expectation: Expectation) -> list[Check]:
 
 
 def _measured_row(expectation: Expectation) -> dict[str, Any]:
-    """Return the table row of the small run that an expectation describes."""
+    """Return the table row of the small run that an expectation describes, and its first error."""
     from fspad_bench.benchmark.record import Records
     from fspad_bench.benchmark.rows import rows
     from fspad_bench.benchmark.runner import VANILLA, Plan, Runner
@@ -135,7 +141,9 @@ def _measured_row(expectation: Expectation) -> dict[str, Any]:
         device="cpu",
     )
     with TemporaryDirectory() as folder:
-        return rows(Records.read(Runner(plan, Path(folder)).run()))[-1]
+        records = Records.read(Runner(plan, Path(folder)).run())
+    error = next((sample.error for sample in records.samples if sample.error), "")
+    return {**rows(records)[-1], "error": error}
 
 
 def read_baseline(path: Path) -> list[Expectation]:
@@ -155,7 +163,7 @@ def read_baseline(path: Path) -> list[Expectation]:
     entries = content.get("promises") or []
     if not isinstance(entries, list):
         raise BenchError(
-            f"{path}: `promises` is a list, not {entries!r}",
+            f"{path}: `promises` is a list, not {entries!r:.60}",
             "write one `- {target: ..., task: ...}` per line",
         )
     return [_expectation(path, content["decoder"], entry) for entry in entries]
@@ -165,14 +173,16 @@ def _expectation(path: Path, decoder: str, entry: Any) -> Expectation:
     names = [f.name for f in fields(Expectation) if f.name != "decoder"]
     if not isinstance(entry, dict):
         raise BenchError(
-            f"{path}: an expectation is a mapping, not {entry!r}", f"fields: {', '.join(names)}"
+            f"{path}: an expectation is a mapping, not {entry!r:.60}", f"fields: {', '.join(names)}"
         )
     _check_fields(path, entry, names)
     try:
-        numbers = {name: kind(entry[name]) for name, kind in NUMBERS.items() if name in entry}
-        return Expectation(decoder, **entry | numbers)
-    except (TypeError, ValueError) as error:
-        raise BenchError(f"{path}: {error}", f"write numbers for {', '.join(NUMBERS)}") from error
+        check_fields(Expectation, entry)
+    except ValueError as error:
+        hint = f"write texts for {' and '.join(TEXTS)}, numbers for {', '.join(LEAST)}"
+        raise BenchError(f"{path}: {error}", hint) from error
+    _check_values(path, entry)
+    return Expectation(decoder, **entry)
 
 
 def _check_fields(path: Path, entry: dict[str, Any], names: Iterable[str]) -> None:
@@ -187,7 +197,21 @@ def _check_fields(path: Path, entry: dict[str, Any], names: Iterable[str]) -> No
                 f"{path}: an expectation lacks '{name}'", f"fields: {', '.join(names)}"
             )
     options = entry.get("options", {})
-    if not isinstance(options, dict):
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise BenchError(
-            f"{path}: options are a mapping, not {options!r}", "write a mapping like {depth: 3}"
+            f"{path}: options are a mapping of names, not {options!r:.60}",
+            "write a mapping like {depth: 3}",
         )
+
+
+def _check_values(path: Path, entry: dict[str, Any]) -> None:
+    """Raise BenchError for an empty text, and for a number that is not finite or too small."""
+    for name in TEXTS:
+        if not entry[name].strip():
+            raise BenchError(f"{path}: '{name}' is empty", f"name a {name}")
+    for name, least in LEAST.items():
+        if name in entry and not least <= entry[name] <= LARGEST:
+            raise BenchError(
+                f"{path}: '{name}' is {entry[name]!r:.60}",
+                f"give a number from {least} to {LARGEST}",
+            )

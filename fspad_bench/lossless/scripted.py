@@ -23,6 +23,7 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Dice, Rule, without
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.engine.session import Scores as Rows
+from fspad_bench.errors import BenchError
 
 
 class ScriptedTarget:
@@ -114,6 +115,11 @@ class ScriptedSession:
         first = len(self.pending)
         for node, parent in enumerate(parents, first):
             assert -1 <= parent < node, "a parent precedes its child"
+        _check_tokens(tokens, self.target.vocabulary)
+        if first + len(tokens) > LARGEST_TREE:
+            raise BenchError(
+                f"a tree of {first + len(tokens)} nodes is too large", f"at most {LARGEST_TREE}"
+            )
         self.pending += tokens
         self.parents += parents
         assert self.length + len(self.pending) <= self.capacity + LARGEST_TREE
@@ -149,6 +155,16 @@ class ScriptedSession:
             target.partial_forwards += 1
             logits = [scripted_logits(target.vocabulary, salt + 1, bytes(p)) for p in prefixes]
         return Rows(torch.stack(logits), fingerprints(prefixes).expand(-1, self.width))
+
+
+def _check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
+    """Raise BenchError for token ids outside the vocabulary, as a target does."""
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise BenchError(
+                f"token {token} is outside the target's vocabulary of {vocabulary}",
+                "the draft was made for another target",
+            )
 
 
 @functools.cache

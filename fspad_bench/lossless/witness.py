@@ -9,7 +9,7 @@ from typing import Any
 from fspad_bench.benchmark.uniform import transform
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
 from fspad_bench.core.sampling import Dice
-from fspad_bench.core.tree import Tree
+from fspad_bench.core.tree import Tree, as_tree
 from fspad_bench.core.verification import drawn
 
 DICE_KEY = (0x0D1CE, 0x5EED)
@@ -83,7 +83,7 @@ class Witness(Drafter):
         self.drafter.begin(context, scores)
 
     def propose(self, context: Context, budget: int) -> Tree:
-        tree = self.drafter.propose(context, budget)
+        tree = as_tree(self.drafter.propose(context, budget))
         seen = self.observations
         seen.budgets[budget] += 1
         seen.deepest = max(seen.deepest, *tree.depths)

@@ -21,6 +21,7 @@ from fspad_bench.core.protocols import ALL, Drafter, Generation, LayerPlan, Limi
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Rule
+from fspad_bench.decoders.border import blamed
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.sizing import costs
@@ -104,12 +105,14 @@ def profile(
     # room for all now: a larger cache later means new graphs, on the clock
     target.reserve(max(map(len, prompts)) + length)
     with Progress("generations", 2 * len(prompts)) as progress:
-        steps.generate(sampler.streamed("0"), prompts[0], limit)
+        with blamed(decoder.label, "a generation"):
+            steps.generate(sampler.streamed("0"), prompts[0], limit)
         vanilla.generate(sampler.streamed("0"), prompts[0], limit)
         steps.forget()
         for number, prompt in enumerate(prompts, 1):
             own_sampler = sampler.streamed(str(number))
-            generations.append(steps.generate(own_sampler, prompt, limit))
+            with blamed(decoder.label, "a generation"):
+                generations.append(steps.generate(own_sampler, prompt, limit))
             plain.append(vanilla.generate(own_sampler, prompt, limit))
             progress.advance(2)
     step_count = sum(len(generation.committed) for generation in generations)

@@ -236,3 +236,47 @@ def test_a_class_without_a_module_is_a_decoder(module, tiny, monkeypatch):
     monkeypatch.setattr(border_decoders.Everywhere, "__module__", None)
     monkeypatch.setattr(border_decoders.Everywhere, "scope", "prompt")
     assert build_decoder(f"{ME}:Everywhere", tiny).scope == "prompt"
+
+
+class Foreign:
+    """An engine that answers with a token of another vocabulary."""
+
+    def generate(self, prompt, sampler, limit):
+        return Generation([97] * limit.max_new_tokens, 0.0, 0.0)
+
+
+def test_an_answer_of_another_vocabulary_is_the_engines_error(tiny):
+    foreign = Decoder("foreign", tiny, engine=Foreign())
+    with pytest.raises(ValueError, match="token 97 is outside the target's vocabulary of 97"):
+        foreign.generate(tiny, Sampler(), [40], Limit(3))
+
+
+class Proposes(Vanilla):
+    """Proposes an object of its own."""
+
+    def __init__(self, proposed):
+        self.proposed = proposed
+
+    def propose(self, context, budget):
+        return self.proposed
+
+
+class Judges(Vanilla):
+    """Verifies by a rule that returns a pair of its own."""
+
+    def __init__(self):
+        self.rule = lambda tree, logits, sampler, position: ([0], 5)
+
+
+@pytest.mark.parametrize(
+    ("drafter", "message"),
+    [
+        (Proposes(None), r"propose\(\) returned NoneType, not a Tree"),
+        (Proposes([1, 2]), r"propose\(\) returned list, not a Tree"),
+        (Judges(), "its rule returned tuple, not an Accepted"),
+    ],
+)
+def test_what_is_no_tree_and_no_verdict_is_named(tiny, drafter, message):
+    decoder = Decoder("own", tiny, drafter=drafter)
+    with pytest.raises(TypeError, match=message):
+        decoder.generate(tiny, Sampler(), [40], Limit(3))

@@ -11,6 +11,7 @@ import pytest
 from fspad_bench.cli import main as cli
 from fspad_bench.core import sampling
 from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.lossless import certify, identity, proofs, report, trials
@@ -48,6 +49,26 @@ class Chosen(PromptLookup):
     def __init__(self, target, *, verify="match"):
         super().__init__(target)
         self.rule = RULES[verify]
+
+
+class Stumbles(PromptLookup):
+    """Raises where its option says, in a way that no `except Exception` stops where it exits."""
+
+    def __init__(self, target, *, where="exit"):
+        super().__init__(target)
+        self.where = where
+
+    def settings(self):
+        if self.where == "settings":
+            raise KeyError("depth")
+        return {}
+
+    def propose(self, context, budget):
+        if self.where == "exit":
+            raise SystemExit(0)
+        if self.where == "tokens":
+            return Tree.chain(context.tokens[-1], [10**9])
+        return Tree.chain(context.tokens[-1], [1] * 500)
 
 
 def certified(*arguments, rules=True):
@@ -169,6 +190,38 @@ def test_bad_input_is_one_clear_error(arguments, message, capsys):
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("where", "figure"),
+    [
+        ("exit", "SystemExit: 0"),
+        ("tokens", "token 1000000000 is outside the target's vocabulary of "),
+        ("size", "a tree of 501 nodes is too large"),
+    ],
+)
+def test_a_decoder_that_breaks_off_fails_its_checks_in_words(
+    tiny, capsys, monkeypatch, where, figure
+):
+    monkeypatch.setattr(identity, "PAIRWISE", identity.PAIRWISE[:6])
+    options = {f"{ME}:Stumbles": {"where": where}}
+    effort = replace(certify.QUICK, repeats=1, tokens=4)
+    units = [*certify.decoder_checks([f"{ME}:Stumbles"], options, tiny, tiny, effort)]
+    known = {unit.name: certify._guarded(unit) for unit in units if unit.name != "G-test"}
+    for name in ("identity", "exact distribution", "PIT"):
+        (check,) = known[name]
+        assert (check.name, check.verdict) == (name, "FAIL")
+        assert check.figure.startswith(figure)
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert ("test_certify.py:" in err) == (where == "exit")
+
+
+def test_a_decoder_that_no_run_could_name_is_refused(capsys):
+    label = f"{ME}:Stumbles"
+    code, out, err = run(capsys, "--decoder", label, "-D", f"{label}.where=settings")
+    assert (code, out) == (2, "")
+    assert f"error: {label}: settings() raised KeyError: 'depth' (" in err
 
 
 def test_proofs_hold(tiny):

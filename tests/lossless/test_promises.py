@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from fspad_bench.cli import main as cli
 from fspad_bench.errors import BenchError
@@ -56,7 +57,7 @@ def test_every_decoder_that_drafts_has_an_expectation_on_tiny():
         ("decoder: fspad\npromises: [{target: tiny, task: nq}]", "lacks 'tokens_per_step'"),
         (
             "decoder: fspad\npromises: [{target: tiny, task: nq, tokens_per_step: many}]",
-            "could not convert",
+            "'tokens_per_step' is 'many'",
         ),
     ],
 )
@@ -130,3 +131,45 @@ def test_nothing_to_check_is_bad_input(capsys):
 
 def test_the_shipped_baselines_on_tiny_hold(capsys):
     assert cli.main(["check", "--target", "tiny"]) == 0, capsys.readouterr().out
+
+
+GOOD_ENTRY = {"target": "tiny", "task": "nq", "tokens_per_step": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("limit", 0, "'limit' is 0"),
+        ("limit", 1.7, "'limit' is 1.7"),
+        ("limit", True, "'limit' is True"),
+        ("limit", float("inf"), "'limit' is inf"),
+        ("max_new_tokens", 0, "'max_new_tokens' is 0"),
+        ("max_new_tokens", 10**12, "'max_new_tokens' is 1000000000000"),
+        ("temperature", -1, "'temperature' is -1"),
+        ("temperature", None, "'temperature' is None"),
+        ("tokens_per_step", float("nan"), "'tokens_per_step' is nan"),
+        ("tokens_per_step", 10**400, "'tokens_per_step' is 1000"),
+        ("tokens_per_step", "2", "'tokens_per_step' is '2'"),
+        ("target", 5, "'target' is 5"),
+        ("target", ["tiny"], r"'target' is \['tiny'\]"),
+        ("task", None, "'task' is None"),
+        ("task", " ", "'task' is empty"),
+        ("options", {3: 4}, "options are a mapping of names"),
+        ("options", None, "options are a mapping of names"),
+    ],
+)
+def test_a_value_that_no_run_could_have_is_named(name, value, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"decoder": "fspad", "promises": [GOOD_ENTRY | {name: value}]}))
+    with pytest.raises(BenchError, match=message) as caught:
+        read_baseline(path)
+    assert str(path) in caught.value.message
+    assert len(caught.value.message) < 250
+    assert caught.value.hint
+
+
+def test_a_generation_that_failed_is_named():
+    row = {"verdict": "unverified", "errors": 2, "tokens_per_step": None}
+    identity, steps = GOOD.judge(row | {"error": "RuntimeError: no draft"})
+    assert identity.figure == "unverified; 2 generations failed: RuntimeError: no draft"
+    assert (identity.verdict, steps.verdict) == ("FAIL", "FAIL")

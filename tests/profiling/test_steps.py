@@ -197,3 +197,39 @@ def test_the_verb_prints_and_draws(tmp_path, capsys):
 def test_bad_input_is_one_clear_error(words, message, capsys):
     assert main(["profile", "--target", "tiny", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+class Stumbles(Vanilla):
+    """Raises in its third step, or in its settings."""
+
+    def __init__(self, target, *, where: str = "propose"):
+        self.where = where
+        self.steps = 0
+
+    def settings(self):
+        if self.where == "settings":
+            raise KeyError("depth")
+        return {}
+
+    def propose(self, context, budget):
+        self.steps += 1
+        if self.steps == 3 and self.where == "propose":
+            raise RuntimeError("no draft")
+        return super().propose(context, budget)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("propose", "a generation raised RuntimeError: no draft"),
+        ("settings", "settings() raised KeyError: 'depth'"),
+    ],
+)
+def test_a_decoder_that_raises_is_one_clear_error(capsys, where, message):
+    label = f"{__name__}:Stumbles"
+    words = ["--target", "tiny", "--decoder", label, "-D", f"{label}.where={where}"]
+    assert main(["profile", *words, "--limit", "1", "--max-new-tokens", "8"]) == 2
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert error.startswith(f"error: {label}: {message} (")
+    assert error.endswith(")")
+    assert "correct the decoder" in hint
