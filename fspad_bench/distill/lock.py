@@ -48,7 +48,8 @@ def exclusive(folder: Path) -> Iterator[None]:
             (folder / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        (folder / OWNER).unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder / OWNER).unlink(missing_ok=True)
         if lock:
             locks.drop(lock)
         if is_new:

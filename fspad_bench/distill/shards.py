@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
@@ -23,6 +24,7 @@ MANIFEST = "manifest.json"
 FILES = "files"
 """The manifest's key of the shards' hashes."""
 
+NAME = re.compile(r"shard-(\d{5,})\.jsonl")
 TYPICAL_ANSWER_TOKENS = 230  # per conversation, until there is a shard to count
 
 DAMAGED = "give the same `fspad-bench distill` command again: it makes the shard anew"
@@ -59,6 +61,7 @@ class Shards:
         self.hashes: dict[str, str] = {}
         self.answer_tokens: dict[str, int] = {}
         self.damaged = set(known or ())
+        check_names(folder, known or {})
         for path in shard_files(folder):
             self.damaged.add(path.name)
             if is_whole(path, (known or {}).get(path.name)):
@@ -121,6 +124,22 @@ def shard_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.jsonl"))
 
 
+def check_names(folder: Path, known: Mapping[str, str]) -> None:
+    """Raise BenchError for a shard that the data set cannot have written.
+
+    Shards are written in the order of their numbers. What holds its rows stays where a manifest
+    does not state its shards.
+    """
+    names = {path.name for path in shard_files(folder)} | known.keys()
+    for name in sorted(names):
+        found = NAME.fullmatch(name)
+        is_next = found and int(found[1]) < len(names)
+        if not is_next and (found is None or known or not is_whole(folder / name, None)):
+            raise BenchError(
+                f"{folder / name} is no shard of this data set", "move it away, or distill anew"
+            )
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a shard. Raises BenchError for a line that is not JSON."""
     for _, row in json_lines(path, DAMAGED):
@@ -146,11 +165,18 @@ def is_whole(path: Path, known: str | None) -> bool:
 
 
 def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise BenchError for a shard that is not what the manifest says was written."""
-    for name, known in known_hashes(manifest).items():
+    """Raise BenchError for a shard that is not what the manifest says was written, or not in it."""
+    hashes = known_hashes(manifest)
+    for name, known in hashes.items():
         path = folder / name
         if not path.is_file() or file_hash(path) != known:
             raise BenchError(f"{path} is damaged or missing", DAMAGED)
+    for path in shard_files(folder):
+        if hashes and path.name not in hashes:
+            raise BenchError(
+                f"{path} is not in the data set's {MANIFEST}",
+                "move it away, or give the same `fspad-bench distill` command again",
+            )
 
 
 def known_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:

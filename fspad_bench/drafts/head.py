@@ -23,6 +23,8 @@ from torch import Tensor
 
 from fspad_bench.drafts.network import DraftNetwork, Shape, architecture
 from fspad_bench.drafts.published import (
+    CONFIG,
+    PICKLE,
     SAFETENSORS,
     has_vocabulary,
     is_published,
@@ -95,14 +97,20 @@ def export_head(head: Head, target: TransformersTarget, folder: Path) -> list[st
     loses.
 
     EAGLE-3's alone has a draft vocabulary: other exported heads draft every token. Raises
-    BenchError where the folder holds a head that would hide this one.
+    BenchError where the folder holds a head that would hide this one, or a file that this one
+    would replace.
     """
+    if folder.exists() and not folder.is_dir():
+        raise BenchError(f"cannot write to {folder}: it is a file", "name another --output")
     for other in (folder / ABOUT, folder / SAFETENSORS):
         if other.exists():
             raise BenchError(
                 f"{other} exists: it would be read in place of the exported head",
                 "name another --output",
             )
+    for other in (folder / CONFIG, folder / PICKLE):
+        if other.exists():
+            raise BenchError(f"{other} exists: no file is replaced", "name another --output")
     size = target.config.vocab_size
     name = write_published(head.network, head.vocabulary, target, folder)
     own = head.network.architecture

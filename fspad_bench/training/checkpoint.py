@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ class Checkpoint:
         for name, kind in kinds.items():
             if not isinstance(state.get(name), kind):
                 raise BenchError(f"{path} is not a checkpoint: its '{name}' is missing", DAMAGED)
+        for name in ("step", "seen"):
+            if state[name] < 0 or isinstance(state[name], bool):
+                raise BenchError(f"{path} is damaged: its '{name}' is {state[name]}", DAMAGED)
         return cls(**{name: state[name] for name in kinds})
 
     def check_recipe(self, recipe: Recipe, folder: Path) -> None:
@@ -112,9 +116,36 @@ class Checkpoint:
     ) -> None:
         """Load the weights and the optimizer's state. Raise BenchError where they do not fit."""
         try:
+            _check_weights(self.network, network.state_dict())
             network.load_state_dict(self.network)
             optimizer.load_state_dict(self.optimizer)
+            _check_moments(optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchError(
                 f"{folder / FILE} does not fit this network: {str(error).splitlines()[0]}", DAMAGED
             ) from error
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming a weight that holds a number which is not finite."""
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def _check_weights(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for weights of another precision, which torch would convert silently."""
+    for name in given.keys() & own.keys():
+        if given[name].dtype != own[name].dtype:
+            raise ValueError(f"{name} is of {given[name].dtype}, not {own[name].dtype}")
+    check_finite(given)
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError for moments of another shape than their weight's, or not finite."""
+    for weight, state in optimizer.state.items():
+        moments = {name: v for name, v in state.items() if isinstance(v, Tensor) and v.dim()}
+        for name, moment in moments.items():
+            if moment.shape != weight.shape:
+                raise ValueError(f"{name} is of shape {tuple(moment.shape)}")
+        check_finite(moments)

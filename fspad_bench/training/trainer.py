@@ -15,6 +15,7 @@ batch and learn what one would learn.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -33,7 +34,7 @@ from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
-from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint
+from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint, check_finite
 from fspad_bench.training.curve import append_row
 from fspad_bench.training.evaluation import HeldOut
 from fspad_bench.training.features import Features, by_length, supervised_count
@@ -44,6 +45,7 @@ from fspad_bench.util.provenance import environment
 from fspad_bench.util.terminal import note
 
 SHARDS = 8
+DIVERGED = "begin anew with a lower --lr, in another --output"
 RECENT = 100  # steps over which the progress line averages
 
 
@@ -141,6 +143,7 @@ class Trainer:
             while self.step < len(self.plan) and self.step != stop_after:
                 group = self.plan[self.step]
                 unsaved.append(self._learn(group))
+                self._check_losses(unsaved[-1])
                 self.seen += sum(self.features.lengths[s] for s in group)
                 self.step += 1
                 speed = (self.seen - seen_before) / (time.monotonic() - start)
@@ -170,6 +173,13 @@ class Trainer:
         own_share = torch.stack([x.detach().float() for x in losses]) * share
         return self.accelerator.reduce(own_share, "sum").tolist()
 
+    def _check_losses(self, losses: list[float]) -> None:
+        """Raise BenchError for losses that are not finite: no later step would mend the weights."""
+        if not all(map(math.isfinite, losses)):
+            raise BenchError(
+                f"training diverged: a loss of step {self.step + 1} is no number", DIVERGED
+            )
+
     def _losses(self, group: list[int]) -> tuple[Tensor, Losses[Tensor]]:
         """Return the loss of these sequences, with noise on their input features."""
         inputs = load_inputs(self.target, self.features, group, self.vocabulary)
@@ -193,6 +203,10 @@ class Trainer:
         """Write a checkpoint and a line of the curve, with the losses since the last one."""
         if not self.accelerator.is_main_process:
             return
+        try:
+            check_finite(self.network.state_dict())
+        except ValueError as error:
+            raise BenchError(f"training diverged at step {self.step}: {error}", DIVERGED) from error
         checkpoint = Checkpoint(
             asdict(self.recipe),
             self.origin,

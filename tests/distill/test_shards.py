@@ -92,3 +92,35 @@ def test_a_damaged_manifest_is_one_clear_error(write, folder, text):
     with pytest.raises(BenchError, match=r"manifest\.json") as caught:
         write(folder, tokens=600, shard=8)
     assert "another --output" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["shard-00900.jsonl", "shard-x.jsonl", "shard-1.jsonl"])
+def test_a_stray_shard_is_refused_and_not_filled_up_to(write, folder, name):
+    """Its number would have all shards before it generated, and a name without one would never."""
+    rows = (folder / "shard-00000.jsonl").read_bytes()
+    for content in (b"{}\n", rows):  # also where it holds conversations of another data set
+        (folder / name).write_bytes(content)
+        with pytest.raises(BenchError, match=f"{name} is no shard of this data set"):
+            write(folder, tokens=600, shard=8)
+        with pytest.raises(BenchError, match=f"{name} is not in the data set's manifest"):
+            check_shards(folder, manifest(folder))
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "shard-99999.jsonl", ""])
+def test_a_manifest_that_names_other_files_is_refused(write, folder, name):
+    facts = manifest(folder)
+    facts["files"][name] = "ab"
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(BenchError, match="is no shard of this data set"):
+        write(folder, tokens=600, shard=8)
+
+
+def test_a_shard_written_before_its_manifest_is_kept(write, folder):
+    """A process may be killed between the two."""
+    whole = content(folder)
+    facts = manifest(folder)
+    del facts["files"][max(whole)]
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    write(folder, tokens=600, shard=8)
+    assert content(folder) == whole
+    assert manifest(folder)["files"].keys() == whole.keys()

@@ -236,3 +236,19 @@ def test_a_prefix_that_all_names_share_is_left_out(tiny, publish, prefix, with_l
     wrapped = load_head(publish(weights), tiny).network.state_dict()
     assert wrapped.keys() == plain.keys()
     assert all(torch.equal(wrapped[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("name", ["config.json", "pytorch_model.bin"])
+def test_an_export_replaces_no_file(tiny, heads, tmp_path, name):
+    (tmp_path / name).write_text("a model's own")
+    with pytest.raises(BenchError, match=f"{name} exists: no file is replaced"):
+        export_head(load_head(heads["eagle"], tiny), tiny, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "a model's own"
+
+
+def test_an_export_into_a_file_is_refused(tiny, heads, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BenchError, match=r"cannot write to .*: it is a file"):
+        export_head(load_head(heads["eagle"], tiny), tiny, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"

@@ -151,12 +151,31 @@ def test_a_checkpoint_that_lacks_an_entry_is_refused(trainer, tmp_path, name):
         trainer().run(tmp_path, checkpoint_every=1e9)
 
 
+def weights(state, change):
+    """Return a checkpoint's state with its weights changed."""
+    return state | {"network": {name: change(w) for name, w in state["network"].items()}}
+
+
+def moments(state, change):
+    """Return a checkpoint's state with the optimizer's first moments changed."""
+    for of_weight in state["optimizer"]["state"].values():
+        of_weight["exp_avg"] = change(of_weight["exp_avg"])
+    return state
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (lambda state: [1, 2], "is not a checkpoint of `train`"),
         (lambda state: state | {"network": {}}, "does not fit this network"),
         (lambda state: state | {"optimizer": {"state": {}}}, "does not fit this network"),
+        (lambda state: state | {"step": -1}, "is damaged: its 'step' is -1"),
+        (lambda state: state | {"step": True}, "is damaged: its 'step' is True"),
+        (lambda state: state | {"seen": -5}, "is damaged: its 'seen' is -5"),
+        (lambda state: weights(state, lambda w: w / 0), "holds numbers that are not finite"),
+        (lambda state: weights(state, torch.Tensor.long), "is of torch.int64, not torch.float32"),
+        (lambda state: moments(state, lambda m: m / 0), "exp_avg holds numbers that are not fin"),
+        (lambda state: moments(state, lambda _: torch.zeros(3)), r"exp_avg is of shape \(3,\)"),
     ],
 )
 def test_a_foreign_or_damaged_checkpoint_is_refused(trainer, tmp_path, changes, message):
@@ -229,3 +248,19 @@ def test_a_checkpoint_of_an_earlier_version_continues(trainer, recipe, tmp_path)
     again = trainer(recipe=one)
     again.run(tmp_path, checkpoint_every=1e9)
     assert again.step == len(again.plan)
+
+
+def test_a_training_that_diverges_ends_without_a_checkpoint_of_it(trainer, tmp_path, monkeypatch):
+    training = trainer()
+    training.run(tmp_path, checkpoint_every=1e9, stop_after=1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with torch.no_grad():
+        next(training.network.parameters()).fill_(float("nan"))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_resume", lambda folder: None)
+        with pytest.raises(BenchError, match="training diverged: a loss of step 2 is no number"):
+            training.run(tmp_path, checkpoint_every=0)
+    with pytest.raises(BenchError, match=r"training diverged at step 1: .* not finite") as raised:
+        training._save(tmp_path, [[1.0, 1.0, 1.0]])
+    assert "--lr" in raised.value.hint
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before

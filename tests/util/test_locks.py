@@ -6,6 +6,7 @@ import pytest
 from filelock import Timeout
 
 from fspad_bench.distill.lock import exclusive
+from fspad_bench.errors import BenchError
 from fspad_bench.util import locks
 
 
@@ -51,3 +52,25 @@ def test_other_errors_are_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.FileLock, "acquire", fail)
     with pytest.raises(PermissionError):
         locks.hold(tmp_path / "lock")
+
+
+def test_an_owner_that_cannot_be_written_or_removed_ends_no_work(tmp_path):
+    (tmp_path / ".lock-owner").mkdir()
+    with exclusive(tmp_path):
+        pass
+    with exclusive(tmp_path):  # the lock was given up
+        pass
+
+
+def test_a_lock_that_is_a_folder_is_one_clear_error(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(BenchError, match="Is a directory"), exclusive(tmp_path):
+        pass
+
+
+def test_a_lock_left_by_a_killed_process_is_taken(tmp_path):
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / ".lock-owner").write_text("process 1 on elsewhere")
+    with exclusive(tmp_path):
+        assert (tmp_path / ".lock-owner").read_text().startswith("process ")
+    assert not list(tmp_path.iterdir())
