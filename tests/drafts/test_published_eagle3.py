@@ -229,3 +229,11 @@ def test_a_head_with_an_lm_head_of_its_own_is_saved_and_read(tiny, publish, tmp_
     Head(head.network, head.vocabulary[:-1], tiny.name, tiny.identity).save(tmp_path / "short")
     with pytest.raises(BenchError, match="an LM head of 72 rows for a draft vocabulary of 71"):
         load_head(tmp_path / "short", tiny)
+
+
+def test_a_prefix_that_all_names_share_is_left_out(tiny, publish):
+    plain = load_head(publish(release3(), EAGLE3), tiny).network.state_dict()
+    weights = {f"module.{name}": weight for name, weight in release3().items()}
+    wrapped = load_head(publish(weights, EAGLE3), tiny).network.state_dict()
+    assert wrapped.keys() == plain.keys()
+    assert all(torch.equal(wrapped[name], plain[name]) for name in plain)
