@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoder",
         required=True,
-        help="eagle, eagle3 or fspad, a variant (feature-sampling, partial-alignment, wide, "
-        "fspad-unrolled, fspad3), or aded: its table",
+        help="chimera, eagle, eagle3, fspad or medusa, a variant (chimera-hard, feature-sampling, "
+        "partial-alignment, wide, fspad-unrolled, fspad3), or aded: its table",
     )
     add_target(parser)
     _add_data(parser)
@@ -128,6 +128,11 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
         "--top-weight",
         type=not_negative,
         help="weight of the loss on the likeliest tokens (HASS: 1)",
+    )
+    group.add_argument(
+        "--token-weight",
+        type=not_negative,
+        help="weight of the loss on the text's own tokens (chimera-hard: 1)",
     )
     group.add_argument(
         "--unroll", type=positive, help="draft levels to train on (HASS: 3, EAGLE-3: 7)"

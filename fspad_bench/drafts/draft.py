@@ -1,11 +1,13 @@
-"""A draft network with its KV cache and its vocabulary, stepped one level of a tree at a time.
+"""A draft at work on a text: a head's network with its vocabulary and what it has to read, stepped
+one level of a tree at a time.
 
-The cache holds only entries computed from the target's features: a tree's entries are written
-behind them and forgotten, and the accepted tokens' entries come with the next step.
+`Draft` is what trees are built from. `CachedDraft` does it with a decoder layer and a KV cache,
+`parallel.ParallelDraft` without.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -15,33 +17,32 @@ from fspad_bench.core.protocols import Context, Scores, Step
 from fspad_bench.drafts.cache import DraftCache
 from fspad_bench.drafts.fused import FusedNetwork
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import DraftOutput
+from fspad_bench.drafts.network import DraftNetwork, DraftOutput
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.cpu.linear import Matrix
 from fspad_bench.engine.target import TransformersTarget
 
 
-class Draft:
-    """A draft network at work: its weights packed, its cache, and the tokens that it can propose.
+class Draft(ABC):
+    """The tokens that a head can propose, and the target's features that it has not read yet.
 
     `ids [V_draft]`: the target's ids of these tokens; with `prompted` the text's own join them,
-    unless the head has an LM head of its own, which has no rows for them.
+    unless the head has an LM head of its own, which has no rows for them. `length`: how many tokens
+    it has read.
     """
 
     def __init__(self, target: TransformersTarget, head: Head, *, prompted: bool = True) -> None:
-        self.network = FusedNetwork(head.network)
         self.capture = head.network.shape.capture
         prompted = prompted and head.network.lm_head is None
         self.vocabulary = Vocabulary(head.vocabulary, target.config.vocab_size, prompted=prompted)
         self.embedding = target.embedding
         self.lm_head_weight = target.lm_head.weight
         self.lm_head = Matrix(head.network.head_rows(self.lm_head_weight, head.vocabulary))
-        self.cache = DraftCache(target, self.network)
         self._reset_vocabulary()
 
     def begin(self, context: Context, scores: Scores) -> None:
         """Start after a prefill, whose features these are, and the first token."""
-        self.cache.clear()
+        self.length = 0
         self.features = scores.features
         self.tokens = context.tokens[1:]
         self.absorbed = False
@@ -64,34 +65,22 @@ class Draft:
             self.tokens = self.tokens + tokens
         self.absorbed = False
 
+    @abstractmethod
     def absorb(self) -> DraftOutput:
-        """Cache the entries of the tokens committed since the last step, and predict from the last
-        of them.
-        """
-        start = self.cache.length
-        e = self.embedding(torch.tensor(self.tokens, device=self.features.device))
-        f = self.network.read(self.features)
-        x = self.network.fuse(e, f)
-        rope = self.cache.rope(start, start + len(x))
-        seen = self._attend(x, 1, rope)
-        self.cache.length += len(x)
-        self.absorbed = True
-        return self.network.output(self.network.residual(x, f)[-1:], seen)
+        """Read the tokens committed since the last step, and predict from the last of them."""
 
-    def expand(
-        self, tokens: Tensor, features: Tensor, ancestors: Tensor, level: int
-    ) -> DraftOutput:
-        """Draft a whole level: K tokens, their parents' h_feature `[K, d]`, what each attends to
-        `[K, R]`.
+    @abstractmethod
+    def expand(self, tokens: Tensor, parents: Tensor, ancestors: Tensor, level: int) -> DraftOutput:
+        """Draft a whole level: K tokens, their parents among the rows of the output before, `[K]`
+        each.
 
-        The R entries are those of the tree's levels so far, this one's K last.
+        `ancestors [K, R]` marks what each attends to: of the R entries of the tree's levels so far,
+        this one's K last.
         """
-        x = self.network.fuse(self.embedding(tokens), features)
-        position = self.cache.length + level
-        rope = self.cache.rope(position, position + 1)
-        offset = ancestors.shape[1] - len(tokens)
-        seen = self._attend(x, len(x), rope, offset, ancestors)
-        return self.network.output(self.network.residual(x, features), seen)
+
+    @abstractmethod
+    def rewind(self, length: int) -> None:
+        """Forget what was read after the first `length` tokens."""
 
     def logits(self, out: DraftOutput) -> Tensor:
         """Return logits over the draft vocabulary, `[N, V_draft]` float32."""
@@ -99,6 +88,90 @@ class Draft:
         if self.joined:
             logits = torch.cat([logits, self.joined(out.h_logit)], dim=-1)
         return logits.float()
+
+    def _reset_vocabulary(self) -> None:
+        self.new_ids: set[int] = set()
+        self.ids = self.vocabulary.base_ids
+        self.joined: Matrix | None = None
+
+    def _extend_vocabulary(self, tokens: Sequence[int]) -> None:
+        """Let the draft propose these tokens of the text too."""
+        if new := self.vocabulary.new_ids(tokens) - self.new_ids:
+            self.new_ids |= new
+            ids = torch.tensor(sorted(self.new_ids), device=self.vocabulary.base_ids.device)
+            self.ids = torch.cat([self.vocabulary.base_ids, ids])
+            self.joined = Matrix(self.lm_head_weight[ids])
+
+
+class CachedDraft(Draft):
+    """A decoder layer at work: its weights packed, and its cache.
+
+    The cache holds only entries computed from the target's features: a tree's entries are written
+    behind them and forgotten, and the accepted tokens' entries come with the next step.
+    """
+
+    def __init__(self, target: TransformersTarget, head: Head, *, prompted: bool = True) -> None:
+        super().__init__(target, head, prompted=prompted)
+        assert isinstance(head.network, DraftNetwork)
+        self.network = FusedNetwork(head.network)
+        self.context = head.network.context
+        self.keeps_states = head.network.keeps_states
+        self.cache = DraftCache(target, self.network)
+
+    def begin(self, context: Context, scores: Scores) -> None:
+        super().begin(context, scores)
+        self.cache.clear()
+        self.before = context.tokens[1:2] * (self.context - 1)  # the first stands for those before
+
+    def absorb(self) -> DraftOutput:
+        """Cache the entries of the tokens committed since the last step, and predict from the last
+        of them.
+        """
+        tokens = self.before + self.tokens
+        self.before = tokens[len(self.tokens) :]
+        windows = torch.tensor(tokens, device=self.features.device).unfold(0, self.context, 1)
+        f = self.network.read(self.features)
+        x = self.network.fuse(self.embedding(windows).flatten(1), f)
+        rows, rope = self._entries(x, f)
+        seen = self._attend(rows, 1, rope)
+        self.cache.length += len(rows)
+        self.length += len(x)
+        self.absorbed = True
+        output = self.network.output(self.network.residual(x, f)[-1:], seen)
+        return self._concluded(output, f[-1:], windows[-1:])
+
+    def expand(self, tokens: Tensor, parents: Tensor, ancestors: Tensor, level: int) -> DraftOutput:
+        windows = tokens[:, None]
+        if self.context > 1:
+            windows = torch.cat([self.windows[parents, 1:], windows], dim=1)
+        f = self.last.h_feature[parents]
+        x = self.network.fuse(self.embedding(windows).flatten(1), f)
+        position = self.length + level + self.keeps_states
+        rope = self.cache.rope(position, position + 1)
+        offset = ancestors.shape[1] - len(tokens)
+        seen = self._attend(self.network.enter(x), len(x), rope, offset, ancestors)
+        output = self.network.output(self.network.residual(x, f), seen)
+        return self._concluded(output, f, windows)
+
+    def rewind(self, length: int) -> None:
+        self.length = length
+        self.cache.length = length * (1 + self.keeps_states)
+
+    def _entries(self, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what attention reads of the new rows, those of x last, and their rope."""
+        start = self.length
+        end = start + len(x)
+        if not self.keeps_states:
+            return self.network.enter(x), self.cache.rope(start, end)
+        rope = self.cache.rope(start, end + 1)
+        rows = torch.cat([self.network.enter(f), self.network.enter(x)])
+        return rows, torch.cat([rope[:, :-1], rope[:, 1:]], dim=1)
+
+    def _concluded(self, output: DraftOutput, f: Tensor, windows: Tensor) -> DraftOutput:
+        """Return a level's outputs, and keep what the next level reads of it."""
+        self.last = self.network.conclude(output, f)
+        self.windows = windows
+        return self.last
 
     def _attend(
         self,
@@ -122,24 +195,9 @@ class Draft:
         keys, values = self.cache.view(total)
         mask = None
         if ancestors is not None:
-            shape = (
-                self.network.shape
-            )  # a published head may group its heads otherwise than its target
+            shape = self.network.shape  # a published head may group its heads otherwise
             mask = x.new_zeros(shape.heads // shape.kv_heads, count, keys.shape[1])
             mask[..., self.cache.length :].masked_fill_(~ancestors, -torch.inf)
             mask = mask.flatten(0, 1)
         query = self.network.query(x[-count:], rope[:, -count:])
         return self.network.attend(query, keys, values, mask)
-
-    def _reset_vocabulary(self) -> None:
-        self.new_ids: set[int] = set()
-        self.ids = self.vocabulary.base_ids
-        self.joined: Matrix | None = None
-
-    def _extend_vocabulary(self, tokens: Sequence[int]) -> None:
-        """Let the draft propose these tokens of the text too."""
-        if new := self.vocabulary.new_ids(tokens) - self.new_ids:
-            self.new_ids |= new
-            ids = torch.tensor(sorted(self.new_ids), device=self.vocabulary.base_ids.device)
-            self.ids = torch.cat([self.vocabulary.base_ids, ids])
-            self.joined = Matrix(self.lm_head_weight[ids])

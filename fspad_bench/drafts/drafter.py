@@ -1,4 +1,4 @@
-"""A drafter with a draft network: what EAGLE and FSPAD share, down to their options.
+"""A drafter with a trained head: what EAGLE, FSPAD and others share, down to their options.
 
 Which children a node gets is decided by `trees.dynamic` (EAGLE-2's tree, by default ranked with the
 very noise that the target's choice will meet) or by `trees.sampled` (drawn, for the rules of
@@ -16,10 +16,11 @@ import torch
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, rule_named
-from fspad_bench.drafts.draft import Draft
+from fspad_bench.drafts.draft import CachedDraft, Draft
 from fspad_bench.drafts.head import Head, load_head, shipped
 from fspad_bench.drafts.measure import captured_shape, measured_policies
-from fspad_bench.drafts.network import DraftNetwork
+from fspad_bench.drafts.network import HeadNetwork
+from fspad_bench.drafts.parallel import ParallelDraft, ParallelNetwork
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.policy import FixedTree, TreePolicy, Trust
 from fspad_bench.drafts.trees.dynamic import DraftTree, dynamic_tree
@@ -85,7 +86,7 @@ class HeadDrafter(Drafter):
                 always where the head has an LM head of its own.
     """
 
-    network: ClassVar[type[DraftNetwork] | None] = None
+    network: ClassVar[type[HeadNetwork] | None] = None
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class HeadDrafter(Drafter):
             vocabulary=vocabulary,
         )
         self.target = target
-        self.draft = Draft(target, self.head, prompted=self.options.vocabulary == "prompt")
+        self.draft = draft_of(target, self.head, prompted=self.options.vocabulary == "prompt")
         self.capture = self.draft.capture
         bounds = FixedTree(self.options.nodes, self.options.depth)
         # by whether the step is greedy; None until `prepare` has measured
@@ -182,6 +183,7 @@ class HeadDrafter(Drafter):
         deepest = DeviceTreeBuilder.deepest(self.options.top_k)
         if not self.options.captured or self.shape.depth > deepest:
             return None
+        assert isinstance(self.draft, CachedDraft)
         return DeviceTreeBuilder(
             self.target, self.draft, self.shape, self.options.top_k, self.options.coupled
         )
@@ -211,6 +213,12 @@ class HeadDrafter(Drafter):
             top_k=options.top_k,
             with_noise=options.coupled,
         )
+
+
+def draft_of(target: TransformersTarget, head: Head, *, prompted: bool) -> Draft:
+    """Return the head at work, as its kind of network works."""
+    kind = ParallelDraft if isinstance(head.network, ParallelNetwork) else CachedDraft
+    return kind(target, head, prompted=prompted)
 
 
 def resolve(
@@ -249,9 +257,16 @@ def resolve(
     adaptive = (tree or ("auto" if calibrated and not (nodes or depth) else "fixed")) == "auto"
     adaptive = adaptive and drafting != "sampled"
     captured = bool(target.kernels) and verify == "match" and drafting != "sampled"
+    captured = captured and head.network.on_device
     alone = captured or head.network.lm_head is not None  # a graph has one shape
     nodes = nodes or (MOST_NODES if adaptive else FIXED_NODES)
-    depth = depth or (MOST_DEPTH if adaptive else FIXED_DEPTH)
+    levels = head.network.shape.levels or LARGEST_TREE
+    if depth > levels:
+        raise BenchError(
+            f"depth={depth} is out of range: this head predicts {levels} tokens at once",
+            f"1 <= depth <= {levels}",
+        )
+    depth = depth or min(levels, MOST_DEPTH if adaptive else FIXED_DEPTH)
     sizes = (nodes, depth + 1, top_k + 1)  # a tree holds a whole path, and a node's children
     if not all(2 <= size <= LARGEST_TREE for size in sizes):
         raise BenchError(
@@ -270,7 +285,7 @@ def resolve(
     )
 
 
-def find_head(folder: str, network: type[DraftNetwork] | None, target: TransformersTarget) -> Head:
+def find_head(folder: str, network: type[HeadNetwork] | None, target: TransformersTarget) -> Head:
     """Return the head a user named, or the one shipped for this network and target.
 
     Raises BenchError where there is none.

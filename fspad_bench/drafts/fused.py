@@ -44,6 +44,8 @@ class FusedNetwork:
         self.shape = network.shape
         self.network = network
         self.residual = network.residual
+        self.enter = network.enter
+        self.conclude = network.conclude
         self.q = stacked(attention.q)
         self.kv = stacked(attention.k, attention.v)
         self.o = stacked(attention.o)

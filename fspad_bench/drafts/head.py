@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fspad_bench.drafts.network import DraftNetwork, Shape, architecture
+from fspad_bench.drafts.network import HeadNetwork, Shape, architecture
 from fspad_bench.drafts.published import (
     CONFIG,
     PICKLE,
@@ -61,7 +61,7 @@ class Head:
     `sha256` is the hash of the files it was loaded from.
     """
 
-    network: DraftNetwork
+    network: HeadNetwork
     vocabulary: Tensor
     target: str
     identity: str
@@ -137,7 +137,7 @@ def shipped(decoder: str, target: str) -> Path:
 
 
 def load_head(
-    folder: Path, target: TransformersTarget, network: type[DraftNetwork] | None = None
+    folder: Path, target: TransformersTarget, network: type[HeadNetwork] | None = None
 ) -> Head:
     """Load a head of ours, or one in a published layout, on the target's device and in its dtype.
 
@@ -209,18 +209,18 @@ def _ascending(vocabulary: Tensor) -> Tensor:
 
 
 def _load_published(
-    folder: Path, target: TransformersTarget, network: type[DraftNetwork] | None
+    folder: Path, target: TransformersTarget, network: type[HeadNetwork] | None
 ) -> Head:
     loaded, vocabulary = read_published(folder, target)
     about = {"target": target.name, "identity": target.identity, "layout": PUBLISHED}
     _check(folder, about, loaded, vocabulary, target, network)
-    loaded = _on_target(folder, loaded, target)
+    on_target = _on_target(folder, loaded, target)
     digest = _hash(weights_file(folder), folder / "config.json")
     ids = vocabulary.to(target.device)
-    return Head(loaded, ids, target.name, target.identity, about, digest)
+    return Head(on_target, ids, target.name, target.identity, about, digest)
 
 
-def _on_target(folder: Path, loaded: DraftNetwork, target: TransformersTarget) -> DraftNetwork:
+def _on_target(folder: Path, loaded: HeadNetwork, target: TransformersTarget) -> HeadNetwork:
     """Return the network on the target's device and in its dtype.
 
     Raises BenchError for a weight that holds a number which is not finite there.
@@ -239,10 +239,10 @@ def _on_target(folder: Path, loaded: DraftNetwork, target: TransformersTarget) -
 def _check(
     folder: Path,
     about: dict[str, Any],
-    loaded: DraftNetwork,
+    loaded: HeadNetwork,
     vocabulary: Tensor,
     target: TransformersTarget,
-    network: type[DraftNetwork] | None,
+    network: type[HeadNetwork] | None,
 ) -> None:
     if network is not None and loaded.architecture != network.architecture:
         raise BenchError(

@@ -13,7 +13,7 @@ from fspad_bench.core.protocols import Context, Measurements
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import rule_named
-from fspad_bench.drafts.draft import Draft
+from fspad_bench.drafts.draft import CachedDraft, Draft
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.calibration import Calibration
@@ -136,12 +136,12 @@ def _draft_seconds(
         if prefix == len(prompt):
             draft.begin(longest, scores)
     draft.absorb()
-    full = draft.cache.length
+    full = draft.length
     features = draft.features[-2:]
     tokens = draft.tokens[-2:]
 
     def drafted(context: Context, levels: int) -> Tree:
-        draft.cache.length = full - (longest.position - context.position)
+        draft.rewind(full - (longest.position - context.position))
         draft.features = features
         draft.tokens = tokens
         return dynamic_tree(
@@ -166,6 +166,7 @@ def _captured_seconds(
     target: TransformersTarget, draft: Draft, options: Options, prefixes: Sequence[int]
 ) -> list[tuple[float, float]]:
     """Time drafting that is captured; what verifies there belongs to the forward."""
+    assert isinstance(draft, CachedDraft)
     coupled = options.drafting == "coupled"
 
     def seconds(prefix: int, levels: int) -> float:

@@ -42,6 +42,7 @@ class Shape:
     - `capture`: the target's hidden states that f is made of, as transformers'
       `output_hidden_states` counts them. Empty: the final one, as it is.
     - `vocabulary`: the rows of an LM head of the draft's own. 0: it uses the target's.
+    - `levels`: how many tokens ahead the network can draft. 0: as many as it is asked for.
     """
 
     d: int
@@ -54,6 +55,7 @@ class Shape:
     qkv_bias: bool = False
     capture: tuple[int, ...] = ()
     vocabulary: int = 0
+    levels: int = 0
 
     def facts(self) -> dict[str, Any]:
         """Return the sizes as they are written: without the settings that few heads have, where
@@ -142,10 +144,18 @@ class Attention(nn.Module):
         """x `[..., N, inputs d]`, rope `[2, N, D / 2]` -> K and V `[..., H_kv, N, D]`."""
         return rotate(self._split(self.k(x)), rope), self._split(self.v(x))
 
-    def attend(self, x: Tensor, rope: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend causally: queries from x `[..., N, inputs d]` over K and V of the same rows."""
+    def attend(
+        self, x: Tensor, rope: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
+        """Attend from queries of x `[..., N, inputs d]` over K and V `[..., H_kv, M, D]`.
+
+        `visible [N, M]` marks what each query sees; without it K and V are of the same rows, and
+        attention is causal.
+        """
         q = rotate(self._split(self.q(x)), rope)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=True
+        )
         return self.o(out.transpose(-2, -3).flatten(-2))
 
     def attend_unrolled(
@@ -211,23 +221,18 @@ class Output(nn.Module):
         return DraftOutput(h, h)
 
 
-class DraftNetwork(nn.Module, ABC):
-    """read -> fuse -> attention -> output.
+class HeadNetwork(nn.Module, ABC):
+    """What a head's file holds, whatever it computes: it guesses tokens from the target's states.
 
-    A subclass names its architecture, its fusion and its output.
+    A `DraftNetwork` is stepped through a tree level by level; a `parallel.ParallelNetwork` predicts
+    all levels at once.
     """
 
     architecture: ClassVar[str] = ""
     published: ClassVar[dict[str, str]] = {}
     """The weights of its own by the names under which its authors publish them: ours -> theirs."""
-    published_layer: ClassVar[str] = "layers.0"
-    """The name of the decoder layer in that layout."""
-    layer_inputs: ClassVar[int] = 1
-    """How many vectors of width d the fusion hands to attention side by side."""
-    learns_through: ClassVar[bool] = False
-    """Whether a draft level's loss reaches the levels whose outputs it read (EAGLE-3), or each
-    learns for itself (HASS).
-    """
+    on_device: ClassVar[bool] = False
+    """Whether whole steps of it can be captured on a device (`trees.on_device`)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -235,9 +240,6 @@ class DraftNetwork(nn.Module, ABC):
         self.join: nn.Linear | None = None
         if shape.capture:
             self.join = nn.Linear(len(shape.capture) * shape.d, shape.d, bias=False)
-        self.fuse: Any = self.build_fusion(shape)
-        self.attention = Attention(shape, self.layer_inputs)
-        self.output = self.build_output(shape)
         self.lm_head: nn.Linear | None = None
         if shape.vocabulary:
             self.lm_head = nn.Linear(shape.d, shape.vocabulary, bias=False)
@@ -246,6 +248,64 @@ class DraftNetwork(nn.Module, ABC):
     def shape_for(cls, config: PreTrainedConfig) -> Shape:
         """Return the shape that is trained for a target."""
         return Shape.of_target(config)
+
+    def read(self, states: Tensor) -> Tensor:
+        """Return f `[..., d]` from what the target's session hands out, `[..., k d]` or `[...,
+        d]`.
+        """
+        return states if self.join is None else self.join(states)
+
+    def start(self, target: TransformersTarget) -> None:
+        """Set weights that are better not random when training starts: none."""
+
+    def head_rows(self, weight: Tensor, vocabulary: Tensor) -> Tensor:
+        """Return the LM head over the draft vocabulary `[S]`: its own, or the target's rows.
+
+        weight `[V, d]` is the target's.
+        """
+        return weight[vocabulary] if self.lm_head is None else self.lm_head.weight
+
+    @abstractmethod
+    def forward(self, e: Tensor, states: Tensor, rows: Tensor) -> DraftOutput:
+        """Run the first draft level over whole sequences with teacher forcing.
+
+        e `[B, L, d]`, states `[B, L, k d]`, causal; outputs of the chosen rows `[B, L]`.
+        """
+
+    @abstractmethod
+    def unrolled(self, e: Tensor, states: Tensor, steps: int) -> list[DraftOutput]:
+        """Run `steps` draft levels over whole sequences, all rows: `[B, L, d]` each.
+
+        Row i of level j is what a draft of that depth predicts there. One with fewer than j rows
+        before it is meaningless.
+        """
+
+
+class DraftNetwork(HeadNetwork):
+    """read -> fuse -> attention -> output.
+
+    A subclass names its architecture, its fusion and its output.
+    """
+
+    on_device = True
+    published_layer: ClassVar[str] = "layers.0"
+    """The name of the decoder layer in that layout."""
+    layer_inputs: ClassVar[int] = 1
+    """How many vectors of width d the fusion hands to attention side by side."""
+    learns_through: ClassVar[bool] = False
+    """Whether a draft level's loss reaches the levels whose outputs it read (EAGLE-3), or each
+    learns for itself (HASS).
+    """
+    context: ClassVar[int] = 1
+    """How many tokens the fusion reads: e is the embeddings of the last ones side by side."""
+    keeps_states: ClassVar[bool] = False
+    """Whether f has an entry of its own in attention, one position before that of its row."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.fuse: Any = self.build_fusion(shape)
+        self.attention = Attention(shape, self.layer_inputs)
+        self.output = self.build_output(shape)
 
     @classmethod
     @abstractmethod
@@ -259,31 +319,30 @@ class DraftNetwork(nn.Module, ABC):
     def build_output(cls, shape: Shape) -> Output:
         return Output(shape)
 
-    def read(self, states: Tensor) -> Tensor:
-        """Return f `[..., d]` from what the target's session hands out, `[..., k d]` or `[...,
-        d]`.
+    def windows(self, e: Tensor) -> Tensor:
+        """Return the last `context` embeddings of every row side by side, the latest last.
+
+        `[..., L, d]` -> `[..., L, context d]`. The first row's stands for those before it.
         """
-        return states if self.join is None else self.join(states)
+        length = e.shape[-2]
+        padded = torch.cat([e[..., :1, :]] * (self.context - 1) + [e], dim=-2)
+        parts = [padded[..., first : first + length, :] for first in range(self.context)]
+        return torch.cat(parts, dim=-1)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Return what attention reads of x, or of f where it has an entry: the same."""
+        return x
 
     def residual(self, x: Tensor, f: Tensor) -> Tensor:
         """Return what attention's output is added to, `[..., d]`: the fused input."""
         return x
 
-    def start(self, target: TransformersTarget) -> None:
-        """Set weights that are better not random when training starts: none."""
-
-    def head_rows(self, weight: Tensor, vocabulary: Tensor) -> Tensor:
-        """Return the LM head over the draft vocabulary `[S]`: its own, or the target's rows.
-
-        weight `[V, d]` is the target's.
-        """
-        return weight[vocabulary] if self.lm_head is None else self.lm_head.weight
+    def conclude(self, output: DraftOutput, f: Tensor) -> DraftOutput:
+        """Return the outputs of rows that read f: the same."""
+        return output
 
     def forward(self, e: Tensor, states: Tensor, rows: Tensor) -> DraftOutput:
-        """Run whole sequences with teacher forcing.
-
-        e `[B, L, d]`, states `[B, L, k d]`, causal; outputs of the chosen rows `[B, L]`.
-        """
+        """Run the first draft level (`HeadNetwork.forward`)."""
         f = self.read(states)
         x = self.fuse(e, f)
         rope = self.rope(torch.arange(e.shape[-2], device=e.device)).to(x.dtype)
@@ -338,13 +397,13 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
 
-def architecture(name: str) -> type[DraftNetwork]:
+def architecture(name: str) -> type[HeadNetwork]:
     """Return a registered network class. Raises BenchError with the near match."""
     if name not in registry.names(GROUP):
         raise BenchError(f"unknown draft network '{name}'", near(name, registry.names(GROUP)))
     return registry.resolve(GROUP, name)
 
 
-def architectures() -> dict[str, type[DraftNetwork]]:
+def architectures() -> dict[str, type[HeadNetwork]]:
     """Return every registered network class by its name."""
     return {name: registry.resolve(GROUP, name) for name in registry.names(GROUP)}

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fspad_bench.drafts import published_eagle3
-from fspad_bench.drafts.network import DraftNetwork, Shape, architectures
+from fspad_bench.drafts.network import DraftNetwork, HeadNetwork, Shape, architectures
 from fspad_bench.drafts.published_config import read_config, shape_of
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
@@ -49,6 +49,7 @@ FREQUENCIES = "self_attn.rotary_emb.inv_freq"
 LFS_POINTER = b"version https://git-lfs"
 COPY_GAP = 0.2  # rounding to four bits is below 0.1, another model above 1
 COMPARED = 4096  # rows of a copy, evenly spaced
+PUBLISHED_BY = "it holds heads of EAGLE, EAGLE-3 and FSPAD"
 ROPE_GAP = 1e-2  # relative; some files hold frequencies in bfloat16
 
 
@@ -109,7 +110,7 @@ def _names(kind: type[DraftNetwork]) -> dict[str, str]:
     return layer | kind.published
 
 
-def has_vocabulary(kind: type[DraftNetwork]) -> bool:
+def has_vocabulary(kind: type[HeadNetwork]) -> bool:
     """Whether an architecture is published with a vocabulary and an LM head of its own."""
     return kind.published.get(LM_HEAD) == LM_HEAD
 
@@ -251,7 +252,8 @@ def _kind(weights: dict[str, Tensor], d: int) -> type[DraftNetwork]:
     """Return the architecture with this name of its layer, these names in its fusion and this many
     output parts.
     """
-    published = [kind for kind in architectures().values() if kind.published]
+    layered = [kind for kind in architectures().values() if issubclass(kind, DraftNetwork)]
+    published = [kind for kind in layered if kind.published]
     candidates = [
         kind
         for kind in published
@@ -269,7 +271,7 @@ def _kind(weights: dict[str, Tensor], d: int) -> type[DraftNetwork]:
 
 
 def write_published(
-    network: DraftNetwork, vocabulary: Tensor, target: TransformersTarget, folder: Path
+    network: HeadNetwork, vocabulary: Tensor, target: TransformersTarget, folder: Path
 ) -> str:
     """Write a head with the target's embedding. Return the architecture it is read as.
 
@@ -277,6 +279,10 @@ def write_published(
     none. Every number is written as it is, in the narrowest precision that holds its tensor. Raises
     BenchError for an architecture that has no names in this layout.
     """
+    if not isinstance(network, DraftNetwork):
+        raise BenchError(
+            f"that layout has no place for a head of '{network.architecture}'", PUBLISHED_BY
+        )
     shape = network.shape
     embedding = target.embedding.weight
     names = _names(type(network))
@@ -289,7 +295,7 @@ def write_published(
     if nameless:
         raise BenchError(
             f"that layout has no name for {nameless[0]} of a head of '{network.architecture}'",
-            "it holds heads of EAGLE, EAGLE-3 and FSPAD",
+            PUBLISHED_BY,
         )
     weights = {names[ours]: _narrowest(weight) for ours, weight in state.items()}
     weights[EMBEDDING] = _narrowest(embedding)

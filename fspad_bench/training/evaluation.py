@@ -113,7 +113,8 @@ class HeldOut:
             group = groups[number]
             inputs = load_inputs(self.target, self.features, group, self.vocabulary)
             with torch.autocast(self.target.device.type, torch.bfloat16):
-                levels = objective.network.unrolled(inputs.e, inputs.f, DEPTHS)
+                depths = objective.network.shape.levels or DEPTHS
+                levels = objective.network.unrolled(inputs.e, inputs.f, min(depths, DEPTHS))
             draft_head = objective.network.head_rows(objective.lm_head, inputs.vocabulary)
             self._observe(observations, levels, inputs, draft_head, seen)
             seen += int(inputs.batch.supervised.sum())

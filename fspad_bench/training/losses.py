@@ -7,6 +7,7 @@ h_logit and h_feature, the draft vocabulary S, and W_S the rows of W for S:
     L_p   = -m * sum_{t in S} p(t) log q(t),   p = softmax(W_S F),  q = softmax(W_S h_logit)
     m     = sum_{t in S} softmax(W F)(t) = exp(logsumexp(W_S F) - logsumexp(W F))
     L_top = L_p over the target's k likeliest tokens of S alone   (HASS, arXiv 2408.15766)
+    L_t   = -log q(t) for the text's next token t, 0 where S lacks it
 
 - With S the full vocabulary, m = 1 and L_p is the published loss.
 - With a smaller one, p is renormalised on S and weighted by the target's mass m there: the part of
@@ -27,7 +28,7 @@ Number = TypeVar("Number", Tensor, float)
 
 
 class Losses(NamedTuple, Generic[Number]):
-    """Means over the supervised positions: L_v, L_p, L_top, and two figures.
+    """Means over the supervised positions: L_v, L_p, L_top, two figures, and L_t.
 
     - `agreement`: how often the draft's first choice is the target's.
     - `mass`: m, the target's probability of the draft vocabulary.
@@ -38,6 +39,7 @@ class Losses(NamedTuple, Generic[Number]):
     top: Number
     agreement: Number
     mass: Number
+    token: Number
 
 
 def losses(
@@ -50,6 +52,7 @@ def losses(
     top_k: int = 0,
     draft_head: Tensor | None = None,
     goal: Tensor | None = None,
+    token: Tensor | None = None,
 ) -> Losses[Tensor]:
     """Return the losses of N supervised positions.
 
@@ -61,6 +64,7 @@ def losses(
     - top_k: k of L_top; 0 leaves that loss at 0.
     - draft_head `[S, d]`: the draft's U; None: W_S.
     - goal `[N, d]`: what h_feature is compared with; None: the target's feature.
+    - token `[N]`: the text's next token, as `choice` is given; None leaves L_t at 0.
     """
     goal = target_feature if goal is None else goal
     feature = F.smooth_l1_loss(h_feature.float(), goal.float())
@@ -78,4 +82,14 @@ def losses(
     likely = p.topk(top_k, dim=-1)
     top = -(likely.values * log_q.gather(-1, likely.indices)).sum(-1)
     agreement = (draft_logits.argmax(-1) == choice).float().mean()
-    return Losses(feature, (mass * logit).mean(), (mass * top).mean(), agreement, mass.mean())
+    logit = (mass * logit).mean()
+    top = (mass * top).mean()
+    return Losses(feature, logit, top, agreement, mass.mean(), _of_text(log_q, token))
+
+
+def _of_text(log_q: Tensor, token: Tensor | None) -> Tensor:
+    """Return L_t of log_q `[N, S]` and the text's tokens `[N]`."""
+    if token is None:
+        return log_q.new_zeros(())
+    own = log_q.gather(-1, token.clamp(min=0)[:, None])[:, 0]
+    return -torch.where(token >= 0, own, 0.0).mean()

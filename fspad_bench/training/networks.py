@@ -12,7 +12,7 @@ import copy
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fspad_bench import __version__
 from fspad_bench.drafts.head import ABOUT, WEIGHTS, Head, load_head
-from fspad_bench.drafts.network import DraftNetwork, architecture
+from fspad_bench.drafts.network import HeadNetwork, architecture
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint
@@ -65,6 +65,7 @@ class NetworkTrainer:
                 f"conversations of at most {job.max_length} tokens hold no answer",
                 f"give --max-length at least {SHORTEST}",
             )
+        self._check_levels(job, target)
         for name in (ABOUT, WEIGHTS, CURVE):
             if (job.output / name).is_dir():
                 raise BenchError(f"{job.output / name} is a folder", "give another --output")
@@ -73,6 +74,15 @@ class NetworkTrainer:
             checkpoint.check_recipe(job.recipe, job.output)
             known = {"target": target.identity, "target files": target.files_sha256}
             checkpoint.check_origin(known | {"initial head": _sha256(initial)}, job.output)
+
+    def _check_levels(self, job: TrainingJob, target: TransformersTarget) -> None:
+        """Raise BenchError where a network of several heads would not learn each of them."""
+        levels = architecture(self.variant).shape_for(target.config).levels
+        if levels and job.recipe.unroll != levels:
+            raise BenchError(
+                f"{self.variant} has {levels} heads: unroll is {job.recipe.unroll}",
+                f"train them all, with --unroll {levels}",
+            )
 
     def train(
         self,
@@ -153,10 +163,16 @@ UNROLLED_TOKENS = Recipe(feature_weight=0.0, logit_weight=1.0, noise=0.0, unroll
 EAGLE3 = NetworkTrainer("eagle3", UNROLLED_TOKENS)
 FSPAD3 = NetworkTrainer("fspad3", UNROLLED_TOKENS)
 
+# Chimera learns from the target's distribution; its own code, from the text's tokens alone
+SOFT_TOKENS = replace(UNROLLED_TOKENS, decay=1.0)
+CHIMERA = NetworkTrainer("chimera", SOFT_TOKENS)
+CHIMERA_HARD = NetworkTrainer("chimera", replace(SOFT_TOKENS, logit_weight=0.0, token_weight=1.0))
+MEDUSA = NetworkTrainer("medusa", UNROLLED_TOKENS)
+
 
 def initial_network(
     target: TransformersTarget, variant: str, seed: int, initial: Head | None = None
-) -> DraftNetwork:
+) -> HeadNetwork:
     """Return the float32 network that training starts from, on the target's device.
 
     It is a copy of the head `initial`, or a network of the variant with random weights that follow

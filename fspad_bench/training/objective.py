@@ -1,6 +1,6 @@
 """The objective of a training step, and the recipe that sets its weights.
 
-    loss = feature_weight * L_v + logit_weight * L_p + top_weight * L_top
+    loss = feature_weight * L_v + logit_weight * L_p + top_weight * L_top + token_weight * L_t
 
 The symbols are those of `losses`. By teacher forcing the network reads the target's features. With
 `unroll` = k > 1 the loss is the mean over k draft levels, each of which reads the outputs of the
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fspad_bench.drafts.network import DraftNetwork, DraftOutput
+from fspad_bench.drafts.network import DraftOutput, HeadNetwork
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError, near
@@ -52,6 +52,7 @@ class Recipe:
     feature_weight: float = 1.0
     logit_weight: float = 0.1
     top_weight: float = 0.0
+    token_weight: float = 0.0
     unroll: int = 1
     decay: float = 1.0
     noise: float = 0.2
@@ -89,7 +90,7 @@ class Inputs(NamedTuple):
       reads of the target.
     - `vocabulary [S]`: the ids that a draft can propose for these texts.
     - `choice [N]`: the target's first choices as indices of the vocabulary, -1 where a draft could
-      not propose it.
+      not propose it; `token [N]`: the text's own tokens likewise.
     """
 
     e: Tensor
@@ -97,6 +98,7 @@ class Inputs(NamedTuple):
     batch: Batch
     vocabulary: Tensor
     choice: Tensor
+    token: Tensor
 
 
 class Objective(nn.Module):
@@ -105,7 +107,7 @@ class Objective(nn.Module):
     `lm_head [V, d]` is the target's, on the network's device.
     """
 
-    def __init__(self, network: DraftNetwork, lm_head: Tensor, recipe: Recipe) -> None:
+    def __init__(self, network: HeadNetwork, lm_head: Tensor, recipe: Recipe) -> None:
         super().__init__()
         self.network = network
         self.recipe = recipe
@@ -119,6 +121,7 @@ class Objective(nn.Module):
             self.recipe.feature_weight * mean.feature
             + self.recipe.logit_weight * mean.logit
             + self.recipe.top_weight * mean.top
+            + self.recipe.token_weight * mean.token
         )
         return loss, levels[0]
 
@@ -167,6 +170,7 @@ class Objective(nn.Module):
             top_k=min(TOP_K, len(lm_head)) if self.recipe.top_weight else 0,
             draft_head=None if own_head is None else own_head.weight,
             goal=goal,
+            token=inputs.token[kept] if self.recipe.token_weight else None,
         )
 
 
@@ -179,10 +183,15 @@ def load_inputs(
     """
     batch = features.load(list(group)).to(target.device)
     ids = vocabulary.of(batch.ids)
-    proposable = vocabulary.covers(batch.choice, batch.ids, batch.supervised[:, :-1])
-    choice = torch.where(proposable, vocabulary.index(ids)[batch.choice], -1)
+    rows = batch.supervised[:, :-1]
+    index = vocabulary.index(ids)
+    following = batch.ids.roll(-2, dims=1)[:, :-1][rows]
+    choice, token = (
+        torch.where(vocabulary.covers(tokens, batch.ids, rows), index[tokens], -1)
+        for tokens in (batch.choice, following)
+    )
     e = target.embedding(batch.ids[:, 1:]).to(torch.bfloat16).detach()
-    return Inputs(e, batch.states[:, :-1], batch, ids, choice)
+    return Inputs(e, batch.states[:, :-1], batch, ids, choice, token)
 
 
 def uniform_noise(

@@ -29,7 +29,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from torch import Tensor
 
-from fspad_bench.drafts.network import DraftNetwork
+from fspad_bench.drafts.network import HeadNetwork
 from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
@@ -57,7 +57,7 @@ class Trainer:
         target: TransformersTarget,
         features: Features,
         vocabulary: Tensor,
-        network: DraftNetwork,
+        network: HeadNetwork,
         recipe: Recipe,
         accelerator: Accelerator | None = None,
         origin: dict[str, Any] | None = None,

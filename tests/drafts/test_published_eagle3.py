@@ -9,7 +9,7 @@ from fspad_bench.core.protocols import Context, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.eagle3 import Eagle3, Eagle3Network
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.drafts.draft import Draft
+from fspad_bench.drafts.draft import CachedDraft
 from fspad_bench.drafts.head import Head, export_head, load_head
 from fspad_bench.errors import BenchError
 
@@ -60,7 +60,7 @@ def test_a_head_drafts_what_its_description_computes(tiny, publish, file):
     head = load_head(publish(release3(), EAGLE3, file), tiny, Eagle3Network)
     assert head.vocabulary.tolist() == DRAFTED
     assert head.network.shape.capture == (0, 1, 2)
-    draft = Draft(tiny, head)
+    draft = CachedDraft(tiny, head)
     with tiny.session(len(TOKENS), capture=draft.capture) as session:
         scores = session.prefill(TOKENS[:-1])
     out = tiny.model(torch.tensor([TOKENS[:-1]]), output_hidden_states=True)

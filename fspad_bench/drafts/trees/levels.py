@@ -40,7 +40,7 @@ class Levels(Protocol):
 
 
 class HeadLevels:
-    """The levels of a draft network: a node's row is its *parent's* h_feature and its own token."""
+    """The levels of a head: a node's row is its *parent's* h_feature and its own token."""
 
     def __init__(self, draft: Draft) -> None:
         self.draft = draft
@@ -59,9 +59,8 @@ class HeadLevels:
         device = self.out.h_feature.device
         parents = torch.tensor(rows, device=device)
         self.ancestors = extend_visibility(self.ancestors, parents)
-        features = self.out.h_feature[parents]
         self.out = self.draft.expand(
-            torch.tensor(tokens, device=device), features, self.ancestors, self.level
+            torch.tensor(tokens, device=device), parents, self.ancestors, self.level
         )
         self.level += 1
         return self.draft.logits(self.out)

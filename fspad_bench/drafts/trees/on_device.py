@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fspad_bench.core.protocols import Context, Scores
 from fspad_bench.core.sampling import gumbel, hash32_rows
 from fspad_bench.core.tree import WORD
-from fspad_bench.drafts.draft import Draft
+from fspad_bench.drafts.draft import CachedDraft
 from fspad_bench.drafts.network import DraftOutput
 from fspad_bench.drafts.sizing.policy import FixedTree
 from fspad_bench.engine.device_loop import DeviceState
@@ -29,7 +29,7 @@ class DeviceTreeBuilder:
     def __init__(
         self,
         target: TransformersTarget,
-        draft: Draft,
+        draft: CachedDraft,
         shape: FixedTree,
         top_k: int,
         coupled: bool,

@@ -12,7 +12,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.fspad import Fspad, FspadNetwork
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts import measure
-from fspad_bench.drafts.draft import Draft
+from fspad_bench.drafts.draft import CachedDraft, Draft
 from fspad_bench.drafts.drafter import FIXED_DEPTH, FIXED_NODES, HeadDrafter, find_head
 from fspad_bench.drafts.sizing.calibration import Calibration, Curve
 from fspad_bench.drafts.sizing.costs import NEAR, SIZES, Costs
@@ -326,7 +326,7 @@ def test_every_timed_turn_starts_from_the_same_state(tiny, greedy, options, monk
     drafter = Fspad(tiny, **options)
     states = []
     lengths = []
-    absorb = Draft.absorb
+    absorb = CachedDraft.absorb
     score = Session.score
 
     def recording_absorb(self):
@@ -337,7 +337,7 @@ def test_every_timed_turn_starts_from_the_same_state(tiny, greedy, options, monk
         lengths.append(self.length)
         return score(self, tree)
 
-    monkeypatch.setattr(Draft, "absorb", recording_absorb)
+    monkeypatch.setattr(CachedDraft, "absorb", recording_absorb)
     monkeypatch.setattr(Session, "score", recording_score)
     prefixes = [NEAR, 2 * NEAR]
     seconds = measure._draft_seconds(tiny, drafter.draft, drafter.options, greedy, prefixes)

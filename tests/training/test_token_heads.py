@@ -1,0 +1,74 @@
+"""Training of Chimera and Medusa, and the loss on the text's own tokens."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fspad_bench.errors import BenchError
+from fspad_bench.training.losses import losses
+from fspad_bench.training.networks import CHIMERA, CHIMERA_HARD, MEDUSA
+from fspad_bench.training.objective import load_inputs
+from fspad_bench.training.trainer import Trainer
+
+TRAINERS = {"chimera": CHIMERA, "chimera-hard": CHIMERA_HARD, "medusa": MEDUSA}
+
+
+def test_the_loss_on_the_texts_tokens_is_their_cross_entropy():
+    h, target = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(3))
+    head = torch.randn(11, 8, generator=torch.Generator().manual_seed(4))
+    choice = (target @ head.T).argmax(-1)
+    normaliser = (target @ head.T).logsumexp(-1)
+    token = torch.tensor([3, 10, -1, 0, 7])
+    actual = losses(h, h, target, normaliser, choice, head, token=token).token
+    log_q = (h @ head.T).log_softmax(-1)
+    expected = -(log_q[0, 3] + log_q[1, 10] + log_q[3, 0] + log_q[4, 7]) / 5
+    torch.testing.assert_close(actual, expected)
+    assert losses(h, h, target, normaliser, choice, head).token == 0
+
+
+def test_the_texts_tokens_are_those_that_follow_each_row(tiny, trainer):
+    training = trainer("chimera", vocabulary=12)
+    inputs = load_inputs(tiny, training.features, [3, 7], training.vocabulary)
+    ids = inputs.batch.ids
+    base = set(training.vocabulary.base_ids.tolist())
+    at = 0
+    for sequence, row in inputs.batch.supervised[:, :-1].nonzero().tolist():
+        following = int(ids[sequence, row + 2])
+        read = ids[sequence, : row + 2].tolist()
+        known = following in base or following in read
+        place = int(inputs.token[at])
+        assert (place >= 0) is known
+        assert not known or int(inputs.vocabulary[place]) == following
+        at += 1
+    assert at == len(inputs.token)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_it_learns_resumes_and_leaves_the_target_alone(
+    tiny, trainer, recipe, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: {})
+    own = replace(TRAINERS[name].recipe, epochs=1.0, batch_tokens=256, lr=3e-3, warmup=3)
+    before = {key: weight.clone() for key, weight in tiny.model.state_dict().items()}
+    whole = trainer(TRAINERS[name].variant, own)
+    first = whole._losses(whole.plan[0])[0]
+    whole.run(tmp_path / "whole", checkpoint_every=1e9)
+    assert whole._losses(whole.plan[0])[0] < 0.95 * first
+    for steps in (2, None):
+        parts = trainer(TRAINERS[name].variant, own)
+        parts.run(tmp_path / "parts", checkpoint_every=1e9, stop_after=steps)
+    assert parts.step > 2
+    for key, weight in whole.network.state_dict().items():
+        assert torch.equal(weight, parts.network.state_dict()[key]), key
+    after = tiny.model.state_dict()
+    assert all(torch.equal(after[key], weight) for key, weight in before.items())
+
+
+def test_medusa_learns_all_its_heads_or_none(tiny):
+    job = SimpleNamespace(recipe=replace(MEDUSA.recipe, unroll=2), initial=None)
+    with pytest.raises(BenchError, match="medusa has 4 heads: unroll is 2") as raised:
+        MEDUSA._check_levels(job, tiny)
+    assert raised.value.hint == "train them all, with --unroll 4"
+    MEDUSA._check_levels(SimpleNamespace(recipe=MEDUSA.recipe), tiny)
