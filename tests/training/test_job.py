@@ -137,10 +137,16 @@ def test_defaults_are_those_of_the_decoder():
         recipe = default_recipe(name)
         assert (recipe.feature_weight, recipe.logit_weight, recipe.noise) == (0.0, 1.0, 0.0)
         assert (recipe.unroll, recipe.decay) == (4, 0.8)
+    assert default_recipe("medusa") == default_recipe("eagle3")
+    soft = default_recipe("chimera")
+    assert (soft.logit_weight, soft.token_weight, soft.unroll, soft.decay) == (1.0, 0.0, 4, 1.0)
+    hard = default_recipe("chimera-hard")
+    assert trainer_of("chimera-hard").variant == "chimera"
+    assert hard == replace(soft, logit_weight=0.0, token_weight=1.0)
 
 
 @pytest.mark.parametrize(
-    ("decoder", "hint"), [("vanilla", "known: aded, eagle, "), ("egle", "did you mean 'eagle'?")]
+    ("decoder", "hint"), [("vanilla", "known: aded, chimera, "), ("egle", "did you mean 'eagle'?")]
 )
 def test_a_decoder_without_a_trainer_is_refused(job, no_work, decoder, hint):
     with pytest.raises(BenchError, match=f"no draft network to train for '{decoder}'") as raised:

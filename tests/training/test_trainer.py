@@ -29,7 +29,9 @@ def test_losses_fall(trainer, recipe, tmp_path, variant):
     before = training.evaluate()
     training.run(tmp_path / variant, checkpoint_every=1e9)
     after = training.evaluate()
-    assert after["feature_loss"] < 0.8 * before["feature_loss"]
+    # Medusa's heads do not see the token that the next state comes from
+    share = 1.0 if variant == "medusa" else 0.8
+    assert after["feature_loss"] < share * before["feature_loss"]
     assert after["logit_loss"] < before["logit_loss"]
     curve = list(csv.DictReader((tmp_path / variant / "curve.csv").open()))
     assert int(curve[-1]["step"]) == len(training.plan)
