@@ -157,10 +157,6 @@ def test_what_cannot_share_a_tree_is_refused(tiny, options, message):
         Hybrid(tiny, **options)
 
 
-def test_heads_of_different_layers_cannot_share_a_session(tiny, monkeypatch):
-    class Deeper(Fspad):
-        capture = (1, 2)
-
-    monkeypatch.setattr("fspad_bench.decoders.eagle.Eagle", Deeper)
+def test_heads_of_different_layers_cannot_share_a_session(tiny):
     with pytest.raises(BenchError, match="different layers"):
-        Hybrid(tiny, of="fspad,eagle")
+        Hybrid(tiny, of="fspad,eagle3")
