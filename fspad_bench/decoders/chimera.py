@@ -64,7 +64,6 @@ class ChimeraNetwork(DraftNetwork):
     """Tri-gram encoder -> decoder layer over [H; T] -> h_logit = W [H; F]."""
 
     architecture = "chimera"
-    on_device = False
     context = 3
     keeps_states = True
 

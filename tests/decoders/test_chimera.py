@@ -145,6 +145,9 @@ def test_the_host_runs_its_steps_on_a_device_too(heads, monkeypatch):
     drafter = Chimera(target, head=str(heads["chimera"]))
     assert not drafter.options.captured
     assert drafter.device_drafter() is None
+    sampler = Sampler(1.0, seed=2)
+    drafted = generate(target, drafter, sampler, PROMPT, Limit(12))
+    assert drafted.tokens == generate(target, Vanilla(target), sampler, PROMPT, Limit(12)).tokens
 
 
 def test_heads_of_others_are_refused_and_its_own_is_not_exported(tiny, heads, tmp_path):

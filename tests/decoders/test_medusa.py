@@ -96,9 +96,13 @@ def test_it_drafts_as_deep_as_it_has_heads(tiny, heads):
 
 def test_the_host_runs_its_steps_on_a_device_too(heads, monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, "reference")
-    drafter = Medusa(load_target("tiny"), head=str(heads["medusa"]))
+    target = load_target("tiny")
+    drafter = Medusa(target, head=str(heads["medusa"]))
     assert not drafter.options.captured
     assert drafter.device_drafter() is None
+    sampler = Sampler(1.0, seed=2)
+    drafted = generate(target, drafter, sampler, PROMPT, Limit(12))
+    assert drafted.tokens == generate(target, Vanilla(target), sampler, PROMPT, Limit(12)).tokens
 
 
 def test_heads_of_others_are_refused_and_its_own_is_not_exported(tiny, heads, tmp_path):
