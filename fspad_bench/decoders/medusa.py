@@ -3,9 +3,9 @@ of which predicts a token further on.
 
     h_k = H + silu(W_k H),   k = 0, 1, ...        H, h_k: [..., d]
 
-H is the state that the root was sampled from, and h_k guesses the root's k-th next token but one. A
-head does not know what the heads before it drafted, so a path's chance is the product of its
-tokens' chances, and the tree holds the likeliest paths of that product; `top_k` of a level are
+H is the state that the root was sampled from, and h_k predicts the token k + 1 positions after the
+root. A head does not know what the heads before it drafted, so a path's chance is the product of
+its tokens' chances, and the tree holds the likeliest paths of that product; `top_k` of a level are
 followed further. At T > 0 each head's logits get the noise of its own position.
 
 What differs from its authors' release:
