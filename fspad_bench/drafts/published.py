@@ -120,8 +120,8 @@ def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
     A wrapper puts it there, such as `model.` or `module.`.
     """
-    kinds = [kind for kind in architectures().values() if kind.published]
-    queries = {_names(kind)["attention.q.weight"] for kind in kinds}
+    kinds = [kind for kind in architectures().values() if issubclass(kind, DraftNetwork)]
+    queries = {_names(kind)["attention.q.weight"] for kind in kinds if kind.published}
     prefixes = [
         name.removesuffix(query)
         for name in weights
