@@ -104,6 +104,12 @@ def read_published(folder: Path, target: TransformersTarget) -> tuple[DraftNetwo
     return network, vocabulary
 
 
+def _published() -> list[type[DraftNetwork]]:
+    """Return the architectures that have names in this layout."""
+    layered = [kind for kind in architectures().values() if issubclass(kind, DraftNetwork)]
+    return [kind for kind in layered if kind.published]
+
+
 def _names(kind: type[DraftNetwork]) -> dict[str, str]:
     """Return the published name of every weight of an architecture: ours -> theirs."""
     layer = {ours: f"{kind.published_layer}.{theirs}" for ours, theirs in LAYER.items()}
@@ -120,8 +126,7 @@ def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
     A wrapper puts it there, such as `model.` or `module.`.
     """
-    kinds = [kind for kind in architectures().values() if issubclass(kind, DraftNetwork)]
-    queries = {_names(kind)["attention.q.weight"] for kind in kinds if kind.published}
+    queries = {_names(kind)["attention.q.weight"] for kind in _published()}
     prefixes = [
         name.removesuffix(query)
         for name in weights
@@ -252,8 +257,7 @@ def _kind(weights: dict[str, Tensor], d: int) -> type[DraftNetwork]:
     """Return the architecture with this name of its layer, these names in its fusion and this many
     output parts.
     """
-    layered = [kind for kind in architectures().values() if issubclass(kind, DraftNetwork)]
-    published = [kind for kind in layered if kind.published]
+    published = _published()
     candidates = [
         kind
         for kind in published
