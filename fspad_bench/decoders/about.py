@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fspad_bench.util.paths import data_folder
+from fspad_bench.util.text import yaml_value
 
 NEEDS = ("nothing", "a trained head", "a draft model", "a table")
 
@@ -23,10 +24,8 @@ class About:
 
 def baseline(decoder: str) -> dict[str, Any]:
     """Return a decoder's file in `baselines/`; empty where it has none."""
-    import yaml
-
     path = data_folder("baselines") / f"{decoder}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return yaml_value(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def about(decoder: str) -> About | None:

@@ -10,7 +10,7 @@ from fspad_bench.core.protocols import Context, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.eagle3 import Eagle3, Eagle3Network
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.drafts.draft import Draft
+from fspad_bench.drafts.draft import CachedDraft
 from fspad_bench.drafts.head import Head
 from fspad_bench.engine import gpu as kernels
 from fspad_bench.engine.device_loop import DeviceLoop
@@ -73,7 +73,7 @@ def test_the_compiled_forward_drafts_from_captured_states(dtype):
     network = network.to(dtype).requires_grad_(False)
     head = Head(network, torch.arange(97), target.name, target.identity)
     tokens = list(range(20, 33))
-    draft = Draft(target, head)
+    draft = CachedDraft(target, head)
     with target.session(len(tokens), capture=draft.capture) as session:
         scores = session.prefill(tokens[:-1])
     e = target.embedding(torch.tensor(tokens[1:]))
