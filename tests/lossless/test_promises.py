@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from fspad_bench.benchmark import runner
 from fspad_bench.cli import main as cli
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless.promises import Expectation, read_baseline, shipped_baselines
@@ -133,8 +134,8 @@ DRAFTING = [path.stem for path in shipped_baselines() if path.stem != "vanilla"]
 
 
 @pytest.mark.parametrize("decoder", DRAFTING)
-@pytest.mark.usefixtures("quick_runs")
-def test_the_shipped_baselines_on_tiny_hold(decoder, capsys):
+def test_the_shipped_baselines_on_tiny_hold(decoder, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "WARM_UP_TOKENS", 2)
     words = ["check", "--target", "tiny", "--decoder", decoder]
     assert cli.main(words) == 0, capsys.readouterr().out
 
