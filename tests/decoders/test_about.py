@@ -1,9 +1,10 @@
 """Every decoder of the suite says in a sentence how it drafts, and what it needs."""
 
 import pytest
+from documents import ROOT, text_of
 
 from fspad_bench.cli.main import main
-from fspad_bench.decoders.about import NEEDS, about
+from fspad_bench.decoders.about import NEEDS, about, baseline
 from fspad_bench.lossless.promises import shipped_baselines
 from fspad_bench.util import registry
 
@@ -41,3 +42,20 @@ def test_ls_names_the_class_of_a_decoder_of_others(monkeypatch, capsys):
     monkeypatch.setattr(registry, "names", lambda _: {"shout": "acme_decoder:Shout"})
     assert main(["ls", "decoders"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == ["shout", "acme_decoder:Shout"]
+
+
+PUBLISHED = {"figure", "target", "hardware", "baseline", "source"}
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name not in ("vanilla", "hybrid")])
+def test_published_figures_stand_with_their_circumstances(name):
+    published = baseline(name)["published"]
+    assert published
+    for entry in published:
+        assert entry.keys() == PUBLISHED
+        assert all(isinstance(value, str) and value for value in entry.values())
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name != "vanilla"])
+def test_every_own_decoder_has_a_section(name):
+    assert f"\n## {name}\n" in text_of(ROOT / "docs" / "decoders.md")
