@@ -20,7 +20,8 @@ import torch
 from fspad_bench.benchmark import runner
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import architectures, low_mid_high
+from fspad_bench.drafts.network import architectures
+from fspad_bench.drafts.shape import low_mid_high
 from fspad_bench.models import load
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer

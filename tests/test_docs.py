@@ -21,7 +21,8 @@ from fspad_bench.cli.main import main, parser
 from fspad_bench.decoders.build import check_options
 from fspad_bench.decoders.options import read_options
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import Shape, architecture
+from fspad_bench.drafts.network import architecture
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.integrations.pytest_plugin import pytest_addoption
 from fspad_bench.lossless import certify, identity
 from fspad_bench.lossless.certify import MUTATIONS

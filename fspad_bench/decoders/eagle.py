@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.fused import Fuse
-from fspad_bench.drafts.network import DraftNetwork, Shape
+from fspad_bench.drafts.network import DraftNetwork
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.engine.cpu.linear import stacked
 from fspad_bench.engine.cpu.native import Native, TorchOps
 

@@ -38,7 +38,8 @@ from torch.nn import functional as F
 
 from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.fused import Fuse
-from fspad_bench.drafts.network import DraftNetwork, DraftOutput, Norm, Output, Shape
+from fspad_bench.drafts.network import DraftNetwork, DraftOutput, Norm, Output
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.engine.cpu.linear import stacked
 from fspad_bench.engine.cpu.native import Native, TorchOps
 

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from fspad_bench.drafts.drafter import HeadDrafter
-from fspad_bench.drafts.network import Shape
 from fspad_bench.drafts.parallel import ParallelNetwork
+from fspad_bench.drafts.shape import Shape
 
 HEADS = 4
 

@@ -17,14 +17,8 @@ from transformers import PreTrainedConfig
 from fspad_bench.decoders.eagle import EagleNetwork
 from fspad_bench.decoders.fspad import FeatureSampling, FspadNetwork, SplitOutput
 from fspad_bench.drafts.drafter import HeadDrafter
-from fspad_bench.drafts.network import (
-    DraftNetwork,
-    DraftOutput,
-    Norm,
-    Output,
-    Shape,
-    low_mid_high,
-)
+from fspad_bench.drafts.network import DraftNetwork, DraftOutput, Norm, Output
+from fspad_bench.drafts.shape import Shape, low_mid_high
 from fspad_bench.engine.target import TransformersTarget
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from fspad_bench.drafts.network import Shape
+from fspad_bench.drafts.shape import Shape
 
 
 class Attention(nn.Module):

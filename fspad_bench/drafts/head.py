@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fspad_bench.drafts.network import HeadNetwork, Shape, architecture
+from fspad_bench.drafts.network import HeadNetwork, architecture
 from fspad_bench.drafts.published import (
     CONFIG,
     PICKLE,
@@ -32,6 +32,7 @@ from fspad_bench.drafts.published import (
     weights_file,
     write_published,
 )
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError

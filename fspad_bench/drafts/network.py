@@ -16,7 +16,6 @@ method's own, the fusion and the output, stands in its file of `decoders/`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -25,90 +24,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from fspad_bench.drafts.attention import Attention
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
 
 GROUP = "fspad_bench.architectures"
-
-
-LARGEST = 1e12  # of a rotary base
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a draft network; they stand in the head's file.
-
-    - `qkv_bias`: queries, keys and values have biases, as in published heads for Qwen2.
-    - `capture`: the target's hidden states that f is made of, as transformers'
-      `output_hidden_states` counts them. Empty: the final one, as it is.
-    - `vocabulary`: the rows of an LM head of the draft's own. 0: it uses the target's.
-    - `levels`: how many tokens ahead the network can draft. 0: as many as it is asked for.
-    """
-
-    d: int
-    m: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope_theta: float
-    eps: float
-    qkv_bias: bool = False
-    capture: tuple[int, ...] = ()
-    vocabulary: int = 0
-    levels: int = 0
-
-    def facts(self) -> dict[str, Any]:
-        """Return the sizes as they are written: without the settings that few heads have, where
-        they are not set.
-        """
-        return {name: value for name, value in asdict(self).items() if value not in (False, ())}
-
-    @classmethod
-    def read(cls, sizes: dict[str, Any]) -> Shape:
-        """Return the shape that a file states. Raises ValueError for sizes that no network has."""
-        shape = cls(**sizes | {"capture": tuple(sizes.get("capture", ()))})
-        for name in ("d", "m", "heads", "kv_heads", "head_dim"):
-            value = getattr(shape, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"its shape's {name} is {value!r:.60}, not a whole number above 0")
-        for name in ("rope_theta", "eps"):
-            value = getattr(shape, name)
-            if type(value) not in (int, float) or not 0 < value < LARGEST:
-                raise ValueError(f"its shape's {name} is {value!r:.60}, not a number above 0")
-        if type(shape.qkv_bias) is not bool:
-            raise ValueError(f"its shape's qkv_bias is {shape.qkv_bias!r:.60}, not true or false")
-        if not all(type(state) is int for state in shape.capture):
-            raise ValueError(f"its shape's capture is {shape.capture!r:.60}, not whole numbers")
-        if type(shape.vocabulary) is not int or shape.vocabulary < 0:
-            raise ValueError(f"its shape's vocabulary is {shape.vocabulary!r:.60}, not a count")
-        return shape
-
-    @classmethod
-    def of_target(cls, config: PreTrainedConfig) -> Shape:
-        """Return the shape of the target's own layers, as EAGLE takes it."""
-        heads = config.num_attention_heads
-        rope = getattr(config, "rope_parameters", None) or {}
-        return cls(
-            d=config.hidden_size,
-            m=config.intermediate_size,
-            heads=heads,
-            kv_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            rope_theta=float(rope.get("rope_theta", 10000.0)),
-            eps=config.rms_norm_eps,
-        )
-
-
-def low_mid_high(layers: int) -> tuple[int, int, int]:
-    """Return the three hidden states that EAGLE-3 fuses, of a target with so many layers.
-
-    They are what layers 2, L / 2 and L - 3 read, as in its authors' code. A target of less than
-    seven layers, where these are not in order, gives an early state, the middle and the final one.
-    """
-    if layers < 7:
-        return layers // 4, layers // 2, layers
-    return 2, layers // 2, layers - 3
 
 
 class DraftOutput(NamedTuple):

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fspad_bench.drafts.draft import Draft
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import DraftOutput, HeadNetwork, Shape
+from fspad_bench.drafts.network import DraftOutput, HeadNetwork
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.engine.target import TransformersTarget
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fspad_bench.drafts.network import Shape
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.errors import BenchError
 from fspad_bench.util.text import json_file
 

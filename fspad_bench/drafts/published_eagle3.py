@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fspad_bench.drafts.network import low_mid_high
+from fspad_bench.drafts.shape import low_mid_high
 from fspad_bench.errors import BenchError
 
 TO_TARGET = "d2t"

@@ -41,6 +41,7 @@ from fspad_bench.lossless.engine_faults import ENGINE_FAULTS
 from fspad_bench.lossless.mutations import MUTATIONS as LOOP_FAULTS
 from fspad_bench.lossless.reference import Reference
 from fspad_bench.lossless.report import DECODERS, ELSEWHERE, FAIL, WRONG, Check, Part
+from fspad_bench.lossless.trial_target import TrialTarget
 from fspad_bench.lossless.witness import Observations, Witness
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.strangers import contained, described, place_of
@@ -130,7 +131,7 @@ def certify(
     Raises BenchError where one cannot be built on it.
     """
     decoders = list(decoder_checks(labels, options, target, tiny, effort))  # first: it may raise
-    trial_target = trials.TrialTarget(tiny)
+    trial_target = TrialTarget(tiny)
     plan = {
         "engine": list(_engines(target, trial_target, effort)),
         "foundations": list(_foundations(target, effort)),
@@ -172,7 +173,7 @@ def _prompts(target: TransformersTarget, repeats: int) -> list[list[int]]:
 
 
 def _engines(
-    target: TransformersTarget, trial_target: trials.TrialTarget, effort: Effort
+    target: TransformersTarget, trial_target: TrialTarget, effort: Effort
 ) -> Iterator[PlannedCheck]:
     """Plan the checks of the small engines, and of the target at hand where it is not `tiny`.
 
@@ -298,7 +299,7 @@ def _decoder(label: str, options: Options, target: Target) -> Any:
     return decoder.drafter or decoder.engine
 
 
-def _mutations(target: trials.TrialTarget, effort: Effort) -> Iterator[PlannedCheck]:
+def _mutations(target: TrialTarget, effort: Effort) -> Iterator[PlannedCheck]:
     known = [m for m in MUTATIONS if not m.compiled or native() is not None]
     for mutation in known:
         blind_too = effort.blind_too or mutation in LOOP_FAULTS

@@ -6,42 +6,17 @@ It ends where the first engine is first wrong.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from fspad_bench.core.verification import RULES, Rule, match
-from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import depths, engine, noise_key, paths, proofs
-from fspad_bench.lossless.engines import small_engines, tiny_on_kernels
 from fspad_bench.lossless.identity import generated
 from fspad_bench.lossless.mutations import Applied, Patch
-from fspad_bench.lossless.reference import Reference
 from fspad_bench.lossless.report import PASS
+from fspad_bench.lossless.trial_target import Trial, TrialTarget
 from fspad_bench.lossless.witness import Observations
 
-if TYPE_CHECKING:
-    from fspad_bench.lossless.trials import Trial, TrialTarget
-
 SIZES = engine.FEW
-
-
-class Engines:
-    """Small targets with their references, which are made before any mutation."""
-
-    def __init__(self, tiny: TransformersTarget) -> None:
-        self.references: list[Reference] = []
-        for target in small_engines(tiny).values():
-            twins = (known for known in self.references if known.serves(target))
-            reference = Reference(target, keep=True, twin=next(twins, None))
-            assert reference.model is not None
-            self.references.append(reference)
-        # a target of their own, whose cache no long prefix enlarges: the reference kernels read all
-        self.on_kernels = [tiny] if tiny.kernels else [tiny_on_kernels()]
-
-    @property
-    def targets(self) -> list[TransformersTarget]:
-        return [reference.target for reference in self.references]
 
 
 def _positions(_: Applied, tiny: TrialTarget) -> bool:

@@ -9,86 +9,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import cached_property, partial
+from collections.abc import Collection
+from functools import partial
 from typing import NamedTuple
 
 from fspad_bench.benchmark.uniform import ALPHA
-from fspad_bench.core.protocols import Limit
-from fspad_bench.core.sampling import Sampler
-from fspad_bench.core.verification import Rule, match
-from fspad_bench.decoders.build import Decoder, build_decoder
-from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import exact
 from fspad_bench.lossless.distribution import SALT, VOCABULARY, check_pit, loop_p_values
-from fspad_bench.lossless.engine_trials import ENGINE_TRIALS, Engines
+from fspad_bench.lossless.engine_trials import ENGINE_TRIALS
 from fspad_bench.lossless.identity import (
     CACHE_BOUND,
-    PROMPTS,
-    Cell,
     cache_error,
-    encode,
     generated,
-    reference,
 )
 from fspad_bench.lossless.mutations import Applied, Mutation
 from fspad_bench.lossless.proofs import noise_is_finite
 from fspad_bench.lossless.report import PASS, Check
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
+from fspad_bench.lossless.trial_target import TEMPERATURES, Trial, TrialTarget
 from fspad_bench.lossless.witness import Observations
 
-DECODER = "fspad"
-TOKENS = 24
 PIT_TOKENS = 64
-TEMPERATURES = {"greedy": 0.0, "T=0.5": 0.5, "T=1": 1.0}
 TEST_DISTANCES = (0.1, 0.07, 0.058, 0.05)  # fewer draws than the last one's show most mistakes
-
-
-class TrialTarget:
-    """The tiny target, a decoder on it that branches and is often right, and vanilla's outputs."""
-
-    def __init__(self, target: TransformersTarget) -> None:
-        self.target = target
-        self.vanilla = {kind: reference(target, cells) for kind, cells in self.cells.items()}
-
-    @cached_property
-    def engines(self) -> Engines:
-        return Engines(self.target)
-
-    @cached_property
-    def prompts(self) -> list[list[int]]:
-        texts = [f"{prompt} {i}" for i in range(3) for prompt in PROMPTS]
-        return encode(self.target, texts)
-
-    @cached_property
-    def cells(self) -> dict[str, list[Cell]]:
-        """The generations of each kind of identity: by temperature, or with stops."""
-        cells = {kind: self._cells(Sampler(t), frozenset()) for kind, t in TEMPERATURES.items()}
-        stops = frozenset(range(0, self.target.config.vocab_size, 5))
-        return cells | {"stops": self._cells(Sampler(1.0), stops)}
-
-    def _cells(self, sampler: Sampler, stops: frozenset[int]) -> list[Cell]:
-        limit = Limit(TOKENS, stops)
-        return [
-            Cell(f"{i}", prompt, sampler.streamed(f"trial {i}"), limit)
-            for i, prompt in enumerate(self.prompts)
-        ]
-
-    def decoder(self, applied: Applied) -> Decoder:
-        """Return the decoder, by the wrong rule where the mutation is one.
-
-        `outputs` runs it on the host.
-        """
-        decoder = build_decoder(DECODER, self.target)
-        assert decoder.drafter is not None
-        decoder.drafter.rule = Rule(
-            match.verify
-        )  # no kernel carries out a rule that is not `match`
-        applied.spoil(decoder.drafter)
-        return decoder.on_host()
-
-
-Trial = Callable[[Applied, TrialTarget], bool]
 
 
 def _scripted(applied: Applied, target: ScriptedTarget) -> ScriptedDrafter:

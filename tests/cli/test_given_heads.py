@@ -9,7 +9,8 @@ import torch
 from fspad_bench.cli.main import main
 from fspad_bench.drafts import drafter
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import Shape, architecture
+from fspad_bench.drafts.network import architecture
+from fspad_bench.drafts.shape import Shape
 
 
 @pytest.fixture

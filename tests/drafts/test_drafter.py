@@ -13,7 +13,8 @@ from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.cache import DraftCache
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.network import Shape, architecture
+from fspad_bench.drafts.network import architecture
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.errors import BenchError
 
 DECODERS = {"eagle": Eagle, "fspad": Fspad}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fspad_bench.drafts.fused import FusedNetwork
-from fspad_bench.drafts.network import Shape, architecture, architectures
+from fspad_bench.drafts.network import architecture, architectures
+from fspad_bench.drafts.shape import Shape
 
 BOUND = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1}
 SHAPE = Shape(d=12, m=20, heads=4, kv_heads=2, head_dim=6, rope_theta=10000.0, eps=1e-5)

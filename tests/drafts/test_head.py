@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from fspad_bench.drafts import head as head_module
 from fspad_bench.drafts.drafter import find_head
 from fspad_bench.drafts.head import BY_SWITCHES, SWITCHES, Head, load_head, shipped
-from fspad_bench.drafts.network import Shape, architecture, architectures
+from fspad_bench.drafts.network import architecture, architectures
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.errors import BenchError
 

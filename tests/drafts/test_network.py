@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fspad_bench.drafts.network import Shape, architecture, architectures, low_mid_high
+from fspad_bench.drafts.network import architecture, architectures
+from fspad_bench.drafts.shape import Shape, low_mid_high
 from fspad_bench.errors import BenchError
 
 D = 24

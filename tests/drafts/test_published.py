@@ -16,8 +16,9 @@ from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.fused import FusedNetwork
 from fspad_bench.drafts.head import Head, export_head, load_head
-from fspad_bench.drafts.network import Shape, architecture
+from fspad_bench.drafts.network import architecture
 from fspad_bench.drafts.published import write_published
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.errors import BenchError
 
 

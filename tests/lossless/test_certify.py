@@ -15,9 +15,9 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.lossless import certify, identity, proofs, report, trials
-from fspad_bench.lossless.engine_trials import Engines
 from fspad_bench.lossless.engines import described
 from fspad_bench.lossless.report import Check, Part
+from fspad_bench.lossless.trial_target import Engines
 
 ME = __name__
 

@@ -10,6 +10,7 @@ from fspad_bench.lossless.certify import MUTATIONS
 from fspad_bench.lossless.engine_faults import ENGINE_FAULTS
 from fspad_bench.lossless.mutations import Patch
 from fspad_bench.lossless.reference import Reference
+from fspad_bench.lossless.trial_target import TrialTarget
 
 BY_NAME = {fault.name: fault for fault in ENGINE_FAULTS}
 CHEAP = (  # trials that take a fraction of a second
@@ -50,7 +51,7 @@ NARROW = {  # dearer ones, on one engine
 
 @pytest.fixture(scope="module")
 def target(tiny):
-    return trials.TrialTarget(tiny)
+    return TrialTarget(tiny)
 
 
 def fault_named(name):

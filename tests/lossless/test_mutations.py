@@ -9,10 +9,11 @@ from fspad_bench.core import sampling
 from fspad_bench.core.verification import match
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.engine import gpu as kernels
-from fspad_bench.lossless import trials
+from fspad_bench.lossless import trial_target, trials
 from fspad_bench.lossless.certify import QUICK
 from fspad_bench.lossless.mutations import MUTATIONS, Mutation, Patch
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
+from fspad_bench.lossless.trial_target import TrialTarget
 
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
 STATISTICAL = {"G-test", "PIT"}
@@ -24,8 +25,8 @@ RULES = [name for name in BY_NAME if name not in PATCHES]
 def target(tiny):
     """The trials' target, on which generations are shorter than in a certification."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "TOKENS", 10)
-        return trials.TrialTarget(tiny)
+        patch.setattr(trial_target, "TOKENS", 10)
+        return TrialTarget(tiny)
 
 
 @pytest.mark.parametrize("name", BY_NAME)
