@@ -14,7 +14,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
-from fspad_bench.lossless import certify, identity, proofs, report, trials
+from fspad_bench.lossless import certify, identity, proofs, report, trial_target
 from fspad_bench.lossless.engines import described
 from fspad_bench.lossless.report import Check, Part
 from fspad_bench.lossless.trial_target import Engines
@@ -85,7 +85,7 @@ def certified(*arguments, rules=True):
             patch.setattr(certify, "_rules", lambda *_: [])
         patch.setattr(certify, "GREEDY_TOKENS", 8)
         patch.setattr(identity, "PAIRWISE", half)
-        patch.setattr(trials, "TOKENS", 8)
+        patch.setattr(trial_target, "TOKENS", 8)
         patch.setattr(certify, "MUTATIONS", certify.MUTATIONS[-1:])
         code = cli.main(["certify", "--quick", *arguments])
     return code, out.getvalue()
@@ -157,7 +157,7 @@ def test_a_decoder_that_raises_fails_and_the_others_go_on(spoiled):
 def test_the_engines_are_looked_at_once_whatever_the_number_of_decoders(tiny, monkeypatch):
     engines = SimpleNamespace(engines=Engines(tiny))
     run = []
-    monkeypatch.setattr(certify.trials, "TrialTarget", lambda tiny: engines)
+    monkeypatch.setattr(certify, "TrialTarget", lambda tiny: engines)
     monkeypatch.setattr(certify, "_run", lambda unit, progress: run.append(unit) or [])
     for part in ("_foundations", "_rules", "_mutations"):
         monkeypatch.setattr(certify, part, lambda *_: [])
