@@ -27,15 +27,8 @@ from fspad_bench.benchmark.record import (
     Records,
     Sample,
 )
-from fspad_bench.benchmark.speeds import (
-    NO_INTERVAL,
-    Pair,
-    named,
-    spec_bench,
-    speedup,
-    tokens_per_step,
-)
-from fspad_bench.benchmark.stats import agreement
+from fspad_bench.benchmark.speeds import Pair, intervals, named, spec_bench
+from fspad_bench.benchmark.stats import Interval, agreement
 from fspad_bench.benchmark.times import times
 from fspad_bench.benchmark.uniform import Uniformity, row_uniformity
 from fspad_bench.benchmark.verdict import differing_prompts, verdict
@@ -89,6 +82,10 @@ class Evidence:
         A foreign engine has a prefill of its own, whose work no vanilla here does.
         """
         return "" if self.key.verification == "foreign" else hidden_work(self.pairs)
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        return intervals(self.samples, self.pairs, hidden=bool(self.hidden_work))
 
     @property
     def tokens(self) -> int:
@@ -178,7 +175,7 @@ def _row(evidence: Evidence) -> Row:
         **_identical_output(evidence),
         **_evidence_figures(evidence),
         **_speedups(evidence),
-        **_steps(evidence.samples),
+        **_steps(evidence),
         **times(evidence.samples),
         **_quality(evidence.scores),
         "noisy": _noisy(evidence.samples) or _noisy([pair.vanilla for pair in evidence.pairs]),
@@ -245,21 +242,18 @@ def _evidence_figures(evidence: Evidence) -> Row:
 
 def _speedups(evidence: Evidence) -> Row:
     """Return the speedups; that of decoding is unknown where work was hidden in the prefill."""
-    pairs = evidence.pairs
-    hidden = evidence.hidden_work
-    decode = NO_INTERVAL if hidden else speedup(pairs, prefill=False)
     return {
-        **named("speedup", decode),
-        **named("speedup_end_to_end", speedup(pairs, prefill=True)),
-        "hidden_work": hidden or None,
-        "speedup_spec_bench": spec_bench(pairs),
+        **named("speedup", evidence.intervals["speedup"]),
+        **named("speedup_end_to_end", evidence.intervals["speedup_end_to_end"]),
+        "hidden_work": evidence.hidden_work or None,
+        "speedup_spec_bench": spec_bench(evidence.pairs),
     }
 
 
-def _steps(samples: Sequence[Sample]) -> Row:
+def _steps(evidence: Evidence) -> Row:
     return {
-        **named("tokens_per_step", tokens_per_step(samples)),
-        "partial_forwards": sum(sample.partial_forwards for sample in samples),
+        **named("tokens_per_step", evidence.intervals["tokens_per_step"]),
+        "partial_forwards": sum(sample.partial_forwards for sample in evidence.samples),
     }
 
 
@@ -268,18 +262,17 @@ def _without_loops(evidence: Evidence) -> Row:
 
     A pair counts as looping where either of its outputs does.
     """
-    looping = {sample.place for sample in evidence.samples if loops(sample.tokens)}
-    looping |= {pair.decoder.place for pair in evidence.pairs if loops(pair.vanilla.tokens)}
-    samples = [sample for sample in evidence.samples if sample.place not in looping]
-    pairs = [pair for pair in evidence.pairs if pair.decoder.place not in looping]
-    decode = NO_INTERVAL if evidence.hidden_work else speedup(pairs, prefill=False)
-    return {
-        "outputs": len(evidence.samples),
-        "looping": sum(loops(sample.tokens) for sample in evidence.samples),
-        **named("tokens_per_step_without_loops", tokens_per_step(samples)),
-        **named("speedup_without_loops", decode),
-        **named("speedup_end_to_end_without_loops", speedup(pairs, prefill=True)),
-    }
+    own = {sample.place for sample in evidence.samples if loops(sample.tokens)}
+    either = own | {p.decoder.place for p in evidence.pairs if loops(p.vanilla.tokens)}
+    figures = evidence.intervals
+    if either:
+        samples = [sample for sample in evidence.samples if sample.place not in either]
+        pairs = [pair for pair in evidence.pairs if pair.decoder.place not in either]
+        figures = intervals(samples, pairs, hidden=bool(evidence.hidden_work))
+    row: Row = {"outputs": len(evidence.samples), "looping": len(own)}
+    for name, interval in figures.items():
+        row |= named(f"{name}_without_loops", interval)
+    return row
 
 
 def _quality(scores: dict[str, float]) -> Row:

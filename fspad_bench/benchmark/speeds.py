@@ -100,6 +100,19 @@ def _if_enough(interval: Interval, prompts: int) -> Interval:
     return Interval(interval.value, math.nan, math.nan)
 
 
+def intervals(
+    samples: Sequence[Sample], pairs: Sequence[Pair], *, hidden: bool
+) -> dict[str, Interval]:
+    """Return the figures that have an interval, by name; `hidden`: work was done before the decode
+    clock, so there is no decode speedup.
+    """
+    return {
+        "tokens_per_step": tokens_per_step(samples),
+        "speedup": NO_INTERVAL if hidden else speedup(pairs, prefill=False),
+        "speedup_end_to_end": speedup(pairs, prefill=True),
+    }
+
+
 def named(name: str, interval: Interval) -> dict[str, float | None]:
     """Return an interval under its names in JSON: the value's, and those of its ends."""
     return {

@@ -5,16 +5,16 @@ probabilities.
 import pytest
 import torch
 from doubles import random_target
+from recording import Recorder, compare_with_vanilla
 
 from fspad_bench.core.loop import generate
-from fspad_bench.core.protocols import Drafter, Limit
+from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.draft_model import DraftModel
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.trees import dynamic
 from fspad_bench.errors import BenchError
-from fspad_bench.lossless.witness import Observations, Witness
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = list(range(30, 52))
@@ -39,38 +39,13 @@ def near(tmp_path_factory):
     return str(folder)
 
 
-class Recorder(Drafter):
-    """Passes everything through, and keeps every tree with the text before it."""
-
-    def __init__(self, drafter):
-        self.drafter = drafter
-        self.proposals = []
-
-    def begin(self, context, scores):
-        self.drafter.begin(context, scores)
-
-    def propose(self, context, budget):
-        tree = self.drafter.propose(context, budget)
-        self.proposals.append((list(context.tokens), tree, budget))
-        return tree
-
-
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_tokens_are_vanillas(tiny, near, options, temperature):
-    """With drafts accepted in full, in part and not at all, and a last tree cut short."""
     if "model" in options:
         options = options | {"model": near}
     drafter = DraftModel(tiny, **options)
-    seen = Observations()
-    for seed in range(3):
-        sampler = Sampler(temperature, seed=seed)
-        prompt = PROMPT[seed:]
-        vanilla = generate(tiny, Vanilla(tiny), sampler, prompt, Limit(40)).tokens
-        drafted = generate(tiny, Witness(drafter, seen), sampler, prompt, Limit(40)).tokens
-        assert drafted == vanilla
-    seen.new = {}  # no stops here
-    assert not seen.missing()
+    compare_with_vanilla(tiny, drafter, [PROMPT[i:] for i in range(3)], temperature)
 
 
 def log_q(model, tokens, sampler):

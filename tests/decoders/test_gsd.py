@@ -2,53 +2,27 @@
 
 import pytest
 import torch
+from recording import Recorder, compare_with_vanilla
 
 from fspad_bench.core.loop import generate
-from fspad_bench.core.protocols import Context, Drafter, Limit
+from fspad_bench.core.protocols import Context, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import match
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.gsd import Gsd
-from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.language_model import LanguageModel
 from fspad_bench.drafts.trees.graph import draft_graph
 from fspad_bench.errors import BenchError
-from fspad_bench.lossless.witness import Observations, Witness
 
 PROMPT = list(range(30, 52))
 PRESETS = ("gsd", "gsd@chain", "gsd@tree", "gsd@graph")
 
 
-class Recorder(Drafter):
-    """Passes everything through, and keeps every tree with the text before it."""
-
-    def __init__(self, drafter):
-        self.drafter = drafter
-        self.proposals = []
-
-    def begin(self, context, scores):
-        self.drafter.begin(context, scores)
-
-    def propose(self, context, budget):
-        tree = self.drafter.propose(context, budget)
-        self.proposals.append((list(context.tokens), tree, budget))
-        return tree
-
-
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_tokens_are_vanillas(tiny, name, temperature):
-    """With drafts accepted in full, in part and not at all, and a last tree cut short."""
     drafter = build_decoder(name, tiny).drafter
-    seen = Observations()
-    for seed in range(4):
-        sampler = Sampler(temperature, seed=seed)
-        prompt = PROMPT[seed:]
-        vanilla = generate(tiny, Vanilla(tiny), sampler, prompt, Limit(40)).tokens
-        drafted = generate(tiny, Witness(drafter, seen), sampler, prompt, Limit(40)).tokens
-        assert drafted == vanilla
-    seen.new = {}  # no stops here
-    assert not seen.missing()
+    compare_with_vanilla(tiny, drafter, [PROMPT[i:] for i in range(4)], temperature)
     assert drafter.rule is match
 
 

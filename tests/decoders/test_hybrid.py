@@ -60,17 +60,22 @@ class Counting(Fspad):
         return super().propose(context, budget)
 
 
-def test_a_head_is_not_asked_where_retrieval_is_right(tiny):
-    hybrid = Hybrid(tiny, of="fspad,prompt_lookup")
-    head = Counting(tiny)
-    hybrid.parts[0].drafter = head
-    hybrid.prepare(tiny)
-    hybrid.parts[0].costs = Costs(CHEAP.forward, 5.0, 0.0)
-    hybrid.parts[1].costs = CHEAP
-    hybrid.order = hybrid.parts[::-1]
-    looping = [5, 6, 7] * 8
-    generation = output(tiny, hybrid, 0.0, looping, tokens=96)
-    assert 0 < head.asked < len(generation.committed)
+def test_a_head_is_not_asked_where_it_costs_more_than_it_brings(tiny):
+    """One that costs nothing is asked in every step that has room for a draft."""
+    shares = {}
+    for seconds in (0.0, 0.5, 50.0):
+        hybrid = Hybrid(tiny, of="fspad,prompt_lookup")
+        head = Counting(tiny)
+        hybrid.parts[0].drafter = head
+        hybrid.prepare(tiny)
+        hybrid.parts[0].costs = Costs(CHEAP.forward, seconds, 0.0)
+        hybrid.parts[1].costs = CHEAP
+        hybrid.order = hybrid.parts[::-1]
+        generation = output(tiny, hybrid, 0.0, [5, 6, 7] * 8, tokens=96)
+        shares[seconds] = head.asked / len(generation.committed)
+    assert shares[0.0] > 0.9
+    assert shares[50.0] < 0.1
+    assert shares[50.0] < shares[0.5] <= shares[0.0]
 
 
 def test_a_head_that_was_not_asked_for_steps_drafts_as_one_that_was(tiny):

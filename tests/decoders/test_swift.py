@@ -5,17 +5,17 @@ from itertools import pairwise
 import pytest
 import torch
 from doubles import logits_behind, random_target
+from recording import Recorder, compare_with_vanilla
 from transformers import LlamaConfig
 
 from fspad_bench.core.loop import generate
-from fspad_bench.core.protocols import Drafter, LayerPlan, Limit
+from fspad_bench.core.protocols import LayerPlan, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.swift import Swift, width_of
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
-from fspad_bench.lossless.witness import Observations, Witness
 from fspad_bench.models.tiny import CONFIG, tiny_model
 
 LAYERS = 6
@@ -33,20 +33,8 @@ def deep():
     return TransformersTarget(deep_model(), None, "deep")
 
 
-class Recorder(Drafter):
-    """Passes everything through, and keeps text, tree, budget and skipped layers of each step."""
-
-    def __init__(self, drafter):
-        self.drafter = drafter
-        self.proposals = []
-
-    def begin(self, context, scores):
-        self.drafter.begin(context, scores)
-
-    def propose(self, context, budget):
-        tree = self.drafter.propose(context, budget)
-        self.proposals.append((list(context.tokens), tree, budget, self.drafter.search.best))
-        return tree
+def best_set(drafter):
+    return (drafter.search.best,)
 
 
 def run(target, drafter, prompt=PROMPTS[0], temperature=0.0, tokens=30):
@@ -57,17 +45,10 @@ def run(target, drafter, prompt=PROMPTS[0], temperature=0.0, tokens=30):
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("options", [SEARCHING, {"adapt": False}, SEARCHING | {"scope": "run"}])
 def test_the_tokens_are_vanillas(deep, options, temperature):
-    """With drafts accepted in full, in part and not at all, and a last tree cut short."""
     drafter = Swift(deep, skip=0.3, stop=0.3, **options)
-    seen = Observations()
-    for prompt in PROMPTS:
-        vanilla = run(deep, Vanilla(deep), prompt, temperature)
-        drafted = run(deep, Witness(drafter, seen), prompt, temperature)
-        assert drafted.tokens == vanilla.tokens
+    for drafted in compare_with_vanilla(deep, drafter, PROMPTS, temperature, tokens=30):
         assert drafted.forwards == len(drafted.committed)
         assert drafted.partial_forwards >= len([n for n in drafted.drafted if n])
-    seen.new = {}  # no stops here
-    assert not seen.missing()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -101,7 +82,7 @@ def test_a_search_goes_on_over_the_prompts_of_a_run(deep):
 def test_the_search_begins_with_the_first_window_and_its_forwards_are_partial(deep):
     """One for the window of `context` tokens at each step; without a search there are none."""
     drafter = Swift(deep, enough=2.0, **SEARCHING)
-    recorder = Recorder(drafter)
+    recorder = Recorder(drafter, best_set)
     searched = run(deep, recorder)
     windows = sum(
         len(text) - len(PROMPTS[0]) >= 8 and n > 0 for text, _, n, _ in recorder.proposals
@@ -122,7 +103,8 @@ def z_of(prefix, tokens, plan, sampler):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_chains_and_leaves_are_those_of_the_stock_model_without_the_sublayers(deep, temperature):
     sampler = Sampler(temperature, stream=str(PROMPTS[0]))
-    recorder = Recorder(Swift(deep, skip=0.3, length=4, stop=0.1, leaves=6, nodes=20, **SEARCHING))
+    drafter = Swift(deep, skip=0.3, length=4, stop=0.1, leaves=6, nodes=20, **SEARCHING)
+    recorder = Recorder(drafter, best_set)
     run(deep, recorder, temperature=temperature, tokens=12)
     widths = {True: (3, 5, 8, 10), False: (1, 3, 5, 10)}[sampler.greedy]
     deepest = 0
