@@ -34,6 +34,7 @@ from fspad_bench.drafts.sizing.costs import NEAR, Costs, Turn
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.errors import BenchError
 
+VANILLA = "vanilla"
 MOST_NODES = 64
 TIMED_BUDGET = 16  # tokens of room in the step that a drafter is timed in
 FADING = 0.9  # the weight of a proposal one proposal later
@@ -43,21 +44,22 @@ FADING = 0.9  # the weight of a proposal one proposal later
 class Part:
     """One of the drafters.
 
-    `costs`: of a step that asks it; `usual`: the chances of its proposals, best first, as a fading
-    mean.
+    `costs`: of a step that asks it alone; `idle`: seconds of one that asks no drafter, beside its
+    forward; `usual`: the chances of its proposals, best first, as a fading mean.
     """
 
     label: str
     drafter: Drafter
     costs: Costs | None = None
+    idle: float = 0.0
     record: TrackRecord = field(default_factory=TrackRecord)
     usual: list[float] | None = None
     last: Tree | None = None  # its tree in this step, if it was asked
 
     def seconds(self, prefix: int) -> float:
-        """Return what asking it costs a step at this prefix length."""
+        """Return what asking it adds to a step at this prefix length."""
         assert self.costs is not None
-        return self.costs.overhead_seconds(1, prefix)
+        return max(0.0, self.costs.overhead_seconds(1, prefix) - self.idle)
 
     def begin(self, context: Context, scores: Scores) -> None:
         self.drafter.begin(context, scores)
@@ -124,6 +126,7 @@ class Hybrid(Drafter):
         if any(part.drafter.scope == "run" for part in self.parts):
             self.scope = "run"
         self.order: list[Part] = []  # the cheapest first, once that is known
+        self.idle = 0.0  # seconds of a step beside its forward and its drafts
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -135,13 +138,20 @@ class Hybrid(Drafter):
     def prepare(
         self, target: TransformersTarget, known: Measurements | None = None
     ) -> Measurements | None:
-        """Let each drafter prepare itself, then time what asking it costs."""
+        """Let each drafter prepare itself, then time what asking it costs: its step's seconds
+        beyond vanilla's.
+        """
         known = known or {}
-        measurements: dict[str, Any] = {}
+        vanilla = Part(VANILLA, _drafter(VANILLA, target))
+        vanilla.costs = self._costs(vanilla, known.get(VANILLA, {}).get("costs"))
+        measurements: dict[str, Any] = {VANILLA: {"prepared": None, "costs": asdict(vanilla.costs)}}
+        if not costs.is_tiny(target):  # its costs are made up, the same for all
+            self.idle = vanilla.costs.overhead
         for part in self.parts:
             own = known.get(part.label, {})
             prepared = part.drafter.prepare(target, own.get("prepared"))
             part.costs = self._costs(part, own.get("costs"))
+            part.idle = self.idle
             measurements[part.label] = {"prepared": prepared, "costs": asdict(part.costs)}
         self.order = sorted(self.parts, key=lambda part: part.seconds(NEAR))
         return measurements
@@ -160,7 +170,7 @@ class Hybrid(Drafter):
         first = self.order[0].costs
         assert first is not None
         forwards = first.all_forwards(prefix)  # the same for all
-        spent = 0.0
+        spent = self.idle
         proposals: list[Proposal] = []
         whole = Proposal(Tree.root(root), [])
         for part in self.order:

@@ -1,5 +1,7 @@
 """Several drafters in one tree: vanilla's tokens, the expensive ones asked only where it pays."""
 
+from dataclasses import asdict
+
 import pytest
 from doubles import random_model
 
@@ -119,8 +121,31 @@ def test_the_costs_of_a_target_are_measured(monkeypatch, tmp_path):
     target = TransformersTarget(model, tiny_tokenizer(), "other", "abc")
     hybrid = Hybrid(target, of="prompt_lookup,vanilla")
     hybrid.prepare(target)
-    assert all(part.seconds(0) > 0 for part in hybrid.parts)
+    lookup, vanilla = hybrid.parts
+    assert vanilla.seconds(0) == 0
+    assert hybrid.idle > 0
+    assert lookup.seconds(0) == max(0, lookup.costs.overhead - hybrid.idle)
     assert hybrid.prepare(target) == hybrid.prepare(target)
+
+
+def test_a_step_is_charged_once_for_what_no_drafter_costs(tiny, monkeypatch):
+    """Verification and commit are vanilla's too: drafters add only what they cost beyond that."""
+    monkeypatch.setattr(costs, "is_tiny", lambda target: False)
+    seconds = {"vanilla": 3.0, "fspad": 3.5, "prompt_lookup": 3.25}
+    known = {
+        name: {"prepared": None, "costs": asdict(Costs(CHEAP.forward, overhead, 0.0))}
+        for name, overhead in seconds.items()
+    }
+    hybrid = Hybrid(tiny, of="fspad@fixed,prompt_lookup")
+    hybrid.prepare(tiny, known | {"fspad@fixed": known["fspad"]})
+    assert [part.seconds(0) for part in hybrid.order] == [0.25, 0.5]
+    spent = []
+    monkeypatch.setattr(
+        "fspad_bench.decoders.hybrid.best_size",
+        lambda chances, forwards, seconds, most: spent.append(seconds) or (0.0, 0),
+    )
+    output(tiny, hybrid, 0.0, PROMPTS[1], tokens=3)
+    assert spent[-1] == 3.75
 
 
 def test_settings_name_every_drafter_with_its_own_settings(tiny):
