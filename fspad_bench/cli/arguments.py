@@ -13,6 +13,10 @@ TABLE_FORMATS = ["text", "markdown", "csv", "json"]
 REPORT_FORMATS = ["text", "json"]
 PICTURES = (".png", ".pdf", ".svg")
 
+MEASURING = "float32 on the CPU, bfloat16 on a GPU"
+LEARNING = "bfloat16, or float32 where the CPU has no products in bfloat16"
+"""The default precision of a target that is measured, and of one that a draft learns from."""
+
 
 def add_decoder_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
@@ -39,11 +43,11 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_dtype(parser: argparse._ActionsContainer, choices: list[str]) -> None:
+def add_dtype(
+    parser: argparse._ActionsContainer, choices: list[str], default: str = MEASURING
+) -> None:
     parser.add_argument(
-        "--dtype",
-        choices=choices,
-        help="precision of the target (default: float32 on the CPU, bfloat16 on a GPU)",
+        "--dtype", choices=choices, help=f"precision of the target (default: {default})"
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fspad_bench.cli.arguments import (
+    LEARNING,
     add_device,
     add_dtype,
     add_target,
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard", type=positive, default=128, help="conversations per file (default: %(default)s)"
     )
     parser.add_argument("--seed", type=whole, default=0)
-    add_dtype(parser, ["float32", "bfloat16", "float64"])
+    add_dtype(parser, ["float32", "bfloat16", "float64"], LEARNING)
     add_device(parser)
     add_threads(parser)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.cli.arguments import (
+    LEARNING,
     above_zero,
     add_device,
     add_dtype,
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--live", action="store_true", help="compute features at every step; store none on disk"
     )
-    add_dtype(parser, ["float32", "bfloat16", "float64"])
+    add_dtype(parser, ["float32", "bfloat16", "float64"], LEARNING)
     add_device(parser)
     add_threads(parser)
 

@@ -66,9 +66,8 @@ def run(job: DistillJob) -> Distilled:
         pass  # a folder in use is refused before the target is loaded
     if job.threads:
         torch.set_num_threads(job.threads)
-    target = load.load_target(
-        job.target, device=job.device, dtype=job.dtype or load.training_dtype(job.target)
-    )
+    dtype = job.dtype or load.training_dtype(job.target, job.device)
+    target = load.load_target(job.target, device=job.device, dtype=dtype)
     left_out: list[str] = []
     if given is None:
         folder = distill_own(

@@ -57,12 +57,22 @@ def default_dtype(device: str) -> str:
     return "float32" if torch.device(device).type == "cpu" else "bfloat16"
 
 
-def training_dtype(name: str) -> str | None:
+def training_dtype(name: str, device: str) -> str | None:
     """Return the precision in which a target answers and gives features for training.
 
-    bfloat16, in which features are stored in any case; None leaves the preset `tiny` in its own.
+    bfloat16, in which features are stored in any case; float32 on a processor that cannot multiply
+    in bfloat16, where such products take many times as long. None leaves the preset `tiny` in its
+    own.
     """
-    return None if name == "tiny" else "bfloat16"
+    if name == "tiny":
+        return None
+    on_processor = device_named(device) == "cpu"
+    return "float32" if on_processor and not multiplies_bfloat16() else "bfloat16"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether torch has fast products in bfloat16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def device_named(name: str) -> str:

@@ -110,9 +110,8 @@ def run(job: TrainingJob) -> Trained:
     if accelerator.is_main_process:
         lock = exclusive(job.output)
     with lock:
-        target = load.load_target(
-            job.target, device=device, dtype=job.dtype or load.training_dtype(job.target)
-        )
+        dtype = job.dtype or load.training_dtype(job.target, device)
+        target = load.load_target(job.target, device=device, dtype=dtype)
         trainer.check(job, target)
         data = [user_path(name) for name in job.data if name != SELF]
         data_files(data)

@@ -65,6 +65,16 @@ def test_precision_follows_the_device():
     assert default_dtype("cuda") == default_dtype("cuda:1") == "bfloat16"
 
 
+def test_training_features_take_the_precision_that_the_processor_multiplies_in(monkeypatch):
+    for fast, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(load, "multiplies_bfloat16", lambda fast=fast: fast)
+        assert load.training_dtype("smollm2-135m", "cpu") == dtype
+        assert load.training_dtype("tiny", "cpu") is None
+        monkeypatch.setattr(load, "device_named", lambda device: device)
+        assert load.training_dtype("smollm2-135m", "cuda:0") == "bfloat16"
+        monkeypatch.undo()
+
+
 # folders as strangers bring them
 
 
