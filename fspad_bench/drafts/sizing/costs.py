@@ -164,30 +164,47 @@ def measure(
     """
     if is_tiny(target):
         return TINY
-    far = min(FAR, target.max_length - LARGEST_TREE)
-    prefixes = (NEAR, far) if with_far and far >= 2 * NEAR else (NEAR,)
-    forwards = _known(
-        target,
-        {"nodes": SIZES, "prefixes": prefixes},
-        lambda: _monotone(target, prefixes),
-        count=len(SIZES) * len(prefixes),
-    )
+    prefixes = _prefixes(target) if with_far else (NEAR,)
+    of_target = _forwards(target, prefixes)
     drafts = _known(
         target,
         {**about, "prefixes": prefixes},
         lambda: [seconds for pair in measure_draft(prefixes) for seconds in pair],
         count=2 * len(prefixes),
     )
-    near = Costs(tuple(forwards[: len(SIZES)]), drafts[0], drafts[1])
+    near = replace(of_target, overhead=drafts[0], per_level=drafts[1])
     if len(prefixes) == 1:
         return near
-    per_token = partial(_slopes, tokens=far - NEAR)
-    first, level = per_token(drafts[:2], drafts[2:])
-    return replace(
-        near,
-        forward_per_token=per_token(near.forward, forwards[len(SIZES) :]),
-        draft_per_token=(first, level),
+    first, level = _slopes(drafts[:2], drafts[2:], prefixes[1] - NEAR)
+    return replace(near, draft_per_token=(first, level))
+
+
+def measure_target(target: TransformersTarget) -> Costs:
+    """Return the costs of a target's forwards alone, from the cache where they are known."""
+    return TINY if is_tiny(target) else _forwards(target, _prefixes(target))
+
+
+def _prefixes(target: TransformersTarget) -> tuple[int, ...]:
+    """Return `NEAR`, and a further length where the context is long enough to tell a slope from
+    noise.
+    """
+    far = min(FAR, target.max_length - LARGEST_TREE)
+    return (NEAR, far) if far >= 2 * NEAR else (NEAR,)
+
+
+def _forwards(target: TransformersTarget, prefixes: tuple[int, ...]) -> Costs:
+    """Return the costs of forwards behind these prefixes, and nothing else."""
+    seconds = _known(
+        target,
+        {"nodes": SIZES, "prefixes": prefixes},
+        lambda: _monotone(target, prefixes),
+        count=len(SIZES) * len(prefixes),
     )
+    near = tuple(seconds[: len(SIZES)])
+    if len(prefixes) == 1:
+        return Costs(near, 0.0, 0.0)
+    slopes = _slopes(near, seconds[len(SIZES) :], prefixes[1] - NEAR)
+    return Costs(near, 0.0, 0.0, forward_per_token=slopes)
 
 
 def _slopes(near: Sequence[float], far: Sequence[float], tokens: int) -> tuple[float, ...]:

@@ -1,0 +1,280 @@
+"""Projections: recorded steps at other costs, against sums made by hand."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from by_hand import FAST, KEY, VANILLA, records, sample
+
+from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.record_file import RecordFile
+from fspad_bench.cli.main import main
+from fspad_bench.drafts.sizing.costs import SIZES, Costs
+from fspad_bench.errors import BenchError
+from fspad_bench.models.random_weights import shape
+from fspad_bench.profiling.cost_models import MeasuredForwards, Overhead, Roofline
+from fspad_bench.profiling.golden import Curve, golden_speedup, read_golden, schedule, selected
+from fspad_bench.profiling.probe import probe
+from fspad_bench.profiling.projection import (
+    Place,
+    at_roofline,
+    cases,
+    project,
+    recorded_draft_cost,
+    recorded_options,
+    recorded_overhead,
+)
+from fspad_bench.profiling.projection_table import projection_table
+
+PLACE = Place("fast", "gsm8k", 0.0)
+STEPS = [
+    # 9 steps of 1 token: 0.9 s of forwards, 0.09 s beside them
+    sample(VANILLA, "a", 10, 0.99, committed=[1] * 9, drafted=[0] * 9, forwards=9),
+    # 3 steps of 3 tokens, 4 drafted
+    sample(FAST, "a", 10, 0.6, committed=[3] * 3, drafted=[4] * 3, forwards=3),
+]
+
+
+def timed(sample, draft, score):
+    return replace(sample, prompt_tokens=100, draft_seconds=draft, score_seconds=score)
+
+
+@pytest.fixture
+def case():
+    vanilla, fast = STEPS
+    (only,) = cases(records(timed(vanilla, 0.0, 0.9), timed(fast, 0.15, 0.36)))
+    return only
+
+
+class Linear:
+    """A forward of n nodes behind p tokens takes n + p / 1000 seconds."""
+
+    def seconds(self, nodes, prefix):
+        return nodes + prefix / 1000
+
+
+def test_each_step_is_charged_for_its_nodes_and_its_prefix(case):
+    (result,) = project(
+        [case],
+        Linear(),
+        {PLACE: Overhead(0.5, 0.25)},
+        {PLACE: Overhead(0.0, 0.125)},
+        {PLACE: 1.25},
+    )
+    vanilla = sum(1 + (100 + i) / 1000 + 0.125 for i in range(9)) / 9
+    decoder = sum(5 + (100 + 3 * i) / 1000 + 0.75 for i in range(3)) / 9
+    assert result.projected == pytest.approx(vanilla / decoder, rel=1e-12)
+    assert result.tokens_per_step == 3
+    assert result.recorded == pytest.approx(0.99 / 0.6)
+    assert result.error == pytest.approx(vanilla / decoder / 1.25 - 1)
+
+
+def test_at_its_own_costs_a_record_gives_its_own_speedup(case):
+    """Forwards of 1 and 5 nodes took 0.1 and 0.12 s: the mean parts make the whole again."""
+    forward = [0.1 if nodes < 4 else 0.12 for nodes in SIZES]
+    (result,) = project(
+        [case],
+        MeasuredForwards(Costs(tuple(forward), 0.0, 0.0)),
+        {PLACE: recorded_overhead(case.samples)},
+        {PLACE: recorded_overhead(case.vanilla)},
+        {},
+    )
+    own = recorded_overhead(case.samples)
+    assert (own.draft, own.rest) == pytest.approx((0.05, 0.03))
+    assert result.projected == pytest.approx(result.recorded, rel=1e-12)
+    assert result.error is None
+
+
+def test_a_roofline_is_bound_by_bytes_or_by_operations():
+    config = shape("llama3-8b")
+    slow = Roofline.of(config, bandwidth=1e12, rate=1e18)
+    weights = 8.03e9 - 128256 * 4096  # all but the embedding
+    assert slow.weight_bytes == pytest.approx(2 * weights, rel=0.001)
+    assert slow.seconds(1, 0) == slow.seconds(64, 0) == slow.weight_bytes / 1e12
+    entries = 2 * 2 * 32 * 8 * 128  # bytes of a token's keys and values
+    assert slow.seconds(1, 1000) - slow.seconds(1, 0) == pytest.approx(1000 * entries / 1e12)
+    busy = Roofline.of(config, bandwidth=1e18, rate=1e12)
+    assert busy.seconds(6, 0) == pytest.approx(6 * 2 * weights / 1e12, rel=0.001)
+    together = replace(busy, batch=8)
+    assert together.seconds(6, 100) == pytest.approx(8 * busy.seconds(6, 100))
+
+
+def test_what_speculation_gains_shrinks_with_the_batch(case):
+    gains = []
+    for batch in (64, 256, 1024):
+        forwards = Roofline.of(shape("llama3-8b"), 3e12, 1e15, batch)
+        (result,) = at_roofline([case], forwards, 0.05, {})
+        gains.append(result.projected)
+    assert gains[0] > gains[1] > gains[2]
+    assert gains[2] < 1 < gains[0]
+
+
+def test_drafting_costs_its_recorded_share_unless_another_is_given(case):
+    assert recorded_draft_cost(case) == pytest.approx(0.05 / 0.1)
+    forwards = Roofline.of(shape("llama3-8b"), 3e12, 1e15)
+    recorded = at_roofline([case], forwards, None, {})
+    given = at_roofline([case], forwards, 0.5, {})
+    assert recorded == given
+    assert at_roofline([case], forwards, 0.1, {})[0].projected > given[0].projected
+
+
+def test_rows_whose_steps_are_not_known_are_left_out():
+    vanilla, fast = STEPS
+    foreign = replace(FAST, verification="foreign")
+    assert not cases(records(vanilla, replace(fast, key=foreign.hash), keys=(VANILLA, foreign)))
+    assert not cases(records(vanilla, replace(fast, drafted=[])))
+    assert not cases(records(fast))
+    assert not cases(records(vanilla, replace(fast, error="out of order")))
+
+
+def test_a_probe_times_the_rows_decoders_here(tiny):
+    place = Place("prompt_lookup", "gsm8k", 0.0)
+    measured = probe(tiny, [place], {})
+    assert measured.overheads.keys() == {place, place._replace(decoder="vanilla")}
+    assert measured.overheads[place].draft > 0
+    assert measured.vanilla(place).rest > 0
+
+
+# golden acceptance lengths
+
+
+def test_a_length_is_replayed_with_the_smallest_variance():
+    assert schedule(3.78, 7) == pytest.approx([1, 1, 0.78, 0, 0, 0, 0])
+    assert schedule(1.0, 3) == [0, 0, 0]
+    assert schedule(4.0, 3) == [1, 1, 1]
+
+
+def test_the_speedup_of_a_length_is_its_tokens_over_what_a_step_costs():
+    speedup = golden_speedup(2.5, 3, Linear(), Overhead(0.1, 0.2), prefix=500)
+    assert speedup == pytest.approx(2.5 * (1.5 + 0.2) / (4.5 + 0.3 + 0.2))
+
+
+def test_a_golden_file_is_read_by_model_and_mode(tmp_path):
+    path = tmp_path / "golden.yaml"
+    path.write_text(
+        "_metadata: {draft-model: d}\nm3:\n  thinking_on:\n    1: 1.79\n    2: 2.39\n"
+        "  thinking_off: {3: 2}\nq3: {thinking_on: {7: 3.67}}\n"
+    )
+    curves = read_golden(path)
+    assert [(c.model, c.mode, c.lengths) for c in curves] == [
+        ("m3", "thinking_on", {1: 1.79, 2: 2.39}),
+        ("m3", "thinking_off", {3: 2}),
+        ("q3", "thinking_on", {7: 3.67}),
+    ]
+    assert [curve.model for curve in selected(curves, "q3")] == ["q3"]
+    with pytest.raises(BenchError, match="no curve of 'q4'"):
+        selected(curves, "q4")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- 1", "holds no golden acceptance lengths"),
+        ("_metadata: {a: 1}", "holds no golden acceptance lengths"),
+        ("m: 3", "m has no modes"),
+        ("m: {on_: {}}", "is no curve"),
+        ("m: {thinking: {x: 1.5}}", "'x' is no number of drafted tokens"),
+        ("m: {thinking: {0: 1.0}}", "0 is no number of drafted tokens"),
+        ("m: {thinking: {2: 3.5}}", "3.5 tokens per step with 2 drafted"),
+        ("m: {thinking: {2: .nan}}", "nan tokens per step"),
+        ("m: {thinking: {2: true}}", "True tokens per step"),
+        ("m: [", "cannot read"),
+    ],
+)
+def test_what_is_no_golden_file_is_refused(tmp_path, content, message):
+    path = tmp_path / "golden.yaml"
+    path.write_text(content)
+    with pytest.raises(BenchError, match=message):
+        read_golden(path)
+
+
+# the verb
+
+
+@pytest.fixture
+def record(tmp_path):
+    """A record of two decoders on disk."""
+    path = tmp_path / "records" / "r.jsonl"
+    path.parent.mkdir()
+    options = {"prompt_lookup": {"ngram": "2"}}
+    plan = {"decoders": ["vanilla", "prompt_lookup"], "options": options}
+    written = RecordFile(path, {"plan": plan})
+    vanilla, fast = STEPS
+    lookup = replace(FAST, decoder="prompt_lookup")
+    for key, own in ((KEY, timed(vanilla, 0.0, 0.9)), (lookup, timed(fast, 0.15, 0.36))):
+        written.key(key)
+        written.add(replace(own, key=key.hash))
+    written.end()
+    written.release()
+    return path
+
+
+def test_the_verb_projects_to_a_device(record, capsys):
+    device = ["--shape", "llama3-8b", "--bandwidth", "3000", "--tflops", "800"]
+    assert main(["project", str(record), *device, "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["projections"]
+    assert (row["decoder"], row["task"]) == ("prompt_lookup", "gsm8k")
+    (case,) = cases(Records.read(record))
+    forwards = Roofline.of(shape("llama3-8b"), 3e12, 8e14)
+    assert row["projected"] == at_roofline([case], forwards, None, {})[0].projected
+
+
+def test_the_verb_measures_here_and_states_its_error(record, capsys):
+    assert recorded_options([record]) == {"vanilla": {}, "prompt_lookup": {"ngram": "2"}}
+    assert main(["project", str(record), "--against", str(record)]) == 0
+    out = capsys.readouterr().out
+    assert "prompt_lookup  gsm8k" in out
+    assert "largest error of 1 rows: " in out
+
+
+def test_the_verb_replays_golden_lengths(tmp_path, capsys):
+    path = tmp_path / "golden.yaml"
+    path.write_text("m3: {thinking_on: {1: 1.79, 3: 2.78}}")
+    device = ["--shape", "llama3-8b", "--bandwidth", "3000", "--tflops", "800"]
+    draft = ["--draft-cost", "0.05"]
+    assert main(["project", "--golden", str(path), *device, *draft, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["projections"]
+    assert [row["drafts"] for row in rows] == [1, 3]
+    assert rows[0]["projected"] == pytest.approx(1.79 / 1.05, rel=0.01)  # bound by bytes
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name records, or a file with --golden"),
+        (["RECORD", "--shape", "llama3-8b"], "a roofline is a shape on a device"),
+        (["RECORD", "--batch", "8"], "--batch and --draft-cost are of a roofline"),
+        (["--golden", "g.yaml"], "golden lengths say nothing about costs"),
+        (["RECORD", "--golden", "g.yaml"], "name records, or a file with --golden"),
+        (
+            ["RECORD", "--shape", "llama4", "--bandwidth", "1", "--tflops", "1"],
+            "unknown shape 'llama4'",
+        ),
+        (["none.jsonl"], "no such record: none.jsonl"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(record, capsys, words, message):
+    words = [str(record) if word == "RECORD" else word for word in words]
+    assert main(["project", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_two_records_of_other_options_are_not_projected_as_one(record, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text(record.read_text().replace('"ngram": "2"', '"ngram": "3"'))
+    with pytest.raises(BenchError, match="prompt_lookup has other options there"):
+        recorded_options([record, other])
+
+
+def test_the_table_names_the_largest_error(case):
+    good = project([case], Linear(), {PLACE: Overhead()}, {PLACE: Overhead()}, {PLACE: 0.6})
+    text = projection_table(good, "text")
+    error = good[0].projected / 0.6 - 1
+    assert f"largest error of 1 rows: {error:+.1%} (fast on gsm8k, T=0)" in text
+    assert "measured" not in projection_table([replace(good[0], measured=None)], "markdown")
+
+
+def test_curves_of_one_model_and_mode_are_told_apart():
+    assert Curve("m", "on", {1: 1.5}) != Curve("m", "on", {1: 1.5})
