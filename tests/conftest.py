@@ -112,7 +112,7 @@ def heads(tiny, tmp_path_factory):
     vocabulary = torch.tensor([i for i in range(97) if i % 3])
     for name, network_class in architectures().items():
         torch.manual_seed(1)
-        network = network_class(network_class.shape_for(tiny.config))
+        network = network_class.build(network_class.shape_for(tiny.config), tiny)
         head = Head(network, vocabulary, tiny.name, tiny.identity, {"decoder": name})
         head.save(root / name)
     return {name: root / name for name in architectures()}

@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--decoder",
         required=True,
         help="chimera, eagle, eagle3, fspad or medusa, a variant (chimera-hard, feature-sampling, "
-        "partial-alignment, wide, fspad-unrolled, fspad3), or aded: its table",
+        "partial-alignment, wide, fspad-unrolled, fspad3), draft_model: some of the target's "
+        "layers, or aded: its table",
     )
     add_target(parser)
     _add_data(parser)
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompts=prompts_of(["bundled"]) if is_own_data else {},
         max_length=arguments.max_length,
         draft_vocabulary=arguments.draft_vocabulary,
+        layers=arguments.layers,
         initial=arguments.initial,
         live=arguments.live,
         checkpoint_every=arguments.checkpoint_every,
@@ -101,6 +103,11 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--draft-vocabulary",
         type=positive,
         help="size of the draft's vocabulary (default: 8192, or that of --init)",
+    )
+    parser.add_argument(
+        "--layers",
+        type=positive,
+        help="layers of a draft model (default: 2, or those of --init)",
     )
     parser.add_argument(
         "--tokens",

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 from fspad_bench.core.protocols import Context, Drafter, Scores
 from fspad_bench.core.tree import Tree
+from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.language_model import LanguageModel
+from fspad_bench.drafts.language_network import trained_model
 from fspad_bench.drafts.sizing.policy import ConfidentTree
 from fspad_bench.drafts.trees.dynamic import dynamic_tree
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
@@ -26,8 +28,9 @@ from fspad_bench.models.draft_model import load_draft_model
 class DraftModel(Drafter):
     """A tree or chain drafted by a causal language model.
 
-    model   a preset, folder or hub id whose tokenizer is the target's; `self`: the target without a
-            share `skip` of its layers, evenly spread.
+    model   a preset, folder or hub id whose tokenizer is the target's; the folder of a draft model
+            that `train` made for the target; `shipped`: the package's own of these; `self`: the
+            target without a share `skip` of its layers, evenly spread.
     shape   `chain`, or `tree`: `top_k` paths a level, each with `top_k` children, of which the most
             likely make a tree of `nodes` with the root.
     length  levels, unless no path at a level has a chance of at least `stop`.
@@ -37,7 +40,7 @@ class DraftModel(Drafter):
         self,
         target: TransformersTarget,
         *,
-        model: str = "self",
+        model: str | Head = "self",
         skip: float = 0.25,
         shape: Literal["chain", "tree"] = "tree",
         length: int = 5,
@@ -50,7 +53,8 @@ class DraftModel(Drafter):
             top_k = 1
             nodes = length + 1
         check_sizes(length=length, nodes=nodes, top_k=top_k, stop=stop)
-        self.draft = LanguageModel.of(target, load_draft_model(model, target), skip)
+        own = trained_model(model, target)
+        self.draft = LanguageModel.of(target, own or load_draft_model(model, target), skip)
         self.top_k = min(top_k, len(self.draft.ids))
         self.policy = ConfidentTree(nodes, length, stop)
         self.shape = shape

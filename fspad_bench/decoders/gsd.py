@@ -18,6 +18,7 @@ from typing import Any
 from fspad_bench.core.protocols import Context, Drafter, Scores
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.language_model import LanguageModel
+from fspad_bench.drafts.language_network import trained_model
 from fspad_bench.drafts.trees.graph import NEVER, GraphShape, draft_graph
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.errors import BenchError
@@ -27,8 +28,9 @@ from fspad_bench.models.draft_model import load_draft_model
 class Gsd(Drafter):
     """A graph drafted by a causal language model, unrolled into a tree.
 
-    model   a preset, folder or hub id whose tokenizer is the target's; `self`: the target without a
-            share `skip` of its layers, evenly spread.
+    model   a preset, folder or hub id whose tokenizer is the target's; the folder of a draft model
+            that `train` made for the target; `shipped`: the package's own of these; `self`: the
+            target without a share `skip` of its layers, evenly spread.
     n_tree, repeat, prob_threshold, sibling_threshold, length, nodes
             see `drafts.trees.graph.GraphShape`.
     depth   of the unrolled tree, which may be deeper than what was drafted.
@@ -50,7 +52,8 @@ class Gsd(Drafter):
     ) -> None:
         shape = GraphShape(n_tree, repeat, prob_threshold, sibling_threshold, length, nodes)
         check_shape(shape, depth)
-        self.draft = LanguageModel.of(target, load_draft_model(model, target), skip)
+        own = trained_model(model, target)
+        self.draft = LanguageModel.of(target, own or load_draft_model(model, target), skip)
         self.shape = shape
         self.depth = depth
 

@@ -18,7 +18,7 @@ from fspad_bench.drafts.cache import DraftCache
 from fspad_bench.drafts.fused import FusedNetwork
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import DraftNetwork, DraftOutput
-from fspad_bench.drafts.vocabulary import Vocabulary
+from fspad_bench.drafts.vocabulary import JoinedTokens, Vocabulary
 from fspad_bench.engine.cpu.linear import Matrix
 from fspad_bench.engine.target import TransformersTarget
 
@@ -36,9 +36,13 @@ class Draft(ABC):
         prompted = prompted and head.network.lm_head is None
         self.vocabulary = Vocabulary(head.vocabulary, target.config.vocab_size, prompted=prompted)
         self.embedding = target.embedding
-        self.lm_head_weight = target.lm_head.weight
-        self.lm_head = Matrix(head.network.head_rows(self.lm_head_weight, head.vocabulary))
-        self._reset_vocabulary()
+        weight = target.lm_head.weight
+        self.lm_head = Matrix(head.network.head_rows(weight, head.vocabulary))
+        self.joined = JoinedTokens(self.vocabulary, weight)
+
+    @property
+    def ids(self) -> Tensor:
+        return self.joined.ids
 
     def begin(self, context: Context, scores: Scores) -> None:
         """Start after a prefill, whose features these are, and the first token."""
@@ -46,8 +50,8 @@ class Draft(ABC):
         self.features = scores.features
         self.tokens = context.tokens[1:]
         self.absorbed = False
-        self._reset_vocabulary()
-        self._extend_vocabulary(context.tokens)
+        self.joined.reset()
+        self.joined.extend(context.tokens)
 
     def observe(self, step: Step) -> None:
         """Take the features and tokens of a committed path, for the next `absorb`.
@@ -56,7 +60,7 @@ class Draft(ABC):
         """
         features = step.scores.features[step.accepted.path]
         tokens = step.tokens
-        self._extend_vocabulary(tokens)
+        self.joined.extend(tokens)
         if self.absorbed:
             self.features = features
             self.tokens = tokens
@@ -84,23 +88,7 @@ class Draft(ABC):
 
     def logits(self, out: DraftOutput) -> Tensor:
         """Return logits over the draft vocabulary, `[N, V_draft]` float32."""
-        logits = self.lm_head(out.h_logit)
-        if self.joined:
-            logits = torch.cat([logits, self.joined(out.h_logit)], dim=-1)
-        return logits.float()
-
-    def _reset_vocabulary(self) -> None:
-        self.new_ids: set[int] = set()
-        self.ids = self.vocabulary.base_ids
-        self.joined: Matrix | None = None
-
-    def _extend_vocabulary(self, tokens: Sequence[int]) -> None:
-        """Let the draft propose these tokens of the text too."""
-        if new := self.vocabulary.new_ids(tokens) - self.new_ids:
-            self.new_ids |= new
-            ids = torch.tensor(sorted(self.new_ids), device=self.vocabulary.base_ids.device)
-            self.ids = torch.cat([self.vocabulary.base_ids, ids])
-            self.joined = Matrix(self.lm_head_weight[ids])
+        return self.joined.complete(self.lm_head(out.h_logit), out.h_logit).float()
 
 
 class CachedDraft(Draft):

@@ -216,7 +216,15 @@ class HeadDrafter(Drafter):
 
 
 def draft_of(target: TransformersTarget, head: Head, *, prompted: bool) -> Draft:
-    """Return the head at work, as its kind of network works."""
+    """Return the head at work, as its kind of network works.
+
+    Raises BenchError for a language model, which other decoders draft with.
+    """
+    if not head.network.reads_states:
+        raise BenchError(
+            f"a trained '{head.network.architecture}' is a language model, not a head",
+            f"-D {head.network.architecture}.model=FOLDER drafts with it",
+        )
     kind = ParallelDraft if isinstance(head.network, ParallelNetwork) else CachedDraft
     return kind(target, head, prompted=prompted)
 

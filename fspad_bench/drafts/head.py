@@ -150,14 +150,15 @@ def load_head(
     try:
         about = json_value((folder / ABOUT).read_bytes())
         name, shape = _architecture(about)
+        about["target"] = str(about["target"])
+        about["identity"] = str(about["identity"])
+        _check_identity(folder, about, target)
         Calibration.of(about.get("calibration"))
         weights = load_file(folder / WEIGHTS)
         vocabulary = _ascending(weights.pop(VOCABULARY).to(torch.int64))
         with torch.device("meta"):
-            loaded = architecture(name)(shape)
+            loaded = architecture(name).build(shape, target)
         loaded.load_state_dict(weights, assign=True)
-        about["target"] = str(about["target"])
-        about["identity"] = str(about["identity"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BenchError(
             f"no draft head at {folder}",
@@ -277,6 +278,10 @@ def _check(
             f"{target.config.vocab_size}",
             f"it was trained for {about['target']}",
         )
+
+
+def _check_identity(folder: Path, about: dict[str, Any], target: TransformersTarget) -> None:
+    """Raise BenchError for a head of another target's."""
     if about["identity"] != target.identity:
         raise BenchError(
             f"{folder} was trained for {about['target']}, {about['identity'][:12]}; "

@@ -1,5 +1,6 @@
-"""A causal language model as a draft: another model with a cache of its own, or some of the
-target's own layers, which read the target's entries.
+"""A causal language model as a draft: another model with a cache of its own, one that was trained
+for this target (`language_network`), or some of the target's own layers, which read the target's
+entries.
 
 - The model stays in step with the text by itself. `absorb` keeps what of its last drafts was
   committed, token by token, and runs the rest: entries of drafts that were accepted otherwise than
@@ -7,6 +8,7 @@ target's own layers, which read the target's entries.
 - Layers of the target share its entries, so nothing is absorbed but the last token, and nothing
   stays: the target writes to the same place.
 - Past the end of the model's context nothing is drafted.
+- One trained for the target has a draft vocabulary, which the text's own tokens join.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ import torch
 from torch import Tensor
 
 from fspad_bench.core.protocols import ALL, Context, LayerPlan
-from fspad_bench.engine.session import LARGEST_TREE, Session
+from fspad_bench.drafts.head import Head
+from fspad_bench.drafts.language_network import as_target, vocabulary_of
+from fspad_bench.drafts.vocabulary import JoinedTokens
+from fspad_bench.engine.session import LARGEST_TREE, Scores, Session
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 
@@ -27,30 +32,40 @@ from fspad_bench.errors import BenchError
 class LanguageModel:
     """A draft for `target`: `model`, or the `layers` of the target itself.
 
-    `ids [V_draft]`: the tokens that both have.
+    A trained one has a vocabulary `joined`, over whose base ids the model's logits are.
     """
 
     def __init__(
-        self, target: TransformersTarget, model: TransformersTarget, layers: LayerPlan = ALL
+        self,
+        target: TransformersTarget,
+        model: TransformersTarget,
+        layers: LayerPlan = ALL,
+        joined: JoinedTokens | None = None,
     ) -> None:
         self.target = target
         self.model = model
         self.layers = layers
+        self.joined = joined
         self.shares = model is target
-        self.vocabulary = model.config.vocab_size
-        size = min(self.vocabulary, target.config.vocab_size)
-        self.ids = torch.arange(size, device=target.device)
+        self.vocabulary_size = model.config.vocab_size
+        size = min(self.vocabulary_size, target.config.vocab_size)
+        self.common_ids = torch.arange(size, device=target.device)
         self.session: Session | None = None
         self.capacity = 0
+        self.length = 0  # of the text when it was last followed
 
     @classmethod
     def of(
-        cls, target: TransformersTarget, model: TransformersTarget, skip: float
+        cls, target: TransformersTarget, model: TransformersTarget | Head, skip: float
     ) -> LanguageModel:
-        """Return the draft by another model, or by the target without this share of its layers.
+        """Return the draft by another model, a trained one, or the target without this share of its
+        layers.
 
         Raises BenchError for a target whose layers cannot be skipped.
         """
+        if isinstance(model, Head):
+            joined = JoinedTokens(vocabulary_of(model, target), target.lm_head.weight)
+            return cls(target, as_target(model, target), joined=joined)
         if model is not target:
             return cls(target, model)
         if not 0 < skip < 1:
@@ -63,6 +78,14 @@ class LanguageModel:
         plan = LayerPlan(layers, layers)
         target.check_plan(plan)
         return cls(target, model, plan)
+
+    @property
+    def ids(self) -> Tensor:
+        """The tokens that it can draft: those that both models have, or its vocabulary's.
+
+        `[V_draft]`.
+        """
+        return self.common_ids if self.joined is None else self.joined.ids
 
     def settings(self) -> dict[str, Any]:
         """Return what drafts: the layers left out, or the model by its content."""
@@ -77,11 +100,17 @@ class LanguageModel:
     def begin(self) -> None:
         """Start a generation on the target's session, which was opened last."""
         self._close()
+        self.length = 0
+        if self.joined is not None:
+            self.joined.reset()
         if self.shares:
             self._share()
 
     def follow(self, context: Context, budget: int) -> int:
         """Take the text as it stands; return how many levels can be drafted behind it."""
+        if self.joined is not None:
+            self.joined.extend(context.tokens[self.length :])
+        self.length = len(context.tokens)
         self.tokens = context.tokens
         needed = len(self.tokens) + budget
         if self.shares:
@@ -100,7 +129,7 @@ class LanguageModel:
         session = self._session()
         if self.shares:
             self.level = range(1)
-            return self._logits(session.extend(self.tokens[-1:], [-1]).logits)
+            return self._logits(session.extend(self.tokens[-1:], [-1]))
         if not session.length:
             scores = session.prefill(self._readable(self.tokens))
         else:
@@ -111,7 +140,7 @@ class LanguageModel:
                 session.commit(range(len(new)))
         self.children: dict[tuple[int, int], int] = {}
         self.level = range(-1, 0)
-        return self._logits(scores.logits[-1:])
+        return self._logits(Scores(scores.logits[-1:], scores.features[-1:]))
 
     def expand(self, tokens: Sequence[int], rows: Sequence[int]) -> Tensor:
         """Run a level of drafted tokens, each below a node of the level before; return the logits
@@ -123,7 +152,7 @@ class LanguageModel:
         self.level = range(first, first + len(tokens))
         if not self.shares:
             self.children |= dict(zip(zip(parents, tokens, strict=True), self.level, strict=True))
-        return self._logits(session.extend(tokens, parents).logits)
+        return self._logits(session.extend(tokens, parents))
 
     def release(self) -> None:
         """Let the target write to its entries again, after a tree was drafted."""
@@ -147,7 +176,7 @@ class LanguageModel:
         assert main is not None
         with self.target.session(0, layers=layers, share=main) as session:
             session.look_back(main.length - start)
-            return self._logits(session.extend(tokens, range(-1, len(tokens) - 1)).logits)
+            return self._logits(session.extend(tokens, range(-1, len(tokens) - 1)))
 
     def _session(self) -> Session:
         assert self.session is not None, "follow the text first"
@@ -174,12 +203,14 @@ class LanguageModel:
 
     def _readable(self, tokens: Sequence[int]) -> list[int]:
         """Return the tokens as the model knows them; one that it lacks stands as its last."""
-        return [min(token, self.vocabulary - 1) for token in tokens]
+        return [min(token, self.vocabulary_size - 1) for token in tokens]
 
-    def _logits(self, logits: Tensor) -> Tensor:
+    def _logits(self, scores: Scores) -> Tensor:
         """Return the logits over `ids`, in float32 or wider."""
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        return logits[:, : len(self.ids)].to(wide)
+        logits = scores.logits[:, : len(self.common_ids)]
+        if self.joined is not None:
+            logits = self.joined.complete(scores.logits, scores.features)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def spread(layers: int, share: float) -> frozenset[int]:

@@ -83,6 +83,8 @@ class HeadNetwork(nn.Module, ABC):
     architecture: ClassVar[str] = ""
     published: ClassVar[dict[str, str]] = {}
     """The weights of its own by the names under which its authors publish them: ours -> theirs."""
+    reads_states: ClassVar[bool] = True
+    """Whether f is what the target computed; else it is the embedding of the token before e's."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -103,6 +105,13 @@ class HeadNetwork(nn.Module, ABC):
     def shape_for(cls, config: PreTrainedConfig) -> Shape:
         """Return the shape that is trained for a target."""
         return Shape.of_target(config)
+
+    @classmethod
+    def build(cls, shape: Shape, target: TransformersTarget) -> HeadNetwork:
+        """Return a network of this shape for a target, with random weights unless the target's own
+        layers are what it is made of.
+        """
+        return cls(shape)
 
     def read(self, states: Tensor) -> Tensor:
         """Return f `[..., d]` from what the target's session hands out, `[..., k d]` or `[...,

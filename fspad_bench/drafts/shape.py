@@ -19,6 +19,7 @@ class Shape:
       `output_hidden_states` counts them. Empty: the final one, as it is.
     - `vocabulary`: the rows of an LM head of the draft's own. 0: it uses the target's.
     - `levels`: how many tokens ahead the network can draft. 0: as many as it is asked for.
+    - `layers`: how many of the target's decoder layers it is made of. 0: it has one of its own.
     """
 
     d: int
@@ -32,6 +33,7 @@ class Shape:
     capture: tuple[int, ...] = ()
     vocabulary: int = 0
     levels: int = 0
+    layers: int = 0
 
     def facts(self) -> dict[str, Any]:
         """Return the sizes as they are written: without the settings that few heads have, where
@@ -55,8 +57,10 @@ class Shape:
             raise ValueError(f"its shape's qkv_bias is {shape.qkv_bias!r:.60}, not true or false")
         if not all(type(state) is int for state in shape.capture):
             raise ValueError(f"its shape's capture is {shape.capture!r:.60}, not whole numbers")
-        if type(shape.vocabulary) is not int or shape.vocabulary < 0:
-            raise ValueError(f"its shape's vocabulary is {shape.vocabulary!r:.60}, not a count")
+        for name in ("vocabulary", "layers"):
+            value = getattr(shape, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"its shape's {name} is {value!r:.60}, not a count")
         return shape
 
     @classmethod

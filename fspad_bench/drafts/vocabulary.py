@@ -15,6 +15,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from fspad_bench.engine.cpu.linear import Matrix
+
 
 class Vocabulary:
     """`base_ids [S]`: ascending ids of the target's `size` tokens.
@@ -67,3 +69,34 @@ class Vocabulary:
         places = torch.arange(ids.shape[1], device=ids.device)
         joined = (ids[sequence] == choice[others, None]) & (places <= last[:, None] + 1)
         return covered.index_put((others,), joined.any(-1))
+
+
+class JoinedTokens:
+    """The tokens of a text that join a vocabulary while it is answered.
+
+    `ids [V_draft]`: all that can be drafted now, the base ids first. `lm_head [V, d]` is the
+    target's: a token that joins has its row.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, lm_head: Tensor) -> None:
+        self.vocabulary = vocabulary
+        self.lm_head = lm_head.detach()
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a text."""
+        self.new_ids: set[int] = set()
+        self.ids = self.vocabulary.base_ids
+        self.rows: Matrix | None = None
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Let these tokens of the text be drafted too."""
+        if new := self.vocabulary.new_ids(tokens) - self.new_ids:
+            self.new_ids |= new
+            ids = torch.tensor(sorted(self.new_ids), device=self.vocabulary.base_ids.device)
+            self.ids = torch.cat([self.vocabulary.base_ids, ids])
+            self.rows = Matrix(self.lm_head[ids])
+
+    def complete(self, logits: Tensor, h: Tensor) -> Tensor:
+        """Return the logits over `ids` from those over the base ids `[N, S]`, of h `[N, d]`."""
+        return torch.cat([logits, self.rows(h)], dim=-1) if self.rows else logits

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fspad_bench.core.loop import generate
-from fspad_bench.core.protocols import Limit
+from fspad_bench.core.protocols import Drafter, Limit
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.drafts.drafter import HeadDrafter
+from fspad_bench.decoders.draft_model import DraftModel
+from fspad_bench.drafts.drafter import FIXED_DEPTH, FIXED_NODES, HeadDrafter
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import DraftOutput
 from fspad_bench.drafts.sizing.calibration import Calibration, Curve, fit
@@ -63,7 +65,7 @@ class HeldOut:
         weights = []
         in_vocabulary = []
         for group in self._groups():
-            inputs = load_inputs(self.target, self.features, group, self.vocabulary)
+            inputs = self._inputs(group, objective)
             with torch.autocast(self.target.device.type, torch.bfloat16):
                 _, own = objective(inputs)
             losses.append([float(x) for x in own])
@@ -86,8 +88,10 @@ class HeldOut:
         """
         network = copy.deepcopy(objective.network).to(self.target.dtype)
         network = network.eval().requires_grad_(False)
-        head = Head(network, self.vocabulary.base_ids, self.target.name, self.target.identity)
-        drafter = HeadDrafter(self.target, head, vocabulary=objective.recipe.vocabulary)
+        facts = {"recipe": asdict(objective.recipe)}
+        ids = self.vocabulary.base_ids
+        head = Head(network, ids, self.target.name, self.target.identity, facts)
+        drafter = drafter_of(self.target, head, objective.recipe.vocabulary)
         limit = Limit(PROBE_TOKENS, self.target.stop_ids)
         tokens = 0
         steps = 0
@@ -111,7 +115,7 @@ class HeldOut:
         # groups are ordered by length; a random order measures all lengths
         for number in np.random.default_rng(0).permutation(len(groups)):
             group = groups[number]
-            inputs = load_inputs(self.target, self.features, group, self.vocabulary)
+            inputs = self._inputs(group, objective)
             with torch.autocast(self.target.device.type, torch.bfloat16):
                 depths = objective.network.shape.levels or DEPTHS
                 levels = objective.network.unrolled(inputs.e, inputs.f, min(depths, DEPTHS))
@@ -158,6 +162,10 @@ class HeldOut:
                 chosen = (children == index[choice][:, None]) & proposable[:, None]
                 observations.add(level, greedy, q, chosen)
 
+    def _inputs(self, group: list[int], objective: Objective) -> Inputs:
+        network = objective.network
+        return load_inputs(self.target, self.features, group, self.vocabulary, network)
+
     def _groups(self) -> list[list[int]]:
         lengths = [self.features.lengths[s] for s in self.measured]
         return [[self.measured[i] for i in group] for group in by_length(lengths, BATCH_TOKENS)]
@@ -167,6 +175,14 @@ class HeldOut:
         sampler = Sampler(1.0, stream="calibration")
         tokens = torch.arange(self.vocabulary.size, device=self.target.device)
         return torch.stack([sampler.noise(first + n, tokens) for n in range(count)])
+
+
+def drafter_of(target: TransformersTarget, head: Head, vocabulary: str) -> Drafter:
+    """Return a drafter of this head: a small fixed tree, the same for all kinds of networks."""
+    if head.network.reads_states:
+        return HeadDrafter(target, head, vocabulary=vocabulary)
+    tree = {"nodes": FIXED_NODES, "length": FIXED_DEPTH, "top_k": CHILDREN, "stop": 0}
+    return DraftModel(target, model=head, **tree)
 
 
 class _Observations:

@@ -47,6 +47,7 @@ class TrainingJob:
     - `prompts`: evaluation prompts for the overlap report of `self`, `task@source` -> texts; empty
       for no report.
     - `draft_vocabulary`: number of tokens a draft can propose; None for the trainer's default.
+    - `layers`: of a draft model; None for the trainer's default.
     - `initial`: a head whose weights training starts with.
     - `live`: compute features at every step; keep none on disk.
     - `device`: as in `models.load.load_target`; `dtype`: by default `models.load.training_dtype`.
@@ -62,6 +63,7 @@ class TrainingJob:
     prompts: Prompts = field(default_factory=dict)
     max_length: int = 2048
     draft_vocabulary: int | None = None
+    layers: int | None = None
     initial: Path | None = None
     live: bool = False
     checkpoint_every: float = 120.0

@@ -23,6 +23,7 @@ from torch import Tensor
 from fspad_bench import __version__
 from fspad_bench.drafts.head import ABOUT, WEIGHTS, Head, load_head
 from fspad_bench.drafts.network import HeadNetwork, architecture
+from fspad_bench.drafts.shape import Shape
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint
@@ -66,6 +67,7 @@ class NetworkTrainer:
                 f"give --max-length at least {SHORTEST}",
             )
         self._check_levels(job, target)
+        shape_of(target, self.variant, job.layers, initial)
         for name in (ABOUT, WEIGHTS, CURVE):
             if (job.output / name).is_dir():
                 raise BenchError(f"{job.output / name} is a folder", "give another --output")
@@ -76,8 +78,17 @@ class NetworkTrainer:
             checkpoint.check_origin(known | {"initial head": _sha256(initial)}, job.output)
 
     def _check_levels(self, job: TrainingJob, target: TransformersTarget) -> None:
-        """Raise BenchError where a network of several heads would not learn each of them."""
-        levels = architecture(self.variant).shape_for(target.config).levels
+        """Raise BenchError where a network of several heads would not learn each of them, or a
+        language model would learn one level several times.
+        """
+        kind = architecture(self.variant)
+        if not kind.reads_states and job.recipe.unroll != 1:
+            raise BenchError(
+                f"a {self.variant} reads drafted tokens as any others: unroll is "
+                f"{job.recipe.unroll}",
+                "all its levels are one: leave --unroll out",
+            )
+        levels = kind.shape_for(target.config).levels
         if levels and job.recipe.unroll != levels:
             raise BenchError(
                 f"{self.variant} has {levels} heads: unroll is {job.recipe.unroll}",
@@ -98,7 +109,7 @@ class NetworkTrainer:
         conversations = all_conversations(files)
         vocabulary = _vocabulary(job, target, conversations, initial)
         digest = data_hash(data)
-        network = initial_network(target, self.variant, job.recipe.seed, initial)
+        network = initial_network(target, self.variant, job.recipe.seed, initial, job.layers)
         trainer = Trainer(
             target,
             _features(job, target, files, max_length, accelerator, network.shape.capture),
@@ -169,20 +180,50 @@ CHIMERA = NetworkTrainer("chimera", SOFT_TOKENS)
 CHIMERA_HARD = NetworkTrainer("chimera", replace(SOFT_TOKENS, logit_weight=0.0, token_weight=1.0))
 MEDUSA = NetworkTrainer("medusa", UNROLLED_TOKENS)
 
+# a language model learns the target's distribution, from the layers of the target it begins with
+DRAFT_MODEL = NetworkTrainer("draft_model", replace(SOFT_TOKENS, unroll=1))
+
+
+def shape_of(
+    target: TransformersTarget, variant: str, layers: int | None, initial: Head | None = None
+) -> Shape:
+    """Return the shape that is trained. Raises BenchError for a number of layers it cannot have."""
+    if initial is not None:
+        shape = initial.network.shape
+        if layers not in (None, shape.layers):
+            raise BenchError(f"the initial head has {shape.layers} layers", "leave --layers out")
+        return shape
+    shape = architecture(variant).shape_for(target.config)
+    if layers is None:
+        return shape
+    most = target.config.num_hidden_layers - 1
+    if not shape.layers:
+        raise BenchError(f"{variant} has a single layer", "leave --layers out")
+    if not 0 < layers <= most:
+        raise BenchError(
+            f"{target.name} has {most + 1} layers: a draft model of {layers} is no smaller",
+            f"give --layers a number from 1 to {most}",
+        )
+    return replace(shape, layers=layers)
+
 
 def initial_network(
-    target: TransformersTarget, variant: str, seed: int, initial: Head | None = None
+    target: TransformersTarget,
+    variant: str,
+    seed: int,
+    initial: Head | None = None,
+    layers: int | None = None,
 ) -> HeadNetwork:
     """Return the float32 network that training starts from, on the target's device.
 
     It is a copy of the head `initial`, or a network of the variant with random weights that follow
-    from `seed`.
+    from `seed`; one that is made of the target's layers begins as they are.
     """
     if initial is not None:
         return copy.deepcopy(initial.network).to(torch.float32).requires_grad_(True)
     torch.manual_seed(seed)
-    kind = architecture(variant)
-    network = kind(kind.shape_for(target.config)).to(target.device, torch.float32)
+    shape = shape_of(target, variant, layers)
+    network = architecture(variant).build(shape, target).to(target.device, torch.float32)
     network.start(target)
     return network
 

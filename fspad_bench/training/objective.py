@@ -87,7 +87,7 @@ class Inputs(NamedTuple):
     """The network's inputs of a batch, and what it is compared with.
 
     - `e [B, L - 1, d]`, `f [B, L - 1, k d]`: embeddings of the next tokens, and what the network
-      reads of the target.
+      reads of the target; of a language model, the embeddings of the tokens themselves.
     - `vocabulary [S]`: the ids that a draft can propose for these texts.
     - `choice [N]`: the target's first choices as indices of the vocabulary, -1 where a draft could
       not propose it; `token [N]`: the text's own tokens likewise.
@@ -175,9 +175,13 @@ class Objective(nn.Module):
 
 
 def load_inputs(
-    target: TransformersTarget, features: Features, group: Sequence[int], vocabulary: Vocabulary
+    target: TransformersTarget,
+    features: Features,
+    group: Sequence[int],
+    vocabulary: Vocabulary,
+    network: HeadNetwork,
 ) -> Inputs:
-    """Load these sequences to the target's device.
+    """Load these sequences to the target's device, as this network reads them.
 
     The vocabulary is the draft's and, if that includes tokens of the text, the batch's own.
     """
@@ -190,8 +194,9 @@ def load_inputs(
         torch.where(vocabulary.covers(tokens, batch.ids, rows), index[tokens], -1)
         for tokens in (batch.choice, following)
     )
-    e = target.embedding(batch.ids[:, 1:]).to(torch.bfloat16).detach()
-    return Inputs(e, batch.states[:, :-1], batch, ids, choice, token)
+    e = target.embedding(batch.ids).to(torch.bfloat16).detach()
+    f = (batch.states if network.reads_states else e)[:, :-1]
+    return Inputs(e[:, 1:], f, batch, ids, choice, token)
 
 
 def uniform_noise(

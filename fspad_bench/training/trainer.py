@@ -182,7 +182,7 @@ class Trainer:
 
     def _losses(self, group: list[int]) -> tuple[Tensor, Losses[Tensor]]:
         """Return the loss of these sequences, with noise on their input features."""
-        inputs = load_inputs(self.target, self.features, group, self.vocabulary)
+        inputs = load_inputs(self.target, self.features, group, self.vocabulary, self.network)
         if self.recipe.noise:
             lengths = [self.features.lengths[s] for s in group]
             keys = [(self.recipe.seed, self.step, s) for s in group]

@@ -45,6 +45,8 @@ class TrigramTrainer:
             raise BenchError(
                 "a tri-gram table holds every token of its data", "leave --draft-vocabulary out"
             )
+        if job.layers is not None:
+            raise BenchError("a tri-gram table has no layers", "leave --layers out")
         if target.tokenizer is None:
             raise BenchError(
                 f"{target.name} has no tokenizer to build a table for", "name another --target"

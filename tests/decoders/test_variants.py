@@ -14,7 +14,7 @@ from fspad_bench.errors import BenchError
 PROMPT = list(range(30, 52))
 
 
-@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("name", [n for n, kind in architectures().items() if kind.reads_states])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_architecture_drafts_losslessly(tiny, heads, name, temperature):
     sampler = Sampler(temperature, seed=4)
@@ -29,6 +29,12 @@ def test_the_command_in_the_docstring_builds(tiny, heads):
     label = "wide=fspad_bench.decoders.variants:AnyHead"
     decoder = build_decoder(label, tiny, {"wide": {"head": str(heads["wide"])}})
     assert decoder.drafter.head.network.architecture == "wide"
+
+
+def test_a_language_model_is_no_head(tiny, heads):
+    with pytest.raises(BenchError, match="'draft_model' is a language model, not a head") as raised:
+        AnyHead(tiny, head=str(heads["draft_model"]))
+    assert raised.value.hint == "-D draft_model.model=FOLDER drafts with it"
 
 
 def test_a_decoder_for_any_head_needs_one(tiny):

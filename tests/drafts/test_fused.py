@@ -12,7 +12,7 @@ from fspad_bench.drafts.shape import Shape
 BOUND = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1}
 SHAPE = Shape(d=12, m=20, heads=4, kv_heads=2, head_dim=6, rope_theta=10000.0, eps=1e-5)
 ROWS = 7
-ELSEWHERE = ("chimera", "medusa")  # their tests are beside their decoders'
+ELSEWHERE = ("chimera", "draft_model", "medusa")  # their tests are beside their decoders'
 OF_ONE_TOKEN = [name for name in architectures() if name not in ELSEWHERE]
 
 

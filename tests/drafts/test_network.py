@@ -21,7 +21,7 @@ SAMPLES_FEATURES = ("fspad", "feature-sampling", "fspad3")
 SPLITS_OUTPUT = ("fspad", "partial-alignment", "fspad3")
 NORMS_OUTPUT = ("eagle3", "fspad3")
 READS_STATES = ("eagle3", "fspad3")
-ELSEWHERE = ("chimera", "medusa")  # their tests are beside their decoders'
+ELSEWHERE = ("chimera", "draft_model", "medusa")  # their tests are beside their decoders'
 OF_ONE_TOKEN = [name for name in architectures() if name not in ELSEWHERE]
 
 

@@ -30,7 +30,7 @@ def test_the_loss_on_the_texts_tokens_is_their_cross_entropy():
 
 def test_the_texts_tokens_are_those_that_follow_each_row(tiny, trainer):
     training = trainer("chimera", vocabulary=12)
-    inputs = load_inputs(tiny, training.features, [3, 7], training.vocabulary)
+    inputs = load_inputs(tiny, training.features, [3, 7], training.vocabulary, training.network)
     ids = inputs.batch.ids
     base = set(training.vocabulary.base_ids.tolist())
     at = 0

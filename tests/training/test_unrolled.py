@@ -22,7 +22,7 @@ def objective_of(tiny, training, recipe):
 
 def inputs_of(tiny, training, group):
     """Return these sequences in float32, for a forward without autocast."""
-    inputs = load_inputs(tiny, training.features, group, training.vocabulary)
+    inputs = load_inputs(tiny, training.features, group, training.vocabulary, training.network)
     batch = inputs.batch._replace(features=inputs.batch.features.float())
     if batch.captured is not None:
         batch = batch._replace(captured=batch.captured.float())
