@@ -218,6 +218,9 @@ def sandbox(tiny, tmp_path_factory):
         about = {"decoder": decoder}
         vocabulary = torch.arange(tiny.config.vocab_size)
         Head(network, vocabulary, tiny.name, tiny.identity, about).save(folder / name)
+    kind = architecture("draft_model")
+    model = kind.build(kind.shape_for(tiny.config), tiny)
+    Head(model, vocabulary, tiny.name, tiny.identity).save(folder / "my-model")
     with contextlib.chdir(folder):
         distill = "distill --target tiny --device cpu --rows 8 --shard 4 --threads 1"
         assert main([*distill.split(), "--output", "my-data", "--tokens", TOKENS]) == 0

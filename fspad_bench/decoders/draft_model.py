@@ -53,8 +53,11 @@ class DraftModel(Drafter):
             top_k = 1
             nodes = length + 1
         check_sizes(length=length, nodes=nodes, top_k=top_k, stop=stop)
-        own = trained_model(model, target)
-        self.draft = LanguageModel.of(target, own or load_draft_model(model, target), skip)
+        if isinstance(model, Head):
+            self.draft = LanguageModel.of(target, model, skip)
+        else:
+            own = trained_model(model, target) or load_draft_model(model, target)
+            self.draft = LanguageModel.of(target, own, skip)
         self.top_k = min(top_k, len(self.draft.ids))
         self.policy = ConfidentTree(nodes, length, stop)
         self.shape = shape

@@ -52,8 +52,8 @@ class Gsd(Drafter):
     ) -> None:
         shape = GraphShape(n_tree, repeat, prob_threshold, sibling_threshold, length, nodes)
         check_shape(shape, depth)
-        own = trained_model(model, target)
-        self.draft = LanguageModel.of(target, own or load_draft_model(model, target), skip)
+        own = trained_model(model, target) or load_draft_model(model, target)
+        self.draft = LanguageModel.of(target, own, skip)
         self.shape = shape
         self.depth = depth
 

@@ -1,8 +1,8 @@
-"""A draft model of our own making: some of the target's layers, trained to go on without the others.
+"""A draft model of our own making: some of the target's layers, trained to do without the others.
 
-It is a causal language model of the target's kind: N of its decoder layers and its final norm, which
-are trained, between its embedding and its LM head, which are not. So a file holds the layers alone,
-and fits the target that it was made for.
+It is a causal language model of the target's kind: N of its decoder layers and its final norm,
+which are trained, between its embedding and its LM head, which are not. So its file holds the
+layers alone, and fits the target that it was made for.
 
 - Training starts with copies of the target's layers, evenly spread, the first and the last among
   them (`DraftModel(model="self")` leaves layers out as well, untrained).
@@ -38,9 +38,9 @@ Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class LanguageNetwork(HeadNetwork):
-    """e_0 .. e_i -> N decoder layers -> norm -> h_i; the target's LM head reads token i + 1 off h_i.
+    """e_0 .. e_{i+1} -> N decoder layers -> norm -> h_i; the LM head reads token i + 2 off h_i.
 
-    Rows are counted as in other networks: row i reads e_{i+1} last, and predicts token i + 2.
+    Rows are counted as in other networks.
     """
 
     architecture = "draft_model"
@@ -106,14 +106,12 @@ def spread_layers(count: int, layers: int) -> list[int]:
     return [round(i * (layers - 1) / max(1, count - 1)) for i in range(count)]
 
 
-def trained_model(name: str | Head, target: TransformersTarget) -> Head | None:
-    """Return a trained draft model as it is, or the one that a user named: a folder, or `shipped`.
+def trained_model(name: str, target: TransformersTarget) -> Head | None:
+    """Return the trained draft model that a user named: its folder, or `shipped`.
 
     None where the name is that of any other language model. Raises BenchError for a head of another
     kind or target.
     """
-    if isinstance(name, Head):
-        return name
     if name != SHIPPED:
         folder = user_path(name)
         return load_head(folder, target, LanguageNetwork) if (folder / ABOUT).is_file() else None

@@ -181,8 +181,9 @@ def drafter_of(target: TransformersTarget, head: Head, vocabulary: str) -> Draft
     """Return a drafter of this head: a small fixed tree, the same for all kinds of networks."""
     if head.network.reads_states:
         return HeadDrafter(target, head, vocabulary=vocabulary)
-    tree = {"nodes": FIXED_NODES, "length": FIXED_DEPTH, "top_k": CHILDREN, "stop": 0}
-    return DraftModel(target, model=head, **tree)
+    return DraftModel(
+        target, model=head, nodes=FIXED_NODES, length=FIXED_DEPTH, top_k=CHILDREN, stop=0.0
+    )
 
 
 class _Observations:

@@ -2,6 +2,8 @@
 probabilities.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from doubles import random_target
@@ -13,8 +15,10 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.draft_model import DraftModel
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.drafts.head import load_head
 from fspad_bench.drafts.trees import dynamic
 from fspad_bench.errors import BenchError
+from fspad_bench.lossless import certify, identity
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = list(range(30, 52))
@@ -23,6 +27,8 @@ OPTIONS = {
     "part, chain": {"shape": "chain"},
     "model": {"model": "near", "length": 3, "stop": 0.0},
     "model, chain": {"model": "near", "shape": "chain", "length": 4},
+    "trained": {"model": "trained", "length": 3, "stop": 0.0},
+    "trained, chain": {"model": "trained", "shape": "chain", "length": 4},
 }
 
 
@@ -41,9 +47,10 @@ def near(tmp_path_factory):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_the_tokens_are_vanillas(tiny, near, options, temperature):
+def test_the_tokens_are_vanillas(tiny, near, heads, options, temperature):
     if "model" in options:
-        options = options | {"model": near}
+        folders = {"near": near, "trained": str(heads["draft_model"])}
+        options = options | {"model": folders[options["model"]]}
     drafter = DraftModel(tiny, **options)
     compare_with_vanilla(tiny, drafter, [PROMPT[i:] for i in range(3)], temperature)
 
@@ -107,6 +114,31 @@ def test_a_draft_that_is_the_target_itself_is_always_right(tiny):
         assert made.partial_forwards == 0
 
 
+def test_certify_passes_with_a_trained_model(tiny, heads, monkeypatch):
+    """Identity, non-vacuity and the cache, on a small grid."""
+    monkeypatch.setattr(identity, "PAIRWISE", identity.PAIRWISE[:4])
+    options = {"draft_model": {"model": str(heads["draft_model"])}}
+    effort = replace(certify.QUICK, repeats=1)
+    steps = {
+        s.name: s for s in certify.decoder_checks(["draft_model"], options, tiny, tiny, effort)
+    }
+    checks = steps["identity"].run()
+    assert {check.name for check in checks} == {"identity", "non-vacuity", "cache"}
+    assert [check for check in checks if not check.holds] == []
+
+
+@pytest.mark.parametrize("shape", ["tree", "chain"])
+def test_a_trained_model_drafts_its_vocabulary_and_the_texts_tokens(tiny, heads, shape):
+    drafter = DraftModel(tiny, model=str(heads["draft_model"]), shape=shape, stop=0.0)
+    recorder = Recorder(drafter)
+    generate(tiny, recorder, Sampler(), PROMPT, Limit(24))
+    base = {token for token in range(97) if token % 3}
+    for tokens, tree, _ in recorder.proposals:
+        assert set(tree.tokens[1:]) <= base | set(tokens)
+    drafted = {token for _, tree, _ in recorder.proposals for token in tree.tokens[1:]}
+    assert drafted - base  # the text's
+
+
 def test_the_noise_makes_drafts_accepted_at_temperature_1(tiny, monkeypatch):
     def tokens_a_step():
         samplers = [Sampler(1.0, seed=seed) for seed in range(3)]
@@ -152,6 +184,14 @@ def test_settings_name_the_layers_or_the_model_by_its_content(tiny, saved_tiny):
     assert len(settings["model_sha256"]) == len(settings["model_identity"]) == 64
 
 
+def test_settings_name_a_trained_model_by_its_content(tiny, heads):
+    options = {"draft_model": {"model": str(heads["draft_model"])}}
+    settings = build_decoder("draft_model", tiny, options).options
+    assert settings["model"] == "trained, 1 of 2 layers"
+    assert settings["model_identity"] == "tiny-1"
+    assert settings["model_sha256"] == load_head(heads["draft_model"], tiny).sha256
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -164,6 +204,7 @@ def test_settings_name_the_layers_or_the_model_by_its_content(tiny, saved_tiny):
         ({"shape": "graph"}, "shape=graph is not allowed"),
         ({"skip": "1"}, "skip=1 is no share"),
         ({"model": "nowhere"}, "draft model: unknown target 'nowhere'"),
+        ({"model": "~nosuchuser/model"}, "draft model: unknown target '~nosuchuser/model'"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_measured(tiny, options, message):

@@ -27,6 +27,14 @@ def test_the_tokens_are_vanillas(tiny, name, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["gsd", "gsd@chain"])
+def test_the_tokens_are_vanillas_with_a_trained_draft_model(tiny, heads, name, temperature):
+    options = {"gsd": {"model": str(heads["draft_model"])}}
+    drafter = build_decoder(name, tiny, options).drafter
+    compare_with_vanilla(tiny, drafter, [PROMPT[i:] for i in range(4)], temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @torch.inference_mode()
 def test_the_draft_model_is_right_again_after_a_merged_path(tiny, temperature, monkeypatch):
     """Every graph equals that of a draft model which reads the whole text anew."""
