@@ -231,6 +231,14 @@ def test_a_weight_that_is_not_finite_is_refused(tmp_path):
         load_head(tmp_path, target)
 
 
+def test_the_shipped_one_is_a_layer_of_tiny(tiny):
+    head = trained_model("shipped", tiny)
+    assert (head.target, head.identity, head.network.shape.layers) == ("tiny", "tiny-1", 1)
+    assert head.facts["decoder"] == "draft_model"
+    assert sum(p.numel() for p in head.network.parameters()) == head.facts["parameters"]
+    assert len(head.vocabulary) == 80
+
+
 def test_a_target_without_a_shipped_one_is_refused():
     with pytest.raises(BenchError, match="no draft model is shipped for target 'model'") as raised:
         trained_model("shipped", deep_target())
