@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
-from fspad_bench.cli import main as cli
+from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.draft_model import DraftModel
 from fspad_bench.drafts.head import load_head
 from fspad_bench.drafts.language_network import LanguageNetwork
+from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.models import load
-from fspad_bench.models.load import load_target
+from fspad_bench.models.tiny import CONFIG, tiny_model, tiny_tokenizer
 from fspad_bench.training.job import TrainingJob, default_recipe, run
 from fspad_bench.training.networks import initial_network
 from fspad_bench.training.objective import load_inputs
@@ -147,11 +149,6 @@ def test_another_number_of_layers_does_not_continue_a_training(job, tmp_path, mo
 
 def deep_tiny():
     """Return a target of three layers with tiny's tokens."""
-    from transformers import LlamaConfig
-
-    from fspad_bench.engine.target import TransformersTarget
-    from fspad_bench.models.tiny import CONFIG, tiny_model, tiny_tokenizer
-
     config = LlamaConfig(**CONFIG.to_dict() | {"num_hidden_layers": 3})
     return TransformersTarget(tiny_model(config), tiny_tokenizer(), "deep", "deep-1")
 
@@ -162,16 +159,11 @@ def test_the_default_is_two_layers_of_a_deeper_target(recipe):
     assert next(network.parameters()).dtype == torch.float32
 
 
-def test_one_of_another_target_ends_a_run_before_anything_is_measured(
-    job, tiny, tmp_path, capsys, saved_tiny
-):
+def test_one_of_another_target_is_refused_by_name(job):
     folder = run(job).folder
     for decoder in ("draft_model", "gsd"):
-        words = f"run --target {saved_tiny} --decoder {decoder} --task gsm8k"
-        options = f"-D {decoder}.model={folder} --output {tmp_path / 'records'}"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fspad_bench.benchmark.runner.load_target", load_target)
-            assert cli.main([*words.split(), *options.split()]) == 2
-        message = capsys.readouterr().err
-        assert f"{folder} was trained for tiny, tiny-1; not for tiny, " in message
-    assert not (tmp_path / "records").exists()
+        with pytest.raises(
+            BenchError, match="was trained for tiny, tiny-1; not for deep"
+        ) as raised:
+            build_decoder(decoder, deep_tiny(), {decoder: {"model": str(folder)}})
+        assert raised.value.exit_code == 2
