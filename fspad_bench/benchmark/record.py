@@ -13,6 +13,8 @@
   keys leave those fields empty.
 - Schemas 1 and 2 had no guards: no `pit` and `finding` lines, no forwards of a prefill, and of a
   foreign engine the seconds and steps that it claims stand where measured ones do.
+- Schemas 1 to 3 did not say which nodes of a step's tree were accepted, nor how long verification
+  took.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fspad_bench.benchmark.fields import check_fields
+from fspad_bench.benchmark.fields import check_fields, check_trees
 from fspad_bench.errors import BenchError
 from fspad_bench.util.plain import LONGEST_STEP, whole
 from fspad_bench.util.text import file_bytes, json_value
 
-SCHEMA = 3
+SCHEMA = 4
 VANILLA = "vanilla"
 METHOD = ("decoder", "options", "verification", "scope")  # fields of a key that are no setting
 SCOPES = ("prompt", "run")
@@ -136,7 +138,8 @@ class Sample:
     `forwards` counts full forwards of the target, `partial_forwards` those that ran only some of
     its layers, `prefill_forwards` the full ones before the decode clock started (0: not known).
     `claims` are a foreign engine's own figures, `overshoot` the target's own tokens that it made
-    beyond the limit in the same time.
+    beyond the limit in the same time. `depths`, `ranks` and `refused` say of each step which nodes
+    of its tree were accepted (see `core.protocols.Generation`).
     """
 
     key: str
@@ -155,6 +158,10 @@ class Sample:
     decode_seconds: float = 0.0
     draft_seconds: float | None = None
     score_seconds: float | None = None
+    verify_seconds: float | None = None
+    depths: list[int] | None = None
+    ranks: list[list[int]] | None = None
+    refused: list[int] | None = None
     other_load: float = 0.0
     peak_memory: int | None = None
     overshoot: int | None = None
@@ -182,6 +189,7 @@ class Sample:
             whole(number, "a sample")
         for number in (*self.committed, *self.drafted):
             whole(number, "a step", LONGEST_STEP)
+        check_trees(len(self.committed), self.depths, self.ranks, self.refused)
 
     @property
     def place(self) -> Place:
