@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fspad_bench.analysis.factors import Chain
 
-LEAST = 0.005  # a change that is not worth a word
+LEAST = 0.002  # a change that is not worth a word
 SUBJECTS = {
     "draft": "its draft makes",
     "forward": "its forwards make",
@@ -27,23 +27,28 @@ def sentence(decoder: str, reference: str, chain: Chain) -> str:
     output = chain.factors["output"] - 1
     if abs(output) >= LEAST:
         clauses.append(
-            f"its outputs differ in length, which counts {abs(output):.0%} "
+            f"its outputs differ in length, which counts {_percent(output)} "
             f"{'for' if output > 0 else 'against'} it"
         )
     return "; ".join([*clauses, f"so it is {_speed(chain.speedup)}"]) + "."
 
 
 def _tokens(factor: float) -> str:
-    return f"{abs(factor - 1):.0%} {'more' if factor > 1 else 'fewer'} tokens"
+    return f"{_percent(factor - 1)} {'more' if factor > 1 else 'fewer'} tokens"
 
 
 def _length(longer: float) -> str:
     if longer >= 1:
         return f"{1 + longer:.1f} times as long"
-    return f"{abs(longer):.0%} {'longer' if longer > 0 else 'shorter'}"
+    return f"{_percent(longer)} {'longer' if longer > 0 else 'shorter'}"
 
 
 def _speed(ratio: float) -> str:
     if abs(ratio - 1) < LEAST:
         return "as fast"
-    return f"{abs(ratio - 1):.0%} {'faster' if ratio > 1 else 'slower'}"
+    return f"{_percent(ratio - 1)} {'faster' if ratio > 1 else 'slower'}"
+
+
+def _percent(change: float) -> str:
+    """Return the size of a change; small ones are told so exactly that they add up."""
+    return f"{abs(change):.0%}" if abs(change) >= 0.1 else f"{abs(change):.1%}"

@@ -78,7 +78,11 @@ def _known_wholes(values: Any, name: str) -> list[int] | None:
 
 
 def _ranks(steps: Any) -> list[list[int]] | None:
-    return None if steps is None else [_wholes(step, "ranks", LONGEST_STEP) for step in steps]
+    if steps is None:
+        return None
+    if not isinstance(steps, Iterable):
+        raise TypeError(f"ranks is {steps!r:.60}, not a list of lists")
+    return [_wholes(step, "ranks", LONGEST_STEP) for step in steps]
 
 
 def _known(value: Any, name: str) -> float | None:

@@ -6,6 +6,7 @@ import pytest
 from by_hand import FAST, VANILLA
 from small import DRAFTED, PLAIN
 
+from fspad_bench.analysis import pictures
 from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.cli.main import main
 
@@ -42,10 +43,12 @@ def test_a_run_records_what_explain_reads(arguments, tmp_path, capsys):
     assert set(own["step"]["parts"]) == {"draft", "forward", "verification", "rest"}
 
 
-def test_pictures_are_written_and_named(record, tmp_path, capsys):
+def test_pictures_are_written_and_named(record, tmp_path, capsys, monkeypatch):
+    monkeypatch.delitem(pictures.PICTURES, "acceptance")
+    monkeypatch.delitem(pictures.PICTURES, "steps")
     assert main(["explain", str(record), "--pictures", str(tmp_path / "pictures")]) == 0
     assert (tmp_path / "pictures" / "factors.svg").is_file()
-    assert capsys.readouterr().err.count("written: ") == 3
+    assert capsys.readouterr().err.count("written: ") == 1
 
 
 def test_a_torn_line_costs_that_line(record, capsys):
