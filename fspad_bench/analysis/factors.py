@@ -5,8 +5,8 @@ seconds are a step's over its tokens:
 
     speedup = (t / t_ref) * o * (s_ref / s)
 
-with t tokens a step, s seconds a step, and o = 1 unless outputs differ in length: o is the ratio of
-outputs' tokens, the prefill's included, over committed ones. The seconds are sums of parts, so
+with t tokens a step, s seconds a step, and o = 1 where outputs are equally long: o compares the
+tokens that a speedup counts with those that steps committed. The seconds are sums of parts, so
 ln(s_ref / s) is shared among the parts in proportion to the seconds that each adds:
 
     factor of part i = exp(-(s_i - s_ref,i) / L),    L = (s - s_ref) / ln(s / s_ref)
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from fspad_bench.analysis.shares import StepTimes, alike, step_times
 from fspad_bench.benchmark.record import Sample
-from fspad_bench.benchmark.speeds import Pair
+from fspad_bench.benchmark.speeds import Pair, cost_of
 
 Factors = dict[str, float]
 
@@ -62,9 +62,9 @@ def chain(pairs: Sequence[Pair]) -> Chain | None:
 
 
 def _weight(samples: Sequence[Sample]) -> float:
-    """Return the tokens of outputs over those that steps committed."""
-    tokens = sum(len(sample.tokens) + (sample.overshoot or 0) for sample in samples)
-    return tokens / sum(sum(sample.committed) for sample in samples)
+    """Return the tokens that a speedup counts over those that steps committed."""
+    committed = sum(sum(sample.committed) for sample in samples)
+    return cost_of(samples, prefill=False).tokens / committed
 
 
 def _time_factors(reference: StepTimes, own: StepTimes) -> Factors:

@@ -22,15 +22,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fspad_bench.benchmark.fields import check_fields, check_trees
+from fspad_bench.benchmark.record_lines import REPAIR, LineError, content_of, raw_lines
 from fspad_bench.errors import BenchError
 from fspad_bench.util.plain import LONGEST_STEP, whole
-from fspad_bench.util.text import file_bytes, json_value
 
 SCHEMA = 4
 VANILLA = "vanilla"
@@ -45,7 +44,6 @@ SINCE_SCHEMA_2 = (
     "target_sha256",
 )
 UNKNOWN_RULES = ("own", "foreign")  # rules of verification that only `certify` can test
-REPAIR = "a record is written by `fspad-bench run` and never edited: restore it, or move it away"
 UPGRADE = "install the version of fspad-bench that wrote it, or a newer one"
 
 
@@ -287,7 +285,7 @@ class Records:
         records = cls()
         for path in paths:
             before = len(records.samples)
-            for number, raw in _raw_lines(path):
+            for number, raw in raw_lines(path):
                 records._read_line(raw, f"{path}:{number}", first=number == 1)
             records._leave_orphans_out(path, before)
         return records
@@ -295,7 +293,7 @@ class Records:
     def _read_line(self, raw: bytes, where: str, *, first: bool) -> None:
         """Take a line, or name it among the damaged ones."""
         try:
-            content = _content(raw)
+            content = content_of(raw)
             self._take(content, first=first)
         except NewerSchemaError as error:
             raise BenchError(f"{where}: {error}", UPGRADE) from error
@@ -354,10 +352,6 @@ class Records:
                 raise NewerSchemaError(f"unknown kind of line '{kind}'")
 
 
-class LineError(ValueError):
-    """A line that is no line of a record at all."""
-
-
 class NewerSchemaError(Exception):
     """A record holds what only a newer version can read."""
 
@@ -367,30 +361,3 @@ def _check_schema(schema: object) -> None:
         raise ValueError(f"no schema has the number {schema!r}")
     if schema > SCHEMA:
         raise NewerSchemaError(f"schema {schema} is newer than {SCHEMA}, the newest known here")
-
-
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a record.
-
-    A torn last line is skipped; any other unreadable line is a BenchError.
-    """
-    for number, raw in _raw_lines(path):
-        try:
-            yield _content(raw)
-        except LineError as error:
-            raise BenchError(f"{path}:{number}: {error}", REPAIR) from error
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a record, numbered, without a torn last one."""
-    yield from enumerate(file_bytes(path).split(b"\n")[:-1], start=1)
-
-
-def _content(raw: bytes) -> dict[str, Any]:
-    try:
-        line = json_value(raw)
-    except ValueError as error:
-        raise LineError(f"not a record line: {error}") from error
-    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
-        raise LineError("not a record line")
-    return line
