@@ -79,9 +79,10 @@ def _report(group: Group, wanted: Sequence[str]) -> Report:
 
 
 def explained(case: Case) -> Explanation:
+    """Return what is known of a case; a foreign engine's steps are what it claims, so nothing."""
     own = None if case.is_foreign else step_times(case.samples)
     product = None if case.is_foreign or case.hidden else chain(case.pairs)
-    accepted = acceptance(case.samples)
+    accepted = acceptance([] if case.is_foreign else case.samples)
     return Explanation(
         case,
         accepted,

@@ -111,8 +111,13 @@ class TestGaps:
 
     def test_a_foreign_engine_has_no_steps(self):
         key = replace(FAST, verification="foreign")
-        (gap,) = self.gaps(PLAIN, sample(key, "a", 9, 0.0), keys=(VANILLA, key))
-        assert "an engine of its own" in gap
+        claiming = replace(DRAFTED, key=key.hash)  # as schemas 1 and 2 recorded its claims
+        for engine in (sample(key, "a", 9, 0.0), claiming):
+            (report,) = reports(small(PLAIN, engine, keys=(VANILLA, key)))
+            explanation = of(report, "fast")
+            assert "an engine of its own" in explanation.gaps[0]
+            assert explanation.step is explanation.chain is None
+            assert explanation.acceptance.committed == []
 
     def test_hidden_work_takes_the_speedup_away(self):
         (gap,) = self.gaps(PLAIN, replace(DRAFTED, prefill_forwards=3))
