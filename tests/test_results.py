@@ -6,15 +6,22 @@ import pytest
 from documents import ROOT, table_rows, text_of
 from served import printed
 
+from fspad_bench.analysis.explain import reports
+from fspad_bench.analysis.text import render
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.cli.main import main
 
 
 @pytest.fixture(scope="module")
-def measured():
-    """The rows of the record that the README and the first tables of results/README quote."""
-    return rows(Records.read(*(ROOT / "results" / "bfloat16-all").glob("*.jsonl")))
+def quoted():
+    """The record that the README and the first tables of results/README quote."""
+    return Records.read(*(ROOT / "results" / "bfloat16-all").glob("*.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def measured(quoted):
+    return rows(quoted)
 
 
 def cells(text):
@@ -44,6 +51,19 @@ def test_the_means_of_the_readme_are_its_record(measured):
         parts = [of(measured, decoder=decoder, temperature=heat) for heat in (0.0, 1.0)]
         figures = [f"{mean(p, n):.2f}" for p in parts for n in ("tokens_per_step", "speedup")]
         assert (decoder, *figures) in known
+
+
+def test_the_example_of_explaining_is_its_record(quoted):
+    greedy = [name for name, key in quoted.keys.items() if key.temperature == 0]
+    samples = [sample for sample in quoted.samples if sample.key in greedy]
+    keys = {name: quoted.keys[name] for name in greedy}
+    record = Records(keys=keys, samples=samples, costs=quoted.costs)
+    printed_text = render(reports(record, ["fspad", "eagle"]), "markdown")
+    text = text_of(ROOT / "docs" / "explaining.md")
+    example = [row for row in table_rows(text) if row[0] == "all tasks"]
+    assert len(example) == 5
+    assert {tuple(row) for row in example} <= cells(printed_text)
+    assert printed_text.splitlines()[-1] in " ".join(text.split())
 
 
 def test_speeds_of_results_are_their_record(measured):

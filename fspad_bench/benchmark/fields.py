@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from fspad_bench.util.plain import LONGEST_STEP, whole
 
 
 def check_fields(kind: type, content: Mapping[str, Any]) -> None:
@@ -19,6 +22,20 @@ def check_fields(kind: type, content: Mapping[str, Any]) -> None:
             raise ValueError(f"'{name}' is {value!r:.60}")
 
 
+def check_trees(
+    steps: int,
+    depths: Sequence[int] | None,
+    ranks: Sequence[Sequence[int]] | None,
+    refused: Sequence[int] | None,
+) -> None:
+    """Raise ValueError unless what is known of the steps' trees is a number or a list a step."""
+    for known in (depths, ranks, refused):
+        if known is not None and len(known) != steps:
+            raise ValueError(f"{len(known)} trees in {steps} steps")
+    for number in chain(depths or (), refused or (), *(ranks or ())):
+        whole(number, "a tree", LONGEST_STEP)
+
+
 def fits(value: Any, kind: Any) -> bool:
     """Whether a value read from JSON is of a type: a whole number is a float too."""
     origin = get_origin(kind)
@@ -28,7 +45,11 @@ def fits(value: Any, kind: Any) -> bool:
         return any(fits(value, choice) for choice in get_args(kind))
     if origin is list:
         (item,) = get_args(kind)
-        return isinstance(value, list) and set(map(type, value)) <= _types(item)
+        if not isinstance(value, list):
+            return False
+        if get_origin(item):
+            return all(fits(part, item) for part in value)
+        return set(map(type, value)) <= _types(item)
     if origin is dict:
         _, item = get_args(kind)
         return isinstance(value, dict) and all(fits(part, item) for part in value.values())

@@ -13,6 +13,8 @@
   keys leave those fields empty.
 - Schemas 1 and 2 had no guards: no `pit` and `finding` lines, no forwards of a prefill, and of a
   foreign engine the seconds and steps that it claims stand where measured ones do.
+- Schemas 1 to 3 did not say which nodes of a step's tree were accepted, nor how long verification
+  took.
 """
 
 from __future__ import annotations
@@ -20,17 +22,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fspad_bench.benchmark.fields import check_fields
+from fspad_bench.benchmark.fields import check_fields, check_trees
+from fspad_bench.benchmark.record_lines import REPAIR, LineError, content_of, raw_lines
 from fspad_bench.errors import BenchError
 from fspad_bench.util.plain import LONGEST_STEP, whole
-from fspad_bench.util.text import file_bytes, json_value
 
-SCHEMA = 3
+SCHEMA = 4
 VANILLA = "vanilla"
 METHOD = ("decoder", "options", "verification", "scope")  # fields of a key that are no setting
 SCOPES = ("prompt", "run")
@@ -43,7 +44,6 @@ SINCE_SCHEMA_2 = (
     "target_sha256",
 )
 UNKNOWN_RULES = ("own", "foreign")  # rules of verification that only `certify` can test
-REPAIR = "a record is written by `fspad-bench run` and never edited: restore it, or move it away"
 UPGRADE = "install the version of fspad-bench that wrote it, or a newer one"
 
 
@@ -136,7 +136,8 @@ class Sample:
     `forwards` counts full forwards of the target, `partial_forwards` those that ran only some of
     its layers, `prefill_forwards` the full ones before the decode clock started (0: not known).
     `claims` are a foreign engine's own figures, `overshoot` the target's own tokens that it made
-    beyond the limit in the same time.
+    beyond the limit in the same time. `depths`, `ranks` and `refused` say of each step which nodes
+    of its tree were accepted (see `core.protocols.Generation`).
     """
 
     key: str
@@ -155,6 +156,10 @@ class Sample:
     decode_seconds: float = 0.0
     draft_seconds: float | None = None
     score_seconds: float | None = None
+    verify_seconds: float | None = None
+    depths: list[int] | None = None
+    ranks: list[list[int]] | None = None
+    refused: list[int] | None = None
     other_load: float = 0.0
     peak_memory: int | None = None
     overshoot: int | None = None
@@ -182,6 +187,7 @@ class Sample:
             whole(number, "a sample")
         for number in (*self.committed, *self.drafted):
             whole(number, "a step", LONGEST_STEP)
+        check_trees(len(self.committed), self.depths, self.ranks, self.refused)
 
     @property
     def place(self) -> Place:
@@ -279,7 +285,7 @@ class Records:
         records = cls()
         for path in paths:
             before = len(records.samples)
-            for number, raw in _raw_lines(path):
+            for number, raw in raw_lines(path):
                 records._read_line(raw, f"{path}:{number}", first=number == 1)
             records._leave_orphans_out(path, before)
         return records
@@ -287,7 +293,7 @@ class Records:
     def _read_line(self, raw: bytes, where: str, *, first: bool) -> None:
         """Take a line, or name it among the damaged ones."""
         try:
-            content = _content(raw)
+            content = content_of(raw)
             self._take(content, first=first)
         except NewerSchemaError as error:
             raise BenchError(f"{where}: {error}", UPGRADE) from error
@@ -346,10 +352,6 @@ class Records:
                 raise NewerSchemaError(f"unknown kind of line '{kind}'")
 
 
-class LineError(ValueError):
-    """A line that is no line of a record at all."""
-
-
 class NewerSchemaError(Exception):
     """A record holds what only a newer version can read."""
 
@@ -359,30 +361,3 @@ def _check_schema(schema: object) -> None:
         raise ValueError(f"no schema has the number {schema!r}")
     if schema > SCHEMA:
         raise NewerSchemaError(f"schema {schema} is newer than {SCHEMA}, the newest known here")
-
-
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a record.
-
-    A torn last line is skipped; any other unreadable line is a BenchError.
-    """
-    for number, raw in _raw_lines(path):
-        try:
-            yield _content(raw)
-        except LineError as error:
-            raise BenchError(f"{path}:{number}: {error}", REPAIR) from error
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a record, numbered, without a torn last one."""
-    yield from enumerate(file_bytes(path).split(b"\n")[:-1], start=1)
-
-
-def _content(raw: bytes) -> dict[str, Any]:
-    try:
-        line = json_value(raw)
-    except ValueError as error:
-        raise LineError(f"not a record line: {error}") from error
-    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
-        raise LineError("not a record line")
-    return line

@@ -19,8 +19,9 @@ import torch
 from fspad_bench import __version__
 from fspad_bench.benchmark import tasks
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.record import SCHEMA, Records, lines
+from fspad_bench.benchmark.record import SCHEMA, Records
 from fspad_bench.benchmark.record_file import RecordFile
+from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.errors import BenchError
 from fspad_bench.util import provenance
 from fspad_bench.util.terminal import note

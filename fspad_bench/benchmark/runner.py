@@ -339,6 +339,10 @@ class Runner:
             "decode_seconds": generation.decode_seconds,
             "draft_seconds": generation.draft_seconds,
             "score_seconds": generation.score_seconds,
+            "verify_seconds": generation.verify_seconds,
+            "depths": generation.depths,
+            "ranks": generation.ranks,
+            "refused": generation.refused,
             "overshoot": generation.overshoot or None,
             "peak_memory": self._peak_memory(),
         }

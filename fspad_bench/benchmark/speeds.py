@@ -41,8 +41,8 @@ def speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
     """
     usable = [p for p in pairs if prefill or (decoded(p.vanilla) and decoded(p.decoder))]
     prompts = _by_question(usable)
-    vanilla = [_cost([pair.vanilla for pair in turns], prefill=prefill) for turns in prompts]
-    decoder = [_cost([pair.decoder for pair in turns], prefill=prefill) for turns in prompts]
+    vanilla = [cost_of([pair.vanilla for pair in turns], prefill=prefill) for turns in prompts]
+    decoder = [cost_of([pair.decoder for pair in turns], prefill=prefill) for turns in prompts]
     if not prompts or not all(cost.seconds and cost.tokens for cost in (*vanilla, *decoder)):
         return NO_INTERVAL
     return _if_enough(stats.speedup(vanilla, decoder), len(prompts))
@@ -54,8 +54,8 @@ def spec_bench(pairs: Sequence[Pair]) -> float | None:
     As in its script a question's turns are summed first, and the prefill counts.
     """
     questions = _by_question(pairs)
-    vanilla = [_cost([pair.vanilla for pair in turns], prefill=True) for turns in questions]
-    decoder = [_cost([pair.decoder for pair in turns], prefill=True) for turns in questions]
+    vanilla = [cost_of([pair.vanilla for pair in turns], prefill=True) for turns in questions]
+    decoder = [cost_of([pair.decoder for pair in turns], prefill=True) for turns in questions]
     if not questions or not all(cost.seconds and cost.tokens for cost in (*vanilla, *decoder)):
         return None
     return ratio_of_mean_speeds(vanilla, decoder)
@@ -69,7 +69,8 @@ def _by_question(pairs: Sequence[Pair]) -> list[list[Pair]]:
     return list(questions.values())
 
 
-def _cost(samples: Sequence[Sample], *, prefill: bool) -> Cost:
+def cost_of(samples: Sequence[Sample], *, prefill: bool) -> Cost:
+    """Return the seconds and the tokens of some generations."""
     seconds = sum(s.decode_seconds + prefill * s.prefill_seconds for s in samples)
     return Cost(seconds, sum(len(s.tokens) + (s.overshoot or 0) for s in samples))
 

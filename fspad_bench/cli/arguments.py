@@ -11,6 +11,7 @@ from pathlib import Path
 
 TABLE_FORMATS = ["text", "markdown", "csv", "json"]
 REPORT_FORMATS = ["text", "json"]
+EXPLANATION_FORMATS = ["text", "markdown", "json"]
 PICTURES = (".png", ".pdf", ".svg")
 
 MEASURING = "float32 on the CPU, bfloat16 on a GPU"

@@ -18,6 +18,7 @@ from fspad_bench.cli import (
     check,
     distill,
     endings,
+    explain,
     export,
     fetch,
     ls,
@@ -52,6 +53,7 @@ class Verb(Protocol):
 VERBS: dict[str, tuple[Verb, str]] = {
     "run": (run, "measure decoders on tasks, check them against vanilla, print a table"),
     "table": (table, "print the table of existing records"),
+    "explain": (explain, "say why decoders of existing records are as fast as they are"),
     "answers": (answers, "write records as the answer files of Spec-Bench"),
     "train": (train, "train the draft network of a decoder for a target"),
     "distill": (distill, "write a target's own conversations as training data for drafts"),

@@ -22,7 +22,7 @@ from fspad_bench.core.protocols import (
     Target,
     as_drafter,
 )
-from fspad_bench.core.tree import as_tree
+from fspad_bench.core.tree import AcceptedPath, as_tree
 from fspad_bench.core.verification import Accepted, Chooser
 
 
@@ -50,7 +50,8 @@ def generate(
         context.tokens.append(sampler.next(scores.logits[-1], context.position))
         committed: list[int] = []
         drafted: list[int] = []
-        draft_seconds = score_seconds = 0.0
+        paths: list[AcceptedPath] = []
+        draft_seconds = score_seconds = verify_seconds = 0.0
         if not limit.reached(context):
             drafter.begin(context, scores)
         while not limit.reached(context):
@@ -60,6 +61,7 @@ def generate(
             scores = session.score(tree)
             scored = perf_counter()
             accepted = verify(tree, scores.logits, sampler, context.position)
+            verified = perf_counter()
             if not isinstance(accepted, Accepted):
                 raise TypeError(f"its rule returned {type(accepted).__name__}, not an Accepted")
             session.commit(accepted.path)
@@ -69,8 +71,10 @@ def generate(
             drafter.observe(Step(context, tree, scores, accepted, scored - proposed))
             committed.append(len(kept))
             drafted.append(len(tree) - 1)
+            paths.append(AcceptedPath(tuple(tree.parents), tuple(accepted.path)))
             draft_seconds += proposed - began
             score_seconds += scored - proposed
+            verify_seconds += verified - scored
         target.synchronize()
         done = perf_counter()
     return Generation(
@@ -82,6 +86,10 @@ def generate(
         drafted=drafted,
         draft_seconds=draft_seconds,
         score_seconds=score_seconds,
+        verify_seconds=verify_seconds,
         partial_forwards=target.partial_forwards - partial,
         prefill_forwards=forwards.prefill,
+        depths=[path.depth for path in paths] if any(drafted) else None,
+        ranks=[path.ranks for path in paths] if any(drafted) else None,
+        refused=[path.refused for path in paths] if any(drafted) else None,
     )

@@ -193,12 +193,17 @@ class Generation:
     """A decoder's output for one prompt. The lists have one entry a step; `tokens` starts with the
     prefill's token.
 
-    `draft_seconds` and `score_seconds` are None where they are not known: steps on a device,
-    engines of others. `prefill_forwards` counts the full forwards before the decode clock started,
-    0 where that is not known; those beyond the prefill's own are part of `forwards`. `claims` are
-    what a foreign engine says of itself, which nothing here has measured. `overshoot` counts the
-    target's own tokens beyond the limit, which an engine made in the same time and which are not
-    part of `tokens`.
+    `draft_seconds`, `score_seconds` and `verify_seconds` (of the rule) are None where they are not
+    known: steps on a device, engines of others. `prefill_forwards` counts the full forwards before
+    the decode clock started, 0 where that is not known; those beyond the prefill's own are part of
+    `forwards`. `claims` are what a foreign engine says of itself, which nothing here has measured.
+    `overshoot` counts the target's own tokens beyond the limit, which an engine made in the same
+    time and which are not part of `tokens`.
+
+    Of each step's tree, None where nothing was drafted or the host does not see it: `depths`, its
+    drafted levels; `ranks`, how many earlier siblings each accepted node had, 0 for the first child
+    (the path is whole, where the limit cuts `committed`); `refused`, the children of the last
+    accepted node, 0 where the draft ended there.
     """
 
     tokens: list[int]
@@ -213,6 +218,10 @@ class Generation:
     prefill_forwards: int = 0
     claims: dict[str, Any] = field(default_factory=dict)
     overshoot: int = 0
+    verify_seconds: float | None = None
+    depths: list[int] | None = None
+    ranks: list[list[int]] | None = None
+    refused: list[int] | None = None
 
 
 class Forwards:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,6 +121,37 @@ class Tree:
     def visible(self) -> Tensor:
         """Return `[N, N]` bool: node i attends to node j."""
         return unpack_bits(self.bits, len(self))
+
+
+class AcceptedPath(NamedTuple):
+    """What one step accepted of its tree: the tree's parents, and the accepted nodes, root first.
+
+    Kept in place of the tree, whose distributions are large.
+    """
+
+    parents: Sequence[int]
+    nodes: Sequence[int]
+
+    @property
+    def depth(self) -> int:
+        """The tree's deepest level, 0 where nothing was drafted."""
+        depths = [0]
+        for parent in self.parents[1:]:
+            depths.append(depths[parent] + 1)
+        return max(depths)
+
+    @property
+    def ranks(self) -> list[int]:
+        """How many earlier siblings each accepted node below the root has."""
+        return [self._children(self.parents[node], before=node) for node in self.nodes[1:]]
+
+    @property
+    def refused(self) -> int:
+        """The number of children of the last accepted node, none of which was accepted."""
+        return self._children(self.nodes[-1], before=len(self.parents))
+
+    def _children(self, node: int, *, before: int) -> int:
+        return sum(parent == node for parent in self.parents[:before])
 
 
 def extend_ancestry(ancestry: list[int], parents: Sequence[int]) -> None:

@@ -37,6 +37,10 @@ def received(generation: Any) -> Generation:
         score_seconds=_known(generation.score_seconds, "score_seconds"),
         partial_forwards=whole(generation.partial_forwards, "partial_forwards"),
         prefill_forwards=whole(generation.prefill_forwards, "prefill_forwards"),
+        verify_seconds=_known(generation.verify_seconds, "verify_seconds"),
+        depths=_known_wholes(generation.depths, "depths"),
+        ranks=_ranks(generation.ranks),
+        refused=_known_wholes(generation.refused, "refused"),
     )
 
 
@@ -67,6 +71,18 @@ def _wholes(values: Any, name: str, most: int = LARGEST) -> list[int]:
     if not isinstance(values, Iterable) or isinstance(values, str | bytes):
         raise TypeError(f"{name} is {values!r:.60}, not a list of whole numbers")
     return [whole(value, name, most) for value in values]
+
+
+def _known_wholes(values: Any, name: str) -> list[int] | None:
+    return None if values is None else _wholes(values, name, LONGEST_STEP)
+
+
+def _ranks(steps: Any) -> list[list[int]] | None:
+    if steps is None:
+        return None
+    if not isinstance(steps, Iterable):
+        raise TypeError(f"ranks is {steps!r:.60}, not a list of lists")
+    return [_wholes(step, "ranks", LONGEST_STEP) for step in steps]
 
 
 def _known(value: Any, name: str) -> float | None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fspad_bench.benchmark.record import VANILLA, Key, Records, Sample, lines
+from fspad_bench.benchmark.record import VANILLA, Key, Records, Sample
+from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.benchmark.rows import latest
 from fspad_bench.benchmark.speeds import Pair, speedup
 from fspad_bench.decoders.label import Label

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.record import Records, lines
+from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.core.loop import Generation, Limit, generate

@@ -16,9 +16,9 @@ from fspad_bench.benchmark.record import (
     Records,
     Sample,
     Score,
-    lines,
 )
 from fspad_bench.benchmark.record_file import RecordFile
+from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.errors import BenchError
 
 

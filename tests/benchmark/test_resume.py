@@ -21,8 +21,9 @@ from runs import (
 
 from fspad_bench.benchmark import record, resume, runner, tasks
 from fspad_bench.benchmark.audit import Auditor
-from fspad_bench.benchmark.record import Records, lines
+from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.record_file import RecordFile
+from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.decoders.fspad import Fspad

@@ -23,7 +23,8 @@ from runs import (
 )
 
 from fspad_bench.benchmark import tasks
-from fspad_bench.benchmark.record import SCHEMA, lines
+from fspad_bench.benchmark.record import SCHEMA
+from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import failed, rows
 from fspad_bench.benchmark.runner import Runner

@@ -41,6 +41,11 @@ def refused(path):
         {"kind": "sample", **asdict(SAMPLE), "committed": [10**9]},
         {"kind": "sample", **asdict(SAMPLE), "tokens": [-1]},
         {"kind": "sample", **asdict(SAMPLE), "tokens": []},
+        {"kind": "sample", **asdict(SAMPLE), "ranks": [1]},
+        {"kind": "sample", **asdict(SAMPLE), "ranks": [[0], [0]]},
+        {"kind": "sample", **asdict(SAMPLE), "ranks": [[-1]]},
+        {"kind": "sample", **asdict(SAMPLE), "depths": []},
+        {"kind": "sample", **asdict(SAMPLE), "refused": [10**9]},
         {"kind": "score", "key": "x"},
         {"kind": "score", "key": "x", "scores": {"bleu": "high"}},
         {"kind": "audit"},
@@ -111,6 +116,20 @@ def test_schema_1_is_read_for_what_it_is(path):
     assert records.keys["old"].scope == "prompt"
     assert records.samples == [replace(SAMPLE, key="old", partial_forwards=0)]
     assert records.complete
+
+
+def test_schema_3_says_nothing_of_trees(path):
+    written_record(path, SAMPLE)
+    text = path.read_text(encoding="utf-8")
+    trees = ("depths", "ranks", "refused", "verify_seconds")
+    content = {name: value for name, value in asdict(SAMPLE).items() if name not in trees}
+    head, key, *_ = text.split("\n")
+    old = head.replace(f'"schema": {SCHEMA}', '"schema": 3')
+    line = json.dumps({"kind": "sample", **content})
+    path.write_text(f"{old}\n{key}\n{line}\n", encoding="utf-8")
+    (sample,) = Records.read(path).samples
+    nothing = dict.fromkeys(trees)
+    assert sample == replace(SAMPLE, **nothing)
 
 
 def test_keys_of_schema_1_and_2_never_share_a_row():

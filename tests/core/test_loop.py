@@ -15,6 +15,7 @@ import torch
 from doubles import (
     ARCHITECTURES,
     Clairvoyant,
+    Shape,
     always_right,
     continuation,
     never_right,
@@ -55,6 +56,24 @@ SHAPES = {
     "drafts nothing": always_right(0),
 }
 LIMITS = [1, 2, 3, 4, 5, 17, 24]
+
+
+def ranked(script: Sequence[tuple[list[int], int]]) -> Shape:
+    """Propose, in turn, chains of right tokens with so many wrong siblings before each, and so many
+    wrong tokens after the last.
+    """
+
+    def shape(root: int, coming: list[int], step: int) -> Tree:
+        ranks, refused = script[step % len(script)]
+        paths = []
+        for level, wrong in enumerate([*ranks, refused]):
+            others = [(coming[level] + 1 + i) % V for i in range(wrong)]
+            paths += [[*coming[:level], other] for other in others]
+            if level < len(ranks):
+                paths.append(coming[: level + 1])
+        return Tree.from_paths(root, paths)
+
+    return shape
 
 
 def truth_of(sampler: Sampler, prompt: Sequence[int] = PROMPT) -> list[int]:
@@ -174,6 +193,29 @@ class TestLoop:
         generate(ScriptedTarget(V), drafter, Sampler(1.0), PROMPT, Limit(40))
         lengths = [len(accepted.path) - 1 for accepted in drafter.accepted]
         assert lengths[:9] == [0, 3, 1] * 3
+
+    def test_ranks_of_accepted_nodes_are_those_of_the_script(self):
+        """Each accepted token follows as many wrong siblings as the script says; two wrong ones
+        follow the last. The third tree ends with its last accepted token.
+        """
+        script = [([2, 0, 1], 2), ([], 2), ([4], 0), ([0, 3], 2)]
+        drafter = Clairvoyant(truth_of(Sampler()), ranked(script))
+        generation = generate(ScriptedTarget(V), drafter, Sampler(), PROMPT, Limit(1 + 10 + 10))
+        assert generation.committed == [4, 1, 2, 3] * 2
+        assert generation.ranks == [ranks for ranks, _ in script] * 2
+        assert generation.refused == [wrong for _, wrong in script] * 2
+        assert generation.depths == [4, 1, 1, 3] * 2
+
+    def test_the_limit_cuts_no_ranks(self):
+        drafter = Clairvoyant(truth_of(Sampler()), ranked([([1, 0, 1], 0)]))
+        generation = generate(ScriptedTarget(V), drafter, Sampler(), PROMPT, Limit(3))
+        assert (generation.committed, generation.ranks) == ([2], [[1, 0, 1]])
+
+    def test_vanilla_has_no_trees_to_record(self):
+        target = ScriptedTarget(V)
+        generation = generate(target, Vanilla(target), Sampler(), PROMPT, Limit(5))
+        assert generation.depths is generation.ranks is generation.refused is None
+        assert generation.verify_seconds > 0
 
     def test_the_first_token_may_end_the_generation(self):
         truth = truth_of(Sampler())

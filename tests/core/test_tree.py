@@ -8,7 +8,7 @@ import pytest
 import torch
 from doubles import random_tree
 
-from fspad_bench.core.tree import Tree
+from fspad_bench.core.tree import AcceptedPath, Tree
 from fspad_bench.lossless.scripted import line_of
 
 SIZES = [1, 2, 3, 7, 31, 63, 64, 65, 66, 100, 127, 128]
@@ -88,6 +88,18 @@ def test_from_paths_holds_exactly_the_prefixes_of_random_paths():
 
 def test_the_same_token_may_follow_different_parents():
     assert Tree([1, 1, 1], [-1, 0, 1]).children == {(0, 1): 1, (1, 1): 2}
+
+
+def test_an_accepted_path_knows_its_place_in_the_tree():
+    """Below the root stand a, b, c; below b d and e; below e f."""
+    parents = (-1, 0, 0, 2, 0, 2, 5)
+    path = AcceptedPath(parents, (0, 2, 5))
+    assert (path.depth, path.ranks, path.refused) == (3, [1, 1], 1)
+    assert AcceptedPath(parents, (0,)).refused == 3
+    assert AcceptedPath(parents, (0, 2, 5, 6)) == (parents, (0, 2, 5, 6))
+    assert AcceptedPath(parents, (0, 2, 5, 6)).refused == 0
+    root = AcceptedPath((-1,), (0,))
+    assert (root.depth, root.ranks, root.refused) == (0, [], 0)
 
 
 def test_equality_ignores_q():

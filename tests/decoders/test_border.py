@@ -71,6 +71,13 @@ def test_numbers_of_other_libraries_become_plain():
     assert json.loads(json.dumps(asdict(generation))) == asdict(PLAIN)
 
 
+def test_what_is_known_of_trees_becomes_plain():
+    trees = {"depths": torch.tensor([2]), "ranks": ((np.int64(0), 1),), "refused": (np.int8(3),)}
+    generation = received(replace(PLAIN, **trees, verify_seconds=np.float32(0.5)))
+    known = {"depths": [2], "ranks": [[0, 1]], "refused": [3], "verify_seconds": 0.5}
+    assert asdict(generation) == asdict(PLAIN) | known
+
+
 def test_lists_are_copies():
     tokens = [3, 4]
     generation = received(replace(PLAIN, tokens=tokens))
@@ -94,6 +101,12 @@ def test_lists_are_copies():
         ({"decode_seconds": float("nan")}, "decode_seconds is nan"),
         ({"prefill_seconds": -1.0}, "prefill_seconds is -1.0"),
         ({"draft_seconds": float("inf")}, "draft_seconds is inf"),
+        ({"verify_seconds": "1"}, "verify_seconds is '1'"),
+        ({"depths": [-1]}, "depths holds -1"),
+        ({"refused": 7}, "refused is 7"),
+        ({"ranks": [1]}, "ranks is 1"),
+        ({"ranks": 7}, "ranks is 7, not a list of lists"),
+        ({"ranks": [[0, 10**9]]}, "ranks holds 1000000000"),
     ],
 )
 def test_what_is_no_generation_is_an_error(changes, message):

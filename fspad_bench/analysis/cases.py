@@ -1,0 +1,175 @@
+"""The generations to explain: those of a decoder on a task, or on all tasks of one place.
+
+- A group holds what was measured at one place with one way to sample: its cases can be compared.
+- A case of all tasks pools their generations: it is no mean of the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from fspad_bench.benchmark.guards.prefill import hidden_work
+from fspad_bench.benchmark.looping import loops
+from fspad_bench.benchmark.record import METHOD, VANILLA, Key, Records, Sample
+from fspad_bench.benchmark.rows import latest
+from fspad_bench.benchmark.speeds import Pair
+from fspad_bench.benchmark.times import decoded
+from fspad_bench.benchmark.titles import distribution, method, names_of, task_of
+from fspad_bench.decoders.label import Label
+from fspad_bench.errors import BenchError, near
+
+ALL_TASKS = "all tasks"
+OF_A_TASK = ("task", "data_source", "data_sha256", "card_sha256", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A decoder's generations without error, and their pairs with vanilla's that have a speed.
+
+    `paired` counts all pairs, those of which one decoded nothing included. `hidden` says what ran
+    before the decode clock, in words. `costs` are what the decoder's trees were sized by, as
+    recorded.
+    """
+
+    decoder: str
+    task: str
+    samples: list[Sample]
+    pairs: list[Pair]
+    paired: int
+    hidden: str
+    is_foreign: bool = False
+    costs: dict[str, Any] | None = None
+
+    @property
+    def is_vanilla(self) -> bool:
+        return self.decoder == VANILLA
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cases of one place and one way to sample, those of all tasks last."""
+
+    place: str
+    sampling: str
+    cases: list[Case]
+
+    @property
+    def title(self) -> str:
+        return f"{self.place} · {self.sampling}"
+
+    @property
+    def vanilla(self) -> list[Case]:
+        return [case for case in self.cases if case.is_vanilla]
+
+
+def groups(
+    records: Records, wanted: Sequence[str] = (), *, without_loops: bool = False
+) -> list[Group]:
+    """Return the groups of records with vanilla and the `wanted` decoders, all where none is named.
+
+    Raises BenchError for a decoder that the records do not hold.
+    """
+    rows = {name: asdict(key) for name, key in records.keys.items()}
+    titles = names_of(list(rows.values()))
+    names = {name: titles[method(row)] for name, row in rows.items()}
+    chosen = _chosen(records, names, wanted)
+    samples: dict[str, list[Sample]] = {name: [] for name in records.keys}
+    for sample in records.samples:
+        samples[sample.key].append(sample)
+    places: dict[tuple[object, ...], list[Case]] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for name in chosen:
+        key = records.keys[name]
+        place = _place(key)
+        first.setdefault(place, name)
+        vanilla = samples[_vanilla(records, key)] if _vanilla(records, key) else []
+        case = _case(names[name], key, samples[name], vanilla, without_loops=without_loops)
+        places.setdefault(place, []).append(replace(case, costs=_costs(records, key)))
+    return [_group(rows[first[place]], cases) for place, cases in places.items()]
+
+
+def pooled(cases: Sequence[Case]) -> Case:
+    """Return the cases of one decoder as one."""
+    return Case(
+        decoder=cases[0].decoder,
+        task=ALL_TASKS,
+        samples=[sample for case in cases for sample in case.samples],
+        pairs=[pair for case in cases for pair in case.pairs],
+        paired=sum(case.paired for case in cases),
+        hidden=next((case.hidden for case in cases if case.hidden), ""),
+        is_foreign=cases[0].is_foreign,
+        costs=cases[0].costs,
+    )
+
+
+def _chosen(records: Records, names: dict[str, str], wanted: Sequence[str]) -> list[str]:
+    """Return the keys of vanilla and of the wanted decoders, by their names in a table or by their
+    labels.
+    """
+    known = {key: {names[key], Label.of(k.decoder).shown} for key, k in records.keys.items()}
+    for name in wanted:
+        if not any(name in own for own in known.values()):
+            raise BenchError(
+                f"no decoder '{name}' in these records", near(name, set().union(*known.values()))
+            )
+    return [
+        key
+        for key, own in known.items()
+        if not wanted or own & set(wanted) or records.keys[key].decoder == VANILLA
+    ]
+
+
+def _place(key: Key) -> tuple[object, ...]:
+    """Return the fields of a setting that are not the task's."""
+    left_out = (*METHOD, *OF_A_TASK)
+    return tuple(getattr(key, f.name) for f in fields(key) if f.name not in left_out)
+
+
+def _vanilla(records: Records, key: Key) -> str:
+    """Return the key of vanilla in the same setting, or ''."""
+    same = (
+        name
+        for name, other in records.keys.items()
+        if other.decoder == VANILLA and other.setting == key.setting
+    )
+    return next(same, "")
+
+
+def _costs(records: Records, key: Key) -> dict[str, Any] | None:
+    """Return the costs that a decoder measured, None unless the records hold them once."""
+    of_decoder = [costs for (label, _), costs in records.costs.items() if label == key.decoder]
+    return of_decoder[0] if len(of_decoder) == 1 else None
+
+
+def _case(
+    name: str,
+    key: Key,
+    samples: Sequence[Sample],
+    vanilla: Sequence[Sample],
+    *,
+    without_loops: bool,
+) -> Case:
+    partners = {sample.place: sample for sample in vanilla if not sample.error}
+    own = [sample for sample in latest(samples) if not sample.error]
+    pairs = [Pair(partners[sample.place], sample) for sample in own if sample.place in partners]
+    hidden = "" if key.verification == "foreign" else hidden_work(pairs)
+    if without_loops:
+        looping = {pair.decoder.place for pair in pairs if loops(pair.vanilla.tokens)}
+        looping |= {sample.place for sample in own if loops(sample.tokens)}
+        own = [sample for sample in own if sample.place not in looping]
+        pairs = [pair for pair in pairs if pair.decoder.place not in looping]
+    timed = [pair for pair in pairs if decoded(pair.vanilla) and decoded(pair.decoder)]
+    foreign = key.verification == "foreign"
+    return Case(name, task_of(asdict(key)), own, timed, len(pairs), hidden, is_foreign=foreign)
+
+
+def _group(row: dict[str, object], cases: list[Case]) -> Group:
+    by_decoder: dict[str, list[Case]] = {}
+    for case in cases:
+        by_decoder.setdefault(case.decoder, []).append(case)
+    tasks = {case.task for case in cases}
+    together = [pooled(own) for own in by_decoder.values()] if len(tasks) > 1 else []
+    place = f"{row['target']} · {row['dtype']} · {row['device']}, {row['threads']} threads"
+    return Group(place, distribution(row), cases + together)

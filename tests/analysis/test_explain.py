@@ -1,0 +1,191 @@
+"""Explanations of whole records: what is compared with what, and what is missing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from by_hand import FAST, VANILLA, sample
+from small import DRAFTED, OTHER, PLAIN, before_schema_4, small
+
+from fspad_bench.analysis.cases import ALL_TASKS
+from fspad_bench.analysis.explain import conclusions, reports
+from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.rows import rows
+from fspad_bench.errors import BenchError
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+def of(report, decoder, task=None):
+    """The explanation of a decoder, on a task where there are several."""
+    (one,) = [
+        e
+        for e in report.explanations
+        if e.case.decoder == decoder and (task is None or e.case.task == task)
+    ]
+    return one
+
+
+def test_the_sentence_says_why_more_tokens_are_slower():
+    (report,) = reports(small(), ["fast", "slow"])
+    (comparison,) = conclusions(report)
+    assert comparison.sentence == (
+        "fast commits 33% more tokens a step than slow; its draft makes a step 32% longer; "
+        "its forwards make a step 23% longer; its verification makes a step 11% longer; "
+        "the rest of its work makes a step 11% longer; so it is 33% slower."
+    )
+
+
+def test_the_order_of_the_names_is_that_of_the_comparison():
+    (report,) = reports(small(), ["slow", "fast"])
+    (comparison,) = report.comparisons
+    assert comparison.sentence.startswith("slow commits 25% fewer tokens a step than fast; ")
+    assert comparison.sentence.endswith("so it is 50% faster.")
+
+
+def test_without_names_only_contradictions_are_told():
+    (report,) = reports(small())
+    assert [(c.decoder, c.reference) for c in report.comparisons] == [("fast", "slow")]
+    quick = replace(DRAFTED, decode_seconds=0.39, draft_seconds=0.0)
+    (report,) = reports(small(PLAIN, quick, OTHER))
+    assert report.comparisons == []
+
+
+def test_vanilla_may_be_named():
+    (report,) = reports(small(), ["fast", "vanilla"])
+    (comparison,) = report.comparisons
+    assert comparison.chain.speedup == pytest.approx(4 / 3)
+    assert comparison.sentence.endswith("so it is 33% faster.")
+
+
+def test_all_tasks_are_pooled():
+    """Two tasks of one generation each: the pool has the steps of both."""
+    nq = [replace(key, task="nq") for key in (VANILLA, FAST)]
+    plain = replace(PLAIN, key=nq[0].hash, round="s")
+    twice = replace(DRAFTED, key=nq[1].hash, round="s", decode_seconds=1.2)
+    (report,) = reports(small(PLAIN, DRAFTED, plain, twice, keys=(VANILLA, FAST, *nq)))
+    pool = of(report, "fast", ALL_TASKS)
+    assert pool.step.steps == 6
+    assert pool.chain.speedup == pytest.approx(1.6 / 1.8)
+    assert of(report, "fast", "nq@bundled").chain.speedup == pytest.approx(0.8 / 1.2)
+
+
+def test_temperatures_are_groups_of_their_own():
+    warm = [replace(key, temperature=1.0) for key in (VANILLA, FAST)]
+    samples = [replace(PLAIN, key=warm[0].hash), replace(DRAFTED, key=warm[1].hash)]
+    every = small(PLAIN, DRAFTED, *samples, keys=(VANILLA, FAST, *warm))
+    assert [report.group.sampling for report in reports(every)] == ["greedy", "T=1"]
+
+
+def test_outputs_that_loop_are_left_out_on_request():
+    loop = replace(DRAFTED, sample="b", tokens=[7] * 60, decode_seconds=9.0)
+    plain = replace(PLAIN, sample="b", tokens=[7] * 60)
+    every = small(PLAIN, plain, DRAFTED, loop)
+    (report,) = reports(every, without_loops=True)
+    assert of(report, "fast").chain.speedup == pytest.approx(4 / 3)
+    assert of(report, "vanilla").step.steps == 8
+    (report,) = reports(every)
+    assert of(report, "fast").chain.speedup == pytest.approx((1.6 / 69) / (9.6 / 69))
+
+
+class TestGaps:
+    def gaps(self, *samples, keys=(VANILLA, FAST), decoder="fast"):
+        (report,) = reports(small(*samples, keys=keys))
+        return of(report, decoder).gaps
+
+    def test_a_whole_record_has_none(self):
+        assert self.gaps(PLAIN, DRAFTED) == []
+
+    def test_an_old_record_says_what_it_lacks(self):
+        trees, verification = self.gaps(PLAIN, before_schema_4(DRAFTED))
+        assert "which nodes were accepted" in trees
+        assert "verification was not timed" in verification
+
+    def test_without_vanilla_there_is_no_speedup(self):
+        (gap,) = self.gaps(DRAFTED, keys=(FAST,))
+        assert "there is no speedup to explain" in gap
+
+    def test_steps_on_a_device_have_no_parts(self):
+        (gap,) = self.gaps(PLAIN, replace(DRAFTED, draft_seconds=None, score_seconds=None))
+        assert "parts of a step were not timed" in gap
+
+    def test_a_foreign_engine_has_no_steps(self):
+        key = replace(FAST, verification="foreign")
+        claiming = replace(DRAFTED, key=key.hash)  # as schemas 1 and 2 recorded its claims
+        for engine in (sample(key, "a", 9, 0.0), claiming):
+            (report,) = reports(small(PLAIN, engine, keys=(VANILLA, key)))
+            explanation = of(report, "fast")
+            assert "an engine of its own" in explanation.gaps[0]
+            assert explanation.step is explanation.chain is None
+            assert explanation.acceptance.committed == []
+
+    def test_hidden_work_takes_the_speedup_away(self):
+        (gap,) = self.gaps(PLAIN, replace(DRAFTED, prefill_forwards=3))
+        assert gap == "no decode speedup: 2 full forwards ran before its decode clock started"
+
+    def test_generations_that_all_failed_leave_nothing(self):
+        (gap,) = self.gaps(PLAIN, replace(DRAFTED, error="out of order"))
+        assert gap == "no generation is left"
+
+    def test_answers_of_one_token_have_no_steps(self):
+        short = {"tokens": [1], "committed": [], "drafted": [], "forwards": 0}
+        short |= {"depths": None, "ranks": None, "refused": None}
+        (gap,) = self.gaps(replace(PLAIN, **short), replace(DRAFTED, **short))
+        assert "no steps or no decode times" in gap
+
+
+def test_a_decoder_that_is_not_there_is_an_error():
+    with pytest.raises(BenchError) as caught:
+        reports(small(), ["fats"])
+    assert caught.value.message == "no decoder 'fats' in these records"
+    assert "did you mean 'fast'?" in caught.value.hint
+
+
+def test_settings_of_one_decoder_are_told_apart():
+    deep = replace(FAST, options={"depth": 5})
+    every = small(PLAIN, DRAFTED, replace(DRAFTED, key=deep.hash), keys=(VANILLA, FAST, deep))
+    (report,) = reports(every, ["fast"])
+    names = [e.case.decoder for e in report.explanations]
+    assert names == ["vanilla", "fast (depth=3)", "fast (depth=5)"]
+    (report,) = reports(every, ["fast (depth=5)"])
+    assert [e.case.decoder for e in report.explanations] == ["vanilla", "fast (depth=5)"]
+
+
+def test_costs_of_forwards_give_a_modelled_speedup():
+    """Forwards of 60 ms, where 100 were measured: a step takes 160 ms in place of 200."""
+    costs = {"greedy": {"forward": [0.06] * 12, "overhead": 0.1, "per_level": 0.1}}
+    every = small(PLAIN, DRAFTED, keys=(VANILLA, FAST))
+    every.costs["fast", ""] = costs
+    (report,) = reports(every)
+    assert of(report, "fast").modelled == pytest.approx(4 / 3 * 0.2 / 0.16)
+    every.costs["fast", ""] = {"greedy": {"verify": [0.06] * 12, "longer": [0.0] * 12}}
+    assert of(reports(every)[0], "fast").modelled == pytest.approx(4 / 3 * 0.2 / 0.16)
+
+
+@pytest.mark.parametrize("costs", [{}, {"forward": [1.0]}, {"forward": ["a"] * 12}, {"x": 3}])
+def test_costs_that_cannot_be_read_give_no_model(costs):
+    every = small(PLAIN, DRAFTED, keys=(VANILLA, FAST))
+    every.costs["fast", ""] = costs
+    assert of(reports(every)[0], "fast").modelled is None
+
+
+def test_a_shipped_record_is_explained_by_its_own_speedups():
+    (path,) = (RESULTS / "bfloat16-growth").glob("*.jsonl")
+    every = Records.read(path)
+    keys = {name: key for name, key in every.keys.items() if key.task == "gsm8k"}
+    every = Records(keys=keys, samples=[s for s in every.samples if s.key in keys])
+    (report,) = reports(every)
+    measured = {row["decoder"].partition("=")[0]: row["speedup"] for row in rows(every)}
+    assert len(measured) == 6
+    for explanation in report.explanations:
+        expected = pytest.approx(measured[explanation.case.decoder], rel=1e-12)
+        assert explanation.chain.speedup == expected
+
+
+def test_a_shipped_record_of_a_gpu_says_what_it_lacks():
+    path = RESULTS / "h100" / "20261126T231025-smollm2-135m-1abe.jsonl"
+    greedy, sampled = reports(Records.read(path))
+    for report in (greedy, sampled):
+        fspad = of(report, "fspad", ALL_TASKS)
+        assert set(fspad.chain.factors) == {"tokens", "output", "step"}
+        assert any("parts of a step were not timed" in gap for gap in fspad.gaps)
