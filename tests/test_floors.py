@@ -17,6 +17,7 @@ FLOORS = [  # lowest first; rooms of one floor are independent unless BESIDE say
     {"models", "drafts"},
     {"decoders", "training", "distill"},
     {"benchmark"},
+    {"publishing"},
     {"lossless", "profiling"},
     {"cli"},
     {"integrations"},
