@@ -195,9 +195,8 @@ def differences(reference: Reference, keys: Sequence[Key]) -> list[str]:
     missing = _missing(reference)
     if missing:
         found[f"the record does not say: {', '.join(missing)}"] = None
-    for subject in known.keys() ^ here.keys():
-        where = "only here" if subject in here else "only in the record"
-        found[f"{where}: {_name(subject)}"] = None
+    for subject in here.keys() - known.keys():
+        found[f"not in the record: {_name(subject)}"] = None
     return list(found)
 
 
