@@ -141,7 +141,7 @@ def test_the_example_from_python_runs(capsys):
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.line)
 def test_commands_parse(command):
     arguments = parser().parse_args(command.arguments)
-    if command.arguments[0] in ("run", "certify", "profile"):
+    if command.arguments[0] in ("run", "certify", "profile") and "--like" not in command.arguments:
         labels = [x for x in arguments.decoder.split(",") if x.split(":")[0] not in OURS]
         options = {
             name: chosen

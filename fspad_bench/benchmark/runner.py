@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import random
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,17 +110,23 @@ class Runner:
         self.auditor = Auditor(self.target)
         self.keys: dict[tuple[str, str, str, float], Key] = {}
 
-    def run(self) -> Path:
-        """Measure what is missing, score the outputs, and return the record's path."""
+    def run(self, ready: Callable[[list[Key]], None] | None = None) -> Path:
+        """Measure what is missing, score the outputs, and return the record's path.
+
+        `ready` is called with the keys of all rows before anything is measured.
+        """
         try:
-            self._run()
+            self._run(ready)
         finally:
             self.record.release()
         return self.record.path
 
-    def _run(self) -> None:
+    def _run(self, ready: Callable[[list[Key]], None] | None) -> None:
         units = list(self._units())
         todo = self._todo(units)
+        if ready:
+            keys = (self._key(decoder, unit) for unit in units for decoder in self.decoders)
+            ready(list({key.hash: key for key in keys}.values()))
         if todo:
             self._warm_up()
         with Progress("generations", len(units), start=len(units) - len(todo)) as progress:

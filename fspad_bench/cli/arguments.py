@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 TABLE_FORMATS = ["text", "markdown", "csv", "json"]
 REPORT_FORMATS = ["text", "json"]
@@ -17,6 +18,26 @@ PICTURES = (".png", ".pdf", ".svg")
 MEASURING = "float32 on the CPU, bfloat16 on a GPU"
 LEARNING = "bfloat16, or float32 where the CPU has no products in bfloat16"
 """The default precision of a target that is measured, and of one that a draft learns from."""
+
+
+class Given(argparse.Action):
+    """Store a value, and the name of its flag in `given` of the arguments."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = {*namespace.given, self.dest}
+
+
+def remember_given(parser: argparse.ArgumentParser) -> None:
+    """Let the arguments say which flags that store a value the user gave, under `given`."""
+    parser.set_defaults(given=set())
+    parser.register("action", None, Given)
 
 
 def add_decoder_options(parser: argparse._ActionsContainer) -> None:

@@ -25,6 +25,7 @@ from fspad_bench.cli import (
     profile,
     project,
     run,
+    share,
     table,
     train,
 )
@@ -55,6 +56,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "table": (table, "print the table of existing records"),
     "explain": (explain, "say why decoders of existing records are as fast as they are"),
     "answers": (answers, "write records as the answer files of Spec-Bench"),
+    "share": (share, "write a record in a format that others collect"),
     "train": (train, "train the draft network of a decoder for a target"),
     "distill": (distill, "write a target's own conversations as training data for drafts"),
     "export": (export, "write a head in the layout that EAGLE, EAGLE-3 and FSPAD publish"),

@@ -6,6 +6,7 @@ import argparse
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fspad_bench.cli import table
 from fspad_bench.cli.arguments import (
@@ -18,11 +19,21 @@ from fspad_bench.cli.arguments import (
     add_threads,
     numbers,
     positive,
+    remember_given,
 )
-from fspad_bench.util.terminal import note
+from fspad_bench.errors import BenchError
+from fspad_bench.util.terminal import note, show
+
+if TYPE_CHECKING:
+    from fspad_bench.benchmark.plan import Plan
+    from fspad_bench.benchmark.record import Key
+    from fspad_bench.benchmark.repeat import Reference
+
+FIELDS = {"decoder": "decoders", "task": "tasks", "temperature": "temperatures"}  # of a plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    remember_given(parser)
     _add_subject(parser.add_argument_group("subject"))
     _add_sampling(parser.add_argument_group("sampling"))
     _add_place(parser.add_argument_group("machine and output"))
@@ -30,45 +41,113 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fspad_bench.benchmark.runner import VANILLA, Plan, Runner
-    from fspad_bench.benchmark.tasks import card_names
+    from fspad_bench.benchmark.plan import Plan
+    from fspad_bench.benchmark.runner import Runner
     from fspad_bench.cli.environment import quiet_libraries
-    from fspad_bench.decoders.options import read_options, split_names
 
     quiet_libraries()
-    tasks = list(card_names()) if arguments.task == "all" else split_names(arguments.task)
-    others = [name for name in split_names(arguments.decoder) if name != VANILLA]
-    plan = Plan(
-        decoders=[VANILLA, *others],
-        tasks=tasks,
-        target=arguments.target,
-        options=read_options(arguments.options),
-        data=arguments.data,
-        limit=arguments.limit,
-        temperatures=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
-        seed=arguments.seed,
-        max_new_tokens=arguments.max_new_tokens,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        threads=arguments.threads,
-        log_samples=arguments.log_samples,
-    )
+    if arguments.like is not None:
+        return _repeat(arguments)
+    if missing := [f"--{name}" for name in ("decoder", "task") if name not in arguments.given]:
+        raise BenchError(
+            f"the following arguments are required: {', '.join(missing)}",
+            "`fspad-bench run --help` lists the arguments",
+        )
+    plan = Plan(**_chosen(arguments))
     with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the table
         path = Runner(plan, arguments.output).run()
     note(f"record: {path}")
     return table.print_table([path], arguments.format)
 
 
+def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a plan as the arguments say, defaults included."""
+    from fspad_bench.benchmark.record import VANILLA
+    from fspad_bench.benchmark.tasks import card_names
+    from fspad_bench.decoders.options import read_options, split_names
+
+    chosen = {
+        FIELDS.get(name, name): getattr(arguments, name)
+        for name in (
+            *("target", "data", "limit", "temperature", "top_p", "top_k", "seed"),
+            *("max_new_tokens", "dtype", "device", "threads", "log_samples"),
+        )
+    }
+    chosen["options"] = read_options(arguments.options)
+    if arguments.decoder is not None:
+        others = [name for name in split_names(arguments.decoder) if name != VANILLA]
+        chosen["decoders"] = [VANILLA, *others]
+    if arguments.task is not None:
+        is_all = arguments.task == "all"
+        chosen["tasks"] = list(card_names()) if is_all else split_names(arguments.task)
+    return chosen
+
+
+def _repeat(arguments: argparse.Namespace) -> int:
+    """Run the plan of a record with what the user gives in its place, and compare the two."""
+    from fspad_bench.benchmark.record import Records
+    from fspad_bench.benchmark.repeat import Reference, overridden, side_by_side
+    from fspad_bench.util.paths import user_path
+
+    reference = Reference.read(table.record_file(user_path(arguments.like)))
+    given = {FIELDS.get(name, name) for name in arguments.given}
+    given |= {name for name in ("options", "log_samples") if getattr(arguments, name)}
+    chosen = {name: value for name, value in _chosen(arguments).items() if name in given}
+    plan = reference.changed(chosen)
+    reference.check_output(arguments.output)
+    if "data" not in given:
+        reference.check_file(plan.data)
+    note(f"repeating {reference.path}")
+    for line in reference.records.damaged:
+        note(f"left out: {line}")
+    for line in overridden(reference.plan, plan):
+        note(f"  {line}")
+    with redirect_stdout(sys.stderr):
+        path = _measured(reference, plan, given, arguments.output)
+    note(f"record: {path}")
+    code = table.print_table([path], arguments.format)
+    is_text = arguments.format in ("text", "markdown")
+    compared = side_by_side(
+        reference, Records.read(path), is_markdown=arguments.format == "markdown"
+    )
+    title = f"beside {reference.path.name}"
+    for line in ("", title, "", *compared.splitlines()):
+        (show if is_text else note)(line)
+    return code
+
+
+def _measured(reference: Reference, plan: Plan, given: set[str], output: Path) -> Path:
+    """Run a plan like the reference's; say what differs here before anything is measured."""
+    from fspad_bench.benchmark.repeat import differences
+    from fspad_bench.benchmark.runner import Runner
+
+    def tell(keys: list[Key]) -> None:
+        lines = differences(reference, keys) or ["nothing that decides a figure differs"]
+        for line in lines:
+            note(f"  {line}")
+
+    try:
+        runner = Runner(plan, output)
+    except BenchError as error:
+        raise reference.blamed(error) from error
+    try:
+        reference.check_questions(runner.data, given)
+        return runner.run(tell)
+    finally:
+        runner.record.release()
+
+
 def _add_subject(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--decoder",
-        required=True,
         help="names, name@preset or module:Class, comma-separated; vanilla always runs",
     )
+    group.add_argument("--task", help="names or card files (my_task.yaml), comma-separated, or all")
     group.add_argument(
-        "--task", required=True, help="names or card files (my_task.yaml), comma-separated, or all"
+        "--like",
+        type=Path,
+        metavar="RECORD",
+        help="repeat the run of a record; other flags take the place of its own",
     )
     add_target(group)
     add_decoder_options(group)

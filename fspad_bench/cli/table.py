@@ -58,3 +58,11 @@ def record_files(given: list[Path]) -> list[Path]:
     if not paths:
         raise BenchError(f"no records in {given[0]}", "`fspad-bench run` writes records")
     return paths
+
+
+def record_file(given: Path) -> Path:
+    """Return the record given, or the only one of a folder. Raises BenchError if it has several."""
+    paths = record_files([given])
+    if len(paths) > 1:
+        raise BenchError(f"{given} holds {len(paths)} records", f"name one, such as {paths[-1]}")
+    return paths[0]

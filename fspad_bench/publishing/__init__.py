@@ -1,0 +1,1 @@
+"""Pages and files for others to read: made of records, never of anything else."""
