@@ -1,7 +1,7 @@
-"""Rows as text, Markdown, CSV or JSON.
+"""Rows as text, Markdown, LaTeX, CSV or JSON.
 
-- Text and Markdown hold a table a setting, then the means over tasks, then the notes needed to
-  read them.
+- Text, Markdown and LaTeX hold a table a setting, then the means over tasks, then the notes needed
+  to read them. In LaTeX all but the tables are comments.
 - CSV and JSON hold the rows alone, under the names of the contract (see `rows`).
 """
 
@@ -26,7 +26,7 @@ from fspad_bench.benchmark.titles import (
     setting,
     title,
 )
-from fspad_bench.util.grid import grid
+from fspad_bench.util.grid import booktabs, grid
 from fspad_bench.util.terminal import visible, visible_lines
 
 PLACE = ("target", "dtype", "device", "threads", "machine")
@@ -50,11 +50,12 @@ MEANS = {
     "speedup": "speedup",
     "end to end": "speedup_end_to_end",
 }
+BOOKTABS = r"% \usepackage{booktabs}"
 SIDES = ("left", "left", "right", "left", "right", "right", "right", "right")
 
 
 def render(table: list[Row], style: str) -> str:
-    """Return the rows in a style: `text`, `markdown`, `csv` or `json`."""
+    """Return the rows in a style: `text`, `markdown`, `latex`, `csv` or `json`."""
     if style == "json":
         # plain ASCII, which every terminal and every pipe takes
         return json.dumps({"rows": finite(table)}, indent=2, allow_nan=False)
@@ -63,8 +64,24 @@ def render(table: list[Row], style: str) -> str:
     names = names_of(table)
     parts = [_table(list(group), names, style) for _, group in groupby(table, key=setting)]
     parts += _means(table, names, style)
-    parts.append("\n".join(map(visible, notes_of(table, names))))
-    return "\n\n".join(parts)
+    notes = list(map(visible, notes_of(table, names)))
+    if style == "latex":
+        return "\n\n".join([BOOKTABS, *parts, "\n".join(f"% {note}" for note in notes)])
+    return "\n\n".join([*parts, "\n".join(notes)])
+
+
+def _titled(
+    title: str,
+    body: Sequence[Sequence[object]],
+    header: Sequence[str],
+    style: str,
+    sides: Sequence[str] | None = None,
+) -> str:
+    """Return a table under its title."""
+    title = visible(title)
+    if style == "latex":
+        return f"% {title}\n{booktabs(body, header, sides)}"
+    return f"{title}\n\n{grid(body, header, is_markdown=style == 'markdown', sides=sides)}"
 
 
 def _csv(table: list[Row]) -> str:
@@ -106,10 +123,8 @@ def _table(group: list[Row], names: Names, style: str) -> str:
     for row in group:
         figures = _figures(row) + (_figures_without_loops(row) if looping else [])
         body.append([_name(row, first, names), row["verdict"], *figures, _score(row)])
-    is_markdown = style == "markdown"
-    heading = visible(title(first))
-    heading = f"**{heading}**" if is_markdown else heading
-    return f"{heading}\n\n{grid(body, header, is_markdown=is_markdown, sides=sides)}"
+    heading = f"**{title(first)}**" if style == "markdown" else title(first)
+    return _titled(heading, body, header, style, sides)
 
 
 def _name(row: Row, first: Row, names: Names) -> str:
@@ -183,8 +198,7 @@ def _means(table: list[Row], names: Names, style: str) -> list[str]:
         body = [_mean_line(group, names, list(figures.values())) for group in groups]
         if body:
             title = f"mean of the tasks · {place}" if len(places) > 1 else "mean of the tasks"
-            means = grid(body, header, is_markdown=style == "markdown")
-            tables.append(f"{visible(title)}\n\n{means}")
+            tables.append(_titled(title, body, header, style))
     return tables
 
 

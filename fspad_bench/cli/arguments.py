@@ -9,7 +9,7 @@ import argparse
 import math
 from pathlib import Path
 
-TABLE_FORMATS = ["text", "markdown", "csv", "json"]
+TABLE_FORMATS = ["text", "markdown", "latex", "csv", "json"]
 REPORT_FORMATS = ["text", "json"]
 PICTURES = (".png", ".pdf", ".svg")
 
