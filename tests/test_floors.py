@@ -17,7 +17,7 @@ FLOORS = [  # lowest first; rooms of one floor are independent unless BESIDE say
     {"models", "drafts"},
     {"decoders", "training", "distill"},
     {"benchmark"},
-    {"lossless", "profiling"},
+    {"lossless", "profiling", "publishing"},
     {"cli"},
     {"integrations"},
     {"__main__"},

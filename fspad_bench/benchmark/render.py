@@ -187,17 +187,17 @@ def _means(table: list[Row], names: Names, style: str) -> list[str]:
     """
     places: dict[str, list[Row]] = {}
     for row in table:
-        places.setdefault(_place(row), []).append(row)
+        places.setdefault(place(row), []).append(row)
     figures = dict(MEANS)
     if any(row["looping"] for row in table):
         figures |= dict(zip(LOOP_FREE, LOOP_FREE_FIGURES, strict=True))
     header = ["sampling", "decoder", "tasks", *figures]
     tables = []
-    for place, here in places.items():
-        groups = [group for group in _over_tasks(here) if len(group) > 1]
+    for where, here in places.items():
+        groups = [group for group in over_tasks(here) if len(group) > 1]
         body = [_mean_line(group, names, list(figures.values())) for group in groups]
         if body:
-            title = f"mean of the tasks · {place}" if len(places) > 1 else "mean of the tasks"
+            title = f"mean of the tasks · {where}" if len(places) > 1 else "mean of the tasks"
             tables.append(_titled(title, body, header, style))
     return tables
 
@@ -208,7 +208,7 @@ def _mean_line(group: list[Row], names: Names, figures: Sequence[str]) -> list[A
     return [distribution(first), names[method(first)], len(group), *means]
 
 
-def _over_tasks(table: Iterable[Row]) -> list[list[Row]]:
+def over_tasks(table: Iterable[Row]) -> list[list[Row]]:
     """Group the rows of one distribution and method, so that each group holds a task once."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in table:
@@ -222,7 +222,8 @@ def _over_tasks(table: Iterable[Row]) -> list[list[Row]]:
     return list(parts.values())
 
 
-def _place(row: Row) -> str:
+def place(row: Row) -> str:
+    """Return where a row was measured: target, precision, device and machine."""
     device = f"{row['device']}, {row['threads']} threads"
     return f"{row['target']} · {row['dtype']} · {device} · {row['machine']}"
 

@@ -21,6 +21,7 @@ from fspad_bench.cli import (
     export,
     fetch,
     ls,
+    page,
     profile,
     project,
     run,
@@ -52,6 +53,7 @@ class Verb(Protocol):
 VERBS: dict[str, tuple[Verb, str]] = {
     "run": (run, "measure decoders on tasks, check them against vanilla, print a table"),
     "table": (table, "print the table of existing records"),
+    "page": (page, "publish records as one HTML page"),
     "answers": (answers, "write records as the answer files of Spec-Bench"),
     "train": (train, "train the draft network of a decoder for a target"),
     "distill": (distill, "write a target's own conversations as training data for drafts"),
