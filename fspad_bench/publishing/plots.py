@@ -36,6 +36,10 @@ VARIABLES = {
 } | {colour: f"--part-{number}" for number, colour in enumerate(PARTS, start=1)}
 WIDTH = 3.5  # inches, a phone's width
 LINE = 0.21  # inches a decoder
+ABOVE = 0.24  # inches, for the title
+BELOW = 0.42  # inches, for the numbers and their unit
+RIGHT = 0.14  # inches, for half a number
+CHARACTER = 0.069  # inches of a decoder's name
 LONGEST_NAME = 22  # characters of a decoder's name
 SETTINGS = {
     "svg.fonttype": "none",
@@ -87,7 +91,7 @@ def dots(
             if not math.isnan(dot.low):
                 axes.plot([dot.low, dot.high], [line, line], color=ACCENT, linewidth=1.6)
             if not math.isnan(dot.hollow):
-                style: dict[str, Any] = {"markerfacecolor": HOLLOW, "markeredgecolor": ACCENT, "linestyle": ""}
+                style: Any = {"mfc": HOLLOW, "mec": ACCENT, "linestyle": ""}
                 axes.plot([dot.hollow], [line], marker="o", markersize=4.5, **style)
             axes.plot([dot.value], [line], marker="o", markersize=4.5, color=ACCENT)
         axes.set_xlim(*limits)
@@ -119,13 +123,17 @@ def _panel(name: str, title: str, names: Sequence[str], draw: Callable[[Axes], N
     import matplotlib
     from matplotlib.figure import Figure
 
-    height = 0.62 + LINE * max(1, len(names))
+    shown = [_short(text) for text in names]
+    lines = LINE * max(1, len(names))
+    left = 0.1 + CHARACTER * max(map(len, shown), default=0)
+    height = ABOVE + lines + BELOW
+    place = (left / WIDTH, BELOW / height, 1 - (left + RIGHT) / WIDTH, lines / height)
     with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a label's characters may lack in the font that measures
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(WIDTH, height))
+        axes = figure.add_axes(place)
         draw(axes)
-        axes.set_yticks(range(len(names)), [_short(text) for text in names])
+        axes.set_yticks(range(len(names)), shown)
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_title(_short(title))
         axes.set_axisbelow(True)
