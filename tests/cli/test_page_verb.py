@@ -1,7 +1,9 @@
 """The verb `page`: what it writes, and what it refuses without touching anything."""
 
+from dataclasses import replace
+
 import pytest
-from by_hand import SAMPLE, VANILLA, written_record
+from by_hand import SAMPLE, written_record
 
 from fspad_bench.cli.main import main
 
@@ -68,7 +70,11 @@ def test_a_folder_below_a_file_is_refused(refused, record, tmp_path):
     assert "cannot write to" in refused(["page", record, "-o", tmp_path / "file" / "site"])
 
 
-def test_a_lossy_row_is_published_as_it_is(record, tmp_path):
-    """`run` and `table` end with 1 there; a page that shows it is well made."""
-    assert SAMPLE.key == VANILLA.hash
-    assert main(["page", str(record), "-o", str(tmp_path / "site")]) == 0
+def test_rows_that_failed_are_published_as_they_are(tmp_path):
+    """`table` ends with 1 there; a page that shows it is well made."""
+    broken = replace(SAMPLE, tokens=[], error="it <broke>")
+    path = tmp_path / "run.jsonl"
+    written_record(path, broken)
+    assert main(["table", str(path)]) == 1
+    assert main(["page", str(path), "-o", str(tmp_path / "site")]) == 0
+    assert "1 generations failed" in (tmp_path / "site" / "index.html").read_text()
