@@ -37,7 +37,8 @@ VARIABLES = {
 WIDTH = 3.5  # inches, a phone's width
 LINE = 0.21  # inches a decoder
 ABOVE = 0.24  # inches, for the title
-BELOW = 0.42  # inches, for the numbers and their unit
+BELOW = 0.27  # inches, for the numbers of an axis
+UNIT = 0.16  # inches, for their unit
 RIGHT = 0.14  # inches, for half a number
 CHARACTER = 0.069  # inches of a decoder's name
 LONGEST_NAME = 22  # characters of a decoder's name
@@ -115,10 +116,17 @@ def bars(
         axes.set_xlim(0, max((sum(widths) for widths in parts), default=0) or 1)
         axes.set_xlabel(unit)
 
-    return _panel(name, title, names, draw)
+    return _panel(name, title, names, draw, below=BELOW + UNIT)
 
 
-def _panel(name: str, title: str, names: Sequence[str], draw: Callable[[Axes], None]) -> str:
+def _panel(
+    name: str,
+    title: str,
+    names: Sequence[str],
+    draw: Callable[[Axes], None],
+    *,
+    below: float = BELOW,
+) -> str:
     """Draw a panel and return it as an SVG element, labelled by its title."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -126,8 +134,8 @@ def _panel(name: str, title: str, names: Sequence[str], draw: Callable[[Axes], N
     shown = [_short(text) for text in names]
     lines = LINE * max(1, len(names))
     left = 0.1 + CHARACTER * max(map(len, shown), default=0)
-    height = ABOVE + lines + BELOW
-    place = (left / WIDTH, BELOW / height, 1 - (left + RIGHT) / WIDTH, lines / height)
+    height = ABOVE + lines + below
+    place = (left / WIDTH, below / height, 1 - (left + RIGHT) / WIDTH, lines / height)
     with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a label's characters may lack in the font that measures
         figure = Figure(figsize=(WIDTH, height))
