@@ -107,3 +107,27 @@ def test_records_that_results_mention_are_there():
     folders = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()}
     mentioned = set(re.findall(r"`((?:bfloat16-|float32-|h100)[\w-]*)`", text))
     assert mentioned == folders
+
+
+def test_the_leaderboard_is_what_its_own_command_prints():
+    text = text_of(ROOT / "results" / "LEADERBOARD.md")
+    script, record = re.search(
+        r"^python (\S+) (\S+) > results/LEADERBOARD.md$", text, re.M
+    ).groups()
+    assert printed(ROOT / script, ROOT / record) == text
+
+
+def test_the_leaderboard_ranks_by_the_means_of_the_record(measured):
+    ranked = [
+        row
+        for row in table_rows(text_of(ROOT / "results" / "LEADERBOARD.md"))
+        if row[1][0].isdigit()
+    ]
+    greedy = next(row for row in ranked if row[0] == "eagle")
+    eagle = of(measured, decoder="eagle", temperature=0.0)
+    assert greedy[1].split(" [")[0] == f"{mean(eagle, 'speedup'):.2f}"
+    assert greedy[4:-1] == [f"{row['speedup']:.2f}" for row in eagle]
+    half = len(ranked) // 2
+    for part in (ranked[:half], ranked[half:]):
+        speeds = [float(row[1].split(" ")[0]) for row in part]
+        assert speeds == sorted(speeds, reverse=True)

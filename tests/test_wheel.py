@@ -68,12 +68,9 @@ def test_it_holds_all_data_and_nothing_else(wheel):
         ]
         assert mine
         assert {f"fspad_bench/data/{path.as_posix()}" for path in mine} <= set(names)
-    sources = [
-        *(CHECKOUT / "fspad_bench").rglob("*.py"),
-        *(CHECKOUT / "fspad_bench").rglob("*.cpp"),
-        *(CHECKOUT / "fspad_bench").rglob("*.hpp"),
-    ]
-    assert {path.suffix for path in sources} == {".py", ".cpp", ".hpp"}
+    kinds = {".py", ".cpp", ".hpp", ".html", ".css", ".js"}
+    sources = [path for path in (CHECKOUT / "fspad_bench").rglob("*.*") if path.suffix in kinds]
+    assert {path.suffix for path in sources} == kinds
     assert {path.relative_to(CHECKOUT).as_posix() for path in sources} <= set(names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"fspad_bench"}
     assert not [name for name in names if "__pycache__" in name or "tests" in name.split("/")]

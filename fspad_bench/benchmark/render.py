@@ -1,7 +1,7 @@
-"""Rows as text, Markdown, CSV or JSON.
+"""Rows as text, Markdown, LaTeX, CSV or JSON.
 
-- Text and Markdown hold a table a setting, then the means over tasks, then the notes needed to
-  read them.
+- Text, Markdown and LaTeX hold a table a setting, then the means over tasks, then the notes needed
+  to read them. In LaTeX all but the tables are comments.
 - CSV and JSON hold the rows alone, under the names of the contract (see `rows`).
 """
 
@@ -26,7 +26,7 @@ from fspad_bench.benchmark.titles import (
     setting,
     title,
 )
-from fspad_bench.util.grid import grid
+from fspad_bench.util.grid import booktabs, grid
 from fspad_bench.util.terminal import visible, visible_lines
 
 PLACE = ("target", "dtype", "device", "threads", "machine")
@@ -50,11 +50,12 @@ MEANS = {
     "speedup": "speedup",
     "end to end": "speedup_end_to_end",
 }
+BOOKTABS = r"% \usepackage{booktabs}"
 SIDES = ("left", "left", "right", "left", "right", "right", "right", "right")
 
 
 def render(table: list[Row], style: str) -> str:
-    """Return the rows in a style: `text`, `markdown`, `csv` or `json`."""
+    """Return the rows in a style: `text`, `markdown`, `latex`, `csv` or `json`."""
     if style == "json":
         # plain ASCII, which every terminal and every pipe takes
         return json.dumps({"rows": finite(table)}, indent=2, allow_nan=False)
@@ -63,8 +64,24 @@ def render(table: list[Row], style: str) -> str:
     names = names_of(table)
     parts = [_table(list(group), names, style) for _, group in groupby(table, key=setting)]
     parts += _means(table, names, style)
-    parts.append("\n".join(map(visible, notes_of(table, names))))
-    return "\n\n".join(parts)
+    notes = list(map(visible, notes_of(table, names)))
+    if style == "latex":
+        return "\n\n".join([BOOKTABS, *parts, "\n".join(f"% {note}" for note in notes)])
+    return "\n\n".join([*parts, "\n".join(notes)])
+
+
+def _titled(
+    title: str,
+    body: Sequence[Sequence[object]],
+    header: Sequence[str],
+    style: str,
+    sides: Sequence[str] | None = None,
+) -> str:
+    """Return a table under its title."""
+    title = visible(title)
+    if style == "latex":
+        return f"% {title}\n{booktabs(body, header, sides)}"
+    return f"{title}\n\n{grid(body, header, is_markdown=style == 'markdown', sides=sides)}"
 
 
 def _csv(table: list[Row]) -> str:
@@ -106,10 +123,8 @@ def _table(group: list[Row], names: Names, style: str) -> str:
     for row in group:
         figures = _figures(row) + (_figures_without_loops(row) if looping else [])
         body.append([_name(row, first, names), row["verdict"], *figures, _score(row)])
-    is_markdown = style == "markdown"
-    heading = visible(title(first))
-    heading = f"**{heading}**" if is_markdown else heading
-    return f"{heading}\n\n{grid(body, header, is_markdown=is_markdown, sides=sides)}"
+    heading = f"**{title(first)}**" if style == "markdown" else title(first)
+    return _titled(heading, body, header, style, sides)
 
 
 def _name(row: Row, first: Row, names: Names) -> str:
@@ -172,19 +187,18 @@ def _means(table: list[Row], names: Names, style: str) -> list[str]:
     """
     places: dict[str, list[Row]] = {}
     for row in table:
-        places.setdefault(_place(row), []).append(row)
+        places.setdefault(place(row), []).append(row)
     figures = dict(MEANS)
     if any(row["looping"] for row in table):
         figures |= dict(zip(LOOP_FREE, LOOP_FREE_FIGURES, strict=True))
     header = ["sampling", "decoder", "tasks", *figures]
     tables = []
-    for place, here in places.items():
-        groups = [group for group in _over_tasks(here) if len(group) > 1]
+    for where, here in places.items():
+        groups = [group for group in over_tasks(here) if len(group) > 1]
         body = [_mean_line(group, names, list(figures.values())) for group in groups]
         if body:
-            title = f"mean of the tasks · {place}" if len(places) > 1 else "mean of the tasks"
-            means = grid(body, header, is_markdown=style == "markdown")
-            tables.append(f"{visible(title)}\n\n{means}")
+            title = f"mean of the tasks · {where}" if len(places) > 1 else "mean of the tasks"
+            tables.append(_titled(title, body, header, style))
     return tables
 
 
@@ -194,7 +208,7 @@ def _mean_line(group: list[Row], names: Names, figures: Sequence[str]) -> list[A
     return [distribution(first), names[method(first)], len(group), *means]
 
 
-def _over_tasks(table: Iterable[Row]) -> list[list[Row]]:
+def over_tasks(table: Iterable[Row]) -> list[list[Row]]:
     """Group the rows of one distribution and method, so that each group holds a task once."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in table:
@@ -208,7 +222,8 @@ def _over_tasks(table: Iterable[Row]) -> list[list[Row]]:
     return list(parts.values())
 
 
-def _place(row: Row) -> str:
+def place(row: Row) -> str:
+    """Return where a row was measured: target, precision, device and machine."""
     device = f"{row['device']}, {row['threads']} threads"
     return f"{row['target']} · {row['dtype']} · {device} · {row['machine']}"
 

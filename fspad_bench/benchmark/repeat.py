@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from fspad_bench.benchmark.fields import check_fields
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.record import REPAIR, SINCE_SCHEMA_2, UPGRADE, Key, Records, lines
+from fspad_bench.benchmark.record import SINCE_SCHEMA_2, UPGRADE, Key, Records
+from fspad_bench.benchmark.record_lines import REPAIR, lines
 from fspad_bench.benchmark.rows import Row, latest, rows
 from fspad_bench.benchmark.tasks import RESERVED, SPEC_BENCH, TaskData
 from fspad_bench.decoders.label import Label

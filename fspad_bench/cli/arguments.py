@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-TABLE_FORMATS = ["text", "markdown", "csv", "json"]
+TABLE_FORMATS = ["text", "markdown", "latex", "csv", "json"]
 REPORT_FORMATS = ["text", "json"]
 EXPLANATION_FORMATS = ["text", "markdown", "json"]
 PICTURES = (".png", ".pdf", ".svg")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fspad_bench.cli.arguments import TABLE_FORMATS, add_format
 from fspad_bench.errors import BenchError
 from fspad_bench.util.terminal import note, show
+
+if TYPE_CHECKING:
+    from fspad_bench.benchmark.record import Records
+    from fspad_bench.benchmark.rows import Row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +27,24 @@ def run(arguments: argparse.Namespace) -> int:
 def print_table(paths: list[Path], style: str) -> int:
     """Print the table of some records; return 1 if a row is lossy or a sample failed."""
     from fspad_bench.benchmark.divergence import divergences
-    from fspad_bench.benchmark.record import Records
     from fspad_bench.benchmark.render import render
-    from fspad_bench.benchmark.rows import failed, rows
+    from fspad_bench.benchmark.rows import failed
+
+    records, table = read_rows(paths)
+    show(render(table, style))
+    if style == "text":
+        for divergence in divergences(records):
+            show(f"\n{divergence}")
+    return int(failed(table))
+
+
+def read_rows(paths: list[Path]) -> tuple[Records, list[Row]]:
+    """Return the content of records and its rows; name what is damaged on stderr.
+
+    Raises BenchError if there are no rows.
+    """
+    from fspad_bench.benchmark.record import Records
+    from fspad_bench.benchmark.rows import rows
 
     records = Records.read(*paths)
     for line in records.damaged:
@@ -35,11 +55,7 @@ def print_table(paths: list[Path], style: str) -> int:
             f"{paths[0]} holds no generation yet",
             "repeat the same `fspad-bench run` command to resume it",
         )
-    show(render(table, style))
-    if style == "text":
-        for divergence in divergences(records):
-            show(f"\n{divergence}")
-    return int(failed(table))
+    return records, table
 
 
 def record_files(given: list[Path]) -> list[Path]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.benchmark.cards import Card
-from fspad_bench.benchmark.record import VANILLA, Records, lines
+from fspad_bench.benchmark.record import VANILLA, Records
+from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.benchmark.rows import Row, rows
 from fspad_bench.benchmark.tasks import load_card
 from fspad_bench.benchmark.titles import task_of

@@ -141,7 +141,7 @@ def test_a_row_of_fewer_prompts_shows_their_number():
     assert "fast (1 prompts)" in text
 
 
-@pytest.mark.parametrize("style", ["text", "markdown", "csv", "json"])
+@pytest.mark.parametrize("style", ["text", "markdown", "latex", "csv", "json"])
 def test_every_style_renders_every_kind_of_row(style):
     cases = [
         two_prompts(),
@@ -234,6 +234,24 @@ tokens/step counts the bonus token"""  # noqa: E501
     )
 
 
+def test_a_table_of_latex_is_complete():
+    slow = replace(FAST, decoder="[slow_one]=fast_100%")
+    samples = two_prompts()
+    more = [replace(s, key=slow.hash) for s in samples if s.key == FAST.hash]
+    text = render(rows(records(*samples, *more, keys=(VANILLA, FAST, slow))), "latex")
+    assert text.startswith("% \\usepackage{booktabs}\n\n% gsm8k@bundled · tiny")
+    table = text[text.index("\\begin") : text.index("\\end{tabular}")].splitlines()
+    assert table[0] == r"\begin{tabular}{llrlrrrr}"
+    assert [table[1], table[3], table[-1]] == [r"\toprule", r"\midrule", r"\bottomrule"]
+    assert [line.count("&") for line in table if "&" in line] == [7] * 4
+    assert all(line.endswith(r" \\") for line in table if "&" in line)
+    assert r" speedup (95\%) " in table[2]
+    assert table[6].startswith(r" {}[slow\_one] ")
+    assert "2.00  [±?]" in table[6]
+    rest = text[text.index("\\end{tabular}") :].splitlines()[1:]
+    assert all(line.startswith("% ") for line in rest if line)
+
+
 def test_the_title_names_the_sampling_and_the_source():
     hot = [
         replace(key, temperature=0.7, top_p=0.9, top_k=20, data_source="hub")
@@ -269,7 +287,7 @@ def hostile():
     return rows(made)
 
 
-@pytest.mark.parametrize("style", ["text", "markdown", "csv", "json"])
+@pytest.mark.parametrize("style", ["text", "markdown", "latex", "csv", "json"])
 def test_no_style_holds_what_a_terminal_obeys(hostile, style):
     text = render(hostile, style)
     assert not set(text.replace("\n", "")) & set("\x1b\r\u202e\t")

@@ -1,14 +1,15 @@
-"""A record on disk, made by hand: two decoders on two prompts, with secrets where records hold
-some.
+"""Records made by hand: one on disk, with secrets where records hold some, and one of two tasks,
+greedy and sampled, and greedy on a second machine.
 """
 
 from dataclasses import replace
 
 import pytest
-from by_hand import KEY, sample
+from by_hand import FAST, KEY, VANILLA, records, sample
 
 from fspad_bench.benchmark.record import Finding, Score
 from fspad_bench.benchmark.record_file import RecordFile
+from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.tasks import load_card
 from fspad_bench.publishing.facts import Facts
 
@@ -22,6 +23,9 @@ HEADER = {
     "argv": ["run", "--output", "/home/alice/out"],
     "system": "Linux-gpu-box",
 }
+
+SLOW = replace(FAST, decoder="slow", options={})
+SECONDS = {"vanilla": 1.0, "fast": 0.5, "slow": 2.0}
 
 
 @pytest.fixture
@@ -54,3 +58,37 @@ def facts(tmp_path):
 def of_the_hub():
     """The fields of a key whose prompts are the hub's GSM8K, by today's card."""
     return {"data_source": "hub", "card_sha256": load_card("gsm8k").sha256}
+
+
+def variants():
+    """Keys of three decoders and two tasks in three settings."""
+    return [
+        replace(key, task=task, temperature=heat, machine=machine)
+        for machine, heat in (("one", 0.0), ("one", 1.0), ("two", 0.0))
+        for task in ("gsm8k", "nq")
+        for key in (VANILLA, FAST, SLOW)
+    ]
+
+
+def generations(key):
+    """Six prompts of a key; on `nq` the decoders take twice as long, vanilla does not."""
+    factor = 2 if key.task == "nq" and key.decoder != "vanilla" else 1
+    return [
+        sample(
+            key,
+            f"p{number}",
+            10,
+            factor * SECONDS[key.decoder] * (1 + number / 10),
+            committed=[4, 4, 1],
+            forwards=3,
+            draft_seconds=0.1,
+            score_seconds=0.3,
+        )
+        for number in range(6)
+    ]
+
+
+@pytest.fixture(scope="session")
+def measured():
+    keys = variants()
+    return rows(records(*[s for key in keys for s in generations(key)], keys=keys))

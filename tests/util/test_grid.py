@@ -1,6 +1,6 @@
 """Tables of cells: no cell breaks its table."""
 
-from fspad_bench.util.grid import grid
+from fspad_bench.util.grid import booktabs, grid
 
 ESCAPE = "\x1b[31mred"
 
@@ -27,3 +27,14 @@ def test_columns_are_aligned_by_their_sides():
         "    1  2"
     )
     assert grid([["1"]], ["one"], side="right").splitlines()[2] == "    1"
+
+
+def test_a_cell_of_latex_is_text():
+    lines = booktabs([[r"50% & a_b \{$#^~}", "a\nb"], ["[1]", "*"]], ["x", "y_z"]).splitlines()
+    assert lines[0] == r"\begin{tabular}{ll}"
+    assert lines[2].split() == ["x", "&", r"y\_z", r"\\"]
+    escaped = (
+        r"50\% \& a\_b \textbackslash{}\{\$\#\^{}\textasciitilde{}\} & a\textbackslash{}nb  \\"
+    )
+    assert lines[4].strip() == escaped
+    assert lines[5].split() == ["{}[1]", "&", "*", r"\\"]
