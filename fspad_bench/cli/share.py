@@ -15,7 +15,7 @@ from fspad_bench.util.terminal import note, show
 if TYPE_CHECKING:
     from fspad_bench.publishing.facts import Facts
 
-FORMATS = ("every-eval-ever", "hub")
+FORMATS = ("every-eval-ever", "hub", "golden")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as", dest="format", choices=FORMATS, default=FORMATS[0], help="default: %(default)s"
     )
     parser.add_argument("--source", metavar="URL", help="where the record itself is published")
+    parser.add_argument("--model", metavar="OWNER/NAME", help="hub id of the target")
     group = parser.add_argument_group("every-eval-ever")
-    group.add_argument("--model", metavar="OWNER/NAME", help="hub id of the target")
     group.add_argument(
         "--organization", default="unknown", help="who ran it (default: %(default)s)"
     )
@@ -49,9 +49,29 @@ def run(arguments: argparse.Namespace) -> int:
     facts = Facts.read(record_file(user_path(arguments.record)))
     for line in facts.records.damaged:
         note(f"left out: {line}")
-    write = _write_hub if arguments.format == "hub" else _write_every_eval_ever
-    write(facts, arguments)
+    writers = {
+        "every-eval-ever": _write_every_eval_ever,
+        "hub": _write_hub,
+        "golden": _write_golden,
+    }
+    writers[arguments.format](facts, arguments)
     return 0
+
+
+def _write_golden(facts: Facts, arguments: argparse.Namespace) -> None:
+    from fspad_bench.publishing.golden import golden_files
+
+    files = golden_files(facts, arguments.model, arguments.source)
+    if not files:
+        raise BenchError(
+            "no row of this record drafted chains of one length with an output shown to be the "
+            "target's",
+            "run a chain, such as draft_model@chain; before schema 4 records do not hold drafts",
+        )
+    for file in files:
+        path = user_path(arguments.output) / file.name
+        _write(path, file.text)
+        show(str(path))
 
 
 def _write_every_eval_ever(facts: Facts, arguments: argparse.Namespace) -> None:

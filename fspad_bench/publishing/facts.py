@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.benchmark.cards import Card
-from fspad_bench.benchmark.record import VANILLA, Records
+from fspad_bench.benchmark.record import VANILLA, Records, Sample
 from fspad_bench.benchmark.record_lines import lines
-from fspad_bench.benchmark.rows import Row, rows
+from fspad_bench.benchmark.rows import Row, latest, rows
 from fspad_bench.benchmark.tasks import load_card
 from fspad_bench.benchmark.titles import task_of
 from fspad_bench.errors import BenchError
@@ -56,12 +56,12 @@ class Facts:
 
     def questions(self, row: Row) -> list[str]:
         """Return the ids of the questions that a row answered, in the order of the record."""
-        names = [
-            sample.sample
-            for sample in self.records.samples
-            if not sample.error and _is_of(self.records, sample.key, row)
-        ]
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys(sample.sample for sample in self.samples(row)))
+
+    def samples(self, row: Row) -> list[Sample]:
+        """Return the generations of a row that did not fail, each turn of a prompt once."""
+        own = [s for s in self.records.samples if _is_of(self.records, s.key, row)]
+        return [sample for sample in latest(own) if not sample.error]
 
 
 def model_id(target: str, given: str | None) -> str:

@@ -1,0 +1,103 @@
+"""Golden acceptance lengths: written of chains, read back by `project`."""
+
+from dataclasses import replace
+
+import pytest
+
+from fspad_bench.benchmark.record import Sample
+from fspad_bench.cli.main import main
+from fspad_bench.profiling.golden import read_golden
+from fspad_bench.publishing.golden import acceptance_length, chain_length, golden_files
+
+LIMIT = 16
+
+
+def chain(drafted, accepted):
+    """A generation whose steps drafted chains and accepted so many of their tokens."""
+    committed = [n + 1 for n in accepted]
+    return Sample(
+        key="",
+        sample="a",
+        turn=0,
+        round="r",
+        tokens=[0] * (1 + sum(committed)),
+        committed=committed,
+        drafted=drafted,
+        depths=drafted,
+        ranks=[[0] * n for n in accepted],
+        refused=[int(n < d) for n, d in zip(accepted, drafted, strict=True)],
+        decode_seconds=1.0,
+    )
+
+
+def test_a_chain_has_one_length_but_close_to_the_limit():
+    # 1 token of the prefill, then 4 + 4 + 3: four are left, of which the last is no draft's
+    assert chain_length([chain([4, 4, 4, 3], [3, 3, 2, 1])], LIMIT) == 4
+    assert chain_length([chain([4, 3, 4], [3, 3, 2])], LIMIT) is None
+    tree = replace(chain([4, 4], [1, 1]), depths=[2, 4])
+    assert chain_length([tree], LIMIT) is None
+    assert chain_length([replace(chain([4], [1]), depths=None)], LIMIT) is None
+    assert chain_length([chain([0, 0], [0, 0])], LIMIT) is None
+    assert chain_length([], LIMIT) is None
+
+
+def test_the_length_is_pooled_over_all_steps():
+    samples = [chain([4, 4], [3, 0]), chain([4], [1])]
+    assert acceptance_length(samples) == pytest.approx(1 + 4 / 3)
+
+
+def chains(run, drafts, decoder="fast"):
+    """Let a decoder of a run draft chains of `drafts`, of which it accepts two a step."""
+    (fast,) = [name for name, key in run.records.keys.items() if key.decoder == decoder]
+    steps = {
+        "drafted": [drafts] * 3,
+        "depths": [drafts] * 3,
+        "ranks": [[0, 0]] * 3,
+        "refused": [1] * 3,
+    }
+    run.records.samples[:] = [
+        replace(sample, **steps) if sample.key == fast else sample for sample in run.records.samples
+    ]
+    return run
+
+
+def test_a_curve_is_read_back(facts, tmp_path):
+    (file,) = golden_files(chains(facts(), 3), None, "https://example.org/run")
+    assert file.name == "fspad-bench_tiny-fast-gsm8k@bundled-greedy-float64-16.yaml"
+    path = tmp_path / file.name
+    path.write_text(file.text)
+    (curve,) = read_golden(path)
+    assert (curve.model, curve.mode, curve.lengths) == ("fspad-bench/tiny", "thinking_off", {3: 3})
+    assert file.text.startswith("# Source: https://example.org/run\n")
+    assert "# dataset: gsm8k@bundled | greedy | output_len: 16" in file.text
+
+
+def test_several_lengths_of_one_decoder_are_one_curve(facts, tmp_path):
+    facts()
+    run = chains(chains(facts(decoder="long=fast"), 3), 5, "long=fast")  # one file holds both
+    (file,) = golden_files(run, None, None)
+    path = tmp_path / file.name
+    path.write_text(file.text)
+    assert read_golden(path)[0].lengths == {3: 3, 5: 3}
+
+
+def test_outputs_that_are_not_proven_are_left_out(facts):
+    run = chains(facts(), 3)
+    run.table[1]["verdict"] = "unverified"
+    assert golden_files(run, None, None) == []
+
+
+def test_caveats_stand_in_the_comments_and_cannot_leave_them(facts):
+    run = chains(facts(), 3)
+    run.table[1] |= {"noisy": True}
+    (file,) = golden_files(run, None, "a\nm: {x: 1}")
+    assert "# noisy: other work was running meanwhile" in file.text
+    assert "\nm:" not in file.text
+
+
+def test_a_record_without_chains_is_refused(facts, tmp_path, capsys):
+    facts()
+    record = str(tmp_path / "record.jsonl")
+    assert main(["share", record, "-o", str(tmp_path / "out"), "--as", "golden"]) == 2
+    assert "no row of this record drafted chains" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
