@@ -19,6 +19,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from fspad_bench.benchmark.definitions import accept_lengths
 from fspad_bench.benchmark.record import Key, Records, Sample
 from fspad_bench.benchmark.rows import latest
 from fspad_bench.benchmark.tasks import load_card
@@ -82,7 +83,8 @@ def answer_files(records: Records, text: Text) -> list[AnswerFile]:
     for name, key in records.keys.items():
         if not samples[name]:  # the run was interrupted
             continue
-        groups.setdefault(_group(key), []).append(Measured(key, latest(samples[name])))
+        first = [sample for sample in latest(samples[name]) if not sample.repeat]
+        groups.setdefault(_group(key), []).append(Measured(key, first))
     taken = Counter(_name(rows[0].key) for rows in groups.values())
     turns = _turns(records)
     files = []
@@ -133,19 +135,6 @@ def _choice(turns: Sequence[Sample], texts: list[str]) -> dict[str, Any]:
         "wall_time": [sample.prefill_seconds + sample.decode_seconds for sample in turns],
         "accept_lengths": [count for sample in turns for count in accept_lengths(sample)],
     }
-
-
-def accept_lengths(sample: Sample) -> list[int]:
-    """Return one entry per full forward of the target, whose sum are the tokens committed.
-
-    Empty where forwards or steps are not known. Steps that shared a forward are one entry.
-    """
-    steps = sample.committed
-    last = sample.forwards - 1
-    if last < 0 or not steps:
-        return []
-    kept = [*steps[:last], sum(steps[last:])]
-    return kept + [0] * (sample.forwards - len(kept))
 
 
 def category(question: Asked) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fspad_bench.benchmark.record import Sample
+from fspad_bench.benchmark.times import decoded
 
 Pairs = Sequence[tuple[Sample, Sample]]  # vanilla's and the engine's
 
@@ -20,8 +21,8 @@ def decode_speedup(pairs: Pairs) -> float | None:
     """Return vanilla's measured decode seconds per token over those that an engine claims."""
     claimed = sum(engine.claims.get("decode_seconds", 0.0) for _, engine in pairs)
     vanilla = sum(reference.decode_seconds for reference, _ in pairs)
-    vanilla_tokens = sum(len(reference.tokens) for reference, _ in pairs)
-    tokens = sum(len(engine.tokens) + (engine.overshoot or 0) for _, engine in pairs)
+    vanilla_tokens = sum(decoded(reference) for reference, _ in pairs)
+    tokens = sum(decoded(engine) + (engine.overshoot or 0) for _, engine in pairs)
     if not (claimed > 0 and vanilla_tokens and tokens):
         return None
     return (vanilla / vanilla_tokens) / (claimed / tokens)

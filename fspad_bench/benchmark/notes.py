@@ -6,6 +6,7 @@ from itertools import groupby, permutations
 
 from fspad_bench.benchmark import distrust
 from fspad_bench.benchmark.looping import LONGEST_PERIOD, TAIL
+from fspad_bench.benchmark.noise_notes import noise_notes
 from fspad_bench.benchmark.record import UNKNOWN_RULES, VANILLA
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.titles import (
@@ -30,6 +31,7 @@ def notes_of(table: list[Row], names: Names) -> list[str]:
         "end to end: the same with the prefill",
         "tokens/step counts the bonus token",
     ]
+    notes += noise_notes(table, names)
     if any(row["looping"] for row in table):
         notes.append(
             f"no loops: without outputs whose last {TAIL} or more tokens repeat, with a period of "

@@ -12,6 +12,8 @@ class Plan:
 
     `options` holds the options of each decoder, as given. None leaves a choice to the task
     (`max_new_tokens`), to the target (`dtype`), to torch (`threads`), or sets no bound (`limit`).
+    `repeats` is how often the whole set of generations is made; `aa` measures vanilla twice, for
+    the noise floor.
     """
 
     decoders: list[str]
@@ -29,3 +31,5 @@ class Plan:
     device: str = "cpu"
     threads: int | None = None
     log_samples: bool = False
+    repeats: int = 1
+    aa: bool = True

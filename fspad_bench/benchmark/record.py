@@ -4,7 +4,8 @@
 - Then come a `costs` line for each decoder that sizes its trees by measured costs, a `key` line
   for each row key, a `sample` line for each generation, an `audit` line for each output that
   differs from vanilla's, a `pit` line for each output that may differ, a `finding` line for each
-  complaint of a guard, a `score` line for each row, and `end` when all is done.
+  complaint of a guard, a `score` line for each row, and `end` when all is done. An `aa` line is a
+  `sample` of vanilla's second turn on a prompt: it belongs to no row.
 - A crash leaves a readable file: a torn last line is dropped when the record is opened again.
 - Any other line that cannot be read costs that line: it is left out and named (`damaged`). What
   only a newer version can read is refused, since it may change what other lines mean.
@@ -14,7 +15,7 @@
 - Schemas 1 and 2 had no guards: no `pit` and `finding` lines, no forwards of a prefill, and of a
   foreign engine the seconds and steps that it claims stand where measured ones do.
 - Schemas 1 to 3 did not say which nodes of a step's tree were accepted, nor how long verification
-  took.
+  took, and had no `aa` lines, no repeats and no categories.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ class Sample:
     its layers, `prefill_forwards` the full ones before the decode clock started (0: not known).
     `claims` are a foreign engine's own figures, `overshoot` the target's own tokens that it made
     beyond the limit in the same time. `depths`, `ranks` and `refused` say of each step which nodes
-    of its tree were accepted (see `core.protocols.Generation`).
+    of its tree were accepted (see `core.protocols.Generation`). `category` is the question's,
+    where its data name one.
     """
 
     key: str
@@ -164,6 +166,8 @@ class Sample:
     peak_memory: int | None = None
     overshoot: int | None = None
     error: str = ""
+    category: str = ""
+    repeat: int = 0
     claims: dict[str, Any] = field(default_factory=dict)
     prompt: str = ""
     text: str = ""
@@ -183,7 +187,7 @@ class Sample:
             raise ValueError(f"a time that is none: {times}")
         if not self.error and not (self.tokens and sum(times[:2])):
             raise ValueError("neither tokens in some time nor an error")
-        for number in (*self.tokens, self.forwards, self.partial_forwards):
+        for number in (*self.tokens, self.forwards, self.partial_forwards, self.repeat):
             whole(number, "a sample")
         for number in (*self.committed, *self.drafted):
             whole(number, "a step", LONGEST_STEP)
@@ -251,7 +255,9 @@ class Pit:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a guard holds against a row, in words. `guard` is one of `guards.GUARDS`."""
+    """What a guard holds against a row, in words. `guard` is one of `watch.GUARDS`, or `repeats`,
+    which a table finds.
+    """
 
     key: str
     guard: str
@@ -267,6 +273,7 @@ class Records:
 
     keys: dict[str, Key] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
+    aa: list[Sample] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
     pits: list[Pit] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -329,6 +336,8 @@ class Records:
                 self.keys[name] = Key.read(content)
             case "sample":
                 self.samples.append(Sample.read(content))
+            case "aa":
+                self.aa.append(Sample.read(content))
             case "audit":
                 self.audits.append(Audit.read(content))
             case "pit":

@@ -74,15 +74,18 @@ class RecordFile:
             self.known.add(key.hash)
         return key.hash
 
-    def add(self, entry: Sample | Audit | Score | Pit | Finding) -> None:
-        """Append an entry; its empty fields are left out where reading fills them in again."""
+    def add(self, entry: Sample | Audit | Score | Pit | Finding, kind: str = "") -> None:
+        """Append an entry; its empty fields are left out where reading fills them in again.
+
+        `kind` is that of the line, where it is not the entry's own.
+        """
         needed = {f.name for f in fields(entry) if f.default is f.default_factory is MISSING}
         content = {
             name: value
             for name, value in asdict(entry).items()
             if name in needed or value not in ("", None)
         }
-        self.line({"kind": type(entry).__name__.lower(), **content})
+        self.line({"kind": kind or type(entry).__name__.lower(), **content})
 
     def costs(self, decoder: str, seconds: dict[str, Any], origin: str = "") -> None:
         """Write the costs by which a decoder sizes its trees; `origin` hashes what they are of."""

@@ -44,6 +44,7 @@ HEADER = (
     "first token",
 )
 LOOP_FREE = ("tokens/step, no loops", "speedup, no loops")  # only where an output loops
+SPREAD = ("CV tokens/s", "CV tokens/step")  # only where the run was repeated
 LOOP_FREE_FIGURES = ("tokens_per_step_without_loops", "speedup_without_loops")
 MEANS = {
     "tokens/step": "tokens_per_step",
@@ -114,14 +115,17 @@ def finite(value: Any) -> Any:
 def _table(group: list[Row], names: Names, style: str) -> str:
     first = group[0]
     looping = any(row["looping"] for row in group)
+    repeated = any(row["repeats"] > 1 for row in group)
     header = [*HEADER, first["metric"] or "score"]
-    sides = list(SIDES)
     if looping:
         header[-1:-1] = LOOP_FREE
-        sides += ["right"] * len(LOOP_FREE)
+    if repeated:
+        header[-1:-1] = SPREAD
+    sides = [*SIDES, *["right"] * (len(header) - len(SIDES))]
     body = []
     for row in group:
         figures = _figures(row) + (_figures_without_loops(row) if looping else [])
+        figures += _spread(row) if repeated else []
         body.append([_name(row, first, names), row["verdict"], *figures, _score(row)])
     heading = f"**{title(first)}**" if style == "markdown" else title(first)
     return _titled(heading, body, header, style, sides)
@@ -150,6 +154,10 @@ def _figures_without_loops(row: Row) -> list[str]:
         _number(row["tokens_per_step_without_loops"], ".2f"),
         _marked(row, "speedup_without_loops", ".2f"),
     ]
+
+
+def _spread(row: Row) -> list[str]:
+    return [_number(row["tokens_per_second_cv"], ".1%"), _number(row["tokens_per_step_cv"], ".1%")]
 
 
 def _marked(row: Row, name: str, form: str) -> str:

@@ -13,8 +13,11 @@ from functools import cached_property
 from typing import Any
 
 from fspad_bench.benchmark import claims
+from fspad_bench.benchmark.definitions import definitions
 from fspad_bench.benchmark.guards.prefill import hidden_work
 from fspad_bench.benchmark.looping import loops
+from fspad_bench.benchmark.noise import add_noise
+from fspad_bench.benchmark.orders import add_orders
 from fspad_bench.benchmark.record import (
     SINCE_SCHEMA_2,
     UNKNOWN_RULES,
@@ -23,15 +26,15 @@ from fspad_bench.benchmark.record import (
     Finding,
     Key,
     Pit,
-    Place,
     Records,
     Sample,
 )
-from fspad_bench.benchmark.speeds import Pair, intervals, named, spec_bench
+from fspad_bench.benchmark.repeats import repeats_differ, spread
+from fspad_bench.benchmark.speeds import Pair, intervals, named, pairs_of, spec_bench
 from fspad_bench.benchmark.stats import Interval, agreement
 from fspad_bench.benchmark.times import times
 from fspad_bench.benchmark.uniform import Uniformity, row_uniformity
-from fspad_bench.benchmark.verdict import differing_prompts, verdict
+from fspad_bench.benchmark.verdict import differing_prompts, verdict, worst
 from fspad_bench.util.machine import NOISY
 
 Row = dict[str, Any]
@@ -92,6 +95,10 @@ class Evidence:
         return sum(len(sample.tokens) for sample in self.samples)
 
     @property
+    def repeats(self) -> list[int]:
+        return sorted({pair.decoder.repeat for pair in self.pairs})
+
+    @property
     def divergences(self) -> int:
         return sum(pair.differs for pair in self.pairs)
 
@@ -106,10 +113,22 @@ def rows(records: Records) -> list[Row]:
         settings.setdefault(key.setting, []).append(name)
     table = []
     for names in settings.values():
-        vanilla = next((name for name in names if records.keys[name].decoder == VANILLA), None)
-        partners = samples[vanilla] if vanilla else []
-        table += [_row(_evidence(records, name, samples[name], partners)) for name in names]
+        table += _setting_rows(records, names, samples)
     return table
+
+
+def _setting_rows(
+    records: Records, names: Sequence[str], samples: dict[str, list[Sample]]
+) -> list[Row]:
+    """Return the rows of one setting, and what is known of all of them together."""
+    vanilla = next((name for name in names if records.keys[name].decoder == VANILLA), None)
+    partners = samples[vanilla] if vanilla else []
+    every = [_evidence(records, name, samples[name], partners) for name in names]
+    group = [_row(evidence) for evidence in every]
+    again = latest(sample for sample in records.aa if sample.key == vanilla)
+    add_noise(group, pairs_of(partners, again))
+    add_orders(group, [evidence.samples for evidence in every])
+    return group
 
 
 def failed(table: Sequence[Row]) -> bool:
@@ -124,8 +143,10 @@ def _retargeted(row: Row) -> bool:
 
 
 def latest(samples: Iterable[Sample]) -> list[Sample]:
-    """Return the last sample of each prompt and turn: a resumed unit measures vanilla again."""
-    return list({(sample.sample, sample.turn): sample for sample in samples}.values())
+    """Return the last sample of each prompt, turn and repeat: a resumed unit measures vanilla
+    again.
+    """
+    return list({(s.sample, s.turn, s.repeat): s for s in samples}.values())
 
 
 def _evidence(
@@ -134,8 +155,9 @@ def _evidence(
     key = records.keys[name]
     every = latest(samples)
     complete = [sample for sample in every if not sample.error]
-    pairs = _pairs(partners, complete)
+    pairs = pairs_of(partners, complete)
     differing = {pair.decoder.place for pair in pairs if pair.differs}
+    findings = [finding for finding in records.findings if finding.key == name]
     rounds_equally = {
         other for other, other_key in records.keys.items() if _rounding(other_key) == _rounding(key)
     }
@@ -147,21 +169,17 @@ def _evidence(
         audits=[a for a in records.audits if a.key == name and a.place in differing],
         pooled=[a for a in records.audits if a.key in rounds_equally],
         pits=_latest_pits(records.pits, name, complete),
-        findings=[finding for finding in records.findings if finding.key == name],
+        findings=[*findings, *repeats_differ(key, complete)],
         scores=records.scores.get(name, {}),
     )
 
 
 def _latest_pits(pits: Iterable[Pit], name: str, complete: Sequence[Sample]) -> list[Pit]:
-    places = {sample.place for sample in complete}
+    """Return the evidence of each output once: repeats have the same noise, so the same tokens."""
+    places = {sample.place for sample in complete if not sample.repeat}
     return list(
         {pit.place: pit for pit in pits if pit.key == name and pit.place in places}.values()
     )
-
-
-def _pairs(vanilla: Sequence[Sample], decoder: Sequence[Sample]) -> list[Pair]:
-    partners: dict[Place, Sample] = {s.place: s for s in vanilla if not s.error}
-    return [Pair(partners[s.place], s) for s in decoder if s.place in partners]
 
 
 def _rounding(key: Key) -> str:
@@ -187,6 +205,8 @@ def _row(evidence: Evidence) -> Row:
         "claimed_speedup": claims.decode_speedup(evidence.pairs),
         "findings": [{"guard": f.guard, "text": f.text} for f in evidence.findings],
         **_without_loops(evidence),
+        **_definitions(evidence),
+        **spread(evidence.samples, evidence.pairs),
     }
 
 
@@ -217,8 +237,19 @@ def _verdict(evidence: Evidence) -> str:
         return "unverified" if key.verification in UNKNOWN_RULES else "law"
     if not evidence.pairs:
         return "unverified"
+    return worst(_verdict_of_repeat(evidence, repeat) for repeat in evidence.repeats)
+
+
+def _verdict_of_repeat(evidence: Evidence, repeat: int) -> str:
+    """Judge each repeat as a run of its own: one near tie differs in every one of them."""
+    pairs = [pair for pair in evidence.pairs if pair.decoder.repeat == repeat]
+    differing = {pair.decoder.place for pair in pairs if pair.differs}
     return verdict(
-        evidence.divergences, evidence.tokens, evidence.audits, evidence.pooled, key.dtype
+        len(differing),
+        sum(len(sample.tokens) for sample in evidence.samples if sample.repeat == repeat),
+        [audit for audit in evidence.audits if audit.place in differing],
+        evidence.pooled,
+        evidence.key.dtype,
     )
 
 
@@ -246,7 +277,7 @@ def _speedups(evidence: Evidence) -> Row:
         **named("speedup", evidence.intervals["speedup"]),
         **named("speedup_end_to_end", evidence.intervals["speedup_end_to_end"]),
         "hidden_work": evidence.hidden_work or None,
-        "speedup_spec_bench": spec_bench(evidence.pairs),
+        **named("speedup_spec_bench", spec_bench(evidence.pairs)),
     }
 
 
@@ -272,6 +303,14 @@ def _without_loops(evidence: Evidence) -> Row:
     row: Row = {"outputs": len(evidence.samples), "looping": len(own)}
     for name, interval in figures.items():
         row |= named(f"{name}_without_loops", interval)
+    return row
+
+
+def _definitions(evidence: Evidence) -> Row:
+    row: Row = {}
+    pooled = evidence.intervals["tokens_per_step"]
+    for name, interval in definitions(evidence.samples, pooled).items():
+        row |= named(name, interval)
     return row
 
 

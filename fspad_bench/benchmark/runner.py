@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import random
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -34,6 +35,7 @@ from fspad_bench.benchmark.prompts import Message, Prompts, longest_conversation
 from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample
 from fspad_bench.benchmark.resume import check_folder, open_record
 from fspad_bench.benchmark.scored import check_answers, scores
+from fspad_bench.benchmark.units import Finished, Prompt, Unit, check_scopes, finished, units
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler, stream_of
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
@@ -49,23 +51,6 @@ WARM_UP = (
     "List three uses of a paper clip, one a line.",
 )
 WARM_UP_TOKENS = 24
-
-
-class Unit(NamedTuple):
-    """The unit of interleaving: one question of a task at one temperature."""
-
-    data: tasks.TaskData
-    question: tasks.Question
-    temperature: float
-
-
-class Prompt(NamedTuple):
-    """One turn of a unit. Generations under the same `round` were interleaved."""
-
-    unit: Unit
-    turn: int
-    round: str
-    tokens: list[int]
 
 
 class Runner:
@@ -104,6 +89,7 @@ class Runner:
         for label in plan.decoders:
             with self.watch.building(label, self.decoders):
                 self.decoders.append(build_decoder(label, self.target, plan.options))
+        check_scopes(self.decoders, plan.repeats)
         self.longest = longest_conversation(
             self.data, self.prompts, self._answer_tokens, self.target.max_length
         )
@@ -122,27 +108,26 @@ class Runner:
         return self.record.path
 
     def _run(self, ready: Callable[[list[Key]], None] | None) -> None:
-        units = list(self._units())
-        todo = self._todo(units)
+        every = list(units(self.data, self.plan.temperatures, self.plan.repeats))
+        todo = self._todo(every)
         if ready:
-            keys = (self._key(decoder, unit) for unit in units for decoder in self.decoders)
+            keys = (self._key(decoder, unit) for unit in every for decoder in self.decoders)
             ready(list({key.hash: key for key in keys}.values()))
         if todo:
             self._warm_up()
-        with Progress("generations", len(units), start=len(units) - len(todo)) as progress:
+        with Progress("generations", len(every), start=len(every) - len(todo)) as progress:
             try:
                 for unit, decoders in todo:
-                    task = unit.data.card.task
-                    progress.advance(0, f"{task} {unit.question.id} T={unit.temperature:g}")
+                    progress.advance(0, unit.shown)
                     self._measure(unit, decoders)
                     progress.advance()
             except KeyboardInterrupt:  # what is known of this part of the run is not lost
                 self.watch.look_back(self.decoders)
-                self._record_findings(units)
+                self._record_findings(every)
                 raise
         if todo:
             self.watch.finish(self.decoders)
-            self._record_findings(units)
+            self._record_findings(every)
         self._score()
         self.record.end()
 
@@ -153,7 +138,8 @@ class Runner:
         """
         known = Records.read(self.record.path) if self.record.path.exists() else Records()
         self._prepare(known)
-        missing = [(unit, self._missing(unit, known)) for unit in units]
+        done = finished(known)
+        missing = [(unit, self._missing(unit, done)) for unit in units]
         return [(unit, decoders) for unit, decoders in missing if decoders]
 
     def _prepare(self, known: Records) -> None:
@@ -169,12 +155,6 @@ class Runner:
                 decoder.prepare(recorded)
             if decoder.measurements and not recorded:
                 self.record.costs(decoder.label, dict(decoder.measurements), origin)
-
-    def _units(self) -> Iterator[Unit]:
-        for data in self.data:
-            for question in data.questions:
-                for temperature in self.plan.temperatures:
-                    yield Unit(data, question, temperature)
 
     def _key(self, decoder: Decoder, unit: Unit) -> Key:
         """Return the key of a decoder's samples of a unit's task and temperature.
@@ -205,17 +185,13 @@ class Runner:
             **self.origin,
         )
 
-    def _missing(self, unit: Unit, known: Records) -> list[Decoder]:
+    def _missing(self, unit: Unit, done: Finished) -> list[Decoder]:
         """Return the decoders that have not finished a unit, and vanilla beside any of them."""
-        turns = len(unit.question.turns)
-        finished: dict[str, set[int]] = {}
-        for sample in known.samples:
-            if sample.sample == unit.question.id:
-                finished.setdefault(sample.key, set()).add(sample.turn)
+        place = (unit.question.id, unit.repeat)
         missing = [
             decoder.label
             for decoder in self.decoders
-            if len(finished.get(self._key(decoder, unit).hash, ())) < turns
+            if len(done.get((self._key(decoder, unit).hash, *place), ())) < len(unit.question.turns)
         ]
         if not missing:
             return []
@@ -261,17 +237,22 @@ class Runner:
     def _turn(self, prompt: Prompt, decoders: list[Decoder]) -> Sample:
         """Record one generation a decoder, made in random order. Returns vanilla's.
 
-        Samples are recorded last, because a recorded sample is not measured again.
+        Vanilla takes a second turn as any decoder does (A/A). Samples are recorded last, because a
+        recorded sample is not measured again.
         """
         unit = prompt.unit
         stream = stream_of(unit.data.card.task, unit.question.id, prompt.turn)
         sampler = self._sampler(unit.temperature, stream)
-        order = random.Random(f"{prompt.round}{prompt.turn}").sample(decoders, len(decoders))
-        sealed = Sealed()
-        for decoder in order:
+        first = Sealed()
+        again = Sealed()
+        turns = [(decoder, first) for decoder in decoders]
+        if self.plan.aa:
+            turns += [(decoder, again) for decoder in decoders if decoder.label == VANILLA]
+        order = random.Random(f"{prompt.round}{prompt.turn}").sample(turns, len(turns))
+        for decoder, sealed in order:
             own = self._sampler(unit.temperature, stream)  # a decoder may change it
             sealed.put(decoder.label, self._generate(prompt, decoder, own))
-        samples = sealed.opened()
+        samples = first.opened()
         vanilla = samples[VANILLA]
         for decoder in decoders:
             key = self._key(decoder, unit)
@@ -281,6 +262,8 @@ class Runner:
             elif not samples[decoder.label].error:
                 sample = samples[decoder.label]
                 self.record.add(evidence(self.target, prompt.tokens, sample, sampler))
+        for sample in again.opened().values():
+            self.record.add(sample, kind="aa")
         for decoder in decoders:
             self.record.add(samples[decoder.label])
         self._record_findings([unit])
@@ -300,7 +283,8 @@ class Runner:
         for turn in range(first, len(unit.question.turns)):
             for decoder in decoders:
                 key = self.record.key(self._key(decoder, unit))
-                self.record.add(Sample(key, unit.question.id, turn, prompt.round, error=error))
+                about = Sample(key, unit.question.id, turn, prompt.round, repeat=unit.repeat)
+                self.record.add(replace(about, error=error))
 
     def _generate(self, prompt: Prompt, decoder: Decoder, sampler: Sampler) -> Sample:
         key = self._key(decoder, prompt.unit)
@@ -312,6 +296,8 @@ class Runner:
             "round": prompt.round,
             "prompt_tokens": len(prompt.tokens),
             "prompt_sha256": digest[:SHORT_HASH],
+            "category": prompt.unit.question.category,
+            "repeat": prompt.unit.repeat,
         }
         limit = Limit(key.max_new_tokens, self.target.stop_ids)
         load = machine.Load()

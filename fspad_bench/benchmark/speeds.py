@@ -32,6 +32,12 @@ class Pair(NamedTuple):
         return self.vanilla.tokens != self.decoder.tokens
 
 
+def pairs_of(reference: Sequence[Sample], decoder: Sequence[Sample]) -> list[Pair]:
+    """Return the pairs of generations that were interleaved with each other and did not fail."""
+    partners = {s.place: s for s in reference if not s.error}
+    return [Pair(partners[s.place], s) for s in decoder if not s.error and s.place in partners]
+
+
 def speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
     """Return vanilla's seconds per token over the decoder's. The turns of a prompt are one unit of
     resampling.
@@ -45,20 +51,20 @@ def speedup(pairs: Sequence[Pair], *, prefill: bool) -> Interval:
     decoder = [cost_of([pair.decoder for pair in turns], prefill=prefill) for turns in prompts]
     if not prompts or not all(cost.seconds and cost.tokens for cost in (*vanilla, *decoder)):
         return NO_INTERVAL
-    return _if_enough(stats.speedup(vanilla, decoder), len(prompts))
+    return if_enough(stats.speedup(vanilla, decoder), len(prompts))
 
 
-def spec_bench(pairs: Sequence[Pair]) -> float | None:
+def spec_bench(pairs: Sequence[Pair]) -> Interval:
     """Return Spec-Bench's figure: the ratio of the means over questions of tokens per second.
 
-    As in its script a question's turns are summed first, and the prefill counts.
+    As in its script a question's turns are summed first, and the prefill counts with its token.
     """
     questions = _by_question(pairs)
     vanilla = [cost_of([pair.vanilla for pair in turns], prefill=True) for turns in questions]
     decoder = [cost_of([pair.decoder for pair in turns], prefill=True) for turns in questions]
     if not questions or not all(cost.seconds and cost.tokens for cost in (*vanilla, *decoder)):
-        return None
-    return ratio_of_mean_speeds(vanilla, decoder)
+        return NO_INTERVAL
+    return if_enough(ratio_of_mean_speeds(vanilla, decoder), len(questions))
 
 
 def _by_question(pairs: Sequence[Pair]) -> list[list[Pair]]:
@@ -70,9 +76,12 @@ def _by_question(pairs: Sequence[Pair]) -> list[list[Pair]]:
 
 
 def cost_of(samples: Sequence[Sample], *, prefill: bool) -> Cost:
-    """Return the seconds and the tokens of some generations."""
+    """Return the seconds of some generations and the tokens that they made: without the prefill,
+    without its token.
+    """
     seconds = sum(s.decode_seconds + prefill * s.prefill_seconds for s in samples)
-    return Cost(seconds, sum(len(s.tokens) + (s.overshoot or 0) for s in samples))
+    tokens = sum(len(s.tokens) if prefill else decoded(s) for s in samples)
+    return Cost(seconds, tokens + sum(s.overshoot or 0 for s in samples))
 
 
 def tokens_per_step(samples: Sequence[Sample]) -> Interval:
@@ -89,10 +98,10 @@ def tokens_per_step(samples: Sequence[Sample]) -> Interval:
         committed = sum(sum(sample.committed) for sample in group)
         if forwards and committed:  # a foreign engine may tell one and not the other
             counts.append((committed, forwards))
-    return _if_enough(ratio_interval(counts), len(counts)) if counts else NO_INTERVAL
+    return if_enough(ratio_interval(counts), len(counts)) if counts else NO_INTERVAL
 
 
-def _if_enough(interval: Interval, prompts: int) -> Interval:
+def if_enough(interval: Interval, prompts: int) -> Interval:
     """Drop the ends of an interval of fewer than `FEWEST_PROMPTS`: a bootstrap would make it far
     too narrow.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,14 +52,15 @@ def speedup(
     return _interval(_cost_ratio(pairs.mean(axis=0)), estimates, len(pairs), level)
 
 
-def ratio_of_mean_speeds(reference: Sequence[Cost], decoder: Sequence[Cost]) -> float:
+def ratio_of_mean_speeds(reference: Sequence[Cost], decoder: Sequence[Cost]) -> Interval:
     """Return Spec-Bench's speedup (Xia et al. 2024): mean tokens/s over the reference's mean.
 
     For comparison with that leaderboard only: a few very fast prompts weigh more than their share
     of the time. Raises ValueError as `speedup` does.
     """
     old, new = _paired(reference, decoder)
-    return float(np.mean(new[:, 1] / new[:, 0]) / np.mean(old[:, 1] / old[:, 0]))
+    speeds = np.column_stack([new[:, 1] / new[:, 0], old[:, 1] / old[:, 0]])
+    return ratio_interval(speeds.tolist())
 
 
 def ratio_interval(
@@ -74,6 +76,26 @@ def ratio_interval(
     means = _resampled_means(rows, draws, seed)
     value = rows[:, 0].sum() / rows[:, 1].sum()
     return _interval(value, means[:, 0] / means[:, 1], len(rows), level)
+
+
+def mean_of_groups(
+    values: Sequence[tuple[str, float]],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Return the mean over groups of the means of their values, one (group, value) a prompt.
+
+    Prompts are drawn from all groups; a group that a draw lacks is left out of that draw's mean.
+    Raises ValueError for no values or one that is not finite.
+    """
+    numbers = _finite([value for _, value in values])
+    names = sorted({group for group, _ in values})
+    member = np.array([[group == name for name in names] for group, _ in values], dtype=float)
+    parts = np.hstack([member, member * numbers[:, None]])
+    estimates = _mean_of_present(_resampled_means(parts, draws, seed))
+    return _interval(_mean_of_present(parts.mean(axis=0)), estimates, len(numbers), level)
 
 
 def sign_flip_p(differences: Sequence[float], *, draws: int = 20000, seed: int = 0) -> float:
@@ -131,10 +153,30 @@ def _cost_ratio(rows: np.ndarray) -> np.ndarray:
     return (reference_seconds / reference_tokens) / (seconds / tokens)
 
 
+def _mean_of_present(parts: np.ndarray) -> np.ndarray:
+    """Return [...] of [..., 2g]: of g groups the shares of prompts, then the shares' sums.
+
+    Groups without a prompt do not count.
+    """
+    shares, sums = np.split(parts, 2, axis=-1)
+    present = shares > 0
+    means = np.divide(sums, shares, out=np.zeros_like(sums), where=present)
+    return means.sum(axis=-1) / present.sum(axis=-1)
+
+
 def _resampled_means(rows: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Return [draws, k]: column means of n whole rows of [n, k], drawn with replacement."""
-    picks = np.random.default_rng(seed).integers(len(rows), size=(draws, len(rows)))
-    return rows[picks].mean(axis=1)
+    counts = _counts(len(rows), draws, seed)
+    return np.column_stack([counts @ column for column in rows.T]) / len(rows)
+
+
+@lru_cache(maxsize=4)
+def _counts(n: int, draws: int, seed: int) -> np.ndarray:
+    """Return [draws, n]: how often each draw takes each of n rows, shared by a table's figures."""
+    picks = np.random.default_rng(seed).integers(n, size=(draws, n))
+    of_draws = picks + n * np.arange(draws)[:, None]
+    counts = np.bincount(of_draws.ravel(), minlength=draws * n).reshape(draws, n)
+    return counts.astype(np.float64)
 
 
 def _interval(value: np.ndarray, estimates: np.ndarray, n: int, level: float) -> Interval:

@@ -31,12 +31,13 @@ RESERVED = ("auto", "hub", "bundled", "spec-bench")  # sources that are no files
 @dataclass(frozen=True)
 class Question:
     """The user's turns of one sample, and the accepted answers to the last turn: none where nothing
-    is scored.
+    is scored. `category` is what the data file says, or empty.
     """
 
     id: str
     turns: list[str]
     answers: list[str]
+    category: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _from_doc(card: Card, doc: dict[str, Any], where: str) -> Question:
     elif card.score:
         answers = _accepted(doc.get("answers"), where)
     name = doc.get("id", hashlib.sha256("\n".join(turns).encode()).hexdigest()[:12])
-    return Question(_id(name, "id", where), turns, answers)
+    return Question(_id(name, "id", where), turns, answers, _category(doc))
 
 
 def _check_turns(turns: Any, where: str) -> None:
@@ -231,6 +232,12 @@ def _id(name: Any, field: str, where: str) -> str:
             "name the sample, or leave the field out",
         )
     return str(name)
+
+
+def _category(doc: dict[str, Any]) -> str:
+    """Return the category that a document names; any other value of that field names none."""
+    category = doc.get("category", "")
+    return category if _is_filled(category) else ""
 
 
 def _accepted(answers: Any, where: str) -> list[str]:
@@ -272,7 +279,8 @@ def _from_spec_bench_row(card: Card, doc: dict[str, Any], where: str) -> Questio
     turns = _field(doc, "turns", where)
     _check_turns(turns, where)
     answers = _accepted(_first_turns(doc.get("reference")), where) if card.score else []
-    return Question(_id(_field(doc, "question_id", where), "question_id", where), turns, answers)
+    name = _id(_field(doc, "question_id", where), "question_id", where)
+    return Question(name, turns, answers, _category(doc))
 
 
 def _field(doc: dict[str, Any], name: str, where: str) -> Any:

@@ -64,7 +64,19 @@ def title(row: Row) -> str:
     ]
     if row["looping"]:
         parts.append(f"{row['looping']} of {row['outputs']} outputs loop")
+    if row["repeats"] > 1:
+        parts.append(f"{row['repeats']} repeats")
+    if row["aa"] is not None:
+        parts.append(_noise(row))
     return " · ".join(parts)
+
+
+def _noise(row: Row) -> str:
+    """Return the noise floor and the A/A figure that it is of."""
+    if row["noise_floor"] is None:
+        return f"A/A {row['aa']:.3f} [±?]"
+    interval = f"{row['aa']:.3f} [{row['aa_low']:.3f}, {row['aa_high']:.3f}]"
+    return f"noise floor ±{row['noise_floor']:.1%} (A/A {interval})"
 
 
 def task_of(row: Row) -> str:

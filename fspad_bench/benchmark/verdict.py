@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, median_low
 
 from fspad_bench.benchmark.record import Audit
@@ -42,6 +42,11 @@ def verdict(
     if any(max(audit.decoder_regrets) > threshold(audit, usual, dtype) for audit in audits):
         return "lossy"
     return "lossy" if worse_than_vanilla(pooled) else "tie"
+
+
+def worst(verdicts: Iterable[str]) -> str:
+    """Return the gravest of the verdicts of a row's repeats."""
+    return max(verdicts, key=("exact", "tie", "unverified", "lossy").index)
 
 
 def threshold(audit: Audit, usual: float, dtype: str) -> float:

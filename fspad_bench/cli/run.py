@@ -71,6 +71,7 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
         for name in (
             *("target", "data", "limit", "temperature", "top_p", "top_k", "seed"),
             *("max_new_tokens", "dtype", "device", "threads", "log_samples"),
+            *("repeats", "aa"),
         )
     }
     chosen["options"] = read_options(arguments.options)
@@ -92,6 +93,7 @@ def _repeat(arguments: argparse.Namespace) -> int:
     reference = Reference.read(table.record_file(user_path(arguments.like)))
     given = {FIELDS.get(name, name) for name in arguments.given}
     given |= {name for name in ("options", "log_samples") if getattr(arguments, name)}
+    given |= set() if arguments.aa else {"aa"}
     chosen = {name: value for name, value in _chosen(arguments).items() if name in given}
     plan = reference.changed(chosen)
     reference.check_output(arguments.output)
@@ -162,6 +164,19 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         default=16,
         metavar="N|all",
         help="samples per task, evenly spaced (default: %(default)s)",
+    )
+    group.add_argument(
+        "--repeats",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="times that the whole set of generations is made (default: %(default)s)",
+    )
+    group.add_argument(
+        "--no-aa",
+        action="store_false",
+        dest="aa",
+        help="leave out the A/A run, vanilla measured twice, which gives the noise floor",
     )
 
 

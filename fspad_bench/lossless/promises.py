@@ -139,6 +139,7 @@ def _measured_row(expectation: Expectation) -> dict[str, Any]:
         temperatures=[expectation.temperature],
         max_new_tokens=expectation.max_new_tokens,
         device="cpu",
+        aa=False,  # an expectation is never of time
     )
     with TemporaryDirectory() as folder:
         records = Records.read(Runner(plan, Path(folder)).run())

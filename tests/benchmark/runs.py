@@ -144,6 +144,7 @@ def plan_of(source, /, *decoders, **changes):
         "target": "tiny",
         "data": str(source),
         "max_new_tokens": LENGTH,
+        "aa": False,
     }
     return Plan(**settings | changes)
 

@@ -214,3 +214,13 @@ def test_an_id_of_more_digits_than_a_number_has_stays_a_text():
     every = records(sample(VANILLA, name, 3, 1.0), sample(VANILLA, "12", 3, 1.0), keys=(VANILLA,))
     (lines,) = written(every).values()
     assert [json.loads(line)["question_id"] for line in lines] == [name, 12]
+
+
+def test_of_repeats_the_first_is_written():
+    samples = [
+        sample(VANILLA, "1", tokens, 1.0, repeat=repeat, round_=str(repeat))
+        for repeat, tokens in enumerate([4, 5])
+    ]
+    (file,) = answer_files(records(*samples, keys=(VANILLA,)), lambda key, answer: "text")
+    ((choice,),) = [line["choices"] for line in file.lines]
+    assert choice["new_tokens"] == [4]

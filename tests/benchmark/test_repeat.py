@@ -9,7 +9,7 @@ from documents import ROOT
 
 from fspad_bench.benchmark import repeat
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.record import SCHEMA, Records
 from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.benchmark.repeat import (
     Counts,
@@ -223,7 +223,7 @@ def test_what_an_older_record_does_not_say_is_named(written):
     path = written(
         **unsaid, options={"depth": 0, "head_sha256": "23" * 32}, header={"packages": packages}
     )
-    path.write_text(path.read_text().replace('"schema": 3', '"schema": 1', 1))
+    path.write_text(path.read_text().replace(f'"schema": {SCHEMA}', '"schema": 1', 1))
     here = replace(FAST, options={"depth": 5, "nodes": 4, "head_sha256": "24" * 32})
     lines = differences(Reference.read(path), [replace(KEY, options={}), here])
     assert "fast.head_sha256: 232323232323 in the record, 242424242424 here" in lines

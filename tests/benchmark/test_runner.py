@@ -28,6 +28,7 @@ from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import failed, rows
 from fspad_bench.benchmark.runner import Runner
+from fspad_bench.benchmark.units import units
 from fspad_bench.decoders import about
 from fspad_bench.decoders.build import check_options, configure
 from fspad_bench.drafts.sizing.costs import TINY
@@ -174,7 +175,7 @@ def test_sampled_text_depends_on_seed_and_sample_alone(data, tmp_path):
 
 def test_the_task_sets_the_length_of_answers_unless_the_user_does(data, tmp_path):
     runner = Runner(plan_of(data, max_new_tokens=None), tmp_path)
-    unit = next(runner._units())
+    unit = next(units(runner.data, [0.0], 1))
     tokens = runner._key(runner.decoders[0], unit).max_new_tokens
     assert tokens == tasks.load_card("gsm8k").max_new_tokens
 

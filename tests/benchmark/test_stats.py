@@ -12,6 +12,7 @@ from fspad_bench.benchmark.stats import (
     Cost,
     Interval,
     agreement,
+    mean_of_groups,
     ratio_interval,
     ratio_of_mean_speeds,
     sign_flip_p,
@@ -42,14 +43,14 @@ def test_speedup_by_hand():
 
 def test_the_ratio_of_mean_speeds_by_hand():
     # mean(10, 10, 10) over mean(5, 5, 2.5)
-    assert ratio_of_mean_speeds(OLD, NEW) == pytest.approx(10 / (12.5 / 3))
+    assert ratio_of_mean_speeds(OLD, NEW).value == pytest.approx(10 / (12.5 / 3))
 
 
 def test_the_two_speedups_differ_where_prompts_do():
     old = [Cost(1, 10), Cost(9, 90)]
     new = [Cost(0.1, 10), Cost(9, 90)]
     assert speedup(old, new).value == pytest.approx(10 / 9.1)
-    assert ratio_of_mean_speeds(old, new) == pytest.approx(5.5)
+    assert ratio_of_mean_speeds(old, new).value == pytest.approx(5.5)
 
 
 def test_the_interval_of_two_pairs_is_the_distribution_of_four_draws():
@@ -64,7 +65,7 @@ def test_identical_costs_give_exactly_one():
     rng = np.random.default_rng(1)
     costs, _ = simulated(rng, 37)
     assert speedup(costs, costs) == Interval(1.0, 1.0, 1.0)
-    assert ratio_of_mean_speeds(costs, costs) == 1.0
+    assert ratio_of_mean_speeds(costs, costs) == Interval(1.0, 1.0, 1.0)
 
 
 def test_pairs_that_differ_by_one_factor_have_no_width():
@@ -72,7 +73,7 @@ def test_pairs_that_differ_by_one_factor_have_no_width():
     old, _ = simulated(np.random.default_rng(2), 25)
     new = [Cost(c.seconds / 3, c.tokens) for c in old]
     assert speedup(old, new) == pytest.approx((3, 3, 3))
-    assert ratio_of_mean_speeds(old, new) == pytest.approx(3)
+    assert ratio_of_mean_speeds(old, new) == pytest.approx((3, 3, 3))
 
 
 @pytest.mark.parametrize("factor", [1e-3, 7.0, 3600.0])
@@ -256,3 +257,21 @@ def test_a_ratio_is_of_the_sums_and_its_interval_covers_the_truth():
 def test_a_ratio_of_nothing_is_refused(parts):
     with pytest.raises(ValueError, match=r"no values|without a step|not a finite"):
         ratio_interval(parts)
+
+
+def test_a_mean_of_groups_by_hand():
+    values = [("a", 1.0), ("a", 3.0), ("b", 6.0)]
+    assert mean_of_groups(values).value == pytest.approx(4)
+    # of two prompts a draw has both or one of the groups: 2, 4, 6 with probability 1/4, 1/2, 1/4
+    assert mean_of_groups([("a", 2.0), ("b", 6.0)], level=0.9) == Interval(4, 2, 6)
+
+
+def test_the_interval_of_a_mean_of_groups_covers_the_truth():
+    rng = np.random.default_rng(11)
+    intervals = []
+    for seed in range(200):
+        groups = rng.integers(4, size=60)
+        values = groups + rng.normal(0, 0.5, 60)
+        named = [(str(g), v) for g, v in zip(groups, values, strict=True)]
+        intervals.append(mean_of_groups(named, draws=300, seed=seed))
+    assert 0.91 <= coverage(intervals, 1.5) <= 0.98

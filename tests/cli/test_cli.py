@@ -44,6 +44,14 @@ def test_json_is_one_document_with_the_names_of_the_contract(arguments, capsys):
     assert (lookup["task"], lookup["target"], lookup["dtype"]) == ("gsm8k", "tiny", "float64")
 
 
+def test_vanilla_is_measured_twice_unless_it_is_left_out(arguments, capsys):
+    rows = []
+    for flags in ([], ["--no-aa", "--repeats", "2"]):
+        assert main(arguments("--format", "json", "--limit", "1", *flags)) == 0
+        rows.append(json.loads(capsys.readouterr().out)["rows"][1])
+    assert [(row["aa"] is None, row["repeats"]) for row in rows] == [(False, 1), (True, 2)]
+
+
 @pytest.mark.parametrize("style", ["text", "markdown", "csv", "json"])
 def test_the_table_of_a_record_is_the_table_of_its_run(arguments, capsys, tmp_path, style):
     main(arguments("--format", style))

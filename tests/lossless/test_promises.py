@@ -106,6 +106,21 @@ def test_the_exit_code_says_whether_it_holds(own, bound, code, capsys):
     ]
 
 
+def test_an_expectation_measures_vanilla_once(own, monkeypatch, capsys):
+    """It is of tokens and never of time."""
+    plans = []
+
+    def refuse(plan, output):
+        plans.append(plan)
+        raise BenchError("enough")
+
+    monkeypatch.setattr(runner, "Runner", refuse)
+    assert cli.main(["check", own(0.9)]) == 2
+    (plan,) = plans
+    assert (plan.aa, plan.repeats) == (False, 1)
+    assert "enough" in capsys.readouterr().out
+
+
 def test_the_others_are_checked_where_one_cannot_be_run(own, tmp_path, capsys):
     entry = {"target": "tiny", "task": "gsm9k", "tokens_per_step": 1}
     (tmp_path / "wrong.yaml").write_text(json.dumps({"decoder": "fspad", "promises": [entry]}))

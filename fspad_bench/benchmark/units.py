@@ -1,0 +1,69 @@
+"""The units of a run: one question of a task at one temperature, once a repeat.
+
+All decoders take one turn each on a unit, and an interrupted run continues with the units that some
+of them have not finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from fspad_bench.benchmark import tasks
+from fspad_bench.benchmark.record import Records
+from fspad_bench.decoders.build import Decoder
+from fspad_bench.errors import BenchError
+
+Finished = dict[tuple[str, str, int], set[int]]
+
+
+class Unit(NamedTuple):
+    """The unit of interleaving: one question of a task at one temperature."""
+
+    data: tasks.TaskData
+    question: tasks.Question
+    temperature: float
+    repeat: int = 0
+
+    @property
+    def shown(self) -> str:
+        again = f" repeat {self.repeat + 1}" if self.repeat else ""
+        return f"{self.data.card.task} {self.question.id} T={self.temperature:g}{again}"
+
+
+class Prompt(NamedTuple):
+    """One turn of a unit. Generations under the same `round` were interleaved."""
+
+    unit: Unit
+    turn: int
+    round: str
+    tokens: list[int]
+
+
+def units(
+    data: Sequence[tasks.TaskData], temperatures: Sequence[float], repeats: int
+) -> Iterator[Unit]:
+    """Yield every unit; a repeat begins when the whole set before it is done."""
+    for repeat in range(repeats):
+        for task in data:
+            for question in task.questions:
+                for temperature in temperatures:
+                    yield Unit(task, question, temperature, repeat)
+
+
+def finished(known: Records) -> Finished:
+    """Return the recorded turns of each key, question and repeat."""
+    turns: Finished = {}
+    for sample in known.samples:
+        turns.setdefault((sample.key, sample.sample, sample.repeat), set()).add(sample.turn)
+    return turns
+
+
+def check_scopes(decoders: Sequence[Decoder], repeats: int) -> None:
+    """Raise BenchError for repeats of a decoder that learns across prompts."""
+    for decoder in decoders:
+        if repeats > 1 and decoder.scope == "run":
+            raise BenchError(
+                f"{decoder.label} learns across prompts: a repeat would show it each of them again",
+                "leave --repeats out, and give the same command again for another record",
+            )
