@@ -13,6 +13,7 @@
   keys leave those fields empty.
 - Schemas 1 and 2 had no guards: no `pit` and `finding` lines, no forwards of a prefill, and of a
   foreign engine the seconds and steps that it claims stand where measured ones do.
+- Up to schema 3 a finding names its files in its text only.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.util.plain import LONGEST_STEP, whole
 from fspad_bench.util.text import file_bytes, json_value
 
-SCHEMA = 3
+SCHEMA = 4
 VANILLA = "vanilla"
 METHOD = ("decoder", "options", "verification", "scope")  # fields of a key that are no setting
 SCOPES = ("prompt", "run")
@@ -245,11 +246,15 @@ class Pit:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a guard holds against a row, in words. `guard` is one of `guards.GUARDS`."""
+    """What a guard holds against a row, in words. `guard` is one of `guards.GUARDS`.
+
+    `files` are those that a complaint is about: a row names the files of all its complaints.
+    """
 
     key: str
     guard: str
     text: str
+    files: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from fspad_bench.benchmark import claims
+from fspad_bench.benchmark import claims, distrust
 from fspad_bench.benchmark.guards.prefill import hidden_work
 from fspad_bench.benchmark.looping import loops
 from fspad_bench.benchmark.record import (
@@ -185,7 +185,7 @@ def _row(evidence: Evidence) -> Row:
         "differing_prompts": differing_prompts(evidence.pooled),
         "claimed_tokens_per_step": claims.tokens_per_step(evidence.samples),
         "claimed_speedup": claims.decode_speedup(evidence.pairs),
-        "findings": [{"guard": f.guard, "text": f.text} for f in evidence.findings],
+        "findings": distrust.complaints(evidence.findings),
         **_without_loops(evidence),
     }
 
