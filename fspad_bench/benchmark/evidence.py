@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.guards.watch import Watch
-from fspad_bench.benchmark.record import Audit, Key, Pit, Sample
+from fspad_bench.benchmark.record import Audit, Finding, Key, Pit, Sample
 from fspad_bench.benchmark.uniform import offsets, transform
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Dice, Sampler
@@ -44,9 +44,10 @@ class Examiner:
         vanilla: Sample,
         sampler: Sampler,
         limit: Limit,
-    ) -> Audit | Pit | None:
-        """Return what the record says of an output beside its tokens; None where nothing is needed,
-        or where it cannot be had.
+    ) -> Audit | Pit | Finding | None:
+        """Return what the record says of an output beside its tokens; None where that is nothing.
+
+        Of all evidence that a row lacks, the first is told.
         """
         differs = not vanilla.error and sample.tokens != vanilla.tokens
         if sample.error or (key.identical and not differs):
@@ -65,8 +66,8 @@ class Examiner:
         if not key.identical:
             what = "the distribution of this output could not be tested"
         note(f"{key.decoder}: {sample.sample}: {what}: {reason}")
-        self.watch.unaudited(key.decoder, what, reason)
-        return None
+        is_new = self.watch.is_new(sample.key, "audit")
+        return Finding(sample.key, "audit", f"{what}: {reason}") if is_new else None
 
 
 def evidence(

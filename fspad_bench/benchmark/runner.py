@@ -149,7 +149,7 @@ class Runner:
         """Return the decoders that have not finished each unit."""
         known = Records.read(self.record.path) if self.record.path.exists() else Records()
         self._prepare(known)
-        self.watch.recorded(known.findings)
+        self.watch.recorded(known)
         earlier = Earlier(known)
         missing = [self._missing(unit, earlier) for unit in units]
         self.replay = Replay(earlier, self.target, self.prompts, self.watch, missing)

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -19,12 +19,13 @@ from fspad_bench.benchmark.guards.machine import MachineGuard
 from fspad_bench.benchmark.guards.state import StateGuard
 from fspad_bench.benchmark.guards.target import TargetGuard
 from fspad_bench.benchmark.guards.threads import ThreadsGuard
-from fspad_bench.benchmark.record import Finding
+from fspad_bench.benchmark.record import Finding, Records
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 
 GUARDS = ("target", "machine", "threads", "state", "files", "audit")
+OF_DECODERS = ("machine", "threads", "state")  # held against each row of a decoder
 SHARE = 0.01  # of a run's time, for looking at the target again and again
 
 
@@ -130,21 +131,30 @@ class Watch:
             "when they were repeated: it does not learn from the prompts alone"
         )
 
-    def unaudited(self, label: str, what: str, reason: str) -> None:
-        """Note evidence of a decoder's outputs that could not be had."""
-        self.found[label].setdefault("audit", f"{what}: {reason}")
+    def recorded(self, known: Records) -> None:
+        """Take over what a record holds against decoders; it is not written again.
 
-    def recorded(self, findings: Iterable[Finding]) -> None:
-        """Take what a record holds already, which is not written again."""
-        for finding in findings:
+        A changed target ended with its process.
+        """
+        for finding in known.findings:
             self.written.add((finding.key, finding.guard))
             self.written_files[finding.key].update(finding.files)
+            if finding.key in known.keys:
+                label = known.keys[finding.key].decoder
+                self.opened[label].update(finding.files)
+                if finding.guard in OF_DECODERS:
+                    self.found[label].setdefault(finding.guard, finding.text)
+
+    def is_new(self, key: str, guard: str) -> bool:
+        """Return whether nothing of this guard is written for a row, as it will be now."""
+        is_new = (key, guard) not in self.written
+        self.written.add((key, guard))
+        return is_new
 
     def findings(self, label: str, key: str) -> Iterator[Finding]:
         """Yield what is held against a decoder's row and was not yielded for it before."""
         for guard, text in self.found[label].items():
-            if (key, guard) not in self.written:
-                self.written.add((key, guard))
+            if self.is_new(key, guard):
                 yield Finding(key, guard, text)
         files = self.opened[label] - self.written_files[key]
         if files:
