@@ -103,7 +103,8 @@ def rows(records: Records) -> list[Row]:
         samples[sample.key].append(sample)
     settings: dict[tuple[Any, ...], list[str]] = {}
     for name, key in records.keys.items():
-        settings.setdefault(key.setting, []).append(name)
+        group = settings.setdefault(key.setting, [])
+        group.insert(0 if key.decoder == VANILLA else len(group), name)
     table = []
     for names in settings.values():
         vanilla = next((name for name in names if records.keys[name].decoder == VANILLA), None)

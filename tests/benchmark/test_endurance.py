@@ -4,6 +4,7 @@ Generations are stubs here: every token, step and time follows from the question
 decoder, and what a decoder has learned.
 """
 
+import json
 import random
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from runs import Foreign, Own, plan_of, run, write
 
-from fspad_bench.benchmark import evidence, runner
+from fspad_bench.benchmark import evidence, runner, stats
 from fspad_bench.benchmark.audit import Auditor, Finding
 from fspad_bench.benchmark.guards import watch
 from fspad_bench.benchmark.record import Pit, Records
@@ -20,13 +21,13 @@ from fspad_bench.core.protocols import Generation
 from fspad_bench.decoders import build
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.util import provenance, terminal
+from fspad_bench.util import provenance
 
 pytestmark = pytest.mark.usefixtures("one_target", "stubs")
 ME = "test_endurance"
-NAMES = ("Learns", "Differs", "Fails", "Draws", "Disturbs", "Opens")
+NAMES = ("Learns", "Differs", "Fails", "Draws", "Disturbs")
 LABELS = [f"{ME}:{name}" for name in NAMES]
-TURNS = [["One?", "And then?"], ["Two?"], ["Three?"]]
+TURNS = [["One?", "And then?"], ["Two?"]]
 
 
 class Learns(Vanilla):
@@ -67,17 +68,12 @@ class Draws(Own):
 
 
 class Disturbs(Vanilla):
-    def stub(self, prompt, tokens):
-        torch.set_default_dtype(torch.float16)
-        return tokens, 1
-
-
-class Opens(Vanilla):
-    """A decoder that opens another undeclared file on each prompt."""
+    """A decoder that leaves torch changed, and opens another undeclared file on each prompt."""
 
     folder = None
 
     def stub(self, prompt, tokens):
+        torch.set_default_dtype(torch.float16)
         with open(self.folder / f"{len(prompt)}.txt", "a"):
             return tokens, 1
 
@@ -134,10 +130,11 @@ def stubs(monkeypatch, tmp_path):
     monkeypatch.setattr(watch, "TargetGuard", Unchanged)
     monkeypatch.setattr(build, "code_hashes", lambda cls: {})
     monkeypatch.setattr(provenance, "provenance", lambda: {"source_sha256": "s"})
-    monkeypatch.setattr(terminal, "note", lambda text: None)
+    draw = stats._resampled_means
+    monkeypatch.setattr(stats, "_resampled_means", lambda rows, _, seed: draw(rows, 20, seed))
     monkeypatch.setattr(runner, "free_unreachable", lambda: None)
     monkeypatch.setattr(runner, "note_traceback", lambda error: None)
-    monkeypatch.setattr(Opens, "folder", tmp_path)
+    monkeypatch.setattr(Disturbs, "folder", tmp_path)
 
     def audit(self, sampler, prompt, vanilla, decoder, limit):
         return Finding(3, [float(token) for token in decoder], [0.0], 0.5)
@@ -187,6 +184,10 @@ def resumed(plan, folder, content):
     return rows(records)
 
 
+def name_of(row):
+    return row["decoder"], row["temperature"]
+
+
 def assert_equal(table, expected, where):
     differing = [
         (row["decoder"], row["temperature"], name, row[name], value)
@@ -197,10 +198,41 @@ def assert_equal(table, expected, where):
     assert (where, differing) == (where, [])
 
 
-def test_a_record_cut_off_anywhere_is_completed_to_the_same_table(plan, whole, tmp_path):
-    """After every line, and in the middle of every other one."""
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.nightly)])
+def test_a_record_cut_off_anywhere_is_completed_to_the_same_table(plan, whole, tmp_path, step):
+    """After a line, and in the middle of the next, by turns."""
     lines, table = whole
-    for count in range(1, len(lines)):
+    for count in range(1, len(lines), step):
         torn = lines[count][: len(lines[count]) // 2] if count % 2 else b""
         content = b"".join(lines[:count]) + torn
         assert_equal(resumed(plan, tmp_path / f"cut{count}", content), table, count)
+
+
+def test_a_damaged_line_is_measured_again(plan, whole, tmp_path):
+    """Every kind of line but the first, which makes a file a record."""
+    lines, table = whole
+    unfinished = [line for line in lines if b'"kind": "end"' not in line]
+    kinds = [json.loads(line)["kind"] for line in unfinished]
+    assert set(kinds) == {"run", "key", "sample", "audit", "pit", "finding", "score"}
+    for kind in sorted(set(kinds) - {"run"}):
+        places = [i for i, own in enumerate(kinds) if own == kind]
+        for place in {places[0], places[len(places) // 2], places[-1]}:
+            damaged = [
+                *unfinished[:place],
+                unfinished[place][:-9] + b"\n",
+                *unfinished[place + 1 :],
+            ]
+            content = b"".join(damaged)
+            again = resumed(plan, tmp_path / f"damaged{place}", content)
+            assert again[0]["decoder"] == "vanilla"
+            assert_equal(sorted(again, key=name_of), sorted(table, key=name_of), place)
+
+
+def test_a_decoder_that_learns_otherwise_when_repeated_is_told(plan, whole, tmp_path, monkeypatch):
+    lines, _ = whole
+    content = b"".join(lines[: len(lines) // 2])
+    monkeypatch.setattr(Learns, "stub", lambda self, prompt, tokens: (tokens, 5))
+    for row in resumed(plan, tmp_path / "otherwise", content):
+        told = [f["text"] for f in row["findings"] if f["guard"] == "state"]
+        assert bool(told) == (row["decoder"] == LABELS[0])
+        assert all("took other steps when they were repeated" in text for text in told)
