@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from fspad_bench.benchmark.guards.files import opened_files
+from fspad_bench.benchmark.record import Finding
 from fspad_bench.benchmark.uniform import ALPHA
+
+
+def complaints(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """Return guard and words of each complaint; those about files are one."""
+    told = [{"guard": f.guard, "text": f.text} for f in findings if not f.files]
+    files = {name for finding in findings for name in finding.files}
+    return [*told, {"guard": "files", "text": opened_files(files)}] if files else told
 
 
 def notes(row: dict[str, Any]) -> list[str]:

@@ -15,7 +15,8 @@
 - Schemas 1 and 2 had no guards: no `pit` and `finding` lines, no forwards of a prefill, and of a
   foreign engine the seconds and steps that it claims stand where measured ones do.
 - Schemas 1 to 3 did not say which nodes of a step's tree were accepted, nor how long verification
-  took, and had no `aa` lines, no repeats and no categories.
+  took, and had no `aa` lines, no repeats and no categories; their findings name files in the text
+  only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +112,7 @@ class Key:
         """
         return self.verification == "match" or self.temperature == 0
 
-    @property
+    @cached_property
     def hash(self) -> str:
         text = json.dumps(asdict(self), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -257,11 +259,14 @@ class Pit:
 class Finding:
     """What a guard holds against a row, in words. `guard` is one of `watch.GUARDS`, or `repeats`,
     which a table finds.
+
+    `files` are those that a complaint is about: a row names the files of all its complaints.
     """
 
     key: str
     guard: str
     text: str
+    files: list[str] = field(default_factory=list)
 
 
 @dataclass

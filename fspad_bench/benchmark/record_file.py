@@ -31,6 +31,7 @@ class RecordFile:
         self.header = header
         self.lock: FileLock | None = None
         self.known: set[str] = set()
+        self.size = 0  # of what this object has read or written
 
     @classmethod
     def reopen(cls, path: Path) -> RecordFile:
@@ -42,6 +43,7 @@ class RecordFile:
         if whole < len(content):
             os.truncate(path, whole)
         record.known = set(Records.read(path).keys)
+        record.size = whole
         return record
 
     def hold(self) -> None:
@@ -99,23 +101,55 @@ class RecordFile:
         if self.header is not None:
             header = self.header
             self.header = None
-            self._append({"kind": "run", "schema": SCHEMA, **header})
+            self._make_folder()
             self.hold()
+            self._append({"kind": "run", "schema": SCHEMA, **header})
         self._append(content)
 
-    def _append(self, content: dict[str, Any]) -> None:
-        before = self.path.stat().st_size if self.path.exists() else 0
+    def _make_folder(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _append(self, content: dict[str, Any]) -> None:
+        """Append a whole line or nothing, also where Ctrl-C comes in between."""
+        text = json.dumps(content, ensure_ascii=False, default=plain)
+        line = text.encode(errors="replace") + b"\n"
+        self._check_size()
+        try:
             with self.path.open("ab") as file:
-                text = json.dumps(content, ensure_ascii=False, default=plain)
-                file.write(text.encode(errors="replace") + b"\n")
+                file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            with suppress(OSError):
-                os.truncate(self.path, before)
+        except BaseException as error:
+            self._cut_back()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
+            raise
+        self.size += len(line)
+
+    def _check_size(self) -> None:
+        """Raise BenchError where the file is not what this object has written: a line at its end
+        would belong to no record.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size != self.size:
             raise BenchError(
-                f"cannot write {self.path}: {error.strerror}",
-                "free some space there, then give the same command again: it continues the run",
-            ) from error
+                f"{self.path} was removed or changed while this run was writing it",
+                "restore it, or give the same command again: what it lacks is measured again",
+            )
+
+    def _cut_back(self) -> None:
+        """Drop a line that is not whole, and a file that has no other."""
+        with suppress(OSError):
+            if self.size:
+                os.truncate(self.path, self.size)
+            else:
+                self.path.unlink(missing_ok=True)
+
+    def _unwritable(self, error: OSError) -> BenchError:
+        return BenchError(
+            f"cannot write {self.path}: {error.strerror}",
+            "free some space there, then give the same command again: it continues the run",
+        )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from fspad_bench.benchmark import claims
+from fspad_bench.benchmark import claims, distrust
 from fspad_bench.benchmark.definitions import definitions
 from fspad_bench.benchmark.guards.prefill import hidden_work
 from fspad_bench.benchmark.looping import loops
@@ -110,7 +110,8 @@ def rows(records: Records) -> list[Row]:
         samples[sample.key].append(sample)
     settings: dict[tuple[Any, ...], list[str]] = {}
     for name, key in records.keys.items():
-        settings.setdefault(key.setting, []).append(name)
+        group = settings.setdefault(key.setting, [])
+        group.insert(0 if key.decoder == VANILLA else len(group), name)
     table = []
     for names in settings.values():
         table += _setting_rows(records, names, samples)
@@ -203,7 +204,7 @@ def _row(evidence: Evidence) -> Row:
         "differing_prompts": differing_prompts(evidence.pooled),
         "claimed_tokens_per_step": claims.tokens_per_step(evidence.samples),
         "claimed_speedup": claims.decode_speedup(evidence.pairs),
-        "findings": [{"guard": f.guard, "text": f.text} for f in evidence.findings],
+        "findings": distrust.complaints(evidence.findings),
         **_without_loops(evidence),
         **_definitions(evidence),
         **spread(evidence.samples, evidence.pairs),

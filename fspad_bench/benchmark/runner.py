@@ -17,14 +17,15 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fspad_bench.benchmark import tasks
-from fspad_bench.benchmark.audit import Auditor
-from fspad_bench.benchmark.evidence import evidence
+from fspad_bench.benchmark.earlier import Conversation, Earlier, Replay
+from fspad_bench.benchmark.evidence import Examiner
 from fspad_bench.benchmark.guards.answers import Sealed
 from fspad_bench.benchmark.guards.code import CodeGuard
 from fspad_bench.benchmark.guards.machine import MachineGuard
@@ -32,16 +33,17 @@ from fspad_bench.benchmark.guards.watch import Watch
 from fspad_bench.benchmark.origin import SHORT_HASH, costs_origin, origin_of
 from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.prompts import Message, Prompts, longest_conversation, stop_facts
-from fspad_bench.benchmark.record import VANILLA, Audit, Key, Records, Sample
+from fspad_bench.benchmark.record import VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.resume import check_folder, open_record
 from fspad_bench.benchmark.scored import check_answers, scores
-from fspad_bench.benchmark.units import Finished, Prompt, Unit, check_scopes, finished, units
+from fspad_bench.benchmark.units import Prompt, Unit, check_scopes, units
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler, stream_of
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
 from fspad_bench.util import machine
+from fspad_bench.util.memory import free_unreachable, is_out_of_memory
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.strangers import described
 from fspad_bench.util.terminal import note, note_traceback
@@ -93,7 +95,7 @@ class Runner:
         self.longest = longest_conversation(
             self.data, self.prompts, self._answer_tokens, self.target.max_length
         )
-        self.auditor = Auditor(self.target)
+        self.examiner = Examiner(self.target, self.watch)
         self.keys: dict[tuple[str, str, str, float], Key] = {}
 
     def run(self, ready: Callable[[list[Key]], None] | None = None) -> Path:
@@ -109,38 +111,59 @@ class Runner:
 
     def _run(self, ready: Callable[[list[Key]], None] | None) -> None:
         every = list(units(self.data, self.plan.temperatures, self.plan.repeats))
-        todo = self._todo(every)
+        missing = self._missing_of(every)
         if ready:
             keys = (self._key(decoder, unit) for unit in every for decoder in self.decoders)
             ready(list({key.hash: key for key in keys}.values()))
-        if todo:
+        if any(missing):
             self._warm_up()
-        with Progress("generations", len(every), start=len(every) - len(todo)) as progress:
+        with Progress("generations", len(every), start=missing.count([])) as progress:
             try:
-                for unit, decoders in todo:
+                for number, (unit, decoders) in enumerate(zip(every, missing, strict=True)):
                     progress.advance(0, unit.shown)
-                    self._measure(unit, decoders)
-                    progress.advance()
+                    self._take_up(number, unit, decoders)
+                    if decoders:
+                        self._measure(unit, decoders)
+                        self.watch.between(self.decoders)
+                        self._record_findings([unit])
+                        progress.advance()
             except KeyboardInterrupt:  # what is known of this part of the run is not lost
                 self.watch.look_back(self.decoders)
                 self._record_findings(every)
                 raise
-        if todo:
-            self.watch.finish(self.decoders)
-            self._record_findings(every)
+        self.watch.finish(self.decoders)
+        self._record_findings(every)
         self._score()
         self.record.end()
 
-    def _todo(self, units: list[Unit]) -> list[tuple[Unit, list[Decoder]]]:
-        """Return the units that some decoders have not finished, and which these are.
-
-        The answers of an earlier process are not kept: no decoder shall find them here.
-        """
+    def _missing_of(self, units: list[Unit]) -> list[list[Decoder]]:
+        """Return the decoders that have not finished each unit."""
         known = Records.read(self.record.path) if self.record.path.exists() else Records()
         self._prepare(known)
-        done = finished(known)
-        missing = [(unit, self._missing(unit, done)) for unit in units]
-        return [(unit, decoders) for unit, decoders in missing if decoders]
+        self.watch.recorded(known)
+        earlier = Earlier(known)
+        missing = [self._missing(unit, earlier) for unit in units]
+        self.replay = Replay(earlier, self.target, self.prompts, self.watch, missing)
+        return missing
+
+    def _take_up(self, number: int, unit: Unit, missing: list[Decoder]) -> None:
+        """Bring the decoders that have finished a unit to where it left them."""
+        keys = {decoder.label: self._key(decoder, unit).hash for decoder in self.decoders}
+        for decoder in self.decoders:
+            if decoder not in missing:
+                own = (keys[decoder.label], keys[VANILLA])
+                sampler = partial(self._turn_sampler, unit)
+                asked = Conversation(
+                    unit.place, unit.question.turns, *own, sampler, self._limit(unit)
+                )
+                self.replay.take_up(number, decoder, asked)
+
+    def _turn_sampler(self, unit: Unit, turn: int) -> Sampler:
+        stream = stream_of(unit.data.card.task, unit.question.id, turn)
+        return self._sampler(unit.temperature, stream)
+
+    def _limit(self, unit: Unit) -> Limit:
+        return Limit(self._answer_tokens(unit.data.card), self.target.stop_ids)
 
     def _prepare(self, known: Records) -> None:
         """Let decoders measure what they need before any clock runs.
@@ -185,13 +208,13 @@ class Runner:
             **self.origin,
         )
 
-    def _missing(self, unit: Unit, done: Finished) -> list[Decoder]:
+    def _missing(self, unit: Unit, earlier: Earlier) -> list[Decoder]:
         """Return the decoders that have not finished a unit, and vanilla beside any of them."""
-        place = (unit.question.id, unit.repeat)
+        turns = len(unit.question.turns)
         missing = [
             decoder.label
             for decoder in self.decoders
-            if len(done.get((self._key(decoder, unit).hash, *place), ())) < len(unit.question.turns)
+            if not earlier.has(self._key(decoder, unit).hash, unit.place, turns)
         ]
         if not missing:
             return []
@@ -241,8 +264,7 @@ class Runner:
         recorded sample is not measured again.
         """
         unit = prompt.unit
-        stream = stream_of(unit.data.card.task, unit.question.id, prompt.turn)
-        sampler = self._sampler(unit.temperature, stream)
+        sampler = self._turn_sampler(unit, prompt.turn)
         first = Sealed()
         again = Sealed()
         turns = [(decoder, first) for decoder in decoders]
@@ -250,18 +272,19 @@ class Runner:
             turns += [(decoder, again) for decoder in decoders if decoder.label == VANILLA]
         order = random.Random(f"{prompt.round}{prompt.turn}").sample(turns, len(turns))
         for decoder, sealed in order:
-            own = self._sampler(unit.temperature, stream)  # a decoder may change it
+            own = self._turn_sampler(unit, prompt.turn)  # a decoder may change it
             sealed.put(decoder.label, self._generate(prompt, decoder, own))
         samples = first.opened()
         vanilla = samples[VANILLA]
         for decoder in decoders:
             key = self._key(decoder, unit)
             self.record.key(key)
-            if key.identical:
-                self._audit(prompt, samples[decoder.label], vanilla, sampler)
-            elif not samples[decoder.label].error:
-                sample = samples[decoder.label]
-                self.record.add(evidence(self.target, prompt.tokens, sample, sampler))
+            sample = samples[decoder.label]
+            entry = self.examiner.entry(
+                key, prompt.tokens, sample, vanilla, sampler, self._limit(unit)
+            )
+            if entry is not None:
+                self.record.add(entry)
         for sample in again.opened().values():
             self.record.add(sample, kind="aa")
         for decoder in decoders:
@@ -299,19 +322,23 @@ class Runner:
             "category": prompt.unit.question.category,
             "repeat": prompt.unit.repeat,
         }
-        limit = Limit(key.max_new_tokens, self.target.stop_ids)
+        limit = self._limit(prompt.unit)
         load = machine.Load()
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self.target.device)
         try:
             with self.watch.turn(decoder) as turn:
                 generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
-        except BenchError as error:  # says all: the prompt is too long, logits are not finite
-            note(f"{decoder.label}: {about['sample']}: {error.message}")
-            return Sample(**about, error=error.message)
         except Exception as error:  # a failure is recorded and does not end the run
-            note_traceback(error)
-            return Sample(**about, error=described(error))
+            failure = _failure(error, f"{decoder.label}: {about['sample']}")
+            is_full = is_out_of_memory(error)
+        else:
+            failure = ""
+            is_full = False
+        if is_full:
+            free_unreachable()
+        if failure:
+            return Sample(**about, error=failure)
         other_load = load.others() + turn.others
         self.watch.state.note(decoder, sampler, prompt.tokens, limit, generation)
         figures = self._figures(generation)
@@ -347,21 +374,6 @@ class Runner:
             "text": self.prompts.text(generation.tokens),
         }
 
-    def _audit(self, prompt: Prompt, decoder: Sample, vanilla: Sample, sampler: Sampler) -> None:
-        """Record the audit of a pair that differs; without one the row will read `unverified`."""
-        if decoder.error or vanilla.error or decoder.tokens == vanilla.tokens:
-            return
-        limit = Limit(self._answer_tokens(prompt.unit.data.card), self.target.stop_ids)
-        try:
-            finding = self.auditor.audit(
-                sampler, prompt.tokens, vanilla.tokens, decoder.tokens, limit
-            )
-        except (RuntimeError, MemoryError, BenchError) as error:  # such as no memory for the copy
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            note(f"{decoder.sample}: this difference could not be audited: {reason}")
-            return
-        self.record.add(Audit(decoder.key, decoder.sample, decoder.turn, decoder.round, *finding))
-
     def _score(self) -> None:
         """Record the scores of every row."""
         records = Records.read(self.record.path)
@@ -374,7 +386,14 @@ class Runner:
         return self.target.device.type == "cuda"
 
     def _peak_memory(self) -> int | None:
-        """Return the peak memory of a generation in bytes; None on a CPU, where only the process's
-        is known.
-        """
+        """Return a generation's peak memory in bytes; None on a CPU, where it is not known."""
         return torch.cuda.max_memory_allocated(self.target.device) if self._on_gpu else None
+
+
+def _failure(error: Exception, where: str) -> str:
+    """Return what the record says of a failed generation; stderr gets more."""
+    if isinstance(error, BenchError):  # says all: the prompt is too long, logits are not finite
+        note(f"{where}: {error.message}")
+        return error.message or type(error).__name__
+    note_traceback(error)
+    return described(error) or type(error).__name__

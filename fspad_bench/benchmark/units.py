@@ -10,11 +10,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fspad_bench.benchmark import tasks
-from fspad_bench.benchmark.record import Records
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.errors import BenchError
 
-Finished = dict[tuple[str, str, int], set[int]]
+
+class UnitName(NamedTuple):
+    """A question in one of the repeats."""
+
+    question: str
+    repeat: int = 0
 
 
 class Unit(NamedTuple):
@@ -24,6 +28,10 @@ class Unit(NamedTuple):
     question: tasks.Question
     temperature: float
     repeat: int = 0
+
+    @property
+    def place(self) -> UnitName:
+        return UnitName(self.question.id, self.repeat)
 
     @property
     def shown(self) -> str:
@@ -49,14 +57,6 @@ def units(
             for question in task.questions:
                 for temperature in temperatures:
                     yield Unit(task, question, temperature, repeat)
-
-
-def finished(known: Records) -> Finished:
-    """Return the recorded turns of each key, question and repeat."""
-    turns: Finished = {}
-    for sample in known.samples:
-        turns.setdefault((sample.key, sample.sample, sample.repeat), set()).add(sample.turn)
-    return turns
 
 
 def check_scopes(decoders: Sequence[Decoder], repeats: int) -> None:

@@ -1,9 +1,10 @@
 """How a command ends: every error has one message, and its kind has one exit code.
 
-- 2: bad input, or a disk or a file that does not take what is written.
+- 2: bad input, a disk or a file that does not take what is written, or no memory left.
 - 70: an error that nothing here expected, a bug. Its traceback goes to a file that the message
   names.
-- 130: Ctrl-C. 141: whoever read the output has closed it, as `| head -1` does; nothing is said.
+- 130: Ctrl-C. 143 and 129: SIGTERM and SIGHUP, which interrupt as Ctrl-C does.
+- 141: whoever read the output has closed it, as `| head -1` does; nothing is said.
 - Characters that a terminal cannot show are replaced, and those that it would obey are escaped.
 """
 
@@ -12,16 +13,19 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TextIO
 
 from fspad_bench import __version__
 from fspad_bench.errors import BenchError
+from fspad_bench.util.memory import is_out_of_memory
 from fspad_bench.util.strangers import first_line_of
 from fspad_bench.util.terminal import note, note_traceback
 from fspad_bench.util.text import is_text
@@ -30,21 +34,32 @@ BAD_INPUT = BenchError.exit_code
 UNEXPECTED = 70
 INTERRUPTED = 130
 CLOSED_OUTPUT = 141
+SIGNALS = ("SIGTERM", "SIGHUP")  # of a batch system, and of a terminal that is closed
+SIGNALLED = 128  # plus the signal's number, as shells have it
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class SignalledInterrupt(KeyboardInterrupt):
+    """A signal that interrupts as Ctrl-C does; it carries its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = SIGNALLED + number
 
 
 def handled(run: Callable[[], int]) -> int:
     """Run a command and return its exit code, that of the error where one ends it."""
     _prepare_streams()
     try:
-        return _written_out(run)
+        with _interrupting_signals():
+            return _written_out(run)
     except BenchError as error:
         _say(error.message, error.hint)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         note("")  # after `^C`
         note("interrupted; the same `run`, `train` or `distill` command resumes where it stopped")
-        return INTERRUPTED
+        return interrupt.exit_code if isinstance(interrupt, SignalledInterrupt) else INTERRUPTED
     except BrokenPipeError:
         _drop_output()
         return CLOSED_OUTPUT
@@ -53,8 +68,35 @@ def handled(run: Callable[[], int]) -> int:
         _say(*_of_system(error))
         return BAD_INPUT
     except Exception as error:
+        if is_out_of_memory(error):
+            _say(*_of_memory(error))
+            return BAD_INPUT
         _say(*_unexpected(error))
         return UNEXPECTED
+
+
+@contextmanager
+def _interrupting_signals() -> Iterator[None]:
+    """Let signals that would end the process at once end it as Ctrl-C does, what is known being
+    written.
+
+    A signal that something handles or ignores, as under `nohup`, stays as it is.
+    """
+    known = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    mine = [number for number in known if signal.getsignal(number) is signal.SIG_DFL]
+    with suppress(ValueError):  # only the main thread may set them
+        for number in mine:
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            for number in mine:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise SignalledInterrupt(number)
 
 
 def _written_out(run: Callable[[], int]) -> int:
@@ -120,6 +162,16 @@ def _of_system(error: OSError) -> tuple[str, str]:
 
 def _shown(name: object) -> str:
     return os.fsencode(name).decode("utf-8", "replace") if isinstance(name, str) else str(name)
+
+
+def _of_memory(error: Exception) -> tuple[str, str]:
+    """Return message and hint where memory ran out, outside of a generation."""
+    reason = first_line_of(error)
+    return (
+        f"out of memory: {reason}" if reason else "out of memory",
+        "end what else uses it, or choose a smaller --dtype or target; "
+        "the same `run`, `train` or `distill` resumes where it stopped",
+    )
 
 
 def _unexpected(error: Exception) -> tuple[str, str]:

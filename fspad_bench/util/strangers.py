@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fspad_bench.util.memory import is_out_of_memory
+
 
 class ForeignExitError(Exception):
     """A SystemExit, or another exception of strangers' code that is none of Python's Exceptions."""
@@ -45,10 +47,11 @@ def _text(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Return kind and message of an exception in one line."""
+    """Return kind and message of an exception in one line; running out of memory is called so."""
     if isinstance(error, ForeignExitError):
         return message_of(error)
-    return f"{type(error).__name__}: {message_of(error)}".removesuffix(": ")
+    text = f"{type(error).__name__}: {message_of(error)}".removesuffix(": ")
+    return f"out of memory: {text}" if is_out_of_memory(error) else text
 
 
 def place_of(error: BaseException) -> traceback.FrameSummary:

@@ -156,7 +156,7 @@ def test_turns_after_a_failure_of_vanilla_are_errors(tmp_path, monkeypatch, call
     errors = {(records.keys[s.key].decoder, s.turn): s.error for s in records.samples}
     skipped = "vanilla failed on turn 1: this turn has no context"
     assert errors == {
-        ("vanilla", 0): "MemoryError: no room",
+        ("vanilla", 0): "out of memory: MemoryError: no room",
         (LOOKUP, 0): "",
         ("vanilla", 1): skipped,
         ("vanilla", 2): skipped,

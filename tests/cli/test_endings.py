@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -128,7 +129,13 @@ def test_a_traceback_that_no_disk_takes_is_printed(monkeypatch, capsys):
         (OSError(errno.EROFS, "Read-only file system", "x"), 2, "error: x: Read-only file system"),
         (OSError(errno.ENOSPC, "No space left", "out"), 2, "error: out: No space left"),
         (OSError("odd"), 2, "error: odd"),
-        (MemoryError(), 70, "error: unexpected MemoryError: no message"),
+        (MemoryError(), 2, "error: out of memory\nhint:  end what else uses it"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 byte\nx"),
+            2,
+            "error: out of memory: [enforce fail] DefaultCPUAllocator",
+        ),
+        (RuntimeError("memory"), 70, "error: unexpected RuntimeError: memory"),
         (RecursionError("deep"), 70, "error: unexpected RecursionError: deep"),
         (UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "no"), 70, "error: unexpected UnicodeEnc"),
     ],
@@ -140,6 +147,30 @@ def test_every_kind_of_error_has_its_code(error, code, message, capsys, tmp_path
     assert out == ""
     assert err.startswith(message)
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_interrupts_as_ctrl_c_does(name, code, capsys):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
+    done = []
+
+    def run():
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            done.append("what is known is written")
+            raise
+
+    try:
+        assert endings.handled(run) == code
+        assert done
+        assert signal.getsignal(number) is signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)  # as under nohup
+        assert endings.handled(lambda: signal.raise_signal(number) or 0) == 0
+    finally:
+        signal.signal(number, before)
+    assert capsys.readouterr().err.startswith("\ninterrupted; the same `run`")
 
 
 @pytest.mark.parametrize("word", ["\udcff", "caf\udce9.jsonl", "--data=\udc80", "a\0b"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import zlib
+from typing import Any
 
 from fspad_bench.benchmark.record import Sample
 
@@ -20,8 +21,18 @@ class Sealed:
         self.content: dict[str, bytes] = {}
 
     def put(self, label: str, sample: Sample) -> None:
-        self.content[label] = zlib.compress(pickle.dumps(sample), level=1)
+        self.content[label] = sealed(sample)
 
     def opened(self) -> dict[str, Sample]:
         """Return the samples; nothing more may run in this turn."""
-        return {label: pickle.loads(zlib.decompress(c)) for label, c in self.content.items()}
+        return {label: opened(content) for label, content in self.content.items()}
+
+
+def sealed(value: Any) -> bytes:
+    """Return a value as compressed bytes."""
+    return zlib.compress(pickle.dumps(value), level=1)
+
+
+def opened(content: bytes) -> Any:
+    """Return the value of `sealed` bytes."""
+    return pickle.loads(zlib.decompress(content))

@@ -23,6 +23,7 @@ CODE = (".py", ".pyc", ".so", ".pyd", ".dll", ".dylib", ".pth")
 INSTALLED = ("site-packages", "dist-packages")
 SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr")
 MOST = 1000  # files that are kept of one turn
+MOST_NAMED = 3  # files that a row names
 
 
 class _Hook:
@@ -63,6 +64,13 @@ class FilesGuard:
             return []
         allowed = [*self.allowed, *_existing(declared())]
         return sorted({path for path in map(_resolved, opened) if not _is_known(path, allowed)})
+
+
+def opened_files(files: Iterable[str]) -> str:
+    """Return in words that a decoder opened these files."""
+    names = sorted(files)
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"it opened files that it does not declare: {', '.join(names[:MOST_NAMED])}{more}"
 
 
 def _own_folders() -> list[str]:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from contextlib import suppress
 from typing import NamedTuple
 
-from fspad_bench.benchmark.record import VANILLA
+from fspad_bench.benchmark.record import VANILLA, Sample
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import Decoder
@@ -35,11 +35,19 @@ class StateGuard:
         self.target = target
         self.asked: dict[str, list[Asked]] = defaultdict(list)
 
+    def has_room(self, decoder: Decoder) -> bool:
+        return len(self.asked[decoder.label]) < ASKED
+
     def note(
-        self, decoder: Decoder, sampler: Sampler, prompt: list[int], limit: Limit, made: Generation
+        self,
+        decoder: Decoder,
+        sampler: Sampler,
+        prompt: list[int],
+        limit: Limit,
+        made: Generation | Sample,
     ) -> None:
-        """Remember a generation that was just timed, while there are fewer than `ASKED`."""
-        if starts_anew(decoder) and len(self.asked[decoder.label]) < ASKED:
+        """Remember the steps of a timed generation, while there are fewer than `ASKED`."""
+        if starts_anew(decoder) and self.has_room(decoder):
             self.asked[decoder.label].append(Asked(sampler, prompt, limit, steps(made)))
 
     def differing(self, decoder: Decoder) -> int:
@@ -63,6 +71,6 @@ def starts_anew(decoder: Decoder) -> bool:
     return drafts and decoder.scope == "prompt"
 
 
-def steps(generation: Generation) -> list[tuple[int, int]]:
+def steps(generation: Generation | Sample) -> list[tuple[int, int]]:
     """Return (drafted, committed) of every step."""
     return list(zip(generation.drafted, generation.committed, strict=True))

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from time import perf_counter
 
 from fspad_bench.benchmark.guards.code import CodeGuard
-from fspad_bench.benchmark.guards.files import FilesGuard
+from fspad_bench.benchmark.guards.files import FilesGuard, opened_files
 from fspad_bench.benchmark.guards.machine import MachineGuard
 from fspad_bench.benchmark.guards.state import StateGuard
 from fspad_bench.benchmark.guards.target import TargetGuard
 from fspad_bench.benchmark.guards.threads import ThreadsGuard
-from fspad_bench.benchmark.record import Finding
+from fspad_bench.benchmark.record import Finding, Records
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 
-GUARDS = ("target", "machine", "threads", "state", "files")
-MOST_FILES = 3  # that a finding names
+GUARDS = ("target", "machine", "threads", "state", "files", "audit")
+OF_DECODERS = ("machine", "threads", "state")  # held against each row of a decoder
+SHARE = 0.01  # of a run's time, for looking at the target again and again
 
 
 @dataclass
@@ -50,9 +52,12 @@ class Watch:
         self.threads = ThreadsGuard()
         self.state = StateGuard(target)
         self.files = FilesGuard()
-        self.opened: dict[str, set[str]] = defaultdict(set)
         self.found: dict[str, dict[str, str]] = defaultdict(dict)  # label -> guard -> words
         self.written: set[tuple[str, str]] = set()
+        self.opened: dict[str, set[str]] = defaultdict(set)  # by label: files not declared
+        self.written_files: dict[str, set[str]] = defaultdict(set)  # by key
+        self.look_seconds = 0.0  # of the last look at the target
+        self.looked = perf_counter()
 
     @contextmanager
     def building(self, label: str, built: list[Decoder]) -> Iterator[None]:
@@ -85,11 +90,11 @@ class Watch:
             yield turn
         finally:
             turn.others = self.threads.after_turn(label)
-            self.opened[label].update(self.files.end(lambda: _declared(decoders())))
             changed = self.machine.restore()
             if changed:
                 text = f"it left {', '.join(changed)} changed; restored after its turn"
                 self.found[label].setdefault("machine", text)
+            self.opened[label].update(self.files.end(lambda: _declared(decoders())))
 
     def finish(self, decoders: Sequence[Decoder]) -> None:
         """Look back at a whole run, and ask again what was asked before."""
@@ -107,37 +112,80 @@ class Watch:
 
     def look_back(self, decoders: Sequence[Decoder]) -> None:
         """Note what a run shows without another generation, be it whole or not."""
-        changed = self.code.changed() or self.target.changed()
-        if changed:
-            self._blame_all(decoders, changed)
+        self._look_at_target(decoders)
         for decoder in decoders:
-            self._check_traces(decoder)
+            self._check_threads(decoder)
+
+    def between(self, decoders: Sequence[Decoder]) -> None:
+        """Look at the target where that takes no more than `SHARE` of the time.
+
+        A process that is killed cannot look back.
+        """
+        if perf_counter() - self.looked > self.look_seconds / SHARE:
+            self._look_at_target(decoders)
+
+    def replayed_otherwise(self, decoder: Decoder) -> None:
+        """Note a generation that was repeated after an interruption and took other steps."""
+        self.found[decoder.label]["state"] = (
+            "the run was interrupted, and generations that it had learned from took other steps "
+            "when they were repeated: it does not learn from the prompts alone"
+        )
+
+    def recorded(self, known: Records) -> None:
+        """Take over what a record holds against decoders; it is not written again.
+
+        A changed target ended with its process.
+        """
+        for finding in known.findings:
+            self.written.add((finding.key, finding.guard))
+            self.written_files[finding.key].update(finding.files)
+            if finding.key in known.keys:
+                label = known.keys[finding.key].decoder
+                self.opened[label].update(finding.files)
+                if finding.guard in OF_DECODERS:
+                    self.found[label].setdefault(finding.guard, finding.text)
+
+    def is_new(self, key: str, guard: str) -> bool:
+        """Return whether nothing of this guard is written for a row, as it will be now."""
+        is_new = (key, guard) not in self.written
+        self.written.add((key, guard))
+        return is_new
 
     def findings(self, label: str, key: str) -> Iterator[Finding]:
         """Yield what is held against a decoder's row and was not yielded for it before."""
         for guard, text in self.found[label].items():
-            if (key, guard) not in self.written:
-                self.written.add((key, guard))
+            if self.is_new(key, guard):
                 yield Finding(key, guard, text)
+        files = self.opened[label] - self.written_files[key]
+        if files:
+            self.written_files[key] |= files
+            yield Finding(key, "files", opened_files(files), sorted(files))
 
     def _blame_all(self, decoders: Sequence[Decoder], changed: str) -> None:
         text = f"during the run the target was changed for every decoder: {changed}"
         for decoder in decoders:
             self.found[decoder.label].setdefault("target", text)
 
-    def _check_traces(self, decoder: Decoder) -> None:
-        """Note the threads and files that a decoder's turns left behind."""
-        found = self.found[decoder.label]
+    def _look_at_target(self, decoders: Sequence[Decoder]) -> None:
+        began = perf_counter()
+        changed = self.code.changed() or self.target.changed()
+        self.looked = perf_counter()
+        self.look_seconds = self.looked - began
+        if changed:
+            self._blame_all(decoders, changed)
+
+    def _check_threads(self, decoder: Decoder) -> None:
+        """Note the threads that a decoder's turns left behind."""
         cores = self.threads.disturbance(decoder.label)
         if cores:
-            found["threads"] = f"its threads used {cores:.2f} cores in the turns of others"
-        files = sorted(self.opened[decoder.label])
-        if files:
-            more = f" and {len(files) - MOST_FILES} more" if len(files) > MOST_FILES else ""
-            names = ", ".join(files[:MOST_FILES])
-            found["files"] = f"it opened files that it does not declare: {names}{more}"
+            text = f"its threads used {cores:.2f} cores in the turns of others"
+            self.found[decoder.label]["threads"] = text
 
 
 def _declared(decoders: Sequence[Decoder]) -> list[object]:
     """Return the values of all options and settings, some of which name files."""
-    return [v for d in decoders for v in (*d.given.values(), *d.options.values())]
+    values = [value for decoder in decoders for value in decoder.given.values()]
+    for decoder in decoders:
+        with suppress(BenchError):  # its settings raise, which is no matter of files
+            values += decoder.options.values()
+    return values
