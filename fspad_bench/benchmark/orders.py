@@ -32,13 +32,18 @@ def add_orders(group: Sequence[Row], samples: Sequence[Sequence[Sample]]) -> Non
         for row, own in zip(group, samples, strict=True)
         if row["decoder"] != VANILLA and row["speedup"] is not None
     ]
-    ranked.sort(key=lambda entry: -entry[0]["speedup"])
+    ranked.sort(key=lambda entry: _rank(entry[0]))
     for (faster, own), (slower, others) in pairwise(ranked):
         pairs = pairs_of(others, own)
         ratio = speedup(pairs, prefill=False)
         faster["next_slower"] = {name: slower[name] for name in ("decoder", "options")}
         faster |= named("speedup_over_next", ratio)
         faster["prompts_to_tell"] = prompts_to_tell(ratio, len({p.decoder.sample for p in pairs}))
+
+
+def _rank(row: Row) -> tuple[float, str, str]:
+    """Return what rows are ranked by: speedup, then names, so that equal ones have one order."""
+    return -row["speedup"], row["decoder"], str(sorted(row["options"].items()))
 
 
 def prompts_to_tell(ratio: Interval, prompts: int) -> int | None:

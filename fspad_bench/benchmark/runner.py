@@ -209,16 +209,13 @@ class Runner:
         )
 
     def _missing(self, unit: Unit, earlier: Earlier) -> list[Decoder]:
-        """Return the decoders that have not finished a unit, and vanilla beside any of them."""
+        """Return all decoders where any has not finished a unit: they are compared on generations
+        that were interleaved.
+        """
         turns = len(unit.question.turns)
-        missing = [
-            decoder.label
-            for decoder in self.decoders
-            if not earlier.has(self._key(decoder, unit).hash, unit.place, turns)
-        ]
-        if not missing:
-            return []
-        return [m for m in self.decoders if m.label in (*missing, VANILLA)]
+        keys = [self._key(decoder, unit).hash for decoder in self.decoders]
+        finished = all(earlier.has(key, unit.place, turns) for key in keys)
+        return [] if finished else self.decoders
 
     def _answer_tokens(self, card: tasks.Card) -> int:
         return self.plan.max_new_tokens or card.max_new_tokens
@@ -260,7 +257,7 @@ class Runner:
     def _turn(self, prompt: Prompt, decoders: list[Decoder]) -> Sample:
         """Record one generation a decoder, made in random order. Returns vanilla's.
 
-        Vanilla takes a second turn as any decoder does (A/A). Samples are recorded last, because a
+        Vanilla takes a second turn as any decoder does (A/A). Samples are recorded last, because
         recorded sample is not measured again.
         """
         unit = prompt.unit
