@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from fspad_bench.benchmark.fields import check_fields
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.record import SINCE_SCHEMA_2, UPGRADE, Key, Records
+from fspad_bench.benchmark.record import SINCE_SCHEMA_2, UPGRADE, Key, Records, Sample
 from fspad_bench.benchmark.record_lines import REPAIR, lines
 from fspad_bench.benchmark.rows import Row, latest, rows
 from fspad_bench.benchmark.tasks import RESERVED, SPEC_BENCH, TaskData
@@ -33,6 +33,7 @@ MATCHED = ("decoder", "task", "temperature")  # fields of a key
 OTHER_QUESTIONS = ("data", "limit", "tasks")  # of a plan: the user wants other questions
 HEADER = ("decoder", "task", "T", "verdict", "here", "tokens/step", "here", "speedup", "here")
 Subject = tuple[str, str, float]
+Asked = tuple[str, int, int, str]  # question, turn, repeat, hash of the prompt
 
 
 class Counts(NamedTuple):
@@ -148,7 +149,7 @@ def _plan(path: Path, content: Any) -> Plan:
         raise BenchError(f"{path}:1: a plan with '{unknown[0]}', which is not known here", UPGRADE)
     try:
         check_fields(Plan, content)
-        return Plan(**content)
+        return Plan(**{"aa": False, **content})  # a plan that does not say it had no A/A copy
     except (TypeError, ValueError) as error:
         raise BenchError(f"{path}:1: not a plan: {error}", REPAIR) from error
 
@@ -272,14 +273,17 @@ def _name(subject: Subject) -> str:
 
 
 def side_by_side(reference: Reference, records: Records, *, is_markdown: bool) -> str:
-    """Return a table of the rows that both runs have: the record's figures, and those of here."""
-    there = {_row_subject(row): row for row in rows(reference.records)}
+    """Return a table of the rows that both runs have: the record's figures, and those of here.
+
+    Figures are those of the prompts that both runs answered, in either run.
+    """
+    there = reference.records
+    prompts = _shared_prompts(there, records)
+    theirs = _rows(there, prompts)
     body = []
-    for row in rows(records):
-        subject = _row_subject(row)
-        if subject in there:
-            counts = equal_tokens(reference.records, records, subject)
-            body.append([*_cells(subject, there[subject], row), str(counts)])
+    for subject, row in _rows(records, prompts).items():
+        counts = equal_tokens(there, records, subject)
+        body.append([*_cells(subject, theirs[subject], row), str(counts)])
     sides = ["left", "left", "right", "left", "left", *["right"] * 4, "left"]
     return grid(body, [*HEADER, "equal tokens"], is_markdown=is_markdown, sides=sides)
 
@@ -292,11 +296,32 @@ def equal_tokens(there: Records, here: Records, subject: Subject) -> Counts:
     return Counts(len(shared), sum(mine[place] == theirs[place] for place in shared))
 
 
-def _outputs(records: Records, subject: Subject) -> dict[tuple[str, int, str], list[int]]:
-    """Return the tokens of a row's outputs by question, turn and prompt."""
+def _shared_prompts(there: Records, here: Records) -> dict[Subject, set[Asked]]:
+    """Return the prompts that both records have answers to, of each row that both have."""
+    subjects = _by_subject(there.keys.values()).keys() & _by_subject(here.keys.values()).keys()
+    return {
+        subject: _outputs(there, subject).keys() & _outputs(here, subject).keys()
+        for subject in subjects
+    }
+
+
+def _rows(records: Records, prompts: dict[Subject, set[Asked]]) -> dict[Subject, Row]:
+    """Return the rows that stand on these prompts alone; a row without any is left out."""
+    kept = {name: prompts.get(_subject(key), set()) for name, key in records.keys.items()}
+    samples = [sample for sample in records.samples if _asked(sample) in kept[sample.key]]
+    table = rows(replace(records, samples=samples))
+    return {_row_subject(row): row for row in table if row["samples"]}
+
+
+def _outputs(records: Records, subject: Subject) -> dict[Asked, list[int]]:
+    """Return the tokens of a row's outputs by question, turn, repeat and prompt."""
     names = [name for name, key in records.keys.items() if _subject(key) == subject]
     samples = latest(sample for sample in records.samples if sample.key in names[-1:])
-    return {(s.sample, s.turn, s.prompt_sha256): s.tokens for s in samples if not s.error}
+    return {_asked(sample): sample.tokens for sample in samples if not sample.error}
+
+
+def _asked(sample: Sample) -> Asked:
+    return (sample.sample, sample.turn, sample.repeat, sample.prompt_sha256)
 
 
 def _row_subject(row: Row) -> Subject:

@@ -19,6 +19,7 @@ from fspad_bench.benchmark.repeat import (
     overridden,
     side_by_side,
 )
+from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.tasks import TaskData, load_card
 from fspad_bench.errors import BenchError
 from fspad_bench.util.provenance import provenance
@@ -118,7 +119,9 @@ def test_a_record_without_generations_is_refused(written):
 def test_plans_of_the_records_here_are_read(path):
     """Of any schema: by the first lines alone, which are quick to read."""
     header = json.loads(path.open(encoding="utf-8").readline())
-    assert repeat._plan(path, header["plan"]).tasks == header["plan"]["tasks"]
+    plan = repeat._plan(path, header["plan"])
+    assert plan.tasks == header["plan"]["tasks"]
+    assert plan.aa == header["plan"].get("aa", False)  # an older run measured vanilla once
 
 
 # data
@@ -251,6 +254,22 @@ def test_outputs_to_the_same_prompts_are_compared(written):
     assert equal_tokens(there, other, ("fast", "gsm8k", 0.0)) == Counts(shared=0, equal=0)
 
 
+def test_each_repeat_is_compared_with_its_own(written):
+    """Sampled tokens differ from repeat to repeat."""
+    subject = ("vanilla", "gsm8k", 0.0)
+    runs = []
+    for name, tokens in (("once", {0: [1]}), ("twice", {0: [1], 1: [2]}), ("other", {1: [3]})):
+        path = written(tokens={}, name=name)
+        record = RecordFile.reopen(path)
+        for number, ids in tokens.items():
+            record.add(sample(KEY, "a", ids, 0.5, repeat=number, round_=str(number)))
+        record.release()
+        runs.append(Records.read(path))
+    once, twice, other = runs
+    assert equal_tokens(once, twice, subject) == Counts(shared=1, equal=1)
+    assert equal_tokens(twice, other, subject) == Counts(shared=1, equal=0)
+
+
 def test_both_runs_stand_side_by_side(written):
     reference = Reference.read(written())
     here = Records.read(written(tokens={**TOKENS, "b": [4, 5, 9]}, name="here"))
@@ -270,3 +289,18 @@ def test_both_runs_stand_side_by_side(written):
         "1 of 2",
     ]
     assert rows[3][:5] == ["fast", "gsm8k", "0", "exact", "exact"]
+
+
+def test_figures_are_those_of_the_prompts_that_both_runs_answered(written):
+    """The record's other prompts, on which its decoder is slower, do not count."""
+    path = written()
+    record = RecordFile.reopen(path)
+    for own, seconds in ((KEY, 0.5), (FAST, 5.0)):
+        record.add(sample(own, "slow", [1, 2, 3], seconds, prompt_sha256="p"))
+    record.release()
+    assert {row["speedup"] for row in rows(Records.read(path))} != {1.0}
+    here = Records.read(written(name="here"))
+    table = side_by_side(Reference.read(path), here, is_markdown=True)
+    assert [line.split("|")[8].strip() for line in table.splitlines()[2:]] == ["1.00", "1.00"]
+    elsewhere = Records.read(written(prompt="another", name="elsewhere"))
+    assert len(side_by_side(Reference.read(path), elsewhere, is_markdown=True).splitlines()) == 2
