@@ -30,13 +30,19 @@ SECONDS = {"vanilla": 1.0, "fast": 0.5, "slow": 2.0}
 
 @pytest.fixture
 def facts(tmp_path):
-    """`facts(prompts, samples, **key)`: of a run of `prompts` prompts, a decoder twice as fast."""
+    """`facts(prompts, **key)`: of a run of `prompts` prompts, a decoder twice as fast; `more` puts
+    it into the record of the run before.
+    """
 
-    def facts(prompts=6, finding=None, score=None, decoder="fast", complete=True, **key):
+    def facts(
+        prompts=6, finding=None, score=None, decoder="fast", complete=True, more=False, **key
+    ):
         vanilla = replace(KEY, **{**key, "options": {}})
         fast = replace(vanilla, decoder=decoder, options=key.get("options", {"depth": 3}))
         path = tmp_path / "record.jsonl"
-        written = RecordFile(path, HEADER)
+        if not more:
+            path.unlink(missing_ok=True)
+        written = RecordFile.reopen(path) if more else RecordFile(path, HEADER)
         for own, steps, seconds in ((vanilla, [1] * 9, 0.9), (fast, [3, 3, 3], 0.45)):
             written.key(own)
             for i in range(prompts):
