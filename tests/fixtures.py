@@ -1,27 +1,20 @@
-"""Fixtures for all tests: the tiny target, offline, on one thread.
-
-Where there is no GPU, Triton runs in its interpreter.
-"""
+"""Fixtures for all tests: the tiny target, offline, on one thread."""
 
 import json
 import os
 import random
-import shutil
-
-import pytest
-
-if not shutil.which("nvidia-smi"):
-    # before torch, which imports Triton, which reads the variable once
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import interpreter
+import pytest
 import torch
 
 from fspad_bench.benchmark import runner
+from fspad_bench.benchmark.guards import state
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import architectures
 from fspad_bench.drafts.shape import low_mid_high
+from fspad_bench.engine.cpu import native
 from fspad_bench.models import load
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
@@ -42,6 +35,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.hasten()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled():
+    """Load the compiled step, before a test has another cache, where it would be compiled again."""
+    native.native()
+
+
 @pytest.fixture(scope="session")
 def tiny():
     return load_target("tiny")
@@ -51,7 +50,8 @@ def tiny():
 def quick_runs(monkeypatch, tiny):
     """Share one tiny target between runs, warm up shortly; no git, pictures or disk to wait for.
 
-    A test that names another target loads that one.
+    The guard that asks prompts again at the end asks one. A test that names another target loads
+    that one.
     """
     real = load.load_target
 
@@ -64,6 +64,7 @@ def quick_runs(monkeypatch, tiny):
     monkeypatch.setattr(load, "load_target", one_tiny)
     monkeypatch.setattr(runner, "load_target", one_tiny)
     monkeypatch.setattr(runner, "WARM_UP_TOKENS", 2)
+    monkeypatch.setattr(state, "ASKED", 1)
     monkeypatch.setattr(provenance, "_commit", dict)
     monkeypatch.setattr(curve, "draw", lambda table, picture: None)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
@@ -157,7 +158,7 @@ def captured_features(tiny, features, tmp_path_factory):
     return captured
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trainer(tiny, features, captured_features, recipe):
     def make(variant="fspad", recipe=recipe, vocabulary=97, origin=None):
         tokens = frequent_tokens(features.conversations, vocabulary, 97)
