@@ -11,6 +11,7 @@ import torch
 from fspad_bench.benchmark import runner
 from fspad_bench.benchmark.guards import state
 from fspad_bench.core.tree import Tree
+from fspad_bench.distill import conversations as dialogues
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import architectures
 from fspad_bench.drafts.shape import low_mid_high
@@ -135,8 +136,22 @@ def conversations(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def recipe():
+def shorten():
+    """`shorten(patch)`: short questions, answers and texts, as long as the patch is in force."""
+    kinds = {name: kind._replace(length=20) for name, kind in dialogues.KINDS.items()}
 
+    def shorten(patch):
+        patch.setattr(dialogues, "QUESTION_LENGTH", 12)
+        patch.setattr(dialogues, "TEXT_LENGTH", 24)
+        patch.setattr(dialogues, "SHORTEST_TEXT", 1)
+        patch.setattr(dialogues, "SHORTEST_MATERIAL", 1)
+        patch.setattr(dialogues, "KINDS", kinds)
+
+    return shorten
+
+
+@pytest.fixture(scope="session")
+def recipe():
     return Recipe(epochs=6, batch_tokens=256, lr=3e-3, warmup=3)
 
 

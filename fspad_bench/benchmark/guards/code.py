@@ -40,7 +40,7 @@ class CodeGuard:
             if sys.modules.get(name) is not module:
                 return name
         for path, namespace, name, value, code in self.known:
-            if namespace.get(name) is not value or (code and value.__code__ is not code):
+            if namespace.get(name) is not value or getattr(value, "__code__", None) is not code:
                 return path
         return ""
 
