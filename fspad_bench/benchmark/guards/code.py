@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 PACKAGE = "fspad_bench"
@@ -40,7 +40,7 @@ class CodeGuard:
             if sys.modules.get(name) is not module:
                 return name
         for path, namespace, name, value, code in self.known:
-            if namespace.get(name) is not value or getattr(value, "__code__", None) is not code:
+            if namespace.get(name) is not value or _code(value) is not code:
                 return path
         return ""
 
@@ -51,14 +51,16 @@ def _modules() -> Iterator[tuple[str, ModuleType]]:
             yield name, module
 
 
+def _code(value: Any) -> CodeType | None:
+    return getattr(value, "__code__", None)
+
+
 def _callables(prefix: str, owner: Any) -> Iterator[Known]:
     """Yield every callable of a module or class, and those of the classes that it defines."""
     namespace = vars(owner)
     for name, value in list(namespace.items()):
         path = f"{prefix}.{name}"
-        if isinstance(value, FunctionType):
-            yield Known(path, namespace, name, value, value.__code__)
-        elif callable(value) or isinstance(value, DESCRIPTORS):
-            yield Known(path, namespace, name, value, None)
+        if callable(value) or isinstance(value, DESCRIPTORS):
+            yield Known(path, namespace, name, value, _code(value))
         if isinstance(value, type) and value.__module__ == prefix:
             yield from _callables(path, value)
