@@ -105,9 +105,10 @@ def test_the_decoders_of_the_examples_are_lossless(label, tiny, tmp_path, import
     assert [check for check in checks if not check.holds] == []
 
 
-def test_the_engine_of_the_example_is_exact(tiny, tmp_path, imported):
+def test_the_engine_of_the_example_is_exact(tiny, tmp_path, imported, monkeypatch):
     write_examples(tmp_path)
     imported(tmp_path)
+    monkeypatch.setattr(identity, "PAIRWISE", identity.PAIRWISE[:25])
     label = "my_engine:WithoutCache"
     steps = certify.decoder_checks([label], {}, tiny, tiny, certify.QUICK)
     checks = [check for step in steps for check in step.run()]
@@ -203,7 +204,7 @@ def plugin_flags():
 
 
 @pytest.fixture(scope="module")
-def sandbox(tiny, tmp_path_factory):
+def sandbox(tiny, shorten, tmp_path_factory):
     """A folder with all the files that commands of the documents name."""
     folder = tmp_path_factory.mktemp("sandbox")
     write_examples(folder)
@@ -221,7 +222,8 @@ def sandbox(tiny, tmp_path_factory):
     kind = architecture("draft_model")
     model = kind.build(kind.shape_for(tiny.config), tiny)
     Head(model, vocabulary, tiny.name, tiny.identity).save(folder / "my-model")
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
         distill = "distill --target tiny --device cpu --rows 8 --shard 4 --threads 1"
         assert main([*distill.split(), "--output", "my-data", "--tokens", TOKENS]) == 0
         given = ["--output", "given-data", "--of", "conversations.jsonl"]
@@ -261,7 +263,10 @@ def reduced(command):
     [c for c in RUNNABLE if c.arguments[0] != "certify"],  # see the test of the examples
     ids=lambda command: command.line,
 )
-def test_commands_run(command, sandbox, quick_runs, tmp_path, imported, monkeypatch, capsys):
+def test_commands_run(
+    command, sandbox, quick_runs, shorten, tmp_path, imported, monkeypatch, capsys
+):
+    shorten(monkeypatch)
     shutil.copytree(sandbox, tmp_path / "here")
     imported(tmp_path / "here")
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))

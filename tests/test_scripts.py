@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from served import Served
 
+from fspad_bench.benchmark import runner
 from fspad_bench.profiling import timing
 
 CHECKOUT = Path(__file__).parent.parent
@@ -181,6 +182,7 @@ def test_kernels_and_decoders_run_in_small(tmp_path, monkeypatch, device):
     words = ["identity-tiny", "costs-tiny@1"]
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FSPAD_KERNELS", "reference")
+    monkeypatch.setattr(runner, "WARM_UP_TOKENS", 2)
     monkeypatch.setattr(timing, "CPU_COPY", 1 << 20)
     monkeypatch.setattr(timing, "CPU_TURNS", 1)
     variables = SMALL | {"DEVICE": device.type, "OUTPUT": str(output)}

@@ -1,9 +1,12 @@
 """The wheel: built offline, it holds the data, and works without the checkout."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import zipfile
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -96,12 +99,32 @@ def test_it_lists_names_from_another_folder(away, installed):
     ]
 
 
-def test_it_runs_from_another_folder(away, tmp_path):
-    run = "-m fspad_bench run --target tiny --decoder prompt_lookup --task gsm8k --limit 2"
-    done = away(*run.split(), "--max-new-tokens", "4")
-    assert done.returncode == 0, done.stderr
-    assert "gsm8k@bundled" in done.stdout
-    assert "exact" in done.stdout
+def run_installed(folder, cwd, log):
+    """Run a verb of the package in `folder`, in a copy of this process: it has torch imported."""
+    for name in [name for name in sys.modules if f"{name}.".startswith("fspad_bench.")]:
+        del sys.modules[name]
+    checkout = {str(CHECKOUT), str(CHECKOUT / "tests"), ""}
+    sys.path[:] = [str(folder), *(path for path in sys.path if path not in checkout)]
+    os.chdir(cwd)
+    run = "run --target tiny --decoder prompt_lookup --task gsm8k --limit 2 --max-new-tokens 4"
+    with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        package = import_module("fspad_bench.cli.main")
+        print(package.__file__)
+        code = package.main(run.split())
+    sys.exit(code)
+
+
+def test_it_runs_from_another_folder(installed, tmp_path):
+    log = tmp_path / "log"
+    arguments = (installed, tmp_path, log)
+    process = multiprocessing.get_context("fork").Process(target=run_installed, args=arguments)
+    process.start()
+    process.join()
+    printed = log.read_text()
+    assert process.exitcode == 0, printed
+    assert printed.splitlines()[0] == f"{installed}/fspad_bench/cli/main.py"
+    assert "gsm8k@bundled" in printed
+    assert "exact" in printed
     assert list((tmp_path / "fspad-results").glob("*.jsonl"))
 
 

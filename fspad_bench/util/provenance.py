@@ -39,7 +39,7 @@ def provenance() -> dict[str, Any]:
         "machine": machine.describe(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": _packages(),
+        "packages": dict(_packages()),
         "argv": sys.argv[1:],
         "source_sha256": source_hash(),
         **_commit(),
@@ -85,7 +85,9 @@ def hash_files(folder: Path, suffixes: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
+@cache
 def _packages() -> dict[str, str]:
+    """Return name -> version of the packages that are installed; reading one takes 1 ms."""
     versions = {}
     for name in PACKAGES:
         try:

@@ -15,9 +15,13 @@ from fspad_bench.util import provenance
 
 @pytest.fixture
 def one_target(monkeypatch, tiny):
-    """Make runs fast: one tiny target for all, a short warm-up, no git, no waiting for the disk."""
+    """Make runs fast: one tiny target for all, a short warm-up, no git, no waiting for the disk.
+
+    The guard that asks prompts again at the end asks one.
+    """
     monkeypatch.setattr(runner, "load_target", lambda name, *, device, dtype: tiny)
     monkeypatch.setattr(runner, "WARM_UP_TOKENS", 2)
+    monkeypatch.setattr(state, "ASKED", 1)
     monkeypatch.setattr(provenance, "_commit", dict)
     monkeypatch.setattr(os, "fsync", lambda fd: None)
 

@@ -10,6 +10,7 @@ from cheats import ME, Reader, Thief, stopping
 from runs import LOOKUP, plan_of, row_of, run
 
 from fspad_bench.benchmark import runner
+from fspad_bench.benchmark.guards import state
 from fspad_bench.benchmark.guards.machine import MachineGuard
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.render import render
@@ -18,6 +19,14 @@ from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
 
 pytestmark = pytest.mark.usefixtures("one_target")
+
+ASKED = state.ASKED
+
+
+@pytest.fixture(autouse=True)
+def prompts_are_asked_again(one_target, monkeypatch):
+    """As many as in a run of a user's."""
+    monkeypatch.setattr(state, "ASKED", ASKED)
 
 
 @pytest.fixture

@@ -13,6 +13,11 @@ CONVERSATION = {
 }
 
 
+@pytest.fixture(autouse=True)
+def short(shorten, monkeypatch):
+    shorten(monkeypatch)
+
+
 def distill(*words):
     return cli.main(["distill", "--target", "tiny", "--rows", "16", *map(str, words)])
 

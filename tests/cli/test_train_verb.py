@@ -158,8 +158,9 @@ def test_two_processes_learn_what_one_does(launch, words, start, tmp_path):
     assert gap < 0.01
 
 
-def test_own_data_and_live_features(words, tmp_path, capsys):
-    more = "--data self --tokens 300 --epochs 1 --live --unroll 2".split()
+def test_own_data_and_live_features(words, shorten, tmp_path, capsys, monkeypatch):
+    shorten(monkeypatch)
+    more = "--data self --tokens 300 --epochs 0.5 --live --unroll 2".split()
     assert cli.main(words("self", *more)) == 0
     facts = json.loads((tmp_path / "self" / "head.json").read_text())
     overlap = json.loads((tmp_path / "self" / "data" / "overlap.json").read_text())

@@ -1,12 +1,12 @@
 """Heads of any architecture draft for one decoder, and what they draft is lossless."""
 
 import pytest
+from recording import vanilla_tokens
 
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import build_decoder
-from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.decoders.variants import AnyHead
 from fspad_bench.drafts.network import architectures
 from fspad_bench.errors import BenchError
@@ -22,7 +22,7 @@ def test_every_architecture_drafts_losslessly(tiny, heads, name, temperature):
     drafter = AnyHead(tiny, head=str(heads[name]), nodes=12, depth=3)
     assert drafter.head.network.architecture == name
     drafted = generate(tiny, drafter, sampler, PROMPT, limit)
-    assert drafted.tokens == generate(tiny, Vanilla(tiny), sampler, PROMPT, limit).tokens
+    assert drafted.tokens == vanilla_tokens(tiny, sampler, PROMPT, limit)
 
 
 def test_the_command_in_the_docstring_builds(tiny, heads):

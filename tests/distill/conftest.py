@@ -2,23 +2,7 @@
 
 import pytest
 
-from fspad_bench.distill import conversations
 from fspad_bench.distill.writer import distill_own
-
-
-@pytest.fixture(scope="session")
-def shorten():
-    """`shorten(patch)`: short questions, answers and texts, as long as the patch is in force."""
-    kinds = {name: kind._replace(length=20) for name, kind in conversations.KINDS.items()}
-
-    def shorten(patch):
-        patch.setattr(conversations, "QUESTION_LENGTH", 12)
-        patch.setattr(conversations, "TEXT_LENGTH", 24)
-        patch.setattr(conversations, "SHORTEST_TEXT", 1)
-        patch.setattr(conversations, "SHORTEST_MATERIAL", 1)
-        patch.setattr(conversations, "KINDS", kinds)
-
-    return shorten
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Shards are believed by their content: damaged ones are made again."""
 
 import json
+import shutil
 
 import pytest
 
 from fspad_bench.distill.shards import check_shards, shard_files
+from fspad_bench.distill.writer import distill_own
 from fspad_bench.errors import BenchError
 
 
@@ -45,9 +47,18 @@ def gone(path):
 DAMAGES = [emptied, torn, other, cut, binary, gone]
 
 
+@pytest.fixture(scope="module")
+def written(tiny, shorten, tmp_path_factory):
+    """A data set, which tests copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        folder = tmp_path_factory.mktemp("data") / "set"
+        return distill_own(tiny, folder, tokens=600, seed=3, slots=8, shard=8)
+
+
 @pytest.fixture
-def folder(write, tmp_path):
-    return write(tmp_path / "set", tokens=600, shard=8)
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "set")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

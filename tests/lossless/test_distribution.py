@@ -142,7 +142,7 @@ def test_the_transform_orders_by_probability():
 @pytest.mark.parametrize("options", [{}, {"verify": "rejection"}, {"verify": "traversal"}])
 def test_pit_of_every_rule(options, tiny):
     method = build_decoder("fspad", tiny, {"fspad": options})
-    assert distribution.check_pit(method, tiny, PROMPTS, 48).verdict == "PASS"
+    assert distribution.check_pit(method, tiny, PROMPTS[:10], 48).verdict == "PASS"
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.6])
@@ -152,10 +152,8 @@ def test_pit_refuses_another_temperature(factor, tiny):
             other = Sampler(sampler.temperature * factor, 0, 1.0, 7, sampler.stream)
             return Generation(generate(tiny, Vanilla(tiny), other, prompt, limit).tokens, 0.0, 0.0)
 
-    assert (
-        distribution.check_pit(Decoder("other", tiny, engine=Other()), tiny, PROMPTS, 48).verdict
-        == "FAIL"
-    )
+    other = Decoder("other", tiny, engine=Other())
+    assert distribution.check_pit(other, tiny, PROMPTS[:10], 48).verdict == "FAIL"
 
 
 def test_too_few_tokens_are_vacuous(tiny):

@@ -6,9 +6,11 @@ import pytest
 import yaml
 
 from fspad_bench.benchmark import runner
+from fspad_bench.benchmark.guards import state
 from fspad_bench.cli import main as cli
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless.promises import Expectation, read_baseline, shipped_baselines
+from fspad_bench.util import provenance
 from fspad_bench.util.registry import DECODERS, names
 
 GOOD = Expectation("fspad", "tiny", "gsm8k", 2.0)
@@ -149,8 +151,11 @@ DRAFTING = [path.stem for path in shipped_baselines() if path.stem != "vanilla"]
 
 
 @pytest.mark.parametrize("decoder", DRAFTING)
-def test_the_shipped_baselines_on_tiny_hold(decoder, capsys, monkeypatch):
+def test_the_shipped_baselines_on_tiny_hold(decoder, tiny, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "load_target", lambda name, *, device, dtype: tiny)
     monkeypatch.setattr(runner, "WARM_UP_TOKENS", 2)
+    monkeypatch.setattr(state, "ASKED", 1)
+    monkeypatch.setattr(provenance, "_commit", dict)
     words = ["check", "--target", "tiny", "--decoder", decoder]
     assert cli.main(words) == 0, capsys.readouterr().out
 

@@ -1,6 +1,7 @@
 """Training lowers the losses, and resumes as if it had not been interrupted."""
 
 import csv
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,21 @@ DRAW = curve.draw
 def assert_equal_weights(one, other):
     for name, weight in one.network.state_dict().items():
         assert torch.equal(weight, other.network.state_dict()[name]), name
+
+
+@pytest.fixture(scope="module")
+def one_step(trainer, tmp_path_factory):
+    """The folder of a training that was stopped after a step, which tests copy."""
+    folder = tmp_path_factory.mktemp("trainings") / "one"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curve, "draw", lambda table, picture: None)
+        trainer().run(folder, checkpoint_every=1e9, stop_after=1)
+    return folder
+
+
+@pytest.fixture
+def begun(one_step, tmp_path):
+    return shutil.copytree(one_step, tmp_path / "begun")
 
 
 @pytest.mark.parametrize("variant", [n for n, kind in architectures().items() if kind.reads_states])
@@ -82,32 +98,31 @@ def test_the_curve_is_drawn(trainer, recipe, tmp_path, monkeypatch):
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_killed_training_ends_with_the_same_weights(trainer, tmp_path):
-    whole = trainer()
+def test_a_killed_training_ends_with_the_same_weights(trainer, recipe, tmp_path):
+    shorter = replace(recipe, epochs=3)
+    whole = trainer(recipe=shorter)
     whole.run(tmp_path / "whole", checkpoint_every=1e9)
-    trainer().run(tmp_path / "parts", checkpoint_every=1e9, stop_after=7)
-    rest = trainer()
+    trainer(recipe=shorter).run(tmp_path / "parts", checkpoint_every=1e9, stop_after=7)
+    rest = trainer(recipe=shorter)
     rest.run(tmp_path / "parts", checkpoint_every=1e9)
     assert len(whole.plan) > 7
     assert_equal_weights(whole, rest)
 
 
-def test_a_setting_missing_from_a_checkpoint_had_its_default(trainer, recipe, tmp_path):
-    trainer().run(tmp_path, checkpoint_every=1e9, stop_after=1)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+def test_a_setting_missing_from_a_checkpoint_had_its_default(trainer, recipe, begun):
+    state = torch.load(begun / "checkpoint.pt", weights_only=True)
     del state["recipe"]["supervise"]
-    torch.save(state, tmp_path / "checkpoint.pt")
+    torch.save(state, begun / "checkpoint.pt")
     again = trainer()
-    again.run(tmp_path, checkpoint_every=1e9, stop_after=2)
+    again.run(begun, checkpoint_every=1e9, stop_after=2)
     assert again.step == 2
     with pytest.raises(BenchError, match="another recipe"):
-        trainer(recipe=replace(recipe, supervise="all")).run(tmp_path, checkpoint_every=1e9)
+        trainer(recipe=replace(recipe, supervise="all")).run(begun, checkpoint_every=1e9)
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(trainer, recipe, tmp_path):
-    trainer().run(tmp_path, checkpoint_every=1e9, stop_after=1)
+def test_a_checkpoint_of_another_recipe_is_refused(trainer, recipe, begun):
     with pytest.raises(BenchError, match="another recipe"):
-        trainer(recipe=replace(recipe, lr=1e-3)).run(tmp_path, checkpoint_every=1e9)
+        trainer(recipe=replace(recipe, lr=1e-3)).run(begun, checkpoint_every=1e9)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +147,9 @@ def test_a_checkpoint_of_another_initial_head_is_refused(trainer, tmp_path):
 
 
 def test_fewer_epochs_than_were_trained_are_refused(trainer, recipe, tmp_path):
-    trainer().run(tmp_path, checkpoint_every=1e9)
+    trainer(recipe=replace(recipe, epochs=1)).run(tmp_path, checkpoint_every=1e9)
     with pytest.raises(BenchError, match="has been trained for"):
-        trainer(recipe=replace(recipe, epochs=1)).run(tmp_path, checkpoint_every=1e9)
+        trainer(recipe=replace(recipe, epochs=0.5)).run(tmp_path, checkpoint_every=1e9)
 
 
 def test_a_torn_checkpoint_is_refused(trainer, tmp_path):
@@ -144,13 +159,12 @@ def test_a_torn_checkpoint_is_refused(trainer, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["recipe", "origin", "step", "seen", "network", "optimizer"])
-def test_a_checkpoint_that_lacks_an_entry_is_refused(trainer, tmp_path, name):
-    trainer().run(tmp_path, checkpoint_every=1e9, stop_after=1)
-    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+def test_a_checkpoint_that_lacks_an_entry_is_refused(trainer, begun, name):
+    state = torch.load(begun / "checkpoint.pt", weights_only=True)
     del state[name]
-    torch.save(state, tmp_path / "checkpoint.pt")
+    torch.save(state, begun / "checkpoint.pt")
     with pytest.raises(BenchError, match=f"is not a checkpoint: its '{name}' is missing"):
-        trainer().run(tmp_path, checkpoint_every=1e9)
+        trainer().run(begun, checkpoint_every=1e9)
 
 
 def weights(state, change):
@@ -180,12 +194,11 @@ def moments(state, change):
         (lambda state: moments(state, lambda _: torch.zeros(3)), r"exp_avg is of shape \(3,\)"),
     ],
 )
-def test_a_foreign_or_damaged_checkpoint_is_refused(trainer, tmp_path, changes, message):
-    trainer().run(tmp_path, checkpoint_every=1e9, stop_after=1)
-    path = tmp_path / "checkpoint.pt"
+def test_a_foreign_or_damaged_checkpoint_is_refused(trainer, begun, changes, message):
+    path = begun / "checkpoint.pt"
     torch.save(changes(torch.load(path, weights_only=True)), path)
     with pytest.raises(BenchError, match=message):
-        trainer().run(tmp_path, checkpoint_every=1e9)
+        trainer().run(begun, checkpoint_every=1e9)
 
 
 def test_a_torn_curve_continues_with_its_whole_lines(trainer, recipe, tmp_path):

@@ -1,6 +1,6 @@
 """Compile every kernel for a GPU of a capability, as it would be launched: `compile_all.py 90`.
 
-With the word `all`, the attention kernel at more shapes, which takes longer than all the rest.
+With the word `all`, also at other shapes and options, which takes three times as long.
 
 Prints a line per kernel: its name, whether there is machine code, its bytes of shared memory.
 """
@@ -82,49 +82,68 @@ LARGE = {
     "BLOCK": top_k_top_p.BLOCK,
 }
 SMALL = {"V": 97, "SPLIT": 128, "SPLITS": 1, "WIDTH": 1, "BLOCK": 128}
-CASES = [(LARGE, False), (LARGE, True), (SMALL, True)]
-BOTH = (False, True)
+
+
+def best(v, sampled, kind):
+    constants = {"V": v, "BLOCK": verification.BLOCK, "SAMPLED": sampled}
+    return verification._best, constants, kind, WORDS, 3
+
+
+def weigh(sizes, by_mass):
+    return top_k_top_p._weigh, sizes | {"BY_MASS": by_mass}, "*fp32", WORDS, 3
+
+
+def top_k(has_top_k):
+    return top_k_top_p._top_k, LARGE | {"HAS_TOP_K": has_top_k}, "*bf16", WORDS, 3
+
+
+def last(has_top_p):
+    return top_k_top_p._last, LARGE | {"HAS_TOP_P": has_top_p}, "*fp32", WORDS, 3
+
+
+def best_kept(sizes, has_top_p):
+    return top_k_top_p._best_kept, sizes | {"HAS_TOP_P": has_top_p}, "*bf16", WORDS, 3
+
+
+def gather(blocks, width):
+    return verification._gather, {"BLOCKS": blocks, "WIDTH": width}, "", {}, 3
+
+
+def walk(words, width):
+    return verification._walk, {"WORDS": words, "WIDTH": width}, "", {}, 3
+
 
 # kernel, its constants, the type of the pointers that POINTERS does not name, other types, stages
 KERNELS = [
-    split("*bf16", 64, 128),
     split("*bf16", 32, 96, 1),
-    split("*fp32", 16, 128),
-    split("*fp64", 16, 16, 1),
     (attention._join, TREE | {"ROWS": 16, "DIM": 96, "DIMS": 128}, "*bf16", {}, 3),
-    *(
-        (
-            verification._best,
-            {"V": v, "BLOCK": verification.BLOCK, "SAMPLED": sampled},
-            kind,
-            WORDS,
-            3,
-        )
-        for v, sampled, kind in ((49152, True, "*bf16"), (97, False, "*fp64"))
-    ),
+    best(49152, True, "*bf16"),
     (top_k_top_p._tops, LARGE, "*bf16", WORDS, 3),
-    *((top_k_top_p._weigh, sizes | {"BY_MASS": on}, "*fp32", WORDS, 3) for sizes, on in CASES),
-    *((top_k_top_p._top_k, LARGE | {"HAS_TOP_K": on}, "*bf16", WORDS, 3) for on in BOTH),
-    *((top_k_top_p._last, LARGE | {"HAS_TOP_P": on}, "*fp32", WORDS, 3) for on in BOTH),
-    *(
-        (top_k_top_p._best_kept, sizes | {"HAS_TOP_P": on}, "*bf16", WORDS, 3)
-        for sizes, on in CASES
-    ),
-    *(
-        (verification._gather, {"BLOCKS": blocks, "WIDTH": width}, "", {}, 3)
-        for blocks, width in ((24, 32), (1, 1))
-    ),
-    *(
-        (verification._walk, {"WORDS": words, "WIDTH": width}, "", {}, 3)
-        for words, width in ((2, 128), (1, 1))
-    ),
+    weigh(LARGE, True),
+    top_k(True),
+    last(True),
+    best_kept(LARGE, True),
+    gather(24, 32),
+    walk(2, 128),
     (compaction._compact, {"DIM": 96, "DIMS": 128}, "*fp16", {}, 3),
 ]
 MORE = [
+    split("*bf16", 64, 128),
+    split("*fp32", 16, 128),
+    split("*fp64", 16, 16, 1),
     split("*bf16", 16, 64),
     split("*fp16", 16, 128),
     split("*fp32", 16, 64, 1),
     split("*fp64", 16, 64),
+    best(97, False, "*fp64"),
+    weigh(LARGE, False),
+    weigh(SMALL, True),
+    top_k(False),
+    last(False),
+    best_kept(LARGE, False),
+    best_kept(SMALL, True),
+    gather(1, 1),
+    walk(1, 1),
 ]
 for kernel, constants, kind, others, stages in [*KERNELS, *(MORE if "all" in sys.argv else [])]:
     names = kernel.arg_names

@@ -9,17 +9,10 @@ from pathlib import Path
 
 import pytest
 
-TOP_K_TOP_P = ["_tops", *["_weigh"] * 3, *["_top_k"] * 2, *["_last"] * 2, *["_best_kept"] * 3]
-NAMES = [
-    *["_split"] * 4,
-    "_join",
-    *["_best"] * 2,
-    *TOP_K_TOP_P,
-    *["_gather"] * 2,
-    *["_walk"] * 2,
-    "_compact",
-]
-MORE = ["_split"] * 4
+TOP_K_TOP_P = ["_tops", "_weigh", "_top_k", "_last", "_best_kept"]
+NAMES = ["_split", "_join", "_best", *TOP_K_TOP_P, "_gather", "_walk", "_compact"]
+MORE_TOP_K_TOP_P = [*["_weigh"] * 2, "_top_k", "_last", *["_best_kept"] * 2]
+MORE = [*["_split"] * 7, "_best", *MORE_TOP_K_TOP_P, "_gather", "_walk"]
 
 
 @pytest.mark.parametrize(
