@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 from cheats import ME, Reader, Thief, stopping
-from runs import LOOKUP, plan_of, row_of, run
+from runs import LOOKUP, interrupt, plan_of, row_of, run, unfinished
 
 from fspad_bench.benchmark import runner
-from fspad_bench.benchmark.guards import state
+from fspad_bench.benchmark.guards import state, watch
 from fspad_bench.benchmark.guards.machine import MachineGuard
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.render import render
@@ -271,3 +271,38 @@ def test_what_an_interrupted_run_knows_is_recorded(data, tmp_path, own_target, m
     assert measured
     assert guards_of(row) == ["target"]
     assert row["verdict"] == "unverified"
+
+
+def test_what_a_killed_process_knew_is_recorded(data, tmp_path, own_target, monkeypatch):
+    """Without looking back: the target is looked at between prompts, files after each."""
+    secret = tmp_path / "answers.json"
+    secret.write_text("[]")
+    monkeypatch.setattr(Reader, "path", str(secret))
+    monkeypatch.setattr(watch, "SHARE", 1e9)
+    monkeypatch.setattr(watch.Watch, "look_back", lambda *_: None)
+    monkeypatch.setattr(watch.Watch, "finish", interrupt)
+    labels = [f"{ME}:Late", f"{ME}:Reader"]
+    with pytest.raises(KeyboardInterrupt):
+        run(plan_of(data, *labels), tmp_path / "out")
+    records = Records.read(*(tmp_path / "out").glob("*.jsonl"))
+    assert guards_of(row_of(records, labels[0])) == ["target"]
+    assert guards_of(row_of(records, labels[1])) == ["target", "files"]
+
+
+def test_a_resumed_run_tells_a_finding_once(data, tmp_path, monkeypatch):
+    plan = plan_of(data, f"{ME}:Disturbing")
+    unfinished(plan, tmp_path / "out", monkeypatch)
+    path, records = run(plan, tmp_path / "out")
+    assert guards_of(row_of(records, f"{ME}:Disturbing")) == ["machine"]
+    assert path.read_text().count('"kind": "finding"') == 1
+
+
+def test_a_run_killed_before_its_guards_asked_again_is_asked_when_it_is_resumed(
+    data, tmp_path, monkeypatch
+):
+    plan = plan_of(data, f"{ME}:Remembering")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(watch.Watch, "finish", interrupt)
+        run(plan, tmp_path / "out")
+    _, records = run(plan, tmp_path / "out")
+    assert guards_of(row_of(records, f"{ME}:Remembering")) == ["state"]

@@ -4,6 +4,7 @@ import builtins
 import errno
 import json
 import os
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -258,6 +259,87 @@ def test_a_full_disk_leaves_the_record_as_it_was(path, full_disk, monkeypatch, t
     written.release()
     RecordFile.reopen(path).add(replace(SAMPLE, sample="two"))
     assert [s.sample for s in Records.read(path).samples] == ["one", "two"]
+
+
+def test_a_disk_that_fills_up_at_any_byte_loses_no_more_than_a_line(path, monkeypatch):
+    """What is left is whole lines, or no file; continued, it is the uninterrupted record."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    lines = [{"kind": "costs", "decoder": "ä", "seconds": {}}, {"kind": "end", "status": "é"}]
+    whole = RecordFile(path, {"plan": {}})
+    for line in lines:
+        whole.line(line)
+    whole.release()
+    content = path.read_bytes()
+    ends = {sum(map(len, content.splitlines(keepends=True)[:n])) for n in range(4)}
+    real = Path.open
+    for room in range(len(content)):
+        path.unlink(missing_ok=True)
+
+        def open_(self, mode="r", *args, room=room, **kwargs):
+            file = real(self, mode, *args, **kwargs)
+            takes = room - (self.stat().st_size if mode == "ab" else 0)
+            return Filling(file, takes) if mode == "ab" else file
+
+        record = RecordFile(path, {"plan": {}})
+        with monkeypatch.context() as patch, pytest.raises(BenchError, match="No space left"):
+            patch.setattr(Path, "open", open_)
+            for line in lines:
+                record.line(line)
+        record.release()
+        kept = max(end for end in ends if end <= room)
+        assert (path.read_bytes() if path.exists() else b"") == content[:kept]
+        again = RecordFile.reopen(path) if kept else RecordFile(path, {"plan": {}})
+        done = content[:kept].count(b"\n")
+        for line in lines[max(0, done - 1) :]:
+            again.line(line)
+        again.release()
+        assert path.read_bytes() == content
+
+
+class Filling(FullDisk):
+    """A file on a disk that takes so many bytes more."""
+
+    def __init__(self, file, takes):
+        super().__init__(file, takes, "write")
+
+    def write(self, data):
+        if len(data) <= self.takes:
+            self.file.write(data)
+        else:
+            super().write(data)
+
+
+@pytest.mark.parametrize("change", ["removed", "cut", "longer"])
+def test_a_record_that_changes_while_it_is_written_gets_no_more_lines(path, change):
+    written = written_record(path, SAMPLE)
+    match change:
+        case "removed":
+            shutil.rmtree(path.parent)
+        case "cut":
+            os.truncate(path, 5)
+        case "longer":
+            path.write_bytes(path.read_bytes() + b"{}\n")
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(BenchError, match="was removed or changed") as caught:
+        written.add(SAMPLE)
+    assert "same command again" in caught.value.hint
+    written.release()
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_ctrl_c_within_a_line_leaves_whole_lines(path, monkeypatch):
+    written = written_record(path, SAMPLE)
+    before = path.read_bytes()
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "fsync", interrupted)
+        written.add(replace(SAMPLE, sample="two"))
+    assert path.read_bytes() == before
+    written.add(replace(SAMPLE, sample="three"))
+    assert [s.sample for s in Records.read(path).samples] == ["one", "three"]
 
 
 def test_a_failing_fsync_leaves_the_record_as_it_was(path, monkeypatch):

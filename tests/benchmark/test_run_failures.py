@@ -1,11 +1,20 @@
 """Bad input of a run, and failures within it."""
 
+import sys
+import weakref
+from types import SimpleNamespace
+from typing import ClassVar
+
 import pytest
+import torch
 from runs import LOOKUP, ME, plan_of, row_of, run, unfinished, write
 
+from fspad_bench.benchmark import evidence
+from fspad_bench.benchmark.guards.state import StateGuard
 from fspad_bench.benchmark.rows import failed, rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.engine.session import Session
 from fspad_bench.errors import BenchError
 
 pytestmark = pytest.mark.usefixtures("one_target")
@@ -100,6 +109,119 @@ def test_a_decoder_that_raises_leaves_the_others_alone(data, tmp_path, capsys, a
     assert {s.error for s in records.samples} == {"", "ZeroDivisionError: nine"}
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert records.complete
+
+
+def unallocatable():
+    torch.empty(1 << 60, dtype=torch.uint8)  # a CPU's allocator raises a plain RuntimeError
+
+
+def no_memory():
+    raise MemoryError
+
+
+def no_device_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 byte")
+
+
+class Full(Vanilla):
+    """A decoder that runs out of memory on prompts with the character '9'."""
+
+    where = "propose"
+    fail = staticmethod(no_memory)
+    held: ClassVar[list] = []
+
+    def _go(self, context, where):
+        room = torch.empty(10)
+        self.held.append(weakref.ref(room))
+        if where == self.where and 25 in context.tokens[: context.prompt_length]:
+            self.cycle = lambda: room
+            self.fail()
+
+    def begin(self, context, scores):
+        self._go(context, "begin")
+
+    def propose(self, context, budget):
+        self._go(context, "propose")
+        return super().propose(context, budget)
+
+    def observe(self, step):
+        self.cycle = None
+        self._go(step.context, "observe")
+
+
+@pytest.mark.parametrize(
+    ("where", "fail", "kind"),
+    [
+        ("begin", no_memory, "MemoryError"),
+        ("propose", unallocatable, "RuntimeError: "),
+        ("observe", no_device_memory, "OutOfMemoryError: CUDA out of memory. Tried"),
+    ],
+)
+def test_a_decoder_that_runs_out_of_memory_leaves_the_others_alone(
+    tmp_path, monkeypatch, where, fail, kind
+):
+    monkeypatch.setitem(sys.modules, "failing", SimpleNamespace(Full=Full))
+    monkeypatch.setattr(Full, "where", where)
+    monkeypatch.setattr(Full, "fail", staticmethod(fail))
+    label = "failing:Full"
+    plan = plan_of(write(tmp_path, ["One?", "9?", "Three?"]), label, LOOKUP)
+    _, records = run(plan, tmp_path / "out")
+    (error,) = {sample.error for sample in records.samples if sample.error}
+    assert error.startswith(f"out of memory: {kind}")
+    row = row_of(records, label)
+    assert (row["errors"], row["samples"], row["verdict"]) == (1, 2, "exact")
+    for decoder in ("vanilla", LOOKUP):
+        row = row_of(records, decoder)
+        assert (row["errors"], row["samples"], row["verdict"]) == (0, 3, "exact")
+    assert not any(reference() is not None for reference in Full.held)
+
+
+def test_the_target_running_out_of_memory_is_the_error_of_that_generation(tmp_path, monkeypatch):
+    """Vanilla's first turn fails: what follows it has no context, and the next question does."""
+    real = Session.prefill
+
+    def prefill(self, tokens):
+        if 25 in tokens:
+            unallocatable()
+        return real(self, tokens)
+
+    monkeypatch.setattr(Session, "prefill", prefill)
+    _, records = run(plan_of(write(tmp_path, ["9?", "Two?"]), LOOKUP), tmp_path / "out")
+    assert {s.error[:29] for s in records.samples if s.sample == "q0"} == {
+        "out of memory: RuntimeError: "
+    }
+    assert [s.error for s in records.samples if s.sample == "q1"] == ["", ""]
+
+
+def test_evidence_that_no_memory_is_left_for_ends_no_run(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "distributions", lambda *_: no_memory())
+    label = f"{ME}:Own"
+    plan = plan_of(data, label, LOOKUP, temperatures=[1.0], limit=2)
+    path, records = run(plan, tmp_path / "out")
+    assert records.complete
+    assert row_of(records, label)["findings"] == [
+        {
+            "guard": "audit",
+            "text": "the distribution of this output could not be tested: "
+            "out of memory: MemoryError",
+        }
+    ]
+    assert row_of(records, LOOKUP)["findings"] == []
+    assert path.read_text().count('"kind": "finding"') == 1
+
+
+def test_no_memory_for_asking_again_is_no_state(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(StateGuard, "_again", after_oom(StateGuard._again))
+    _, records = run(plan_of(data, LOOKUP), tmp_path / "out")
+    assert row_of(records, LOOKUP)["findings"] == []
+
+
+def after_oom(again):
+    def asked(self, decoder, question):
+        broken = SimpleNamespace(generate=lambda *_: no_memory())
+        return again(self, broken, question)
+
+    return asked
 
 
 def test_a_failure_is_not_repeated(data, tmp_path, calls, monkeypatch):

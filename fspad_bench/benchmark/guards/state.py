@@ -7,7 +7,6 @@ as many tokens and have as many accepted at every step; if not, something outliv
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import suppress
 from typing import NamedTuple
 
 from fspad_bench.benchmark.record import VANILLA, Sample
@@ -15,6 +14,7 @@ from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.util.memory import is_out_of_memory
 
 ASKED = 3  # prompts of each decoder
 
@@ -56,10 +56,14 @@ class StateGuard:
         return sum(self._again(decoder, question) != question.steps for question in asked[::-1])
 
     def _again(self, decoder: Decoder, asked: Asked) -> list[tuple[int, int]]:
-        """Return the steps of now; none where it fails, which it did not do before."""
-        with suppress(Exception):
+        """Return the steps of now; none where it fails, which it did not do before.
+
+        A lack of memory tells nothing of a decoder's state.
+        """
+        try:
             return steps(decoder.generate(self.target, asked.sampler, asked.prompt, asked.limit))
-        return []
+        except Exception as error:
+            return asked.steps if is_out_of_memory(error) else []
 
 
 def starts_anew(decoder: Decoder) -> bool:

@@ -122,7 +122,8 @@ class Watch:
         A process that is killed cannot look back.
         """
         if perf_counter() - self.looked > self.look_seconds / SHARE:
-            self._look_at_target(decoders)
+            with suppress(MemoryError, RuntimeError):  # no memory: there will be another look
+                self._look_at_target(decoders)
 
     def replayed_otherwise(self, decoder: Decoder) -> None:
         """Note a generation that was repeated after an interruption and took other steps."""
