@@ -7,12 +7,14 @@ sizes. A block that no test can run has a comment before it that says why.
 import contextlib
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from documents import DOCUMENTS, ROOT, blocks, commands, shell_lines, table_rows, text_of
 
 from fspad_bench.benchmark.record import Records
@@ -234,6 +236,8 @@ def sandbox(tiny, shorten, tmp_path_factory):
         assert main(published.split()) == 0
         run = "run --target tiny --decoder prompt_lookup --task gsm8k --data bundled --limit 1"
         assert main([*run.split(), "--max-new-tokens", "4"]) == 0
+    for name in ("before", "after"):
+        shutil.copytree(folder / "fspad-results", folder / name)
     return folder
 
 
@@ -272,6 +276,20 @@ def test_commands_run(
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
     assert main(reduced(command)) == 0, capsys.readouterr().err
     assert capsys.readouterr().out or command.arguments[0] == "export"
+
+
+def test_the_workflow_calls_commands_that_parse():
+    (workflow,) = (b for b in blocks("yaml") if "runs-on" in b.text)
+    steps = yaml.safe_load(workflow.text)["jobs"]["lossless"]["steps"]
+    lines = [shlex.split(step["run"]) for step in steps if "run" in step]
+    assert [words[0] for words in lines] == ["pip", "fspad-bench", "fspad-bench"]
+    for words in lines[1:]:
+        *command, arrow, report = words
+        assert (arrow, report[-4:]) == (">", ".xml")
+        arguments = parser().parse_args(command[1:])
+        assert arguments.format == "junit"
+    names = {match[1] for b in blocks("yaml") if (match := re.match(r"# (\S+)\n", b.text))}
+    assert {word for words in lines for word in words if word.endswith(".yaml")} <= names
 
 
 # names ----------------------------------------------------------------------------------------

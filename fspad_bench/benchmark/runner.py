@@ -58,9 +58,11 @@ WARM_UP_TOKENS = 24
 class Runner:
     """Load what a plan names, so that every mistake in it shows before anything is measured; then
     run it.
+
+    A run whose times nobody reads (`timed=False`) neither warms up nor asks prompts again.
     """
 
-    def __init__(self, plan: Plan, output: Path) -> None:
+    def __init__(self, plan: Plan, output: Path, *, timed: bool = True) -> None:
         code = CodeGuard()  # before a decoder's module is imported
         settings = MachineGuard()
         cards = [tasks.load_card(name) for name in plan.tasks]
@@ -71,6 +73,7 @@ class Runner:
             note(text)
         check_folder(output)
         self.plan = plan
+        self.timed = timed
         for temperature in plan.temperatures:
             self._sampler(temperature)
         if plan.threads:
@@ -115,7 +118,7 @@ class Runner:
         if ready:
             keys = (self._key(decoder, unit) for unit in every for decoder in self.decoders)
             ready(list({key.hash: key for key in keys}.values()))
-        if any(missing):
+        if any(missing) and self.timed:
             self._warm_up()
         with Progress("generations", len(every), start=missing.count([])) as progress:
             try:
@@ -337,7 +340,8 @@ class Runner:
         if failure:
             return Sample(**about, error=failure)
         other_load = load.others() + turn.others
-        self.watch.state.note(decoder, sampler, prompt.tokens, limit, generation)
+        if self.timed:
+            self.watch.state.note(decoder, sampler, prompt.tokens, limit, generation)
         figures = self._figures(generation)
         texts = self._texts(prompt, generation)
         return Sample(**about, **figures, other_load=other_load, **texts)

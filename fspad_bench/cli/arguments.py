@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 TABLE_FORMATS = ["text", "markdown", "latex", "csv", "json"]
-REPORT_FORMATS = ["text", "json"]
+REPORT_FORMATS = ["text", "json", "junit"]
 EXPLANATION_FORMATS = ["text", "markdown", "json"]
+COMPARISON_FORMATS = ["text", "markdown", "json"]
 PICTURES = (".png", ".pdf", ".svg")
 
 MEASURING = "float32 on the CPU, bfloat16 on a GPU"

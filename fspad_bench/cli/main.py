@@ -16,6 +16,7 @@ from fspad_bench.cli import (
     answers,
     certify,
     check,
+    compare,
     distill,
     endings,
     explain,
@@ -55,6 +56,7 @@ class Verb(Protocol):
 VERBS: dict[str, tuple[Verb, str]] = {
     "run": (run, "measure decoders on tasks, check them against vanilla, print a table"),
     "table": (table, "print the table of existing records"),
+    "compare": (compare, "show which rows of two sets of records differ beyond noise"),
     "explain": (explain, "say why decoders of existing records are as fast as they are"),
     "page": (page, "publish records as one HTML page"),
     "answers": (answers, "write records as the answer files of Spec-Bench"),

@@ -1,24 +1,31 @@
-"""A pytest plugin: certify a package's own decoder in its own CI.
+"""A pytest plugin: certify a package's own decoder in its own CI, and hold it to its baseline.
 
     pip install fspad-bench
     pytest --fspad-decoder mypackage.module:MyDecoder
+    pytest mybaseline.yaml
 
 - Each check of each decoder becomes a test beside the package's own tests, such as
-  `fspad-bench::MyDecoder::identity`.
+  `fspad-bench::MyDecoder::identity`; so does each expectation of a baseline that the command line
+  names.
 - pytest loads the plugin wherever this package is installed, so nothing heavy is imported until a
-  decoder is named.
+  decoder or a baseline is named.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from fspad_bench.lossless.baseline_runs import Outcome
     from fspad_bench.lossless.certify import PlannedCheck
+    from fspad_bench.lossless.promises import Expectation
+    from fspad_bench.lossless.report import Check
+
+YAML = (".yaml", ".yml")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,15 +73,14 @@ class NotCertified(Exception):
     """Checks that do not hold, one per line."""
 
 
-class Certification(pytest.Item):
-    """One check of one decoder."""
+class CheckItem(pytest.Item):
+    """A test that consists of checks."""
 
-    def __init__(self, *, step: PlannedCheck, **options: Any) -> None:
-        super().__init__(**options)
-        self.step = step
+    def checks(self) -> Sequence[Check]:
+        raise NotImplementedError
 
     def runtest(self) -> None:
-        failures = [check for check in self.step.run() if not check.holds]
+        failures = [check for check in self.checks() if not check.holds]
         lines = [f"{c.name}: {c.verdict}: {c.figure} (bound: {c.bound})" for c in failures]
         if lines:
             raise NotCertified("\n".join(lines))
@@ -86,3 +92,62 @@ class Certification(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         return self.path, None, self.name
+
+
+class Certification(CheckItem):
+    """One check of one decoder."""
+
+    def __init__(self, *, step: PlannedCheck, **options: Any) -> None:
+        super().__init__(**options)
+        self.step = step
+
+    def checks(self) -> Sequence[Check]:
+        return self.step.run()
+
+
+# baselines
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect a baseline that the command line names; YAML of folders is others'."""
+    if file_path.suffix not in YAML or not parent.session.isinitpath(file_path):
+        return None
+    return Baseline.from_parent(parent, path=file_path)
+
+
+class Baseline(pytest.File):
+    """A baseline, whose expectations are tests."""
+
+    def collect(self) -> Iterable[ExpectationItem]:
+        from fspad_bench.errors import BenchError
+        from fspad_bench.lossless.promises import read_baseline
+
+        try:
+            entries = read_baseline(self.path)
+        except BenchError as error:
+            raise self.CollectError(f"{error.message}\n{error.hint}") from error
+        for entry in entries:
+            yield ExpectationItem.from_parent(self, name=entry.subject, expectation=entry)
+
+
+class ExpectationItem(CheckItem):
+    """One expectation. The first of a setting runs all that were selected of that setting."""
+
+    def __init__(self, *, expectation: Expectation, **options: Any) -> None:
+        super().__init__(**options)
+        self.expectation = expectation
+        self.outcome: Outcome | None = None
+
+    def checks(self) -> Sequence[Check]:
+        from fspad_bench.lossless.baseline_runs import group_outcomes
+        from fspad_bench.lossless.baselines import checks_of
+
+        if self.outcome is None:
+            items = [item for item in self.session.items if isinstance(item, ExpectationItem)]
+            setting = self.expectation.setting
+            group = [item for item in items if item.expectation.setting == setting]
+            outcomes = group_outcomes([item.expectation for item in group])
+            for item, outcome in zip(group, outcomes, strict=True):
+                item.outcome = outcome
+        assert self.outcome is not None
+        return checks_of(self.outcome)

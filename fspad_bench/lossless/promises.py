@@ -13,29 +13,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from fspad_bench.benchmark.fields import check_fields
 from fspad_bench.errors import BenchError, near
-from fspad_bench.lossless.report import Check, Part
+from fspad_bench.lossless.report import Check
 from fspad_bench.util.paths import data_folder
 from fspad_bench.util.plain import LARGEST
 from fspad_bench.util.text import text_file, yaml_value
 
 IDENTICAL = ("exact", "tie")
 REQUIRED = ("target", "task", "tokens_per_step")
-LEAST = {"tokens_per_step": 0, "temperature": 0, "limit": 1, "max_new_tokens": 1}
+LEAST = {
+    "tokens_per_step": 0,
+    "measured": 0,
+    "temperature": 0,
+    "limit": 1,
+    "max_new_tokens": 1,
+}
 TEXTS = ("target", "task")
 IDENTITY = "identity"  # the first check of an expectation that was run
-NOT_RUN = "run"  # the check of an expectation whose run was refused
 
 
 @dataclass(frozen=True)
 class Expectation:
     """An entry of a baseline.
 
-    `tokens_per_step` is the least that must be reached; `options` are the decoder's.
+    `tokens_per_step` is the least that must be reached, `measured` what was when the entry was
+    written; `options` are the decoder's.
     """
 
     decoder: str
@@ -46,10 +51,18 @@ class Expectation:
     max_new_tokens: int = 48
     temperature: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
+    measured: float | None = None
 
     @property
     def subject(self) -> str:
-        return f"{self.decoder} on {self.target}, {self.task}, T={self.temperature:g}"
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        name = f"{self.decoder} ({options})" if options else self.decoder
+        return f"{name} on {self.target}, {self.task}, T={self.temperature:g}"
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What vanilla's answers depend on: expectations of one setting share a run."""
+        return self.target, self.task, self.limit, self.max_new_tokens, self.temperature
 
     def judge(self, row: dict[str, Any]) -> list[Check]:
         """Check the table row of the run that this expectation describes."""
@@ -60,6 +73,8 @@ class Expectation:
         reached = row["tokens_per_step"] or 0.0
         enough = reached >= self.tokens_per_step
         bound = f"at least {self.tokens_per_step:g}"
+        if self.measured is not None:
+            bound += f" ({self.measured:g} when written)"
         return [
             Check.of(IDENTITY, self.subject, identical, verdict, "exact"),
             Check.of("tokens per step", self.subject, enough, f"{reached:.3f}", bound),
@@ -71,80 +86,27 @@ def shipped_baselines() -> list[Path]:
     return sorted(data_folder("baselines").glob("*.yaml"))
 
 
-def check_baselines(
-    paths: Sequence[Path], decoders: Sequence[str] | None = None, target: str | None = None
-) -> Part:
-    """Hold decoders to the expectations of baseline files (of none given, to those of this suite).
-
-    `decoders` and `target` select expectations. An expectation whose run is refused fails as a
-    check named NOT_RUN. Raises BenchError for a file that is not a baseline, and where nothing is
-    left to check.
-    """
-    expectations = [entry for path in paths or shipped_baselines() for entry in read_baseline(path)]
-    selected = _selected(expectations, decoders, target)
-    return Part("baselines", [check for entry in selected for check in _checked(entry)])
-
-
-def require_runs(part: Part) -> None:
-    """Raise BenchError where an expectation could not be run."""
-    refused = [check for check in part.checks if check.name == NOT_RUN]
-    if refused:
-        total = len(refused) + sum(check.name == IDENTITY for check in part.checks)
-        raise BenchError(
-            f"{len(refused)} of {total} expectations could not be run", refused[0].figure
-        )
-
-
-def _selected(
+def selected(
     expectations: Sequence[Expectation], decoders: Sequence[str] | None, target: str | None
 ) -> list[Expectation]:
+    """Return the expectations of these decoders on this target; None stands for all.
+
+    Raises BenchError for a decoder without a baseline, and where nothing is left.
+    """
     known = {entry.decoder for entry in expectations}
     wanted = known if decoders is None else set(decoders)
     for name in sorted(wanted - known):
         raise BenchError(f"no baseline defines '{name}'", near(name, known))
-    selected = [
+    wanted_here = [
         entry
         for entry in expectations
         if entry.decoder in wanted and target in (None, entry.target)
     ]
-    if not selected:
+    if not wanted_here:
         raise BenchError(
             "no baseline matches these filters", "see baselines/*.yaml for all of them"
         )
-    return selected
-
-
-def _checked(expectation: Expectation) -> list[Check]:
-    try:
-        return expectation.judge(_measured_row(expectation))
-    except BenchError as error:  # the other expectations are still checked
-        figure = f"{error.message}; {error.hint}" if error.hint else error.message
-        return [Check.of(NOT_RUN, expectation.subject, False, figure, "a run")]
-
-
-def _measured_row(expectation: Expectation) -> dict[str, Any]:
-    """Return the table row of the small run that an expectation describes, and its first error."""
-    from fspad_bench.benchmark.record import Records
-    from fspad_bench.benchmark.rows import rows
-    from fspad_bench.benchmark.runner import VANILLA, Plan, Runner
-
-    options = {name: str(value) for name, value in expectation.options.items()}
-    plan = Plan(
-        decoders=list(dict.fromkeys([VANILLA, expectation.decoder])),
-        tasks=[expectation.task],
-        target=expectation.target,
-        options={expectation.decoder: options},
-        data="bundled",
-        limit=expectation.limit,
-        temperatures=[expectation.temperature],
-        max_new_tokens=expectation.max_new_tokens,
-        device="cpu",
-        aa=False,  # an expectation is never of time
-    )
-    with TemporaryDirectory() as folder:
-        records = Records.read(Runner(plan, Path(folder)).run())
-    error = next((sample.error for sample in records.samples if sample.error), "")
-    return {**rows(records)[-1], "error": error}
+    return wanted_here
 
 
 def read_baseline(path: Path) -> list[Expectation]:

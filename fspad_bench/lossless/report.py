@@ -15,6 +15,8 @@ from fspad_bench.util.grid import grid
 
 DECODERS = "decoders"
 WRONG = "wrong rules"
+BASELINES = "baselines"
+NOT_RUN = "run"  # the check of an expectation whose run was refused
 PASS = "PASS"
 FAIL = "FAIL"
 VACUOUS = "VACUOUS"
@@ -35,6 +37,7 @@ class Check(NamedTuple):
 
     - VACUOUS does not hold: nothing was wrong, but the case under test never occurred.
     - `-` holds: another check covers this subject, and `figure` names it.
+    - `seconds`: what it took, where that is known.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Check(NamedTuple):
     verdict: str
     figure: str
     bound: str = ""
+    seconds: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -65,7 +69,11 @@ def passed(parts: Sequence[Part]) -> bool:
 
 
 def render(parts: Sequence[Part], style: str) -> str:
-    """Return the report as `text` or `json`."""
+    """Return the report as `text`, `json` or `junit`."""
+    if style == "junit":
+        from fspad_bench.lossless.junit import junit
+
+        return junit(parts)
     return _as_json(parts) if style == "json" else _as_text(parts)
 
 

@@ -1,5 +1,6 @@
 """The plugin as a third party's CI runs it: another folder and package, pytest's own main."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fspad_bench.lossless import certify, identity
+from fspad_bench.lossless import baseline_runs, certify, identity
 from fspad_bench.models import load
 
 PLUGIN = Path(__file__).parent.parent / "plugin"
@@ -113,3 +114,63 @@ def test_in_a_process_of_its_own(package):
     process = subprocess.run(command, capture_output=True, text=True, cwd=package, env=environment)
     assert process.returncode == 0, process.stdout
     assert "4 passed" in process.stdout
+
+
+# baselines ------------------------------------------------------------------------------------
+
+EXPECTED = {"target": "tiny", "task": "gsm8k", "limit": 1, "max_new_tokens": 12}
+
+
+@pytest.fixture
+def baseline(package, quick_runs):
+    """`baseline(*bounds)`: the name of a baseline of prompt lookup in the package's folder."""
+
+    def baseline(*bounds):
+        entries = [
+            EXPECTED | {"tokens_per_step": bound, "options": {"ngram": 2 + number}}
+            for number, bound in enumerate(bounds)
+        ]
+        path = package / "mine.yaml"
+        path.write_text(json.dumps({"decoder": "prompt_lookup", "promises": entries}))
+        return path.name
+
+    return baseline
+
+
+def test_each_expectation_of_a_baseline_is_a_test(third_party, baseline):
+    code, out = third_party(baseline(0.5, 9.0))
+    assert code == 1
+    assert "mine.yaml::prompt_lookup (ngram=2) on tiny, gsm8k, T=0 PASSED" in out
+    assert "mine.yaml::prompt_lookup (ngram=3) on tiny, gsm8k, T=0 FAILED" in out
+    assert "tokens per step: FAIL: " in out
+    assert "(bound: at least 9)" in out
+    assert "Traceback" not in out
+
+
+def test_expectations_that_are_selected_share_a_run(third_party, baseline, monkeypatch):
+    groups = []
+    real = baseline_runs.group_outcomes
+    monkeypatch.setattr(
+        baseline_runs, "group_outcomes", lambda group: groups.append(len(group)) or real(group)
+    )
+    name = baseline(0.5, 0.6, 0.7)
+    deselected = f"{name}::prompt_lookup (ngram=3) on tiny, gsm8k, T=0"
+    code, out = third_party(name, "--deselect", deselected)
+    assert code == 0, out
+    assert groups == [2]
+
+
+def test_yaml_that_nobody_names_is_not_collected(third_party, package, baseline):
+    baseline(9.0)
+    (package / "test_own.py").write_text("def test_own():\n    pass\n")
+    code, out = third_party()
+    assert code == 0
+    assert "1 passed" in out
+
+
+def test_a_baseline_that_is_wrong_is_one_clear_error(third_party, package):
+    (package / "mine.yaml").write_text("decoder: prompt_lookup\npromises: [{target: tiny}]")
+    code, out = third_party("mine.yaml")
+    assert code == 2
+    assert "an expectation lacks 'task'" in out
+    assert "Traceback" not in out

@@ -1,0 +1,155 @@
+"""Expectations share runs, find losses, and are written anew from what was measured."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from fspad_bench.benchmark import runner
+from fspad_bench.cli import main as cli
+from fspad_bench.core.tree import Tree
+from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.lossless import baseline_runs
+from fspad_bench.lossless.baseline_runs import grouped
+from fspad_bench.lossless.promises import Expectation, read_baseline
+
+ENTRY = {"target": "tiny", "task": "gsm8k", "limit": 3, "max_new_tokens": 40, "tokens_per_step": 1}
+
+
+@pytest.fixture(autouse=True)
+def quick(quick_runs):
+    pass
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    """`baseline(*entries, decoder)`: the path of a file with a comment."""
+
+    def baseline(*entries, decoder="prompt_lookup"):
+        path = tmp_path / f"{decoder}.yaml"
+        text = yaml.safe_dump({"decoder": decoder, "promises": [ENTRY | e for e in entries]})
+        path.write_text(f"# ours\n{text}")
+        return path
+
+    return baseline
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The decoders of each run."""
+    decoders = []
+    real = runner.Runner
+
+    def counted(plan, output, *, timed):
+        assert (timed, plan.aa, plan.repeats) == (False, False, 1)
+        decoders.append(plan.decoders)
+        return real(plan, output, timed=timed)
+
+    monkeypatch.setattr(runner, "Runner", counted)
+    return decoders
+
+
+def cripple(monkeypatch, steps):
+    """Let prompt lookup propose nothing in one of so many steps."""
+    real = PromptLookup.propose
+    asked = []
+
+    def propose(self, context, budget):
+        asked.append(1)
+        tree = real(self, context, budget)
+        return tree if len(asked) % steps else Tree.chain(context.tokens[-1], [])
+
+    monkeypatch.setattr(PromptLookup, "propose", propose)
+
+
+def test_a_loss_of_a_tenth_is_found_and_an_unchanged_decoder_passes(baseline, monkeypatch, capsys):
+    path = baseline({})
+    assert cli.main(["check", "--update", str(path)]) == 0
+    written = read_baseline(path)[0]
+    assert written.measured > 1.5
+    assert cli.main(["check", str(path)]) == 0
+    capsys.readouterr()
+    cripple(monkeypatch, 5)
+    assert cli.main(["check", str(path), "--format", "json"]) == 1
+    identity, steps = json.loads(capsys.readouterr().out)["checks"]
+    assert identity["verdict"] == "PASS"
+    assert steps["verdict"] == "FAIL"
+    assert 0.05 < written.measured - float(steps["figure"]) < 0.15
+
+
+def test_update_says_what_it_changed_and_keeps_the_rest(baseline, capsys):
+    path = baseline({}, {"temperature": 1.0, "target": "random:nobody"})
+    before = path.read_text()
+    assert cli.main(["check", "--update", "--target", "tiny", str(path)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    least = read_baseline(path)[0].tokens_per_step
+    assert f"prompt_lookup on tiny, gsm8k, T=0: at least 1 -> {least:g}, measured " in line
+    assert "finds a loss of 0.001 tokens a step" in line
+    after = path.read_text().splitlines()
+    assert after[0] == "# ours"
+    assert len(after) == len(before.splitlines()) + 1
+    assert read_baseline(path)[1].tokens_per_step == 1
+
+
+def test_update_leaves_what_could_not_be_measured(baseline, capsys):
+    path = baseline({"options": {"ngrem": 2}})
+    before = path.read_text()
+    assert cli.main(["check", "--update", str(path)]) == 1
+    assert "left as it was: prompt_lookup has no option 'ngrem'" in capsys.readouterr().out
+    assert path.read_text() == before
+
+
+def test_expectations_of_one_setting_share_a_run(baseline, runs):
+    """They are of tokens and never of time: vanilla is measured once."""
+    paths = [
+        baseline({"options": {"ngram": 2}}, {"options": {"ngram": 3}}, {"temperature": 1.0}),
+        baseline({}, decoder="suffix"),
+    ]
+    assert cli.main(["check", *map(str, paths)]) == 0
+    names = ["prompt_lookup#0=prompt_lookup", "prompt_lookup#1=prompt_lookup", "suffix#2=suffix"]
+    assert runs == [["vanilla", *names], ["vanilla", "prompt_lookup"]]
+
+
+def test_one_that_is_refused_spoils_no_other(baseline, runs, capsys):
+    paths = [baseline({"options": {"ngrem": 2}}), baseline({}, decoder="suffix")]
+    assert cli.main(["check", *map(str, paths), "--format", "json"]) == 2
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert [check["verdict"] for check in checks] == ["FAIL", "PASS", "PASS"]
+    assert "prompt_lookup has no option 'ngrem'" in checks[0]["figure"]
+
+
+def test_results_stand_in_the_order_of_the_files(baseline, capsys):
+    entries = [{"temperature": t, "limit": 1} for t in (0.0, 1.0)] + [
+        {"limit": 1, "options": {"ngram": 2}}
+    ]
+    assert cli.main(["check", str(baseline(*entries)), "--format", "junit"]) == 0
+    cases = list(ElementTree.fromstring(capsys.readouterr().out.strip()).iter("testcase"))
+    assert [case.get("name") for case in cases] == [
+        "prompt_lookup on tiny, gsm8k, T=0",
+        "prompt_lookup on tiny, gsm8k, T=1",
+        "prompt_lookup (ngram=2) on tiny, gsm8k, T=0",
+    ]
+    assert all(float(case.get("time")) > 0 for case in cases)
+
+
+def test_groups_are_by_what_vanilla_is_asked():
+    a = Expectation("a", "tiny", "nq", 1.0)
+    b = Expectation("b", "tiny", "nq", 1.0, options={"x": 1})
+    c = Expectation("a", "tiny", "nq", 1.0, limit=5)
+    assert grouped([a, c, b]) == [[a, b], [c]]
+
+
+def test_a_decoder_that_changes_the_target_is_run_alone(monkeypatch):
+    group = [Expectation(name, "tiny", "nq", 1.0) for name in "ab"]
+    sizes = []
+
+    def measured(entries):
+        sizes.append(len(entries))
+        findings = [{"guard": "target"}] if entries[0].decoder == "a" else []
+        return [baseline_runs.Outcome(entry, {"findings": findings}) for entry in entries]
+
+    monkeypatch.setattr(baseline_runs, "_measured", measured)
+    outcomes = baseline_runs.group_outcomes(group)
+    assert sizes == [2, 1, 1]
+    assert [bool(outcome.row["findings"]) for outcome in outcomes] == [True, False]
