@@ -375,7 +375,7 @@ class TestRealModels:
     def test_a_wide_tree_changes_nothing(self, name, sampler):
         target = TransformersTarget(random_model(name), None)
         prompt = [5, 6, 7, 8]
-        truth = generate(target, Vanilla(target), sampler, prompt, Limit(60)).tokens
+        truth = generate(target, Vanilla(target), sampler, prompt, Limit(32)).tokens
         for shape in (always_right(6), on_schedule([0, 2, 1], 53), wide(5, 53)):
             drafter = Clairvoyant(prompt + truth, shape)
             generation = generate(target, drafter, sampler, prompt, Limit(25))

@@ -12,7 +12,7 @@ def short(monkeypatch, shorten):
 
 @pytest.fixture
 def write(tiny, short):
-    def write(folder, tokens=500, **changes):
+    def write(folder, tokens=300, **changes):
         settings = {"tokens": tokens, "seed": 3, "slots": 8, "shard": 8}
         return distill_own(tiny, folder, **settings | changes)
 

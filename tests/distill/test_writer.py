@@ -31,7 +31,7 @@ def manifest(folder):
 
 
 def test_a_data_set_has_as_many_answer_tokens_as_were_asked_for(write, tmp_path):
-    folder = write(tmp_path / "set")
+    folder = write(tmp_path / "set", tokens=500)
     counts = [answer_tokens(path) for path in shard_files(folder)]
     assert manifest(folder)["answer_tokens"] == sum(counts) >= 500 > sum(counts[:-1])
     assert manifest(folder)["shards"] == len(counts) >= 2
@@ -39,7 +39,7 @@ def test_a_data_set_has_as_many_answer_tokens_as_were_asked_for(write, tmp_path)
 
 
 def test_an_interrupted_set_continues_to_the_same_end(write, tmp_path, monkeypatch):
-    whole = content(write(tmp_path / "whole", tokens=900))
+    whole = content(write(tmp_path / "whole", tokens=700))
     real = writer.ConversationGenerator.generate
     calls = []
 
@@ -54,11 +54,11 @@ def test_an_interrupted_set_continues_to_the_same_end(write, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(writer.ConversationGenerator, "generate", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path / "torn", tokens=900)
+            write(tmp_path / "torn", tokens=700)
     written = content(tmp_path / "torn")
     assert written == whole[: len(written)]
     assert len(written) < len(whole)
-    assert content(write(tmp_path / "torn", tokens=900)) == whole
+    assert content(write(tmp_path / "torn", tokens=700)) == whole
 
 
 def test_shards_do_not_depend_on_how_many_are_in_progress(write, tmp_path, monkeypatch):
@@ -297,7 +297,7 @@ def test_a_manifest_names_the_environments_that_wrote(write, tmp_path, monkeypat
     write(folder, tokens=100)  # nothing is added
     assert manifest(folder)["written_with"] == [first]
     assert "other software" not in capsys.readouterr().err
-    write(folder, tokens=1500)
+    write(folder, tokens=500)
     assert manifest(folder)["written_with"] == [first, other]
     assert "was begun with other software" in capsys.readouterr().err
 
@@ -309,5 +309,5 @@ def test_a_manifest_of_an_earlier_version_still_grows(write, tmp_path):
     (folder / "manifest.json").write_text(json.dumps(older))
     write(folder, tokens=100)
     assert manifest(folder).keys() == older.keys() | {"written_with"}
-    write(folder, tokens=1500)
+    write(folder, tokens=500)
     assert manifest(folder)["dtype"] == "float64"
