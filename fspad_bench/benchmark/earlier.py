@@ -1,7 +1,8 @@
 """What an interrupted run has recorded, so that its rest goes on as if nothing had interrupted it.
 
 - A turn is finished when it is recorded beside vanilla's of the same round. Where a record has
-  damaged lines, the audit or the evidence that the turn needs must be there too.
+  damaged lines, the audit or the evidence that the turn needs must be there too, and of vanilla its
+  second turn.
 - A decoder that learns across prompts (scope `run`) forgot them with its process. It generates what
   it had finished again, off the record, before it goes on, and must take the recorded steps.
 - What the others took is what the guard of their state asks again at the end.
@@ -130,14 +131,16 @@ def _finished(known: Records) -> Iterator[Sample]:
     partners = {
         (settings[s.key], s.place): s for s in known.samples if known.keys[s.key].decoder == VANILLA
     }
-    entries: list[Audit | Pit] = [*known.audits, *known.pits]
+    entries: list[Audit | Pit | Sample] = [*known.audits, *known.pits, *known.aa]
     backed = {(entry.key, entry.place) for entry in entries}
     for sample in known.samples:
         vanilla = partners.get((settings[sample.key], sample.place))
         if vanilla is None:
             continue
-        needs = known.damaged and _needs_evidence(known.keys[sample.key], sample, vanilla)
-        if not needs or (sample.key, sample.place) in backed:
+        needs = _needs_evidence(known.keys[sample.key], sample, vanilla)
+        if sample is vanilla:
+            needs = bool(known.aa) and not sample.error
+        if not (known.damaged and needs) or (sample.key, sample.place) in backed:
             yield sample
 
 

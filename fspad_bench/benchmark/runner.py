@@ -260,7 +260,7 @@ class Runner:
     def _turn(self, prompt: Prompt, decoders: list[Decoder]) -> Sample:
         """Record one generation a decoder, made in random order. Returns vanilla's.
 
-        Vanilla takes a second turn as any decoder does (A/A). Samples are recorded last, because
+        Vanilla takes a second turn as any decoder does (A/A). Samples are recorded last, because a
         recorded sample is not measured again.
         """
         unit = prompt.unit

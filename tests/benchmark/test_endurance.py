@@ -155,7 +155,7 @@ def plan(tmp_path):
         for i, turns in enumerate(TURNS)
     ]
     data.write_text("".join(lines))
-    return plan_of(data, *LABELS, temperatures=[0.0, 1.0])
+    return plan_of(data, *LABELS, temperatures=[0.0, 1.0], aa=True)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_a_damaged_line_is_measured_again(plan, whole, tmp_path):
     lines, table = whole
     unfinished = [line for line in lines if b'"kind": "end"' not in line]
     kinds = [json.loads(line)["kind"] for line in unfinished]
-    assert set(kinds) == {"run", "key", "sample", "audit", "pit", "finding", "score"}
+    assert set(kinds) == {"run", "key", "sample", "aa", "audit", "pit", "finding", "score"}
     for kind in sorted(set(kinds) - {"run"}):
         places = [i for i, own in enumerate(kinds) if own == kind]
         for place in {places[0], places[len(places) // 2], places[-1]}:

@@ -32,7 +32,7 @@ DECODERS = {
     f"{ME}:Foreign": {"edit": "other"},
     "full=test_killed:Full": {},
 }
-TIMES = ("speedup", "second", "time_to", "_share", "noisy", "hidden_work", "peak_memory")
+TIMES = ("speedup", "second", "time_to", "_share", "nois", "hidden_work", "peak_memory", "slower")
 
 
 class Full(Vanilla):
@@ -81,11 +81,13 @@ def lines_of(output):
     return sum(path.read_bytes().count(b"\n") for path in output.glob("*.jsonl"))
 
 
-def kill_after(process, output, lines, seconds):
-    """Kill a process when it has written so many lines, some seconds later."""
+def kill_after(process, output, lines, seconds, most):
+    """Kill a process some seconds after it has written so many lines, and before it has `most`."""
     while process.is_alive() and lines_of(output) < lines:
         time.sleep(0.002)
-    time.sleep(seconds)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and lines_of(output) < most:
+        time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     return process.exitcode == -signal.SIGKILL
@@ -131,8 +133,10 @@ def test_a_run_killed_20_times_prints_the_uninterrupted_table(start, tmp_path):
     while kills < KILLS:
         done = lines_of(killed)
         grown = dice.choice([0, dice.randrange(1, 2 * total // KILLS)])
-        lines = min(done + grown, total - 1)
-        kills += kill_after(start(killed), killed, lines, dice.uniform(0, 0.2 if grown else 2))
+        most = total - (KILLS - kills)  # each kill leaves lines to write
+        seconds = dice.uniform(0, 0.2 if grown else 2)
+        lines = min(done + grown, most)
+        kills += kill_after(start(killed), killed, lines, seconds, most)
         print(f"kill {kills}: {done} -> {lines_of(killed)} of {total} lines")
     process = start(killed)
     process.join()
