@@ -24,7 +24,7 @@ WORTH_TELLING = 0.01  # a difference between two decoders that are not named
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of a case."""
+    """The figures of a case that explain its speedup."""
 
     case: Case
     acceptance: Acceptance

@@ -59,7 +59,7 @@ class Line:
 
 
 class Shared(Generic[Item]):
-    """What both sides have of the same prompts: `a` and `b` hold a list a question."""
+    """The items of both sides on the same prompts: `a` and `b` hold a list a question."""
 
     def __init__(self, a: Mapping[Turn, list[Item]], b: Mapping[Turn, list[Item]]) -> None:
         self.turns = [turn for turn in a if turn in b]
@@ -75,7 +75,7 @@ class Shared(Generic[Item]):
 
     @property
     def note(self) -> str:
-        """How many questions are shared, where that is not all."""
+        """A note that says how many questions are shared, where that is not all."""
         if len(self.a) == self.questions:
             return ""
         return f"{len(self.a)} of {self.questions} prompts in common"

@@ -53,7 +53,7 @@ class Match(NamedTuple):
 
     @property
     def differences(self) -> dict[str, tuple[Any, Any]]:
-        """What differs beside the figures: fields of the rows' keys, options by their names."""
+        """The differences beside the figures: fields of the rows' keys, options by their names."""
         names = [name for name in IDENTITY if name not in (*ASKED, "options")]
         differing = {name: (self.a[name], self.b[name]) for name in names}
         options = dict.fromkeys([*self.a["options"], *self.b["options"]])

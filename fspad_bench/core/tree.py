@@ -124,7 +124,8 @@ class Tree:
 
 
 class AcceptedPath(NamedTuple):
-    """What one step accepted of its tree: the tree's parents, and the accepted nodes, root first.
+    """The path that one step accepted in its tree: the tree's parents, and the accepted nodes, root
+    first.
 
     Kept in place of the tree, whose distributions are large.
     """
@@ -142,7 +143,7 @@ class AcceptedPath(NamedTuple):
 
     @property
     def ranks(self) -> list[int]:
-        """How many earlier siblings each accepted node below the root has."""
+        """The number of earlier siblings of each accepted node below the root."""
         return [self._children(self.parents[node], before=node) for node in self.nodes[1:]]
 
     @property

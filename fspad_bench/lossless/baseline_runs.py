@@ -25,7 +25,7 @@ from fspad_bench.lossless.promises import Expectation
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an expectation: its row, its steps and its seconds, or why there is none.
+    """The outcome of an expectation: its row, its steps and its seconds, or why there is none.
 
     `steps` holds the committed tokens of each step, an output a list. `is_free`: trees are sized by
     the machine or learn across prompts, so that other steps on the same text prove no change.

@@ -60,7 +60,7 @@ def require_runs(part: Part) -> None:
 
 @dataclass(frozen=True)
 class Update:
-    """What a run has changed in an expectation: its new bound, or why there is none."""
+    """The change that a run made to an expectation: its new bound, or why there is none."""
 
     path: Path
     expectation: Expectation

@@ -28,7 +28,7 @@ BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}  # of a sign
 
 
 class Bound(NamedTuple):
-    """What was measured, the least that an unchanged decoder reaches, and the loss it reveals.
+    """The measured figure, the least that an unchanged decoder reaches, and the loss it reveals.
 
     An unchanged decoder falls short of `least` with probability `FALSE_ALARM`; a decoder that loses
     `finds` tokens a step does with probability `POWER`.

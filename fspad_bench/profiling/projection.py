@@ -25,7 +25,7 @@ from fspad_bench.profiling.cost_models import ForwardModel, Overhead
 
 
 class Place(NamedTuple):
-    """What rows of two records have in common."""
+    """The fields that match rows of two records."""
 
     decoder: str
     task: str
@@ -142,7 +142,7 @@ class Projection:
 
     @property
     def error(self) -> float | None:
-        """How far the projection is from the measured speedup, as a share of it."""
+        """The distance of the projection from the measured speedup, as a share of it."""
         return None if self.measured is None else self.projected / self.measured - 1
 
 

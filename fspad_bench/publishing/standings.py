@@ -28,7 +28,7 @@ class Standing:
 
     @property
     def verdicts(self) -> str:
-        """How many rows have each verdict, as `5 exact, 1 tie`."""
+        """Return the number of rows of each verdict, as `5 exact, 1 tie`."""
         counts = Counter(row["verdict"] for row in self.rows)
         return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
 
