@@ -3,15 +3,15 @@
 import hashlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 from by_hand import FAST, KEY, written_record
 
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.publishing.sources import row_name, sources
-from fspad_bench.util.paths import data_folder
 
-RESULTS = data_folder("baselines").parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_a_source_is_its_file(tmp_path):
