@@ -14,7 +14,7 @@ from fspad_bench.benchmark.guards.prefill import hidden_work
 from fspad_bench.benchmark.looping import loops
 from fspad_bench.benchmark.record import METHOD, VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.rows import latest
-from fspad_bench.benchmark.speeds import Pair
+from fspad_bench.benchmark.speeds import Pair, pairs_of
 from fspad_bench.benchmark.times import decoded
 from fspad_bench.benchmark.titles import distribution, method, names_of, task_of
 from fspad_bench.decoders.label import Label
@@ -151,9 +151,8 @@ def _case(
     *,
     without_loops: bool,
 ) -> Case:
-    partners = {sample.place: sample for sample in vanilla if not sample.error}
     own = [sample for sample in latest(samples) if not sample.error]
-    pairs = [Pair(partners[sample.place], sample) for sample in own if sample.place in partners]
+    pairs = pairs_of(vanilla, own)
     hidden = "" if key.verification == "foreign" else hidden_work(pairs)
     if without_loops:
         looping = {pair.decoder.place for pair in pairs if loops(pair.vanilla.tokens)}

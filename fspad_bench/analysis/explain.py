@@ -17,7 +17,7 @@ from fspad_bench.analysis.factors import Chain, chain
 from fspad_bench.analysis.sentence import sentence
 from fspad_bench.analysis.shares import StepTimes, step_times
 from fspad_bench.benchmark.record import Records
-from fspad_bench.benchmark.speeds import Pair
+from fspad_bench.benchmark.speeds import pairs_of
 
 WORTH_TELLING = 0.01  # a difference between two decoders that are not named
 
@@ -161,10 +161,7 @@ def _contradict(one: Explanation, other: Explanation) -> bool:
 
 
 def _comparison(one: Case, other: Case) -> Comparison | None:
-    places = {pair.decoder.place: pair.decoder for pair in other.pairs}
-    pairs = [
-        Pair(places[p.decoder.place], p.decoder) for p in one.pairs if p.decoder.place in places
-    ]
+    pairs = pairs_of([p.decoder for p in other.pairs], [p.decoder for p in one.pairs])
     product = None if one.hidden or other.hidden else chain(pairs)
     if product is None:
         return None

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fspad_bench.analysis.factors import Chain
-from fspad_bench.analysis.shares import step_times
+from fspad_bench.analysis.shares import step_times, steps_of
 from fspad_bench.benchmark.record import Sample
 from fspad_bench.drafts.sizing.costs import SIZES, TINY, Costs
 from fspad_bench.errors import BenchError
@@ -30,17 +30,9 @@ def modelled(chain: Chain, samples: Sequence[Sample], costs: Mapping[str, Any]) 
     curve = next(_curves(costs), None)
     if own is None or not own.parts or curve is None or curve.forward == TINY.forward:
         return None
-    forward = sum(_forwards(samples, curve)) / own.steps
+    every = (step for sample in samples for step in steps_of(sample))
+    forward = sum(curve.forward_seconds(nodes, prefix) for nodes, prefix in every) / own.steps
     return chain.speedup * own.seconds / (own.seconds - own.parts["forward"] + forward)
-
-
-def _forwards(samples: Sequence[Sample], curve: Costs) -> Iterator[float]:
-    """Yield the seconds of each step's forward by the curve."""
-    for sample in samples:
-        prefix = sample.prompt_tokens
-        for drafted, committed in zip(sample.drafted, sample.committed, strict=False):
-            yield curve.forward_seconds(1 + drafted, prefix)
-            prefix += committed
 
 
 def _curves(facts: object) -> Iterator[Costs]:

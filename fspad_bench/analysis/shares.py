@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fspad_bench.benchmark.record import Sample
+from fspad_bench.core.protocols import Generation
 
 Parts = dict[str, float]
 
@@ -33,7 +34,16 @@ class StepTimes:
         return self.parts[part] / self.seconds
 
 
-def step_times(samples: Sequence[Sample]) -> StepTimes | None:
+def steps_of(sample: Sample) -> Iterator[tuple[int, int]]:
+    """Yield the nodes of each step's tree, root included, and the length of the text before it."""
+    prefix = sample.prompt_tokens
+    drafted = sample.drafted or [0] * len(sample.committed)  # vanilla of an old record
+    for nodes, committed in zip(drafted, sample.committed, strict=False):
+        yield 1 + nodes, prefix
+        prefix += committed
+
+
+def step_times(samples: Sequence[Sample | Generation]) -> StepTimes | None:
     """Return the means of a step, None where neither steps nor their time are known."""
     steps = sum(sample.forwards for sample in samples)
     seconds = sum(sample.decode_seconds for sample in samples)
@@ -63,7 +73,7 @@ def _merged(parts: Parts, names: Sequence[str]) -> Parts:
     return kept
 
 
-def _parts(samples: Sequence[Sample], seconds: float) -> Parts:
+def _parts(samples: Sequence[Sample | Generation], seconds: float) -> Parts:
     draft = _total([sample.draft_seconds for sample in samples])
     forward = _total([sample.score_seconds for sample in samples])
     verification = _total([sample.verify_seconds for sample in samples])

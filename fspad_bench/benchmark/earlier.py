@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -79,7 +79,7 @@ class Earlier:
 class Replay:
     """Brings decoders to where a record's finished conversations have left them.
 
-    `missing` are the decoders that have not finished each unit.
+    `last`: the number of the last unit that is not finished.
     """
 
     def __init__(
@@ -88,19 +88,19 @@ class Replay:
         target: TransformersTarget,
         prompts: Prompts,
         watch: Watch,
-        missing: Sequence[Sequence[Decoder]],
+        last: int,
     ) -> None:
         self.earlier = earlier
         self.target = target
         self.prompts = prompts
         self.watch = watch
-        self.last = {d.label: i for i, decoders in enumerate(missing) for d in decoders}
+        self.last = last
 
     def take_up(self, number: int, decoder: Decoder, asked: Conversation) -> None:
         """Take up the conversation of unit `number`, which a decoder has finished."""
         if starts_anew(decoder):
             self._remember(decoder, asked)
-        elif decoder.scope == "run" and number < self.last.get(decoder.label, 0):
+        elif decoder.scope == "run" and number < self.last:
             self._repeat(decoder, asked)
 
     def _remember(self, decoder: Decoder, asked: Conversation) -> None:

@@ -65,7 +65,7 @@ class Reference:
                 "repeat the same `fspad-bench run` command to resume it",
             )
         header = next(lines(path))
-        plan = _plan(path, header.get("plan"))
+        plan = plan_of(path, header.get("plan"))
         return cls(path, header, records, _resolved(plan, header, records))
 
     @property
@@ -142,7 +142,8 @@ class Reference:
         return None
 
 
-def _plan(path: Path, content: Any) -> Plan:
+def plan_of(path: Path, content: Any) -> Plan:
+    """Return the plan in the first line of a record. Raises BenchError where it is none."""
     if not isinstance(content, dict):
         raise BenchError(f"{path}:1: the first line holds no plan", REPAIR)
     if unknown := sorted(content.keys() - {field.name for field in fields(Plan)}):

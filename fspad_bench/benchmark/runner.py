@@ -114,22 +114,23 @@ class Runner:
 
     def _run(self, ready: Callable[[list[Key]], None] | None) -> None:
         every = list(units(self.data, self.plan.temperatures, self.plan.repeats))
-        missing = self._missing_of(every)
+        done = self._finished(every)
         if ready:
             keys = (self._key(decoder, unit) for unit in every for decoder in self.decoders)
             ready(list({key.hash: key for key in keys}.values()))
-        if any(missing) and self.timed:
+        if self.timed and not all(done):
             self._warm_up()
-        with Progress("generations", len(every), start=missing.count([])) as progress:
+        with Progress("generations", len(every), start=sum(done)) as progress:
             try:
-                for number, (unit, decoders) in enumerate(zip(every, missing, strict=True)):
+                for number, (unit, is_done) in enumerate(zip(every, done, strict=True)):
                     progress.advance(0, unit.shown)
-                    self._take_up(number, unit, decoders)
-                    if decoders:
-                        self._measure(unit, decoders)
-                        self.watch.between(self.decoders)
-                        self._record_findings([unit])
-                        progress.advance()
+                    if is_done:
+                        self._take_up(number, unit)
+                        continue
+                    self._measure(unit)
+                    self.watch.between(self.decoders)
+                    self._record_findings([unit])
+                    progress.advance()
             except KeyboardInterrupt:  # what is known of this part of the run is not lost
                 self.watch.look_back(self.decoders)
                 self._record_findings(every)
@@ -139,27 +140,33 @@ class Runner:
         self._score()
         self.record.end()
 
-    def _missing_of(self, units: list[Unit]) -> list[list[Decoder]]:
-        """Return the decoders that have not finished each unit."""
+    def _finished(self, units: list[Unit]) -> list[bool]:
+        """Return of each unit whether all decoders have finished it.
+
+        Where one has not, all are asked again: they are compared on generations that were
+        interleaved.
+        """
         known = Records.read(self.record.path) if self.record.path.exists() else Records()
         self._prepare(known)
         self.watch.recorded(known)
         earlier = Earlier(known)
-        missing = [self._missing(unit, earlier) for unit in units]
-        self.replay = Replay(earlier, self.target, self.prompts, self.watch, missing)
-        return missing
+        done = [self._is_finished(unit, earlier) for unit in units]
+        last = max((number for number, is_done in enumerate(done) if not is_done), default=0)
+        self.replay = Replay(earlier, self.target, self.prompts, self.watch, last)
+        return done
 
-    def _take_up(self, number: int, unit: Unit, missing: list[Decoder]) -> None:
-        """Bring the decoders that have finished a unit to where it left them."""
+    def _is_finished(self, unit: Unit, earlier: Earlier) -> bool:
+        keys = (self._key(decoder, unit).hash for decoder in self.decoders)
+        return all(earlier.has(key, unit.place, len(unit.question.turns)) for key in keys)
+
+    def _take_up(self, number: int, unit: Unit) -> None:
+        """Bring the decoders to where a finished unit left them."""
         keys = {decoder.label: self._key(decoder, unit).hash for decoder in self.decoders}
         for decoder in self.decoders:
-            if decoder not in missing:
-                own = (keys[decoder.label], keys[VANILLA])
-                sampler = partial(self._turn_sampler, unit)
-                asked = Conversation(
-                    unit.place, unit.question.turns, *own, sampler, self._limit(unit)
-                )
-                self.replay.take_up(number, decoder, asked)
+            own = (keys[decoder.label], keys[VANILLA])
+            sampler = partial(self._turn_sampler, unit)
+            asked = Conversation(unit.place, unit.question.turns, *own, sampler, self._limit(unit))
+            self.replay.take_up(number, decoder, asked)
 
     def _turn_sampler(self, unit: Unit, turn: int) -> Sampler:
         stream = stream_of(unit.data.card.task, unit.question.id, turn)
@@ -211,15 +218,6 @@ class Runner:
             **self.origin,
         )
 
-    def _missing(self, unit: Unit, earlier: Earlier) -> list[Decoder]:
-        """Return all decoders where any has not finished a unit: they are compared on generations
-        that were interleaved.
-        """
-        turns = len(unit.question.turns)
-        keys = [self._key(decoder, unit).hash for decoder in self.decoders]
-        finished = all(earlier.has(key, unit.place, turns) for key in keys)
-        return [] if finished else self.decoders
-
     def _answer_tokens(self, card: tasks.Card) -> int:
         return self.plan.max_new_tokens or card.max_new_tokens
 
@@ -238,7 +236,7 @@ class Runner:
     def _sampler(self, temperature: float, stream: str = "warm-up") -> Sampler:
         return Sampler(temperature, self.plan.top_k, self.plan.top_p, self.plan.seed, stream)
 
-    def _measure(self, unit: Unit, decoders: list[Decoder]) -> None:
+    def _measure(self, unit: Unit) -> None:
         """Run every turn of a question with every decoder."""
         name = secrets.token_hex(4)
         messages: list[Message] = []
@@ -247,36 +245,36 @@ class Runner:
             try:
                 tokens = self.prompts.tokens(messages)
             except BenchError as error:  # the template takes no such conversation
-                self._skip_turns(Prompt(unit, turn, name, []), decoders, error.message, turn)
+                self._skip_turns(Prompt(unit, turn, name, []), error.message, turn)
                 return
             prompt = Prompt(unit, turn, name, tokens)
-            vanilla = self._turn(prompt, decoders)
+            vanilla = self._turn(prompt)
             if vanilla.error:
                 reason = f"vanilla failed on turn {turn + 1}: this turn has no context"
-                self._skip_turns(prompt, decoders, reason, turn + 1)
+                self._skip_turns(prompt, reason, turn + 1)
                 return
             messages.append({"role": "assistant", "content": self.prompts.text(vanilla.tokens)})
 
-    def _turn(self, prompt: Prompt, decoders: list[Decoder]) -> Sample:
+    def _turn(self, prompt: Prompt) -> Sample:
         """Record one generation a decoder, made in random order. Returns vanilla's.
 
-        Vanilla takes a second turn as any decoder does (A/A). Samples are recorded last, because a
-        recorded sample is not measured again.
+        Vanilla takes a second turn as any decoder does (A/A). Samples are recorded last: a unit is
+        finished when they are all there.
         """
         unit = prompt.unit
         sampler = self._turn_sampler(unit, prompt.turn)
         first = Sealed()
         again = Sealed()
-        turns = [(decoder, first) for decoder in decoders]
+        turns = [(decoder, first) for decoder in self.decoders]
         if self.plan.aa:
-            turns += [(decoder, again) for decoder in decoders if decoder.label == VANILLA]
+            turns += [(decoder, again) for decoder in self.decoders if decoder.label == VANILLA]
         order = random.Random(f"{prompt.round}{prompt.turn}").sample(turns, len(turns))
         for decoder, sealed in order:
             own = self._turn_sampler(unit, prompt.turn)  # a decoder may change it
             sealed.put(decoder.label, self._generate(prompt, decoder, own))
         samples = first.opened()
         vanilla = samples[VANILLA]
-        for decoder in decoders:
+        for decoder in self.decoders:
             key = self._key(decoder, unit)
             self.record.key(key)
             sample = samples[decoder.label]
@@ -287,7 +285,7 @@ class Runner:
                 self.record.add(entry)
         for sample in again.opened().values():
             self.record.add(sample, kind="aa")
-        for decoder in decoders:
+        for decoder in self.decoders:
             self.record.add(samples[decoder.label])
         self._record_findings([unit])
         return vanilla
@@ -300,11 +298,11 @@ class Runner:
                 for finding in self.watch.findings(decoder.label, key):
                     self.record.add(finding)
 
-    def _skip_turns(self, prompt: Prompt, decoders: list[Decoder], error: str, first: int) -> None:
+    def _skip_turns(self, prompt: Prompt, error: str, first: int) -> None:
         """Record an error for each turn of the prompt's question from `first` on."""
         unit = prompt.unit
         for turn in range(first, len(unit.question.turns)):
-            for decoder in decoders:
+            for decoder in self.decoders:
                 key = self.record.key(self._key(decoder, unit))
                 about = Sample(key, unit.question.id, turn, prompt.round, repeat=unit.repeat)
                 self.record.add(replace(about, error=error))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import user_path
-from fspad_bench.util.terminal import note, show
+from fspad_bench.util.terminal import show
 
 if TYPE_CHECKING:
     from fspad_bench.benchmark.answers import AnswerFile
@@ -32,12 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.benchmark.answers import answer_files
-    from fspad_bench.benchmark.record import Records
-    from fspad_bench.cli.table import record_files
+    from fspad_bench.cli.table import read_records, record_files
 
-    records = Records.read(*record_files(arguments.records))
-    for line in records.damaged:
-        note(f"left out: {line}")
+    records = read_records(record_files(arguments.records))
     files = answer_files(records, Texts(arguments.target))
     if not files:
         raise BenchError(

@@ -28,13 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.analysis.explain import reports
     from fspad_bench.analysis.pictures import draw
     from fspad_bench.analysis.text import render
-    from fspad_bench.benchmark.record import Records
-    from fspad_bench.cli.table import record_files
+    from fspad_bench.cli.table import read_records, record_files
     from fspad_bench.util.paths import user_path
 
-    records = Records.read(*record_files(arguments.records))
-    for line in records.damaged:
-        note(f"left out: {line}")
+    records = read_records(record_files(arguments.records))
     if not records.samples:
         raise BenchError(
             f"{arguments.records[0]} holds no generation yet",

@@ -20,9 +20,9 @@ from fspad_bench.cli.arguments import (
     add_threads,
     positive,
 )
-from fspad_bench.cli.table import record_files
+from fspad_bench.cli.table import read_records, record_files
 from fspad_bench.errors import BenchError
-from fspad_bench.util.terminal import note, show
+from fspad_bench.util.terminal import show
 
 if TYPE_CHECKING:
     from fspad_bench.profiling.cost_models import Roofline
@@ -129,7 +129,7 @@ def _project_records(arguments: argparse.Namespace) -> None:
     cases = _cases(arguments.records)
     measured: dict[Place, float] = {}
     if arguments.against:
-        measured = {case.place: case.measured for case in _cases([arguments.against])}
+        measured = {case.place: case.recorded for case in _cases([arguments.against])}
         if not measured.keys() & {case.place for case in cases}:
             raise BenchError(
                 f"{arguments.against} has no row of these decoders, tasks and temperatures",
@@ -143,20 +143,16 @@ def _project_records(arguments: argparse.Namespace) -> None:
 
 
 def _cases(paths: Sequence[Path]) -> list[Case]:
-    from fspad_bench.benchmark.record import Records
     from fspad_bench.profiling.projection import cases
 
     files = record_files(list(paths))
-    records = Records.read(*files)
-    for line in records.damaged:
-        note(f"left out: {line}")
-    found = cases(records)
-    if not found:
+    known = cases(read_records(files))
+    if not known:
         raise BenchError(
             f"{files[0]} has no decoder beside vanilla whose steps are known",
             "give a record of decoders that run in our loop",
         )
-    return found
+    return known
 
 
 def _at_roofline(

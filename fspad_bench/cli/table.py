@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,12 +44,9 @@ def read_rows(paths: list[Path]) -> tuple[Records, list[Row]]:
 
     Raises BenchError if there are no rows.
     """
-    from fspad_bench.benchmark.record import Records
     from fspad_bench.benchmark.rows import rows
 
-    records = Records.read(*paths)
-    for line in records.damaged:
-        note(f"left out: {line}")
+    records = read_records(paths)
     table = rows(records)
     if not table:
         raise BenchError(
@@ -56,6 +54,16 @@ def read_rows(paths: list[Path]) -> tuple[Records, list[Row]]:
             "repeat the same `fspad-bench run` command to resume it",
         )
     return records, table
+
+
+def read_records(paths: Sequence[Path]) -> Records:
+    """Return the content of record files; name what is damaged on stderr."""
+    from fspad_bench.benchmark.record import Records
+
+    records = Records.read(*paths)
+    for line in records.damaged:
+        note(f"left out: {line}")
+    return records
 
 
 def record_files(given: list[Path]) -> list[Path]:

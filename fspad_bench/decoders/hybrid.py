@@ -126,7 +126,6 @@ class Hybrid(Drafter):
         if any(part.drafter.scope == "run" for part in self.parts):
             self.scope = "run"
         self.order: list[Part] = []  # the cheapest first, once that is known
-        self.idle = 0.0  # seconds of a step beside its forward and its drafts
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -145,13 +144,13 @@ class Hybrid(Drafter):
         vanilla = Part(VANILLA, _drafter(VANILLA, target))
         vanilla.costs = self._costs(vanilla, known.get(VANILLA, {}).get("costs"))
         measurements: dict[str, Any] = {VANILLA: {"prepared": None, "costs": asdict(vanilla.costs)}}
-        if not costs.is_tiny(target):  # its costs are made up, the same for all
-            self.idle = vanilla.costs.overhead
+        # the costs of `tiny` are made up, the same for all
+        idle = 0.0 if costs.is_tiny(target) else vanilla.costs.overhead
         for part in self.parts:
             own = known.get(part.label, {})
             prepared = part.drafter.prepare(target, own.get("prepared"))
             part.costs = self._costs(part, own.get("costs"))
-            part.idle = self.idle
+            part.idle = idle
             measurements[part.label] = {"prepared": prepared, "costs": asdict(part.costs)}
         self.order = sorted(self.parts, key=lambda part: part.seconds(NEAR))
         return measurements
@@ -170,7 +169,7 @@ class Hybrid(Drafter):
         first = self.order[0].costs
         assert first is not None
         forwards = first.all_forwards(prefix)  # the same for all
-        spent = self.idle
+        spent = self.order[0].idle
         proposals: list[Proposal] = []
         whole = Proposal(Tree.root(root), [])
         for part in self.order:

@@ -141,7 +141,8 @@ def as_target(head: Head, target: TransformersTarget) -> TransformersTarget:
     config.num_hidden_layers = count
     config.tie_word_embeddings = False
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:count]
+        chosen = spread_layers(count, target.config.num_hidden_layers)
+        config.layer_types = [config.layer_types[i] for i in chosen]
     with torch.device("meta"):
         model = type(target.model)(config)
         model.lm_head = nn.Linear(head.network.shape.d, len(head.vocabulary), bias=False)

@@ -8,11 +8,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from transformers import LlamaConfig
 
+from fspad_bench.analysis.shares import step_times
+from fspad_bench.benchmark.record import Sample
+from fspad_bench.core.protocols import Generation
 from fspad_bench.drafts.sizing.costs import Costs
 
 BYTES = 2  # of a weight or a cache entry in bfloat16
@@ -31,6 +35,15 @@ class Overhead:
 
     draft: float = 0.0
     rest: float = 0.0
+
+    @classmethod
+    def of(cls, generations: Sequence[Sample | Generation]) -> Overhead | None:
+        """Return the means over the steps of generations, None where their parts were not timed."""
+        step = step_times(generations)
+        if step is None or not step.parts:
+            return None
+        draft = step.parts["draft"]
+        return cls(draft, max(0.0, step.seconds - draft - step.parts["forward"]))
 
 
 @dataclass(frozen=True)

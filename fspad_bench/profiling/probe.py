@@ -82,21 +82,16 @@ def _of_setting(
 
 
 def _overhead(label: str, generations: Sequence[Generation]) -> Overhead:
-    """Return the mean costs of a step. Raises BenchError where the parts are not timed."""
-    steps = sum(len(generation.committed) for generation in generations)
-    draft = 0.0
-    rest = 0.0
-    for generation in generations:
-        if generation.draft_seconds is None or generation.score_seconds is None:
-            raise BenchError(
-                f"{label}: the parts of its steps are not timed here",
-                "project to a CPU, or give a shape and a device with --shape",
-            )
-        draft += generation.draft_seconds
-        rest += generation.decode_seconds - generation.draft_seconds - generation.score_seconds
-    if not steps:
+    """Return the mean costs of a step. Raises BenchError where they are not known."""
+    if not any(generation.committed for generation in generations):
         raise BenchError(
             f"{label}: its answers to the bundled samples end at once",
             "there are no steps to time: choose another task",
         )
-    return Overhead(draft / steps, max(0.0, rest / steps))
+    overhead = Overhead.of(generations)
+    if overhead is None:
+        raise BenchError(
+            f"{label}: the parts of its steps are not timed here",
+            "project to a CPU, or give a shape and a device with --shape",
+        )
+    return overhead

@@ -10,15 +10,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from fspad_bench.analysis.shares import step_times, steps_of
+from fspad_bench.benchmark.guards.prefill import hidden_work
 from fspad_bench.benchmark.record import VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.record_lines import lines
+from fspad_bench.benchmark.repeat import plan_of
 from fspad_bench.benchmark.rows import latest
-from fspad_bench.benchmark.speeds import Pair, speedup
+from fspad_bench.benchmark.speeds import pairs_of, speedup
 from fspad_bench.decoders.label import Label
 from fspad_bench.errors import BenchError
 from fspad_bench.profiling.cost_models import ForwardModel, Overhead
@@ -34,11 +38,14 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A decoder's generations in one setting, and vanilla's of the same prompts."""
+    """A decoder's generations in one setting, vanilla's of that setting, and the recorded speedup:
+    nan where it is not known.
+    """
 
     key: Key
     samples: Sequence[Sample]
     vanilla: Sequence[Sample]
+    recorded: float
 
     @property
     def place(self) -> Place:
@@ -47,13 +54,6 @@ class Case:
     @property
     def tokens_per_step(self) -> float:
         return _tokens(self.samples) / sum(len(sample.committed) for sample in self.samples)
-
-    @property
-    def measured(self) -> float:
-        """Return the recorded speedup; nan where it is not known."""
-        partners = {sample.place: sample for sample in self.vanilla}
-        pairs = [Pair(partners[s.place], s) for s in self.samples if s.place in partners]
-        return speedup(pairs, prefill=False).value
 
 
 def cases(records: Records) -> list[Case]:
@@ -64,40 +64,29 @@ def cases(records: Records) -> list[Case]:
     samples: dict[str, list[Sample]] = {name: [] for name in records.keys}
     for sample in records.samples:
         samples[sample.key].append(sample)
-    whole = {name: [s for s in latest(own) if not s.error] for name, own in samples.items()}
     vanilla = {
-        key.setting: whole[name] for name, key in records.keys.items() if key.decoder == VANILLA
+        key.setting: samples[name] for name, key in records.keys.items() if key.decoder == VANILLA
     }
-    return [
-        Case(key, whole[name], vanilla[key.setting])
+    every = [
+        _case(key, samples[name], vanilla.get(key.setting, []))
         for name, key in records.keys.items()
-        if key.decoder != VANILLA
-        and key.verification != "foreign"
-        and _steps_are_known(whole[name])
-        and _steps_are_known(vanilla.get(key.setting, ()), drafts=False)
+        if key.decoder != VANILLA and key.verification != "foreign"
     ]
+    return [case for case in every if _steps_are_known(case)]
 
 
-def _steps_are_known(samples: Sequence[Sample], *, drafts: bool = True) -> bool:
-    """Whether there are steps, and with `drafts` whether all say how much was drafted."""
-    complete = all(len(sample.drafted) == len(sample.committed) for sample in samples)
-    return any(sample.committed for sample in samples) and (complete or not drafts)
+def _case(key: Key, samples: Sequence[Sample], vanilla: Sequence[Sample]) -> Case:
+    own = [sample for sample in latest(samples) if not sample.error]
+    pairs = pairs_of(vanilla, own)
+    recorded = math.nan if hidden_work(pairs) else speedup(pairs, prefill=False).value
+    return Case(key, own, [s for s in latest(vanilla) if not s.error], recorded)
 
 
-def recorded_overhead(samples: Iterable[Sample]) -> Overhead:
-    """Return what steps cost beside their forwards, on average, when they were recorded.
-
-    Where a device ran whole steps their parts are not known, and count as nothing.
-    """
-    draft = 0.0
-    rest = 0.0
-    steps = 0
-    for sample in samples:
-        steps += len(sample.committed)
-        if sample.draft_seconds is not None and sample.score_seconds:
-            draft += sample.draft_seconds
-            rest += sample.decode_seconds - sample.draft_seconds - sample.score_seconds
-    return Overhead(draft / steps, max(0.0, rest / steps)) if steps else Overhead()
+def _steps_are_known(case: Case) -> bool:
+    """Whether both sides made steps, and the decoder's say how much they drafted."""
+    if not (_tokens(case.samples) and _tokens(case.vanilla)):
+        return False
+    return all(len(sample.drafted) == len(sample.committed) for sample in case.samples)
 
 
 def projected(
@@ -115,15 +104,9 @@ def _tokens(samples: Sequence[Sample]) -> int:
 
 def _seconds(samples: Sequence[Sample], forwards: ForwardModel, overhead: Overhead) -> float:
     """Return the decode seconds of generations whose every step is charged anew."""
-    beside = overhead.draft + overhead.rest
-    total = 0.0
-    for sample in samples:
-        prefix = sample.prompt_tokens
-        every = sample.drafted or [0] * len(sample.committed)  # vanilla drafts nothing
-        for drafted, committed in zip(every, sample.committed, strict=True):
-            total += forwards.seconds(1 + drafted, prefix) + beside
-            prefix += committed
-    return total
+    steps = [step for sample in samples for step in steps_of(sample)]
+    beside = len(steps) * (overhead.draft + overhead.rest)
+    return beside + sum(forwards.seconds(nodes, prefix) for nodes, prefix in steps)
 
 
 @dataclass(frozen=True)
@@ -158,7 +141,7 @@ def project(
         Projection(
             case.place,
             case.tokens_per_step,
-            case.measured,
+            case.recorded,
             projected(case, forwards, overheads[case.place], vanilla_overheads[case.place]),
             measured.get(case.place),
         )
@@ -182,17 +165,26 @@ def at_roofline(
     for case in cases:
         share = recorded_draft_cost(case) if draft_cost is None else draft_cost
         one_node = forwards.seconds(1, _mean_prefix(case.vanilla))
-        rest = recorded_overhead(case.samples).rest
-        overheads[case.place] = Overhead(share * one_node, rest)
-        vanilla_overheads[case.place] = Overhead(0.0, recorded_overhead(case.vanilla).rest)
+        own = Overhead.of(case.samples) or Overhead()
+        vanilla = Overhead.of(case.vanilla) or Overhead()
+        overheads[case.place] = Overhead(share * one_node, own.rest)
+        vanilla_overheads[case.place] = Overhead(0.0, vanilla.rest)
     return project(cases, forwards, overheads, vanilla_overheads, measured)
 
 
 def recorded_draft_cost(case: Case) -> float:
-    """Return the seconds of a step's drafting over those of vanilla's forward, as recorded."""
-    steps = sum(len(sample.committed) for sample in case.vanilla)
-    seconds = sum(sample.score_seconds or sample.decode_seconds for sample in case.vanilla)
-    return recorded_overhead(case.samples).draft * steps / seconds
+    """Return the seconds of a step's drafting over those of vanilla's forward, as recorded.
+
+    Raises BenchError where they were not timed.
+    """
+    own = step_times(case.samples)
+    vanilla = step_times(case.vanilla)
+    if not (own and own.parts and vanilla and vanilla.parts):
+        raise BenchError(
+            f"{case.key.decoder}: the record does not say what its drafting costs",
+            "say it with --draft-cost, as a share of a forward of one node",
+        )
+    return own.parts["draft"] / vanilla.parts["forward"]
 
 
 def _mean_prefix(samples: Sequence[Sample]) -> int:
@@ -204,16 +196,13 @@ def _mean_prefix(samples: Sequence[Sample]) -> int:
 def recorded_options(paths: Sequence[Path]) -> dict[str, dict[str, str]]:
     """Return the options that decoders were given in the plans of record files.
 
-    Raises BenchError where two plans give a decoder different ones.
+    Raises BenchError where a plan cannot be read, or two of them give other options.
     """
-    options: dict[str, dict[str, str]] = {}
-    for path in paths:
-        plan = next(lines(path))["plan"]
-        for label in plan["decoders"]:
-            given = plan["options"].get(label, {})
-            if options.setdefault(label, given) != given:
-                raise BenchError(
-                    f"{path}: {label} has other options there than in the record before",
-                    "project one of the records at a time",
-                )
-    return options
+    plans = [plan_of(path, next(lines(path)).get("plan")) for path in paths]
+    for path, plan in zip(paths, plans, strict=True):
+        if plan.options != plans[0].options:
+            raise BenchError(
+                f"{path}: its decoders have other options than those of {paths[0]}",
+                "project one of the records at a time",
+            )
+    return plans[0].options

@@ -255,11 +255,11 @@ def test_what_an_interrupted_run_knows_is_recorded(data, tmp_path, own_target, m
     measure = runner.Runner._measure
     measured = []
 
-    def stop_at_the_second(self, unit, decoders):
+    def stop_at_the_second(self, unit):
         if measured:
             raise KeyboardInterrupt
         measured.append(unit)
-        measure(self, unit, decoders)
+        measure(self, unit)
 
     label = f"{ME}:Late"
     plan = plan_of(data, label)

@@ -119,7 +119,7 @@ def test_a_record_without_generations_is_refused(written):
 def test_plans_of_the_records_here_are_read(path):
     """Of any schema: by the first lines alone, which are quick to read."""
     header = json.loads(path.open(encoding="utf-8").readline())
-    plan = repeat._plan(path, header["plan"])
+    plan = repeat.plan_of(path, header["plan"])
     assert plan.tasks == header["plan"]["tasks"]
     assert plan.aa == header["plan"].get("aa", False)  # an older run measured vanilla once
 

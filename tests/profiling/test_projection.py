@@ -1,6 +1,7 @@
 """Projections: recorded steps at other costs, against sums made by hand."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,6 @@ from fspad_bench.profiling.projection import (
     project,
     recorded_draft_cost,
     recorded_options,
-    recorded_overhead,
 )
 from fspad_bench.profiling.projection_table import projection_table
 
@@ -75,11 +75,11 @@ def test_at_its_own_costs_a_record_gives_its_own_speedup(case):
     (result,) = project(
         [case],
         MeasuredForwards(Costs(tuple(forward), 0.0, 0.0)),
-        {PLACE: recorded_overhead(case.samples)},
-        {PLACE: recorded_overhead(case.vanilla)},
+        {PLACE: Overhead.of(case.samples)},
+        {PLACE: Overhead.of(case.vanilla)},
         {},
     )
-    own = recorded_overhead(case.samples)
+    own = Overhead.of(case.samples)
     assert (own.draft, own.rest) == pytest.approx((0.05, 0.03))
     assert result.projected == pytest.approx(result.recorded, rel=1e-12)
     assert result.error is None
@@ -116,6 +116,25 @@ def test_drafting_costs_its_recorded_share_unless_another_is_given(case):
     given = at_roofline([case], forwards, 0.5, {})
     assert recorded == given
     assert at_roofline([case], forwards, 0.1, {})[0].projected > given[0].projected
+
+
+def test_a_draft_cost_that_was_not_timed_must_be_given(case):
+    """A device's whole steps have no parts: drafting is not free for that."""
+    untimed = [replace(s, draft_seconds=None, score_seconds=None) for s in case.samples]
+    device = replace(case, samples=untimed)
+    forwards = Roofline.of(shape("llama3-8b"), 3e12, 1e15)
+    with pytest.raises(BenchError, match="does not say what its drafting costs"):
+        at_roofline([device], forwards, None, {})
+    assert at_roofline([device], forwards, 0.5, {})[0].projected > 0
+
+
+def test_work_before_the_clock_leaves_no_recorded_speedup():
+    vanilla, fast = STEPS
+    vanilla = replace(vanilla, prefill_forwards=1)
+    (plain,) = cases(records(vanilla, replace(fast, prefill_forwards=1)))
+    (hidden,) = cases(records(vanilla, replace(fast, prefill_forwards=3)))
+    assert plain.recorded == pytest.approx(0.99 / 0.6)
+    assert math.isnan(hidden.recorded)
 
 
 def test_rows_whose_steps_are_not_known_are_left_out():
@@ -197,7 +216,12 @@ def record(tmp_path):
     path = tmp_path / "records" / "r.jsonl"
     path.parent.mkdir()
     options = {"prompt_lookup": {"ngram": "2"}}
-    plan = {"decoders": ["vanilla", "prompt_lookup"], "options": options}
+    plan = {
+        "decoders": ["vanilla", "prompt_lookup"],
+        "tasks": ["gsm8k"],
+        "target": "tiny",
+        "options": options,
+    }
     written = RecordFile(path, {"plan": plan})
     vanilla, fast = STEPS
     lookup = replace(FAST, decoder="prompt_lookup")
@@ -220,7 +244,7 @@ def test_the_verb_projects_to_a_device(record, capsys):
 
 
 def test_the_verb_measures_here_and_states_its_error(record, capsys):
-    assert recorded_options([record]) == {"vanilla": {}, "prompt_lookup": {"ngram": "2"}}
+    assert recorded_options([record]) == {"prompt_lookup": {"ngram": "2"}}
     assert main(["project", str(record), "--against", str(record)]) == 0
     out = capsys.readouterr().out
     assert "prompt_lookup  gsm8k" in out
@@ -264,8 +288,14 @@ def test_arguments_that_cannot_work_are_refused(record, capsys, words, message):
 def test_two_records_of_other_options_are_not_projected_as_one(record, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text(record.read_text().replace('"ngram": "2"', '"ngram": "3"'))
-    with pytest.raises(BenchError, match="prompt_lookup has other options there"):
+    with pytest.raises(BenchError, match="its decoders have other options than those of"):
         recorded_options([record, other])
+
+
+def test_a_record_whose_plan_is_damaged_is_refused(record):
+    record.write_text(record.read_text().replace('"tasks"', '"tusks"'))
+    with pytest.raises(BenchError, match="a plan with 'tusks'"):
+        recorded_options([record])
 
 
 def test_the_table_names_the_largest_error(case):
