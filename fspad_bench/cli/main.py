@@ -1,7 +1,8 @@
 """The entry point of `fspad-bench`: the parser, the table of verbs, the handling of errors.
 
 - A verb is a module with `add_arguments(parser)` and `run(arguments) -> exit code`.
-- Verbs import torch and everything that needs it inside `run`, so that `--help` and `ls` are quick.
+- Verbs import torch and everything that needs it inside `run`, and a command imports no other verb
+  than its own, so that `--help` and `ls` are quick.
 - Exit codes: 0 success, 1 a lossy row, a failed sample or a failed check; those of errors are in
   `endings`.
 """
@@ -9,28 +10,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn, Protocol
+import importlib
+import sys
+from collections.abc import Collection
+from typing import NoReturn, Protocol, cast
 
 from fspad_bench import __version__
-from fspad_bench.cli import (
-    answers,
-    certify,
-    check,
-    compare,
-    distill,
-    endings,
-    explain,
-    export,
-    fetch,
-    ls,
-    page,
-    profile,
-    project,
-    run,
-    share,
-    table,
-    train,
-)
+from fspad_bench.cli import endings
 from fspad_bench.errors import BenchError
 from fspad_bench.util.strangers import contained
 
@@ -53,23 +39,23 @@ class Verb(Protocol):
     def run(self, arguments: argparse.Namespace) -> int: ...
 
 
-VERBS: dict[str, tuple[Verb, str]] = {
-    "run": (run, "measure decoders on tasks, check them against vanilla, print a table"),
-    "table": (table, "print the table of existing records"),
-    "compare": (compare, "show which rows of two sets of records differ beyond noise"),
-    "explain": (explain, "say why decoders of existing records are as fast as they are"),
-    "page": (page, "publish records as one HTML page"),
-    "answers": (answers, "write records as the answer files of Spec-Bench"),
-    "share": (share, "write a record in a format that others collect"),
-    "train": (train, "train the draft network of a decoder for a target"),
-    "distill": (distill, "write a target's own conversations as training data for drafts"),
-    "export": (export, "write a head in the layout that EAGLE, EAGLE-3 and FSPAD publish"),
-    "profile": (profile, "show where a decoder's steps spend their time on this machine"),
-    "project": (project, "tell what recorded acceptance would give at other costs"),
-    "certify": (certify, "prove that decoders are lossless: a table of checks"),
-    "check": (check, "check baselines against their files: identity, tokens per step"),
-    "ls": (ls, "list decoders, tasks and targets"),
-    "fetch": (fetch, "download the default target ahead of time"),
+VERBS: dict[str, str] = {
+    "run": "measure decoders on tasks, check them against vanilla, print a table",
+    "table": "print the table of existing records",
+    "compare": "show which rows of two sets of records differ beyond noise",
+    "explain": "say why decoders of existing records are as fast as they are",
+    "page": "publish records as one HTML page",
+    "answers": "write records as the answer files of Spec-Bench",
+    "share": "write a record in a format that others collect",
+    "train": "train the draft network of a decoder for a target",
+    "distill": "write a target's own conversations as training data for drafts",
+    "export": "write a head in the layout that EAGLE, EAGLE-3 and FSPAD publish",
+    "profile": "show where a decoder's steps spend their time on this machine",
+    "project": "tell what recorded acceptance would give at other costs",
+    "certify": "prove that decoders are lossless: a table of checks",
+    "check": "check baselines against their files: identity, tokens per step",
+    "ls": "list decoders, tasks and targets",
+    "fetch": "download the default target ahead of time",
 }
 
 
@@ -80,8 +66,16 @@ class Parser(argparse.ArgumentParser):
         raise BenchError(message, f"`{self.prog} --help` lists the arguments")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of every verb; a parsed verb's body is `arguments.run`."""
+def module_of(verb: str) -> Verb:
+    """Import the module of a verb."""
+    return cast(Verb, importlib.import_module(f"fspad_bench.cli.{verb}"))
+
+
+def parser(verbs: Collection[str] = tuple(VERBS)) -> argparse.ArgumentParser:
+    """Return the parser of every verb; a parsed verb's body is `arguments.run`.
+
+    Only `verbs` are imported and have their arguments.
+    """
     top = Parser(
         "fspad-bench",
         description="Is a speculative decoder lossless, and how much faster is it?",
@@ -90,10 +84,12 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"fspad-bench {__version__}")
     subparsers = top.add_subparsers(required=True, metavar="VERB")
-    for name, (module, summary) in VERBS.items():
+    for name, summary in VERBS.items():
         verb = subparsers.add_parser(name, help=summary, description=summary)
-        module.add_arguments(verb)
-        verb.set_defaults(run=module.run)
+        if name in verbs:
+            module = module_of(name)
+            module.add_arguments(verb)
+            verb.set_defaults(run=module.run)
     return top
 
 
@@ -104,6 +100,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     endings.check_arguments(argv)
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    verb = [word for word in words if word in VERBS][:1]
+    arguments = parser(verb).parse_args(words)
     with contained():  # a plug-in does not end the command in its own way
         return arguments.run(arguments)

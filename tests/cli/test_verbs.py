@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fspad_bench.cli.main import VERBS, main
+from fspad_bench.cli.main import VERBS, main, module_of
 from fspad_bench.models import smollm2
 
 
@@ -169,6 +169,20 @@ def test_listing_and_help_answer_at_once(words):
 
 
 def test_every_verb_has_a_module_of_its_name_and_help():
-    for name, (module, summary) in VERBS.items():
-        assert module.__name__ == f"fspad_bench.cli.{name}"
+    for name, summary in VERBS.items():
+        assert module_of(name).__name__ == f"fspad_bench.cli.{name}"
         assert summary
+
+
+def test_a_command_imports_no_other_verb():
+    code = """
+import sys
+from fspad_bench.cli.main import main
+main(["ls", "targets"])
+print(*sys.modules, file=sys.stderr)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(process.stderr.split())
+    assert [name for name in VERBS if f"fspad_bench.cli.{name}" in loaded] == ["ls"]
