@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from fspad_bench.benchmark import scoring, tasks
 from fspad_bench.benchmark.record import Records, Sample, Score
 from fspad_bench.errors import BenchError
+from fspad_bench.util.strangers import described
+from fspad_bench.util.terminal import note
 
 
 def check_answers(data: tasks.TaskData) -> None:
@@ -26,7 +28,10 @@ def check_answers(data: tasks.TaskData) -> None:
 def scores(
     data: tasks.TaskData, records: Records, text: Callable[[Sequence[int]], str]
 ) -> Iterator[Score]:
-    """Yield the scores of every row of a task that has answers; `text` decodes tokens."""
+    """Yield the scores of every row of a task that has answers; `text` decodes tokens.
+
+    A row that the metric cannot score has none, with a note.
+    """
     if not data.card.score:
         return
     answers = {q.id: q.answers for q in data.questions if q.answers}
@@ -37,7 +42,10 @@ def scores(
         if samples:
             texts = [text(sample.tokens) for sample in samples]
             references = [answers[sample.sample] for sample in samples]
-            yield Score(key.hash, scoring.score(data.card.score, texts, references))
+            try:
+                yield Score(key.hash, scoring.score(data.card.score, texts, references))
+            except (BenchError, ValueError) as error:  # a package's metric: the run is not lost
+                note(f"note: no score of {key.decoder} on {data.card.task}: {described(error)}")
 
 
 def _scored(key: str, samples: Sequence[Sample], answers: dict[str, list[str]]) -> list[Sample]:

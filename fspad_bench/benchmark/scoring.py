@@ -4,6 +4,8 @@
   do the task, and as the price of a decoder that is not lossless.
 - Each metric follows its field's tool: GSM8K's exact number, sacrebleu, rouge_score, SQuAD's
   normalisation.
+- A package adds a metric by the entry-point group `fspad_bench.metrics`; those of the suite are not
+  replaced.
 - The libraries are imported where they are used, so that listing the metrics imports none.
 """
 
@@ -15,8 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from statistics import fmean
+from typing import Any
 
 from fspad_bench.errors import BenchError, near
+from fspad_bench.util import registry
+from fspad_bench.util.strangers import contained, described
 
 Outputs = Sequence[str]
 References = Sequence[Sequence[str]]
@@ -26,13 +31,44 @@ def score(metric: str, outputs: Outputs, references: References) -> dict[str, fl
     """Return the figures of one task, 0 to 100, the metric's headline figure first.
 
     `references[i]` lists the accepted answers to sample i; the best one counts. Raises BenchError
-    for an unknown metric, ValueError for no samples, lists of unequal length, a sample without an
-    answer, or a bare string where a list of answers belongs.
+    for an unknown metric or a package's that fails, ValueError for no samples, lists of unequal
+    length, a sample without an answer, or a bare string where a list of answers belongs.
     """
-    if metric not in METRICS:
-        raise BenchError(f"unknown metric '{metric}'", hint=near(metric, METRICS))
     _check(outputs, references)
-    return METRICS[metric](outputs, references)
+    if metric in METRICS:
+        return METRICS[metric](outputs, references)
+    if metric not in registry.claims(registry.METRICS):
+        known = [*METRICS, *registry.names(registry.METRICS)]
+        raise BenchError(f"unknown metric '{metric}'", hint=near(metric, known))
+    return _of_a_package(metric, outputs, references)
+
+
+def _of_a_package(metric: str, outputs: Outputs, references: References) -> dict[str, float]:
+    """Return the figures of a metric that a package registered. Raises BenchError if it fails, or
+    returns no percentages; ValueError is its word for references that it cannot read.
+    """
+    function = registry.resolve(registry.METRICS, metric)
+    try:
+        with contained():
+            figures = {
+                str(name): float(value) for name, value in _items(function, outputs, references)
+            }
+    except ValueError:
+        raise
+    except Exception as error:
+        raise BenchError(
+            f"the metric '{metric}' failed: {described(error)}", "it is its package's to mend"
+        ) from error
+    if not figures or not all(0 <= value <= 100 for value in figures.values()):
+        raise BenchError(
+            f"the metric '{metric}' returned {figures}, not percentages",
+            "it returns a dictionary of figures from 0 to 100, its headline first",
+        )
+    return figures
+
+
+def _items(function: Any, outputs: Outputs, references: References) -> Iterable[tuple[Any, Any]]:
+    return function(list(outputs), [list(answers) for answers in references]).items()
 
 
 def last_number(outputs: Outputs, references: References) -> dict[str, float]:

@@ -51,22 +51,30 @@ class TaskData:
 
 
 def card_names() -> dict[str, str]:
-    """Return every task and its title. Reads the cards and imports nothing heavy."""
-    names = [*_built_in(), *registry.names(registry.TASKS)]
-    return {name: load_card(name).title for name in names}
+    """Return every task and its title. Reads the cards and imports nothing heavy.
+
+    A package's task that cannot be used is left out, with a note.
+    """
+    titles = {name: read_card(path).title for name, path in _built_in().items()}
+    for name in registry.claims(registry.TASKS):
+        try:
+            titles[name] = load_card(name).title
+        except BenchError as error:
+            registry.leave_out(error)
+    return titles
 
 
 def load_card(name: str) -> Card:
     """Return a built-in card, one whose path an entry point names, or that of a file `*.yaml`."""
     built_in = _built_in()
-    plugins = registry.names(registry.TASKS)
+    plugins = registry.claims(registry.TASKS)
     if name in built_in and name in plugins:
         raise BenchError(
-            f"the task '{name}' is built in, and {plugins[name]} claims its name",
+            f"the task '{name}' is built in, and {plugins[name][0]} claims its name",
             "rename the other one, or uninstall its package",
         )
     if name in plugins:
-        return read_card(Path(registry.resolve(registry.TASKS, name)))
+        return read_card(_card_path(name))
     if name in built_in:
         return read_card(built_in[name])
     path = user_path(name)
@@ -326,6 +334,17 @@ def _hub_rows(card: Card) -> Iterable[dict[str, Any]]:
 
 def _first_turn_hash(question: Question) -> str:
     return hashlib.sha256(question.turns[0].encode()).hexdigest()
+
+
+def _card_path(name: str) -> Path:
+    """Return the path of a card that a package registered. Raises BenchError if it is none."""
+    value = registry.resolve(registry.TASKS, name)
+    if not isinstance(value, str | Path):
+        raise BenchError(
+            f"the task '{name}' stands for {value!r:.60}, not for the path of a card",
+            "register the path of a YAML file",
+        )
+    return Path(value)
 
 
 def _built_in() -> dict[str, Path]:

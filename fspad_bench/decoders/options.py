@@ -15,9 +15,11 @@ def split_names(text: str) -> list[str]:
 
 
 def decoder_labels(text: str) -> list[str]:
-    """Split comma-separated decoder labels; `all` stands for every registered decoder."""
+    """Split comma-separated decoder labels; `all` stands for every registered decoder that can be
+    loaded.
+    """
     if text == "all":
-        return list(registry.names(registry.DECODERS))
+        return list(registry.usable(registry.DECODERS))
     return split_names(text)
 
 

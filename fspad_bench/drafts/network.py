@@ -259,11 +259,11 @@ class DraftNetwork(HeadNetwork):
 
 def architecture(name: str) -> type[HeadNetwork]:
     """Return a registered network class. Raises BenchError with the near match."""
-    if name not in registry.names(GROUP):
+    if name not in registry.claims(GROUP):
         raise BenchError(f"unknown draft network '{name}'", near(name, registry.names(GROUP)))
     return registry.resolve(GROUP, name)
 
 
 def architectures() -> dict[str, type[HeadNetwork]]:
-    """Return every registered network class by its name."""
-    return {name: registry.resolve(GROUP, name) for name in registry.names(GROUP)}
+    """Return every registered network class that can be loaded by its name."""
+    return registry.usable(GROUP)

@@ -127,8 +127,8 @@ def run(job: TrainingJob) -> Trained:
 
 def trainer_of(decoder: str) -> DecoderTrainer:
     """Return the trainer of a decoder. Raise BenchError with the nearest name for others."""
-    known = registry.names(registry.TRAINERS)
-    if decoder not in known and ":" not in decoder:
+    if decoder not in registry.claims(registry.TRAINERS) and ":" not in decoder:
+        known = registry.names(registry.TRAINERS)
         raise BenchError(f"no draft network to train for '{decoder}'", near(decoder, known))
     return registry.resolve(registry.TRAINERS, decoder)
 

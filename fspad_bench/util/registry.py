@@ -1,10 +1,12 @@
-"""Names of decoders, tasks, trainers and networks: built-in ones, and those of any package that
-declares them.
+"""Names of decoders, tasks, metrics, trainers and networks: built-in ones, and those that other
+packages declare.
 
 - A name stands for `"module:attribute"` in an entry-point group, resolved only when it is used, so
   listing names imports nothing heavy.
 - What is registered nowhere works too: `package.module:Name`, or `file:Name` for a file in the
   working directory.
+- A package that is broken, or that claims a name which another one has, harms nothing but the use
+  of its own names.
 """
 
 from __future__ import annotations
@@ -12,32 +14,74 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import Distribution, EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
 from fspad_bench.errors import BenchError, near
 from fspad_bench.util.strangers import contained, described, place_of
+from fspad_bench.util.terminal import note
 
 DECODERS = "fspad_bench.decoders"
 TASKS = "fspad_bench.tasks"
 TRAINERS = "fspad_bench.trainers"
+METRICS = "fspad_bench.metrics"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a package says that a name stands for: `value` is `module:attribute`."""
+
+    value: str
+    distribution: Distribution | None = None
+
+    @property
+    def package(self) -> str:
+        """Return the package's name and version, read from its metadata; empty if it is unknown."""
+        of = self.distribution
+        return f"{of.name} {of.version}" if of else ""
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.package})" if self.package else self.value
+
+
+def claims(group: str) -> dict[str, list[Claim]]:
+    """Return every name of a group with what the installed packages claim that it stands for.
+
+    More than one claim is a dispute; equal ones count once.
+    """
+    known: dict[str, dict[str, Claim]] = {}
+    for entry in _declared(group, tuple(sys.path)):
+        known.setdefault(entry.name, {}).setdefault(entry.value, Claim(entry.value, entry.dist))
+    return {name: list(known[name].values()) for name in sorted(known)}
 
 
 def names(group: str) -> dict[str, str]:
-    """Return every registered name of a group and the object it stands for.
-
-    Raises BenchError for a name that two packages claim.
+    """Return the registered names of a group and the object that each stands for, but for those in
+    dispute.
     """
-    known: dict[str, str] = {}
-    for entry in _declared(group, tuple(sys.path)):
-        if known.setdefault(entry.name, entry.value) != entry.value:
-            raise BenchError(
-                f"the name '{entry.name}' is claimed by {known[entry.name]} and by {entry.value}",
-                "uninstall one of the two packages",
-            )
-    return dict(sorted(known.items()))
+    return {name: of[0].value for name, of in claims(group).items() if len(of) == 1}
+
+
+def usable(group: str) -> dict[str, Any]:
+    """Return the objects of all names of a group.
+
+    A name that is in dispute or cannot be loaded is left out, with a note.
+    """
+    loaded = {}
+    for name in claims(group):
+        try:
+            loaded[name] = resolve(group, name)
+        except BenchError as error:
+            leave_out(error)
+    return loaded
+
+
+def leave_out(error: BenchError) -> None:
+    """Tell the user that what a package registered is left out, and why."""
+    note(f"note: left out: {error.message}; {error.hint}")
 
 
 @cache
@@ -49,8 +93,14 @@ def _declared(group: str, path: tuple[str, ...]) -> EntryPoints:
 def resolve(group: str, name: str) -> Any:
     """Return the object of a registered name, or of `package.module:Name`.
 
-    Raises BenchError with the near match.
+    Raises BenchError for a name in dispute, and for an unknown one with the near match.
     """
+    disputed = claims(group).get(name, [])
+    if len(disputed) > 1:
+        raise BenchError(
+            f"the name '{name}' is claimed by {' and by '.join(map(str, disputed))}",
+            "uninstall one of the packages",
+        )
     known = names(group)
     value = known.get(name, name if ":" in name else None)
     if value is None:

@@ -92,7 +92,8 @@ def test_a_task_is_any_card_in_a_file(tmp_path):
 
 
 def test_no_other_card_takes_a_built_in_name(monkeypatch):
-    monkeypatch.setattr(registry, "names", lambda group: {"gsm8k": "acme:CARD"})
+    claims = {"gsm8k": [registry.Claim("acme:CARD")]}
+    monkeypatch.setattr(registry, "claims", lambda group: claims)
     with pytest.raises(BenchError, match="'gsm8k' is built in, and acme:CARD claims its name"):
         load_card("gsm8k")
 

