@@ -155,10 +155,16 @@ def test_commands_parse(command):
 
 
 def test_examples_of_the_help_parse():
-    lines = [line.split()[1:] for line in parser().epilog.splitlines() if "fspad-bench" in line]
-    assert lines
-    for words in lines:
-        parser().parse_args(words)
+    helps = {"": parser(), **verbs()}
+    for verb, help_ in helps.items():
+        title, *lines = help_.epilog.splitlines()
+        assert title == "examples:"
+        assert lines
+        for line in lines:
+            program, *words = shlex.split(line.partition(" > ")[0])
+            assert program == "fspad-bench"
+            assert parser().parse_args(words)
+            assert verb in ("", words[0])
 
 
 def test_every_verb_stands_in_the_table_of_verbs():

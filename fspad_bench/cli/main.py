@@ -17,6 +17,7 @@ from typing import NoReturn, Protocol, cast
 
 from fspad_bench import __version__
 from fspad_bench.cli import endings
+from fspad_bench.cli.examples import epilog
 from fspad_bench.errors import BenchError
 from fspad_bench.util.strangers import contained
 
@@ -56,6 +57,7 @@ VERBS: dict[str, str] = {
     "check": "check baselines against their files: identity, tokens per step",
     "ls": "list decoders, tasks and targets",
     "fetch": "download the default target ahead of time",
+    "completion": "print the script that completes commands in a shell",
 }
 
 
@@ -85,7 +87,13 @@ def parser(verbs: Collection[str] = tuple(VERBS)) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"fspad-bench {__version__}")
     subparsers = top.add_subparsers(required=True, metavar="VERB")
     for name, summary in VERBS.items():
-        verb = subparsers.add_parser(name, help=summary, description=summary)
+        verb = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=epilog(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if name in verbs:
             module = module_of(name)
             module.add_arguments(verb)
