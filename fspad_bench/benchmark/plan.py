@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fspad_bench.errors import BenchError
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -14,6 +16,8 @@ class Plan:
     (`max_new_tokens`), to the target (`dtype`), to torch (`threads`), or sets no bound (`limit`).
     `repeats` is how often the whole set of generations is made; `aa` measures vanilla twice, for
     the noise floor.
+
+    Raises BenchError for a plan that measures nothing.
     """
 
     decoders: list[str]
@@ -33,3 +37,12 @@ class Plan:
     log_samples: bool = False
     repeats: int = 1
     aa: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("decoders", "tasks", "temperatures"):
+            if not getattr(self, name):
+                raise BenchError(f"a plan without {name} measures nothing", "name at least one")
+        for name in ("limit", "max_new_tokens", "threads", "repeats"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BenchError(f"{name} is {value}: nothing can be measured", "at least 1")

@@ -1,0 +1,30 @@
+"""A plan that would measure nothing is refused where it is made."""
+
+import pytest
+
+from fspad_bench.benchmark.plan import Plan
+from fspad_bench.errors import BenchError
+
+WHOLE = {"decoders": ["vanilla"], "tasks": ["gsm8k"], "target": "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"limit": 0}, "limit is 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens is -1"),
+        ({"threads": 0}, "threads is 0"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"decoders": []}, "without decoders"),
+        ({"tasks": []}, "without tasks"),
+        ({"temperatures": []}, "without temperatures"),
+    ],
+)
+def test_a_plan_that_measures_nothing_is_refused(settings, message):
+    with pytest.raises(BenchError, match=message):
+        Plan(**(WHOLE | settings))
+
+
+def test_what_is_left_open_is_no_mistake():
+    plan = Plan(**WHOLE)
+    assert (plan.limit, plan.max_new_tokens, plan.threads, plan.repeats) == (None, None, None, 1)
