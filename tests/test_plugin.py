@@ -117,7 +117,9 @@ def test_a_broken_decoder_is_left_out_of_all(also_claimed, capsys):
 
 def test_a_broken_task_is_left_out_of_the_list(also_claimed, capsys):
     also_claimed(TASKS, "acme_broken", "math:pi")
-    assert set(tasks.card_names()) == {"cnn_dm", "gsm8k", "mt_bench", "nq", "rag", "wmt"}
+    names = tasks.card_names()
+    assert "acme_broken" not in names
+    assert "gsm8k" in names
     assert "'acme_broken' stands for 3.14" in capsys.readouterr().err
 
 

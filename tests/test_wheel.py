@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fspad_bench.benchmark.cards import read_card
+
 CHECKOUT = Path(__file__).parent.parent
 
 
@@ -80,8 +82,10 @@ def test_it_holds_all_data_and_nothing_else(wheel):
 
 
 def test_each_card_finds_its_samples(installed):
-    for card in (installed / "fspad_bench" / "data" / "tasks").glob("*.yaml"):
-        assert (card.parent / "samples" / f"{card.stem}.jsonl").is_file()
+    folder = installed / "fspad_bench" / "data" / "tasks"
+    bundled = [read_card(path).bundled for path in folder.glob("*.yaml")]
+    assert len([path for path in bundled if path]) == 6
+    assert all(path.is_file() for path in bundled if path)
 
 
 def test_it_lists_names_from_another_folder(away, installed):

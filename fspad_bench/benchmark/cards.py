@@ -20,7 +20,9 @@ class Card:
     """The definition of a task.
 
     `doc_to_text` holds one template a turn; `doc_to_target`, if any, is the expression of the
-    accepted answers. `sha256` is the hash of the card's file.
+    accepted answers. `bundled` is the file of the samples that ship, None where none do.
+    `placeholder` is a text that stands in the data where its authors may not publish a question.
+    `sha256` is the hash of the card's file.
     """
 
     task: str
@@ -29,13 +31,14 @@ class Card:
     doc_to_target: str
     score: str
     max_new_tokens: int
-    bundled: Path
+    bundled: Path | None
     spec_bench: list[str]
     dataset_path: str
     dataset_name: str | None
     test_split: str
     revision: str
     license: str
+    placeholder: str
     version: int
     sha256: str
 
@@ -70,13 +73,14 @@ def _card(content: dict[str, Any], path: Path, sha256: str) -> Card:
         doc_to_target=given.text("doc_to_target", ""),
         score=given.text("score", ""),
         max_new_tokens=_count(content["max_new_tokens"], "max_new_tokens"),
-        bundled=path.parent / given.name("bundled"),
+        bundled=path.parent / given.name("bundled") if "bundled" in content else None,
         spec_bench=given.texts("spec_bench", []),
         dataset_path=given.text("dataset_path", ""),
         dataset_name=given.text("dataset_name", "") or None,
         test_split=given.text("test_split", ""),
         revision=given.text("revision", ""),
         license=given.text("license"),
+        placeholder=given.text("placeholder", ""),
         version=_version(content["metadata"]),
         sha256=sha256,
     )

@@ -80,6 +80,18 @@ def last_number(outputs: Outputs, references: References) -> dict[str, float]:
     return {"accuracy": _percent(map(_same_number, outputs, references))}
 
 
+def boxed(outputs: Outputs, references: References) -> dict[str, float]:
+    """Return MATH's accuracy (Hendrycks et al. 2021): the last `\\boxed{}` holds the reference.
+
+    Spaces, sizes of brackets and fractions do not count; equivalent forms are not found, so it is a
+    lower bound.
+    """
+    answers = [[_math(answer) for answer in accepted] for accepted in references]
+    return {
+        "accuracy": _percent(_boxed(out) in of for out, of in zip(outputs, answers, strict=True))
+    }
+
+
 def bleu(outputs: Outputs, references: References) -> dict[str, float]:
     """Return corpus BLEU (13a tokens) and chrF2, as sacrebleu reports them (Post 2018)."""
     import sacrebleu
@@ -120,6 +132,7 @@ def exact_match(outputs: Outputs, references: References) -> dict[str, float]:
 
 METRICS: dict[str, Callable[[Outputs, References], dict[str, float]]] = {
     "last_number": last_number,
+    "boxed": boxed,
     "bleu": bleu,
     "rouge_l": rouge_l,
     "exact_match": exact_match,
@@ -161,6 +174,25 @@ def _same_number(output: str, answers: Sequence[str]) -> bool:
     if None in accepted:
         raise ValueError(f"no number in the reference {answers[accepted.index(None)]!r}")
     return _last_number(output) in accepted
+
+
+def _boxed(text: str) -> str | None:
+    """Return what the last `\\boxed{...}` of a text holds; None where there is none, or it does not
+    end.
+    """
+    _, found, after = text.rpartition("\\boxed{")
+    depth = 1
+    for end, letter in enumerate(after if found else ""):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if not depth:
+            return _math(after[:end])
+    return None
+
+
+def _math(answer: str) -> str:
+    """Return an answer in TeX without what does not change it."""
+    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\[,;!: ]|[\s$]", "", answer)
+    return re.sub(r"\\[dt]frac", r"\\frac", text).rstrip(".")
 
 
 def _streams(references: References) -> list[list[str]]:

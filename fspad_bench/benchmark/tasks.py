@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fspad_bench.benchmark import hub
 from fspad_bench.benchmark.cards import Card, read_card
 from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
@@ -100,22 +101,24 @@ def resolve_source(wanted: str, tasks: Iterable[Card]) -> dict[str, str]:
     """
     if wanted != "auto":
         return {card.task: wanted for card in tasks}
-    reachable = hub_reachable()
+    reachable = hub.is_reachable()
     return {card.task: "hub" if reachable and card.dataset_path else "bundled" for card in tasks}
 
 
-def hub_reachable(seconds: float = 5.0) -> bool:
-    """Return whether the hub answers within a few seconds. In offline mode nothing is requested."""
-    import huggingface_hub
-    from huggingface_hub import constants
+def tasks_of(wanted: str) -> list[str]:
+    """Return every task that has samples in a source: what `all` stands for."""
+    cards = {name: load_card(name) for name in card_names()}
+    sources = resolve_source(wanted, cards.values())
+    return [name for name, card in cards.items() if _has(card, sources[card.task])]
 
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        huggingface_hub.HfApi().dataset_info("openai/gsm8k", timeout=seconds)
-    except Exception:  # any failure means no
-        return False
-    return True
+
+def _has(card: Card, source: str) -> bool:
+    """Return whether a task has samples in a source; a user's file is taken for one that it has."""
+    if source == "hub":
+        return bool(card.dataset_path)
+    if source == "bundled":
+        return card.bundled is not None
+    return bool(card.spec_bench) or not source.startswith(SPEC_BENCH)
 
 
 def load(card: Card, source: str, limit: int | None) -> TaskData:
@@ -134,7 +137,7 @@ def prompts_of(sources: Sequence[str]) -> dict[str, list[str]]:
     for name in card_names():
         card = load_card(name)
         for source in sources:
-            if source.startswith(SPEC_BENCH) and not card.spec_bench:
+            if not _has(card, source):
                 continue
             questions = load(card, source, None).questions
             prompts[f"{name}@{source}"] = [turn for q in questions for turn in q.turns]
@@ -165,7 +168,7 @@ def _label(source: str) -> str:
 
 def _questions(card: Card, source: str) -> list[Question]:
     if source == "bundled":
-        return [_from_doc(card, doc, where) for where, doc in read_jsonl(card.bundled)]
+        return [_from_doc(card, doc, where) for where, doc in read_jsonl(_bundled(card))]
     if source == "hub":
         return _from_hub(card)
     if source.startswith(SPEC_BENCH):
@@ -177,6 +180,17 @@ def _questions(card: Card, source: str) -> list[Question]:
             "give auto, hub, bundled, spec-bench=FILE, or a JSONL file",
         )
     return [_from_doc(card, doc, where) for where, doc in read_jsonl(path)]
+
+
+def _bundled(card: Card) -> Path:
+    """Return the file of the samples that ship. Raises BenchError where none do."""
+    if card.bundled is None:
+        on_hub = "its data are on the hub: --data hub with a network, or --data FILE.jsonl"
+        own = "give its prepared data: --data FILE.jsonl"
+        raise BenchError(
+            f"no samples of {card.task} are bundled", on_hub if card.dataset_path else own
+        )
+    return card.bundled
 
 
 def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -210,13 +224,19 @@ def _from_doc(card: Card, doc: dict[str, Any], where: str) -> Question:
     else:
         turns = [templates.render(template, doc, where) for template in card.doc_to_text]
     _check_turns(turns, where)
+    if card.placeholder and any(card.placeholder in turn for turn in turns):
+        raise BenchError(
+            f"{where}: the question is a placeholder: {card.placeholder:.40}...",
+            f"prepare the data of {card.task} with its authors' tool first",
+        )
     answers: list[str] = []
     if card.score and "turns" not in doc:
         answers = _accepted(templates.evaluate(card.doc_to_target, doc, where), where)
     elif card.score:
         answers = _accepted(doc.get("answers"), where)
-    name = doc.get("id", hashlib.sha256("\n".join(turns).encode()).hexdigest()[:12])
-    return Question(_id(name, "id", where), turns, answers, _category(doc))
+    field = "question_id" if "question_id" in doc and "id" not in doc else "id"
+    name = doc.get(field, hashlib.sha256("\n".join(turns).encode()).hexdigest()[:12])
+    return Question(_id(name, field, where), turns, answers, _category(doc))
 
 
 def _check_turns(turns: Any, where: str) -> None:
@@ -306,30 +326,18 @@ def _from_hub(card: Card) -> list[Question]:
     """Return the real data at the card's revision: the rows with the lowest sha256 of their first
     turn.
     """
-    if not card.dataset_path:
-        raise BenchError(
-            f"task '{card.task}' has no data set on the hub",
-            "use --data bundled or spec-bench=FILE",
-        )
-    rows = _hub_rows(card)
-    every = (_from_doc(card, {**row, "id": None}, card.dataset_path) for row in rows)
-    questions = {question.id: question for question in every}  # some data sets repeat rows
-    return sorted(questions.values(), key=_first_turn_hash)[:HUB_SAMPLES]
-
-
-def _hub_rows(card: Card) -> Iterable[dict[str, Any]]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(
-            card.dataset_path, card.dataset_name, split=card.test_split, revision=card.revision
-        )
-    except Exception as error:  # datasets raises whatever its transport raised
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BenchError(
-            f"cannot load {card.dataset_path}@{card.revision[:7]} from the hub: {reason}",
-            "without a network use --data bundled, or spec-bench=FILE",
-        ) from error
+    kept = hub.kept_rows(card)
+    rows = {}
+    questions = {}
+    for row in kept or hub.rows(card):
+        question = _from_doc(card, {**row, "id": None}, card.dataset_path)
+        if question.id not in questions:  # some data sets repeat rows
+            questions[question.id] = question
+            rows[question.id] = row
+    taken = sorted(questions.values(), key=_first_turn_hash)[:HUB_SAMPLES]
+    if not kept:
+        hub.keep(card, [rows[question.id] for question in taken])
+    return taken
 
 
 def _first_turn_hash(question: Question) -> str:

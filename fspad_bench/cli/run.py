@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of a plan as the arguments say, defaults included."""
     from fspad_bench.benchmark.record import VANILLA
-    from fspad_bench.benchmark.tasks import card_names
+    from fspad_bench.benchmark.tasks import tasks_of
     from fspad_bench.decoders.options import read_options, split_names
 
     chosen = {
@@ -80,7 +80,7 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
         chosen["decoders"] = [VANILLA, *others]
     if arguments.task is not None:
         is_all = arguments.task == "all"
-        chosen["tasks"] = list(card_names()) if is_all else split_names(arguments.task)
+        chosen["tasks"] = tasks_of(arguments.data) if is_all else split_names(arguments.task)
     return chosen
 
 

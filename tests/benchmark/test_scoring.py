@@ -156,13 +156,38 @@ def test_exact_match_averages_over_samples():
     assert figures == {"em": pytest.approx(100 / 3), "f1": pytest.approx((100 + 200 / 3) / 3)}
 
 
-HEADLINES = {"last_number": "accuracy", "bleu": "bleu", "rouge_l": "rouge_l", "exact_match": "em"}
+@pytest.mark.parametrize(
+    ("output", "answer", "accuracy"),
+    [
+        (r"so it is \boxed{7}.", "7", 100),
+        (r"first \boxed{3}, no: \boxed{ 7 }", "7", 100),
+        (r"\boxed{7}, or rather \boxed{3}", "7", 0),
+        (r"\boxed{\dfrac{1}{2}}", r"\frac{1}{2}", 100),
+        (r"$\boxed{\left( 3, \, \frac{\pi}{2} \right)}$", r"\left(3,\frac{\pi}{2}\right)", 100),
+        (r"\boxed{\leftarrow}", "arrow", 0),
+        (r"\boxed{7", "7", 0),
+        ("7", "7", 0),
+        ("", "7", 0),
+    ],
+)
+def test_the_last_box_holds_the_answer(output, answer, accuracy):
+    assert score("boxed", [output], [[answer]]) == {"accuracy": accuracy}
+
+
+HEADLINES = {
+    "last_number": "accuracy",
+    "boxed": "accuracy",
+    "bleu": "bleu",
+    "rouge_l": "rouge_l",
+    "exact_match": "em",
+}
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_each_metric_runs_from_0_to_100_and_leads_with_its_headline(metric):
     answers = ["there are 12 red birds in 7 trees", "all 5 of the boats sank by day 3"]
-    right = score(metric, answers, [[answer] for answer in answers])
+    said = [rf"\boxed{{{answer}}}" for answer in answers] if metric == "boxed" else answers
+    right = score(metric, said, [[answer] for answer in answers])
     wrong = score(metric, ["@", ""], [[answer] for answer in answers])
     assert next(iter(right)) == next(iter(wrong)) == HEADLINES[metric]
     assert list(right.values()) == [pytest.approx(100)] * len(right)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fspad_bench.benchmark import scoring, tasks
+from fspad_bench.benchmark import hub, scoring, tasks
 from fspad_bench.benchmark.tasks import check_names, load, load_card, read_card, read_jsonl
 from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
@@ -14,6 +14,7 @@ from fspad_bench.util.paths import data_folder
 CARDS = sorted(data_folder("tasks").rglob("*.yaml"))
 NAMES = [path.stem for path in CARDS]
 GSM8K = data_folder("tasks") / "gsm8k.yaml"
+SIX = [name for name in NAMES if load_card(name).bundled]
 ON_HUB = [path.stem for path in CARDS if read_card(path).dataset_path]
 
 
@@ -28,8 +29,9 @@ def raw(name):
 # the cards
 
 
-def test_the_six_tasks_are_there():
-    assert set(NAMES) == {"mt_bench", "wmt", "cnn_dm", "nq", "gsm8k", "rag"}
+def test_spec_benchs_six_tasks_and_the_acceptance_sets_are_there():
+    assert set(SIX) == {"mt_bench", "wmt", "cnn_dm", "nq", "gsm8k", "rag"}
+    assert set(NAMES) - set(SIX) == {"math500", "humaneval", "mbpp", "speed_bench"}
     assert set(NAMES) <= tasks.card_names().keys()
 
 
@@ -43,10 +45,10 @@ def test_every_card_is_whole(path):
     assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert card.max_new_tokens > 0
     assert card.doc_to_text
-    assert card.spec_bench
+    assert bool(card.spec_bench) == (path.stem in SIX)
     assert bool(card.score) == bool(card.doc_to_target)
     assert card.score in ("", *scoring.METRICS)
-    assert card.bundled.is_file()
+    assert card.bundled is None or card.bundled.is_file()
 
 
 @pytest.mark.parametrize("name", ON_HUB)
@@ -56,12 +58,32 @@ def test_the_hubs_data_are_pinned(name):
     assert card.test_split
 
 
-def test_only_rag_has_no_hub_data():
-    assert set(NAMES) - set(ON_HUB) == {"rag"}
+def test_all_but_two_have_hub_data():
+    assert set(NAMES) - set(ON_HUB) == {"rag", "speed_bench"}
 
 
 @pytest.mark.parametrize(
-    "key", ["task", "title", "doc_to_text", "max_new_tokens", "bundled", "license", "metadata"]
+    ("source", "names"),
+    [
+        ("bundled", SIX),
+        ("spec-bench=question.jsonl", SIX),
+        ("hub", ON_HUB),
+        ("mine.jsonl", NAMES),
+    ],
+)
+def test_all_stands_for_the_tasks_that_a_source_has(source, names):
+    assert tasks.tasks_of(source) == names
+
+
+def test_all_is_resolved_with_one_question_to_the_hub(monkeypatch):
+    asked = []
+    monkeypatch.setattr(hub, "is_reachable", lambda: asked.append(1) or True)
+    assert tasks.tasks_of("auto") == [name for name in NAMES if name != "speed_bench"]
+    assert asked == [1]
+
+
+@pytest.mark.parametrize(
+    "key", ["task", "title", "doc_to_text", "max_new_tokens", "license", "metadata"]
 )
 def test_a_card_that_lacks_a_key_names_it(tmp_path, key):
     lines = (data_folder("tasks") / "gsm8k.yaml").read_text().splitlines()
@@ -114,7 +136,7 @@ def test_an_unknown_task_gets_the_near_match():
 # the bundled samples
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SIX)
 def test_bundled_samples_render(name):
     data = bundled(name)
     assert 16 <= len(data.questions) <= 32
@@ -130,7 +152,7 @@ def test_bundled_samples_render(name):
         assert bool(question.answers) == bool(data.card.score)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if load_card(name).score])
+@pytest.mark.parametrize("name", [name for name in SIX if load_card(name).score])
 def test_the_reference_itself_scores_100(name):
     data = bundled(name)
     answers = [question.answers for question in data.questions]
@@ -140,7 +162,7 @@ def test_the_reference_itself_scores_100(name):
     assert all(answer.strip() for accepted in answers for answer in accepted)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if load_card(name).score])
+@pytest.mark.parametrize("name", [name for name in SIX if load_card(name).score])
 def test_empty_outputs_score_0(name):
     data = bundled(name)
     scores = scoring.score(
