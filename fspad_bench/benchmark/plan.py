@@ -15,7 +15,8 @@ class Plan:
     `options` holds the options of each decoder, as given. None leaves a choice to the task
     (`max_new_tokens`), to the target (`dtype`), to torch (`threads`), or sets no bound (`limit`).
     `repeats` is how often the whole set of generations is made; `aa` measures vanilla twice, for
-    the noise floor.
+    the noise floor. `shard` is the part of the questions that this run measures (`shards`), all of
+    them where it is empty.
 
     Raises BenchError for a plan that measures nothing.
     """
@@ -37,6 +38,7 @@ class Plan:
     log_samples: bool = False
     repeats: int = 1
     aa: bool = True
+    shard: str = ""
 
     def __post_init__(self) -> None:
         for name in ("decoders", "tasks", "temperatures"):

@@ -15,7 +15,6 @@ import hashlib
 import random
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,9 @@ from fspad_bench.benchmark.prompts import Message, Prompts, longest_conversation
 from fspad_bench.benchmark.record import VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.resume import check_folder, open_record
 from fspad_bench.benchmark.scored import check_answers, scores
+from fspad_bench.benchmark.shards import Shard, together
 from fspad_bench.benchmark.units import Prompt, Unit, check_scopes, units
+from fspad_bench.benchmark.warm_up import WARM_UP_TOKENS, warm_up, warm_up_prompts
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler, stream_of
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
@@ -47,12 +48,6 @@ from fspad_bench.util.memory import free_unreachable, is_out_of_memory
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.strangers import described
 from fspad_bench.util.terminal import note, note_traceback
-
-WARM_UP = (
-    "Describe a walk along a river in autumn.",
-    "List three uses of a paper clip, one a line.",
-)
-WARM_UP_TOKENS = 24
 
 
 class Runner:
@@ -73,6 +68,7 @@ class Runner:
             note(text)
         check_folder(output)
         self.plan = plan
+        self.shard = Shard.of(plan.shard)
         self.timed = timed
         for temperature in plan.temperatures:
             self._sampler(temperature)
@@ -88,8 +84,7 @@ class Runner:
         if self.record.header is not None:
             self.record.header["stop_ids"] = stop_facts(self.target)
         self.origin = origin_of(self.target, self.prompts)
-        asked = [self.prompts.ask(text) for text in WARM_UP]
-        self.watch = Watch(self.target, asked, WARM_UP_TOKENS, code)
+        self.watch = Watch(self.target, warm_up_prompts(self.prompts), WARM_UP_TOKENS, code)
         self.decoders: list[Decoder] = []
         for label in plan.decoders:
             with self.watch.building(label, self.decoders):
@@ -113,7 +108,7 @@ class Runner:
         return self.record.path
 
     def _run(self, ready: Callable[[list[Key]], None] | None) -> None:
-        every = list(units(self.data, self.plan.temperatures, self.plan.repeats))
+        every = list(units(self.data, self.plan.temperatures, self.plan.repeats, self.shard))
         done = self._finished(every)
         if ready:
             keys = (self._key(decoder, unit) for unit in every for decoder in self.decoders)
@@ -137,6 +132,8 @@ class Runner:
                 raise
         self.watch.finish(self.decoders)
         self._record_findings(every)
+        if self.shard.parts > 1:
+            self.record.end()  # another shard may end meanwhile: whoever looks later sees both
         self._score()
         self.record.end()
 
@@ -224,14 +221,8 @@ class Runner:
     def _warm_up(self) -> None:
         # room for the longest prompt now: later, graphs would be captured again, on the clock
         self.target.reserve(self.longest)
-        for text in WARM_UP:
-            prompt = self.prompts.ask(text)
-            for decoder in self.decoders:
-                for temperature in self.plan.temperatures:
-                    sampler = self._sampler(temperature)
-                    # a decoder that fails here fails again, on the record
-                    with suppress(Exception), self.watch.turn(decoder):
-                        decoder.generate(self.target, sampler, prompt, Limit(WARM_UP_TOKENS))
+        samplers = [self._sampler(temperature) for temperature in self.plan.temperatures]
+        warm_up(self.target, self.prompts, self.decoders, samplers, self.watch, WARM_UP_TOKENS)
 
     def _sampler(self, temperature: float, stream: str = "warm-up") -> Sampler:
         return Sampler(temperature, self.plan.top_k, self.plan.top_p, self.plan.seed, stream)
@@ -374,8 +365,11 @@ class Runner:
         }
 
     def _score(self) -> None:
-        """Record the scores of every row."""
-        records = Records.read(self.record.path)
+        """Record the scores of every row, once all shards of the run are there."""
+        paths = together(self.plan, self.record.path)
+        if not paths:
+            return
+        records = Records.read(*paths)
         for data in self.data:
             for score in scores(data, records, self.prompts.text):
                 self.record.add(score)

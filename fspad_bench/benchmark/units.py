@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fspad_bench.benchmark import tasks
+from fspad_bench.benchmark.shards import WHOLE, Shard
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.errors import BenchError
 
@@ -49,13 +50,16 @@ class Prompt(NamedTuple):
 
 
 def units(
-    data: Sequence[tasks.TaskData], temperatures: Sequence[float], repeats: int
+    data: Sequence[tasks.TaskData],
+    temperatures: Sequence[float],
+    repeats: int,
+    shard: Shard = WHOLE,
 ) -> Iterator[Unit]:
-    """Yield every unit; a repeat begins when the whole set before it is done."""
+    """Yield every unit of a shard; a repeat begins when the whole set before it is done."""
     for repeat in range(repeats):
         for task in data:
-            for question in task.questions:
-                for temperature in temperatures:
+            for index, question in enumerate(task.questions):
+                for temperature in temperatures if shard.has(index) else ():
                     yield Unit(task, question, temperature, repeat)
 
 

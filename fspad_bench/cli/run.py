@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fspad_bench.benchmark.shards import launched, launched_device
 from fspad_bench.cli import table
 from fspad_bench.cli.arguments import (
     TABLE_FORMATS,
@@ -71,9 +72,10 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
         for name in (
             *("target", "data", "limit", "temperature", "top_p", "top_k", "seed"),
             *("max_new_tokens", "dtype", "device", "threads", "log_samples"),
-            *("repeats", "aa"),
+            *("repeats", "aa", "shard"),
         )
     }
+    chosen["device"] = launched_device(arguments.device)
     chosen["options"] = read_options(arguments.options)
     if arguments.decoder is not None:
         others = [name for name in split_names(arguments.decoder) if name != VANILLA]
@@ -171,6 +173,13 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         default=1,
         metavar="N",
         help="times that the whole set of generations is made (default: %(default)s)",
+    )
+    group.add_argument(
+        "--shard",
+        default=launched(),
+        metavar="K/N",
+        help="measure every N-th question, from the K-th on (default: all, or the share of this "
+        "process under `accelerate launch`)",
     )
     group.add_argument(
         "--no-aa",

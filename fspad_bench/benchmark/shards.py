@@ -1,0 +1,94 @@
+"""Shards: runs that share the questions of one plan among processes, each with its own record.
+
+The records of all shards, read together, are the record of the whole plan. Scores are of a whole
+task, so whichever shard ends last writes them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+from fspad_bench.benchmark.plan import Plan
+from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.record_lines import lines
+from fspad_bench.errors import BenchError
+
+HINT = "write K/N: 1/2 and 2/2 share the questions"
+
+
+class Shard(NamedTuple):
+    """The `number`-th of `parts` parts of each task's questions, counted from 1."""
+
+    number: int
+    parts: int
+
+    @classmethod
+    def of(cls, text: str) -> Shard:
+        """Read `K/N`; an empty text is the whole. Raises BenchError for any other."""
+        if not text:
+            return WHOLE
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            raise BenchError(f"the shard '{text}' is not K/N", HINT)
+        shard = cls(int(number), int(count))
+        if not 1 <= shard.number <= shard.parts:
+            raise BenchError(f"there is no shard {text}", HINT)
+        return shard
+
+    def has(self, index: int) -> bool:
+        """Return whether a task's question belongs to it."""
+        return index % self.parts == self.number - 1
+
+
+WHOLE = Shard(1, 1)
+
+
+def launched() -> str:
+    """Return the shard of this process, `K/N`, where `accelerate launch` or torchrun started
+    several; else nothing.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    rank = os.environ.get("RANK", "0")
+    if not (count.isdecimal() and rank.isdecimal()) or int(count) < 2:
+        return ""
+    return f"{int(rank) + 1}/{count}"
+
+
+def launched_device(name: str) -> str:
+    """Return the device of this process: of several on one machine, each has a GPU of its own."""
+    if launched() and name in ("auto", "cuda"):
+        import torch
+
+        if torch.cuda.is_available():
+            return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    return name
+
+
+def together(plan: Plan, own: Path) -> list[Path]:
+    """Return the records of all shards of a plan once all but this one have ended; nothing until
+    then.
+    """
+    shard = Shard.of(plan.shard)
+    if shard.parts == 1:
+        return [own]
+    found = {plan.shard: own}
+    for path in sorted(own.parent.glob("*.jsonl")):
+        other = _shard_of_plan(path, plan)
+        if path != own and other and Records.read(path).complete:
+            found[other] = path
+    return list(found.values()) if len(found) == shard.parts else []
+
+
+def _shard_of_plan(path: Path, plan: Plan) -> str:
+    """Return the shard that a record is of, if it is one of this plan; else nothing."""
+    try:
+        content = next(lines(path), {}).get("plan")
+    except BenchError:
+        return ""
+    if not isinstance(content, dict):
+        return ""
+    own = {"shard": plan.shard, "device": plan.device}  # each process has its device
+    return str(content.get("shard", "")) if {**content, **own} == asdict(plan) else ""

@@ -1,0 +1,117 @@
+"""Runs that share the questions: together they are the whole run, and it has its score."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fspad_bench.benchmark import shards
+from fspad_bench.benchmark.plan import Plan
+from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.rows import rows
+from fspad_bench.benchmark.runner import Runner
+from fspad_bench.benchmark.shards import Shard, launched, launched_device
+from fspad_bench.errors import BenchError
+
+SAME = ("verdict", "tokens_per_step", "samples", "tokens", "score")
+
+
+def plan(shard):
+    return Plan(
+        decoders=["vanilla", "prompt_lookup"],
+        tasks=["gsm8k"],
+        target="tiny",
+        data="bundled",
+        limit=5,
+        max_new_tokens=8,
+        aa=False,
+        shard=shard,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shard"), [("", (1, 1)), ("1/1", (1, 1)), ("2/3", (2, 3)), ("3/3", (3, 3))]
+)
+def test_a_shard_is_read(text, shard):
+    assert Shard.of(text) == shard
+
+
+@pytest.mark.parametrize("text", ["2", "0/2", "3/2", "a/b", "1/", "/2", "1/0", "-1/2", "1/2/3"])
+def test_what_is_no_shard_is_refused(text):
+    with pytest.raises(BenchError, match="shard"):
+        Shard.of(text)
+
+
+def test_every_index_belongs_to_one_shard():
+    parts = [[i for i in range(10) if Shard(k, 3).has(i)] for k in (1, 2, 3)]
+    assert parts == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+
+
+def test_shards_together_are_the_whole_run(quick_runs, tmp_path):
+    whole = Records.read(Runner(plan(""), tmp_path / "whole").run())
+    first = Runner(plan("1/2"), tmp_path / "parts").run()
+    assert Records.read(first).scores == {}
+    second = Runner(plan("2/2"), tmp_path / "parts").run()
+    parts = Records.read(first, second)
+    assert parts.complete
+    assert parts.scores == whole.scores
+    tokens = {(s.key, s.sample, s.turn): s.tokens for s in whole.samples}
+    assert {(s.key, s.sample, s.turn): s.tokens for s in parts.samples} == tokens
+    assert len(parts.samples) == len(tokens) == 10
+    for one, other in zip(rows(parts), rows(whole), strict=True):
+        assert {name: one[name] for name in SAME} == {name: other[name] for name in SAME}
+
+
+def test_an_unfinished_shard_leaves_the_task_without_a_score(quick_runs, tmp_path):
+    first = Runner(plan("1/2"), tmp_path).run()
+    *kept, _ = first.read_text().splitlines(keepends=True)
+    first.write_text("".join(line for line in kept if '"kind": "end"' not in line))
+    second = Runner(plan("2/2"), tmp_path).run()
+    assert Records.read(second).complete
+    assert Records.read(first, second).scores == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "shard"),
+    [
+        ({}, ""),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, ""),
+        ({"RANK": "1", "WORLD_SIZE": "3"}, "2/3"),
+        ({"RANK": "x", "WORLD_SIZE": "3"}, ""),
+    ],
+)
+def test_a_launched_process_knows_its_shard(monkeypatch, environment, shard):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launched() == shard
+
+
+@pytest.mark.parametrize(
+    ("given", "device"), [("auto", "cuda:1"), ("cuda", "cuda:1"), ("cpu", "cpu")]
+)
+def test_launched_processes_have_a_gpu_each(monkeypatch, given, device):
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert launched_device(given) == device
+    monkeypatch.setattr(shards, "launched", lambda: "")
+    assert launched_device(given) == given
+
+
+@pytest.mark.nightly
+def test_torchrun_shares_the_questions_between_two_processes(tmp_path):
+    run = "run --target tiny --decoder prompt_lookup --task gsm8k --data bundled --limit 3"
+    launch = "torch.distributed.run --nproc-per-node 2 -m fspad_bench"
+    words = f"{launch} {run} --max-new-tokens 6 --no-aa --output {tmp_path}".split()
+    environment = os.environ | {"FSPAD_BENCH_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    records = Records.read(*tmp_path.glob("*.jsonl"))
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+    assert len({sample.sample for sample in records.samples}) == 3
+    assert len(records.scores) == 2
