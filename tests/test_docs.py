@@ -17,8 +17,11 @@ import torch
 import yaml
 from documents import DOCUMENTS, ROOT, blocks, commands, shell_lines, table_rows, text_of
 
+from fspad_bench.benchmark import processes
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.rows import rows
+from fspad_bench.benchmark.runner import Runner
+from fspad_bench.benchmark.sweep import Outcome
 from fspad_bench.cli.main import main, parser
 from fspad_bench.decoders.build import check_options
 from fspad_bench.decoders.options import read_options
@@ -43,6 +46,7 @@ OTHERS = {
 FOREIGN_FLAGS = {"--nproc-per-node", "--index-url"}
 SMALL = {
     "run": "--target tiny --device cpu --dtype float64 --limit 1 --max-new-tokens 6 --threads 1",
+    "sweep": "--target tiny --device cpu --dtype float64 --limit 1 --max-new-tokens 6 --no-aa",
     "profile": "--device cpu --dtype float64 --limit 1 --max-new-tokens 6 --threads 1",
     "distill": "--target tiny --device cpu --rows 8 --shard 4 --threads 1",
     "train": "--target tiny --device cpu --epochs 1 --batch-tokens 256 --threads 1",
@@ -261,11 +265,17 @@ def reduced(command):
         words += ["--output", "out"]
     if verb == "run":
         words += ["--output", "out"]
-    if verb == "run" and "--data" not in words:
+    if verb in ("run", "sweep") and "--data" not in words:
         words += ["--data", "bundled"]
     if verb == "profile" and "--target" not in words:
         words += ["--target", "tiny"]
     return words + SMALL.get(verb, "").split()
+
+
+def in_this_process(cell, folder, environment=None):
+    """A cell of a sweep, run by this process."""
+    Runner(cell.plan, folder).run()
+    return Outcome(cell, 0)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +287,7 @@ def test_commands_run(
     command, sandbox, quick_runs, shorten, tmp_path, imported, monkeypatch, capsys
 ):
     shorten(monkeypatch)
+    monkeypatch.setattr(processes, "perform", in_this_process)
     shutil.copytree(sandbox, tmp_path / "here")
     imported(tmp_path / "here")
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))

@@ -10,6 +10,11 @@ EXAMPLES: dict[str, str] = {
   fspad-bench run --decoder my_decoder:MyDecoder --task my_task.yaml
   fspad-bench run --like fspad-results --output again
 """,
+    "sweep": """
+  fspad-bench sweep --decoder fspad,eagle --task gsm8k,mt_bench --target smollm2-135m,llama3-8b
+  fspad-bench sweep --decoder fspad,eagle --task all --on ray --cpus 4 --gpus 1
+  fspad-bench sweep --decoder fspad --task gsm8k --on slurm --gpus 1 --set partition=gpu
+""",
     "table": """
   fspad-bench table fspad-results
   fspad-bench table fspad-results --format latex

@@ -58,6 +58,10 @@ def _trainers() -> Iterable[tuple[str, str]]:
     return _of_group(registry.TRAINERS)
 
 
+def _executors() -> Iterable[tuple[str, str]]:
+    return _of_group(registry.EXECUTORS)
+
+
 def _of_group(group: str) -> Iterable[tuple[str, str]]:
     return [(name, _claimed(claims)) for name, claims in registry.claims(group).items()]
 
@@ -77,4 +81,5 @@ LISTINGS: Mapping[str, Callable[[], Iterable[tuple[str, str]]]] = {
     "targets": _targets,
     "metrics": _metrics,
     "trainers": _trainers,
+    "executors": _executors,
 }

@@ -42,6 +42,7 @@ class Verb(Protocol):
 
 VERBS: dict[str, str] = {
     "run": "measure decoders on tasks, check them against vanilla, print a table",
+    "sweep": "run decoders x tasks x targets on processes, Ray or Slurm, and collect the records",
     "table": "print the table of existing records",
     "compare": "show which rows of two sets of records differ beyond noise",
     "explain": "say why decoders of existing records are as fast as they are",

@@ -34,6 +34,23 @@ FIELDS = {"decoder": "decoders", "task": "tasks", "temperature": "temperatures"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a run that is known")
+    group.add_argument(
+        "--like",
+        type=Path,
+        metavar="RECORD",
+        help="repeat the run of a record; other flags take the place of its own",
+    )
+    group.add_argument(
+        "--plan",
+        metavar="FILE|-",
+        help="run a plan in JSON, as a record's first line has it, alone; - reads it from stdin",
+    )
+    add_plan_arguments(parser)
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what is measured, where, and how it is printed."""
     remember_given(parser)
     _add_subject(parser.add_argument_group("subject"))
     _add_sampling(parser.add_argument_group("sampling"))
@@ -42,23 +59,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fspad_bench.benchmark.plan import Plan
     from fspad_bench.benchmark.runner import Runner
     from fspad_bench.cli.environment import quiet_libraries
 
     quiet_libraries()
     if arguments.like is not None:
         return _repeat(arguments)
-    if missing := [f"--{name}" for name in ("decoder", "task") if name not in arguments.given]:
-        raise BenchError(
-            f"the following arguments are required: {', '.join(missing)}",
-            "`fspad-bench run --help` lists the arguments",
-        )
-    plan = Plan(**_chosen(arguments))
+    plan = _read_plan(arguments.plan) if arguments.plan else plan_from(arguments)
     with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the table
         path = Runner(plan, arguments.output).run()
     note(f"record: {path}")
     return table.print_table([path], arguments.format)
+
+
+def plan_from(arguments: argparse.Namespace) -> Plan:
+    """Return the plan that the arguments ask for. Raises BenchError where they are too few."""
+    from fspad_bench.benchmark.plan import Plan
+
+    if missing := [f"--{name}" for name in ("decoder", "task") if name not in arguments.given]:
+        raise BenchError(
+            f"the following arguments are required: {', '.join(missing)}",
+            "`--help` lists the arguments",
+        )
+    return Plan(**_chosen(arguments))
+
+
+def _read_plan(name: str) -> Plan:
+    """Return the plan in a JSON file, or on stdin."""
+    from fspad_bench.benchmark.repeat import plan_of
+    from fspad_bench.util.paths import user_path
+    from fspad_bench.util.text import file_bytes, json_value
+
+    path = user_path(name)
+    content = sys.stdin.buffer.read() if name == "-" else file_bytes(path)
+    try:
+        return plan_of(path, json_value(content))
+    except ValueError as error:
+        raise BenchError(
+            f"{name} holds no plan: {error}", "give a plan as a record has it"
+        ) from error
 
 
 def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -147,12 +186,6 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         help="names, name@preset or module:Class, comma-separated; vanilla always runs",
     )
     group.add_argument("--task", help="names or card files (my_task.yaml), comma-separated, or all")
-    group.add_argument(
-        "--like",
-        type=Path,
-        metavar="RECORD",
-        help="repeat the run of a record; other flags take the place of its own",
-    )
     add_target(group)
     add_decoder_options(group)
     group.add_argument(

@@ -28,6 +28,7 @@ DECODERS = "fspad_bench.decoders"
 TASKS = "fspad_bench.tasks"
 TRAINERS = "fspad_bench.trainers"
 METRICS = "fspad_bench.metrics"
+EXECUTORS = "fspad_bench.executors"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,160 @@
+"""Sweeps: one run for each decoder, task and target, on whatever machines there are.
+
+- A cell is a run of its own, vanilla included, in a process and a folder of its own. So its
+  speedups are paired on the machine that measured them, and nothing of it reaches another cell.
+- Where cells run is an executor's business (entry-point group `fspad_bench.executors`): processes
+  of this machine, Ray, Slurm.
+- A cell that is complete is not run again: the same command goes on where a sweep stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from fspad_bench.benchmark.plan import Plan
+from fspad_bench.benchmark.record import VANILLA, Records
+from fspad_bench.benchmark.record_lines import lines
+from fspad_bench.errors import BenchError
+from fspad_bench.util import registry
+
+LAST_LINES = 3  # of what a cell that failed has said
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The run of one decoder on one task of one target."""
+
+    plan: Plan
+
+    @property
+    def title(self) -> str:
+        decoders = [name for name in self.plan.decoders if name != VANILLA] or [VANILLA]
+        return f"{', '.join(decoders)} on {', '.join(self.plan.tasks)} of {self.plan.target}"
+
+    @property
+    def name(self) -> str:
+        """Return the name of its folder: what it is, and a hash of all its settings."""
+        digest = hashlib.sha256(self.json.encode()).hexdigest()[:8]
+        words = re.sub(r"[^\w.-]+", "-", self.title.replace(" on ", "-").replace(" of ", "-"))
+        return f"{words[:80]}-{digest}"
+
+    @property
+    def json(self) -> str:
+        return json.dumps(asdict(self.plan), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: the exit code of its run, negative where a signal ended it, and its last
+    words.
+
+    `files` holds its records, name -> content, where they are not in the sweep's folder already.
+    """
+
+    cell: Cell
+    code: int
+    words: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def died(self) -> bool:
+        """Whether it was killed: another try may end otherwise."""
+        return self.code < 0
+
+    @property
+    def measured(self) -> bool:
+        return self.code in (0, 1)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each cell may use, and how often one that was killed is tried again.
+
+    `workers` cells run at once, 0 for as many as the executor has room for. `settings` are the
+    executor's own, such as a partition of Slurm.
+    """
+
+    workers: int = 0
+    cpus: int = 1
+    gpus: int = 0
+    retries: int = 2
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class Executor(Protocol):
+    """Where cells run."""
+
+    def __init__(self, resources: Resources, output: Path) -> None: ...
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
+        """Run every cell, and yield how each ended as it ends."""
+
+
+def cells(plan: Plan, targets: Sequence[str], cpus: int) -> list[Cell]:
+    """Return a cell for each decoder, task and target of a plan, whose threads are `cpus` unless it
+    names their number.
+    """
+    decoders = [name for name in plan.decoders if name != VANILLA] or [VANILLA]
+    threads = plan.threads or cpus
+    return [
+        Cell(
+            replace(
+                plan,
+                decoders=list(dict.fromkeys([VANILLA, decoder])),
+                tasks=[task],
+                target=target,
+                threads=threads,
+                options={name: o for name, o in plan.options.items() if _is_of(name, decoder)},
+            )
+        )
+        for target in targets
+        for task in plan.tasks
+        for decoder in decoders
+    ]
+
+
+def _is_of(option: str, decoder: str) -> bool:
+    from fspad_bench.decoders.label import Label
+
+    return option in Label.of(decoder).option_prefixes
+
+
+def executor(name: str) -> type[Executor]:
+    """Return a registered executor. Raises BenchError with the near match."""
+    return registry.resolve(registry.EXECUTORS, name)
+
+
+def is_finished(cell: Cell, output: Path) -> bool:
+    """Return whether a complete record of a cell stands in its folder."""
+    for path in (output / cell.name).glob("*.jsonl"):
+        try:
+            plan = next(lines(path), {}).get("plan")
+            if plan == asdict(cell.plan) and Records.read(path).complete:
+                return True
+        except BenchError:
+            continue
+    return False
+
+
+def perform(cell: Cell, folder: Path, environment: Mapping[str, str] | None = None) -> Outcome:
+    """Run a cell in a process of its own, its record in `folder`, and return how it ended."""
+    words = [sys.executable, "-m", "fspad_bench", "run", "--plan", "-", "--output", str(folder)]
+    done = subprocess.run(
+        words,
+        input=cell.json,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, **(environment or {})},
+    )
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    return Outcome(cell, done.returncode, "\n".join(said[-LAST_LINES:]))
