@@ -37,6 +37,10 @@ EXAMPLES: dict[str, str] = {
   fspad-bench share fspad-results -o shared --organization "My lab" --relationship third_party
   fspad-bench share fspad-results -o curves --as golden
 """,
+    "push": """
+  fspad-bench push my-head --repo my-lab/my-head --dry-run to-push
+  fspad-bench push fspad-results --repo my-lab/my-results
+""",
     "train": """
   fspad-bench train --decoder fspad --data my-data --output my-head
   fspad-bench train --decoder fspad --data my-data --init my-head --output longer-head --epochs 2

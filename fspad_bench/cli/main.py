@@ -49,6 +49,7 @@ VERBS: dict[str, str] = {
     "page": "publish records as one HTML page",
     "answers": "write records as the answer files of Spec-Bench",
     "share": "write a record in a format that others collect",
+    "push": "publish a trained head, or results, on the Hugging Face hub",
     "train": "train the draft network of a decoder for a target",
     "distill": "write a target's own conversations as training data for drafts",
     "export": "write a head in the layout that EAGLE, EAGLE-3 and FSPAD publish",

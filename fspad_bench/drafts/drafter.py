@@ -18,6 +18,7 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, rule_named
 from fspad_bench.drafts.draft import CachedDraft, Draft
 from fspad_bench.drafts.head import Head, load_head, shipped
+from fspad_bench.drafts.hub_heads import head_folder
 from fspad_bench.drafts.measure import captured_shape, measured_policies
 from fspad_bench.drafts.network import HeadNetwork
 from fspad_bench.drafts.parallel import ParallelDraft, ParallelNetwork
@@ -29,7 +30,6 @@ from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
 from fspad_bench.drafts.trees.sampled import sampled_tree
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.errors import BenchError, near
-from fspad_bench.util.paths import user_path
 
 DRAFTING = ("coupled", "ranked", "sampled")
 TREES = ("auto", "fixed")
@@ -299,7 +299,7 @@ def find_head(folder: str, network: type[HeadNetwork] | None, target: Transforme
     Raises BenchError where there is none.
     """
     if folder:
-        return load_head(user_path(folder), target, network)
+        return load_head(head_folder(folder), target, network)
     if network is None:
         raise BenchError("this decoder needs a head", "-D NAME.head=FOLDER")
     name = network.architecture

@@ -1,0 +1,112 @@
+"""Repositories of the hub: what a dry run writes, what is pushed, and what stays here."""
+
+import json
+from types import SimpleNamespace
+
+import datasets
+import huggingface_hub
+import pytest
+import yaml
+
+from fspad_bench.cli.main import main
+from fspad_bench.drafts.head import shipped
+
+
+@pytest.fixture
+def record(arguments, tmp_path, capsys):
+    assert main(arguments("--output", tmp_path / "records", "--log-samples")) == 0
+    capsys.readouterr()
+    (path,) = (tmp_path / "records").glob("*.jsonl")
+    return path
+
+
+def push(*words):
+    return main(["push", *map(str, words)])
+
+
+def front(card):
+    _, text, _ = card.split("---\n", 2)
+    return yaml.safe_load(text)
+
+
+def test_a_head_becomes_a_model_repository(tmp_path, capsys):
+    folder = shipped("fspad", "tiny")
+    assert push(folder, "--repo", "lab/fspad-tiny", "--dry-run", tmp_path / "out") == 0
+    assert capsys.readouterr().err.endswith("nothing was pushed\n")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"README.md", "head.json", "head.safetensors"}
+    weights = (tmp_path / "out" / "head.safetensors").read_bytes()
+    assert weights == (folder / "head.safetensors").read_bytes()
+    about = json.loads((tmp_path / "out" / "head.json").read_text())
+    assert about["identity"] == json.loads((folder / "head.json").read_text())["identity"]
+    assert '"command"' not in json.dumps(about)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert front(card) == {
+        "license": "apache-2.0",
+        "base_model": "fspad-bench/tiny",
+        "tags": ["speculative-decoding", "fspad-bench", "fspad"],
+    }
+    assert "-D fspad.head=lab/fspad-tiny" in card
+
+
+def test_the_head_that_was_written_can_be_run(tmp_path, quick_runs):
+    assert push(shipped("fspad", "tiny"), "--repo", "a/b", "--dry-run", tmp_path / "head") == 0
+    run = "run --target tiny --decoder fspad --task gsm8k --data bundled --limit 1 --no-aa"
+    words = [*run.split(), "--max-new-tokens", "4", "-D", f"fspad.head={tmp_path / 'head'}"]
+    assert main([*words, "--output", str(tmp_path / "records")]) == 0
+
+
+def test_records_become_a_data_set(record, tmp_path):
+    out = tmp_path / "out"
+    assert push(record.parent, "--repo", "lab/results", "--dry-run", out) == 0
+    assert {path.name for path in out.iterdir()} == {"README.md", "rows.jsonl"}
+    card = (out / "README.md").read_text()
+    assert front(card)["configs"] == [{"config_name": "default", "data_files": "rows.jsonl"}]
+    assert "| prompt_lookup | exact" in " ".join(card.split())
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert [row["decoder"] for row in rows] == ["vanilla", "prompt_lookup"]
+    assert str(tmp_path) not in card + json.dumps(rows)
+    table = datasets.Dataset.from_json(str(out / "rows.jsonl"), cache_dir=str(tmp_path / "cache"))
+    assert table["verdict"] == ["exact", "exact"]
+
+
+def test_records_go_only_where_they_are_asked_for(record, tmp_path):
+    words = (record, "--repo", "lab/results", "--dry-run", tmp_path / "out", "--with-records")
+    assert push(*words) == 0
+    (path,) = (tmp_path / "out" / "records").iterdir()
+    assert path.read_bytes() == record.read_bytes()
+
+
+class Api:
+    """A double of the hub."""
+
+    def __init__(self):
+        self.made = []
+        Api.last = self
+
+    def create_repo(self, repo, *, repo_type, private, exist_ok):
+        self.made.append((repo, repo_type, private, exist_ok))
+
+    def create_commit(self, repo, operations, *, commit_message, repo_type):
+        self.files = {operation.path_in_repo for operation in operations}
+        return SimpleNamespace(commit_url=f"https://huggingface.co/{repo}/commit/1")
+
+
+def test_without_a_dry_run_the_files_are_one_commit(monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert push(shipped("eagle", "tiny"), "--repo", "lab/eagle-tiny", "--private") == 0
+    assert capsys.readouterr().out == "https://huggingface.co/lab/eagle-tiny/commit/1\n"
+    assert Api.last.made == [("lab/eagle-tiny", "model", True, True)]
+    assert Api.last.files == {"README.md", "head.json", "head.safetensors"}
+
+
+def test_bad_input_is_one_clear_error(monkeypatch, refused, tmp_path):
+    head = shipped("eagle", "tiny")
+    dry = ("--dry-run", tmp_path / "out")
+    assert "'eagle' is no repository" in refused(["push", head, "--repo", "eagle", *dry])
+    assert "no records in" in refused(["push", tmp_path, "--repo", "a/b", *dry])
+    assert "goes alone" in refused(["push", head, head, "--repo", "a/b", *dry])
+    monkeypatch.setattr(Api, "create_repo", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert "cannot push to a/b: division by zero" in refused(["push", head, "--repo", "a/b"])
+    assert not (tmp_path / "out").exists()
