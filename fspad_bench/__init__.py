@@ -5,7 +5,7 @@ The public names, imported on first use (importing this package imports no torch
     load_target     a model by preset, folder or hub id, on a device
     build_decoder   a decoder by its name on a target, ready to `generate`
     generate        the loop itself, for a drafter that is not registered
-    Sampler         greedy, or temperature, top-k, top-p and the noise of a seed
+    Sampler         greedy, or temperature and cuts; logits processors; the noise of a seed
     Limit           where a generation ends
     Generation      the tokens, counts and seconds of one
     Drafter         the base class of a decoder of your own; it works with Tree, Context, Step

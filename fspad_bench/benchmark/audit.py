@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from math import log
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 from fspad_bench.benchmark.stats import agreement
 from fspad_bench.core.loop import generate
+from fspad_bench.core.processors import output_logits
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.vanilla import Vanilla
@@ -67,6 +69,8 @@ class Recorder:
         self.sampler = sampler
         self.temperature = sampler.temperature
         self.greedy = sampler.greedy
+        self.processors = sampler.processors
+        self.adjust = sampler.adjust
         self.noise = sampler.noise
         self.distribution = sampler.distribution
         self.dice = sampler.dice
@@ -129,7 +133,7 @@ class Auditor:
     def _regrets(self, question: Question, output: list[int]) -> list[float]:
         key = tuple(output)
         if key not in self.known_regrets:
-            logits = self._rescore(question.prompt, output)
+            logits = self._rescore(question, output)
             start = len(question.prompt)
             self.known_regrets[key] = regrets(logits, output, start, question.sampler)
         return self.known_regrets[key]
@@ -140,7 +144,7 @@ class Auditor:
         """
         sampler, prompt, limit = question
         recorder = Recorder(sampler)
-        logits = self._rescore(prompt, vanilla)
+        logits = self._rescore(question, vanilla)
         again = generate(self.target, Vanilla(self.target), recorder, prompt, limit).tokens
         errors = [0.0]
         for i, lead in enumerate(recorder.leads[: agreement(again, vanilla)]):
@@ -149,15 +153,17 @@ class Auditor:
         return max(errors)
 
     @torch.inference_mode()
-    def _rescore(self, prompt: list[int], output: list[int]) -> Tensor:
-        """Return the precise logits `[n, V]` before each token of `output`."""
+    def _rescore(self, question: Question, output: list[int]) -> Tensor:
+        """Return the precise logits `[n, V]` before each token of `output`, processed."""
+        prompt = question.prompt
         if self.model is None:
             parameters = sum(p.numel() for p in self.target.model.parameters())
             dtype = torch.float64 if parameters < SMALL else torch.float32
             self.model = copy.deepcopy(self.target.model).to(dtype)
         ids = torch.tensor([[*prompt, *output[:-1]]], device=self.target.device)
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        return self.model.get_output_embeddings()(hidden[len(prompt) - 1 :])
+        logits = self.model.get_output_embeddings()(hidden[len(prompt) - 1 :])
+        return output_logits(logits, question.sampler, prompt, output)
 
 
 def perturbed(logits: Tensor, position: int, sampler: Sampler) -> tuple[Tensor, Tensor]:
@@ -195,13 +201,17 @@ def regret(logits: Tensor, token: int, position: int, sampler: Sampler) -> float
     z = logits.double()
     if sampler.temperature:
         z = z + sampler.temperature * sampler.noise(position, every).double()
-    if not sampler.temperature or (sampler.top_p == 1 and not sampler.top_k):
+    if not sampler.temperature or not is_cut(sampler):
         return float((z.max() - z[token]) / 2)
     kept = sampler.process(logits.double())[1]  # a token that is cut has no margin
     ahead = kept[z[kept] > z[token]]
     own, *others = margins(logits, [token, *ahead.tolist()], sampler)
     halves = ((z[ahead] - z[token]) / 2).tolist()
     return max(0.0, -own, *(min(margin, half) for margin, half in zip(others, halves, strict=True)))
+
+
+def is_cut(sampler: Sampler) -> bool:
+    return bool(sampler.top_p < 1 or sampler.top_k or sampler.min_p)
 
 
 def margins(logits: Tensor, tokens: Sequence[int], sampler: Sampler) -> list[float]:
@@ -218,6 +228,8 @@ def margins(logits: Tensor, tokens: Sequence[int], sampler: Sampler) -> list[flo
     for token in tokens:
         others = np.delete(order, np.searchsorted(-order, -scores[token]))
         least = _least_kept(others, order[0], keep, sampler.top_p, low, high)
+        if sampler.min_p and len(others):
+            least = max(least, float(others[0]) + log(sampler.min_p))
         distances.append(float(scores[token] - least) * sampler.temperature)
     return distances
 

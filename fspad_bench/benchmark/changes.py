@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from fspad_bench.benchmark.matching import Match, Side, Turn
 from fspad_bench.benchmark.paired import Change, change, count_p, pooled
-from fspad_bench.benchmark.record import VANILLA, Sample
+from fspad_bench.benchmark.record import PENALTIES, VANILLA, Sample
 from fspad_bench.benchmark.speeds import FEWEST_PROMPTS, Pair, cost_of
 from fspad_bench.benchmark.times import decoded
 from fspad_bench.decoders.label import Label
@@ -30,7 +30,10 @@ DISTRUSTED = ("unverified", "lossy")  # verdicts, the worst last
 SHARES = ("accuracy", "em")  # scores that count prompts, in percent
 RATIO_OF_COSTS = (1, -1, -1, 1)  # vanilla's seconds and tokens, the decoder's
 RATIO = (1, -1)
-OF_A_MEAN = ("decoder", "target", "temperature", "top_p", "top_k", "seed", "data_source")
+OF_A_MEAN = (
+    *("decoder", "target", "temperature", "top_p", "top_k", "min_p"),
+    *(*PENALTIES, "seed", "data_source"),
+)
 Item = TypeVar("Item", Sample, Pair)
 
 

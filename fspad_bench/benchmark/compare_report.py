@@ -14,6 +14,7 @@ from typing import Any
 from fspad_bench.benchmark.changes import SAME, STEPS, UNTESTED, VERDICT, Line
 from fspad_bench.benchmark.compare import Comparison
 from fspad_bench.benchmark.paired import ALPHA, POWER
+from fspad_bench.benchmark.record import PENALTIES
 from fspad_bench.benchmark.render import PERCENT, finite
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.titles import Names, distribution, method, names_of, place_of
@@ -188,5 +189,6 @@ def _line(line: Line) -> dict[str, Any]:
 
 
 def _row(row: Row) -> dict[str, Any]:
-    names = ("decoder", "options", "target", "task", "data_source", "temperature", "top_p", "top_k")
-    return {name: row[name] for name in names}
+    names = ("decoder", "options", "target", "task", "data_source", "temperature")
+    cuts = ("top_p", "top_k", "min_p", *PENALTIES)
+    return {name: row[name] for name in (*names, *cuts)}

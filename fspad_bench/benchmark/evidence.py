@@ -18,6 +18,7 @@ from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.guards.watch import Watch
 from fspad_bench.benchmark.record import Audit, Finding, Key, Pit, Sample
 from fspad_bench.benchmark.uniform import offsets, transform
+from fspad_bench.core.processors import output_logits
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Dice, Sampler
 from fspad_bench.engine.target import TransformersTarget
@@ -91,5 +92,6 @@ def distributions(
     """Yield the processed distribution `[V]` before each token of `output`."""
     ids = torch.tensor([[*prompt, *output[:-1]]], device=target.device)
     hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    for row in target.lm_head(hidden[0, len(prompt) - 1 :]):  # [V]
+    logits = target.lm_head(hidden[0, len(prompt) - 1 :])
+    for row in output_logits(logits, sampler, prompt, output):  # [V]
         yield sampler.distribution(row)

@@ -14,7 +14,7 @@ from dataclasses import fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from fspad_bench.benchmark.record import VANILLA, Key, Records, Sample
+from fspad_bench.benchmark.record import PENALTIES, VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.rows import IDENTITY, Row, latest, rows
 from fspad_bench.benchmark.speeds import Pair
 
@@ -26,6 +26,8 @@ ASKED = (
     "temperature",
     "top_p",
     "top_k",
+    "min_p",
+    *PENALTIES,
     "seed",
     "max_new_tokens",
 )

@@ -38,6 +38,11 @@ class Plan:
     log_samples: bool = False
     repeats: int = 1
     aa: bool = True
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
     shard: str = ""
 
     def __post_init__(self) -> None:

@@ -37,6 +37,12 @@ from fspad_bench.util.plain import LONGEST_STEP, whole
 SCHEMA = 4
 VANILLA = "vanilla"
 METHOD = ("decoder", "options", "verification", "scope")  # fields of a key that are no setting
+PENALTIES: dict[str, float] = {
+    "repetition_penalty": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "no_repeat_ngram_size": 0,
+}  # fields of a key, each with the value that changes nothing
 SCOPES = ("prompt", "run")
 SINCE_SCHEMA_2 = (
     "source_sha256",
@@ -84,6 +90,11 @@ class Key:
     card_sha256: str = ""
     torch: str = ""
     target_sha256: str = ""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Key:

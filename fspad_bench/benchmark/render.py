@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from fspad_bench.benchmark.notes import notes_of
-from fspad_bench.benchmark.record import METHOD, VANILLA
+from fspad_bench.benchmark.record import METHOD, PENALTIES, VANILLA
 from fspad_bench.benchmark.rows import IDENTITY, Row
 from fspad_bench.benchmark.titles import (
     Names,
@@ -30,7 +30,7 @@ from fspad_bench.util.grid import booktabs, grid
 from fspad_bench.util.terminal import visible, visible_lines
 
 PLACE = ("target", "dtype", "device", "threads", "machine")
-SAMPLING = ("temperature", "top_p", "top_k")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", *PENALTIES)
 # fields that tell apart two measurements of one task at one place
 APART = tuple(n for n in IDENTITY if n not in (*METHOD, *PLACE, *SAMPLING, "task"))
 PERCENT = ("accuracy", "em")  # metrics shown with a percent sign

@@ -34,6 +34,7 @@ from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.prompts import Message, Prompts, longest_conversation, stop_facts
 from fspad_bench.benchmark.record import VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.resume import check_folder, open_record
+from fspad_bench.benchmark.samplers import Samplers
 from fspad_bench.benchmark.scored import check_answers, scores
 from fspad_bench.benchmark.shards import Shard, together
 from fspad_bench.benchmark.units import Prompt, Unit, check_scopes, units
@@ -70,8 +71,7 @@ class Runner:
         self.plan = plan
         self.shard = Shard.of(plan.shard)
         self.timed = timed
-        for temperature in plan.temperatures:
-            self._sampler(temperature)
+        self.samplers = Samplers(plan)
         if plan.threads:
             torch.set_num_threads(plan.threads)
         self.record, header = open_record(plan, cards, output)
@@ -89,6 +89,7 @@ class Runner:
         for label in plan.decoders:
             with self.watch.building(label, self.decoders):
                 self.decoders.append(build_decoder(label, self.target, plan.options))
+                self.decoders[-1].check_sampler(self._sampler(plan.temperatures[0]))
         check_scopes(self.decoders, plan.repeats)
         self.longest = longest_conversation(
             self.data, self.prompts, self._answer_tokens, self.target.max_length
@@ -208,10 +209,8 @@ class Runner:
             verification=decoder.verification,
             scope=decoder.scope,
             temperature=unit.temperature,
-            top_p=self.plan.top_p,
-            top_k=self.plan.top_k,
-            seed=self.plan.seed,
             max_new_tokens=self._answer_tokens(card),
+            **self.samplers.settings,
             **self.origin,
         )
 
@@ -225,7 +224,7 @@ class Runner:
         warm_up(self.target, self.prompts, self.decoders, samplers, self.watch, WARM_UP_TOKENS)
 
     def _sampler(self, temperature: float, stream: str = "warm-up") -> Sampler:
-        return Sampler(temperature, self.plan.top_k, self.plan.top_p, self.plan.seed, stream)
+        return self.samplers.at(temperature, stream)
 
     def _measure(self, unit: Unit) -> None:
         """Run every turn of a question with every decoder."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from fspad_bench.benchmark.record import METHOD
+from fspad_bench.benchmark.record import METHOD, PENALTIES
 from fspad_bench.benchmark.rows import IDENTITY, Row
 from fspad_bench.decoders.label import Label
 
@@ -86,15 +86,25 @@ def task_of(row: Row) -> str:
 
 
 def distribution(row: Row) -> str:
-    """Return how tokens are chosen: `greedy`, or temperature and cuts."""
+    """Return how tokens are chosen: `greedy`, or temperature and cuts; then the penalties."""
+    parts = _temperature_and_cuts(row)
+    for name, neutral in PENALTIES.items():
+        if row[name] != neutral:
+            parts.append(f"{name.replace('_', ' ')} {row[name]:g}")
+    return " ".join(parts)
+
+
+def _temperature_and_cuts(row: Row) -> list[str]:
     if row["temperature"] == 0:
-        return "greedy"
+        return ["greedy"]
     parts = [f"T={row['temperature']:g}"]
     if row["top_k"] != 0:
         parts.append(f"top-k {row['top_k']:g}")
     if row["top_p"] != 1:
         parts.append(f"top-p {row['top_p']:g}")
-    return " ".join(parts)
+    if row["min_p"] != 0:
+        parts.append(f"min-p {row['min_p']:g}")
+    return parts
 
 
 def place_of(row: Row, names: Names) -> str:

@@ -74,6 +74,41 @@ def add_dtype(
     )
 
 
+def add_penalties(parser: argparse._ActionsContainer) -> None:
+    """Add the flags of logits processors; 0, and 1 for repetition, change nothing."""
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        help="drop tokens less likely than this share of the likeliest (default: 0)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="transformers' penalty, of tokens in prompt and output (default: 1, none)",
+    )
+    parser.add_argument(
+        "--presence-penalty",
+        type=float,
+        default=0.0,
+        help="subtracted from the logits of tokens in the output (default: 0)",
+    )
+    parser.add_argument(
+        "--frequency-penalty",
+        type=float,
+        default=0.0,
+        help="the same, for each time that the output holds a token (default: 0)",
+    )
+    parser.add_argument(
+        "--no-repeat-ngram-size",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="no N tokens in a row come twice (default: 0, no bound)",
+    )
+
+
 def add_threads(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--threads", type=threads, help="CPU threads (default: torch's choice)")
 

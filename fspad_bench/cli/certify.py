@@ -13,12 +13,14 @@ from fspad_bench.cli.arguments import (
     add_device,
     add_dtype,
     add_format,
+    add_penalties,
     add_target,
     add_threads,
 )
 from fspad_bench.util.terminal import show
 
 if TYPE_CHECKING:
+    from fspad_bench.core.sampling import Sampler
     from fspad_bench.lossless.certify import Effort
 
 
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_dtype(parser, ["float32", "bfloat16", "float64"])
     add_decoder_options(parser)
+    add_penalties(parser.add_argument_group("sampling of the decoders' checks"))
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="less power, within a minute")
     effort.add_argument("--thorough", action="store_true", help="more of everything, for a night")
@@ -48,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet_libraries()
     use_threads(arguments.threads)
+    like = _sampler(arguments)
     labels = decoder_labels(arguments.decoder)
     options = read_options(arguments.options)
     tiny = load_target("tiny", device=arguments.device)
@@ -56,9 +60,23 @@ def run(arguments: argparse.Namespace) -> int:
         dtype = arguments.dtype or "float32"
         target = load_target(arguments.target, device=arguments.device, dtype=dtype)
     with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the report
-        parts = certify(labels, options, target, tiny, _effort(arguments))
+        parts = certify(labels, options, target, tiny, _effort(arguments), like)
     show(render(parts, arguments.format))
     return 0 if passed(parts) else 1
+
+
+def _sampler(arguments: argparse.Namespace) -> Sampler:
+    """Return a sampler with the penalties and the min-p that the arguments name."""
+    from fspad_bench.core.sampling import Sampler
+    from fspad_bench.engine.penalties import Penalties
+
+    penalties = Penalties(
+        arguments.repetition_penalty,
+        arguments.presence_penalty,
+        arguments.frequency_penalty,
+        arguments.no_repeat_ngram_size,
+    )
+    return Sampler(min_p=arguments.min_p, processors=penalties.processors)
 
 
 def _effort(arguments: argparse.Namespace) -> Effort:

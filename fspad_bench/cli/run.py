@@ -16,6 +16,7 @@ from fspad_bench.cli.arguments import (
     add_device,
     add_dtype,
     add_format,
+    add_penalties,
     add_target,
     add_threads,
     numbers,
@@ -111,7 +112,8 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
         for name in (
             *("target", "data", "limit", "temperature", "top_p", "top_k", "seed"),
             *("max_new_tokens", "dtype", "device", "threads", "log_samples"),
-            *("repeats", "aa", "shard"),
+            *("repeats", "aa", "shard", "min_p", "repetition_penalty", "presence_penalty"),
+            *("frequency_penalty", "no_repeat_ngram_size"),
         )
     }
     chosen["device"] = launched_device(arguments.device)
@@ -232,6 +234,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--top-p", type=float, default=1.0)
     group.add_argument("--top-k", type=int, default=0)
+    add_penalties(group)
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--max-new-tokens", type=positive, help="default: the task's own")
 

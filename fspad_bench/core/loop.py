@@ -12,6 +12,7 @@ from time import perf_counter
 
 import torch
 
+from fspad_bench.core.processors import check_functions, first_logits, node_logits
 from fspad_bench.core.protocols import (
     Context,
     Drafter,
@@ -47,12 +48,15 @@ def generate(
         ready = perf_counter()
         forwards.prefilled()
         context = Context(list(prompt), len(prompt), sampler)
-        context.tokens.append(sampler.next(scores.logits[-1], context.position))
+        first = first_logits(scores.logits[-1], sampler, prompt)
+        context.tokens.append(sampler.next(first, context.position))
         committed: list[int] = []
         drafted: list[int] = []
         paths: list[AcceptedPath] = []
         draft_seconds = score_seconds = verify_seconds = 0.0
         if not limit.reached(context):
+            if sampler.processors:
+                check_functions(sampler.processors, scores.logits[-1], prompt, context.tokens[-1])
             drafter.begin(context, scores)
         while not limit.reached(context):
             began = perf_counter()
@@ -60,7 +64,8 @@ def generate(
             proposed = perf_counter()
             scores = session.score(tree)
             scored = perf_counter()
-            accepted = verify(tree, scores.logits, sampler, context.position)
+            logits = node_logits(tree, scores.logits, sampler, context)
+            accepted = verify(tree, logits, sampler, context.position)
             verified = perf_counter()
             if not isinstance(accepted, Accepted):
                 raise TypeError(f"its rule returned {type(accepted).__name__}, not an Accepted")

@@ -4,7 +4,7 @@ position.
 - The noise of a token depends on (seed, stream, absolute position, token id) and on nothing else.
   However many nodes of a tree are sampled at the same position, each gets the token that vanilla
   would have got there: lossless becomes equality.
-- Processors come in transformers' order: temperature, top-k, top-p.
+- The order is transformers': logits processors (`processors`), temperature, top-k, top-p, min-p.
 - Logits become tokens here and nowhere else on the host, so this is where those that are not finite
   are refused: NaN, +inf, or a row of nothing but -inf. A row's best value tells; -inf beside finite
   logits only forbids a token.
@@ -13,13 +13,15 @@ position.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite
+from math import isfinite, log
 
 import torch
 from torch import Tensor
 
+from fspad_bench.core.processors import Processor, name_of, process_row, wide
 from fspad_bench.errors import BenchError
 
 MASK = 0xFFFFFFFF
@@ -30,12 +32,13 @@ COLDEST = 1e-6
 class NotFiniteError(BenchError):
     """The target's logits before a token are not finite: no token follows from them."""
 
-    def __init__(self, position: int | None = None) -> None:
+    def __init__(self, position: int | None = None, processors: Sequence[Processor] = ()) -> None:
         place = "" if position is None else f" before position {position}"
-        super().__init__(
-            f"the target's logits{place} are not finite",
-            "its weights are damaged, or its precision overflows: try --dtype float32",
-        )
+        hint = "its weights are damaged, or its precision overflows: try --dtype float32"
+        if processors:
+            names = ", ".join(map(name_of, processors))
+            hint = f"a logits processor ({names}) may have forbidden every token; or else {hint}"
+        super().__init__(f"the target's logits{place} are not finite", hint)
 
 
 def mix_(x: Tensor) -> Tensor:
@@ -108,7 +111,10 @@ def stream_of(task: str, sample: str, turn: int, repeat: int = 0) -> str:
 class Sampler:
     """The settings by which tokens are drawn from the target.
 
-    `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing.
+    `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing.
+
+    `processors` change the logits of each text before all else (`core.processors`): callers pass
+    logits through `adjust` first. `next`, `process` and `distribution` take them as they are.
 
     `stream` names the generation (`stream_of`), so that no two generations share noise.
     """
@@ -118,6 +124,8 @@ class Sampler:
     top_p: float = 1.0
     seed: int = 0
     stream: str = ""
+    min_p: float = 0.0
+    processors: tuple[Processor, ...] = ()
 
     def __post_init__(self) -> None:
         if self.temperature and not COLDEST <= self.temperature < float(
@@ -135,10 +143,21 @@ class Sampler:
             raise BenchError(
                 f"top-p {self.top_p} is out of range", "it lies above 0 and at most at 1"
             )
+        if not 0 <= self.min_p <= 1:
+            raise BenchError(f"min-p {self.min_p} is out of range", "it lies from 0 to 1")
 
     @property
     def greedy(self) -> bool:
         return not self.temperature
+
+    @property
+    def on_host(self) -> bool:
+        """Whether only the host can choose: no kernel knows processors or min-p."""
+        return bool(self.processors or (self.min_p and not self.greedy))
+
+    def adjust(self, logits: Tensor, text: Tensor, prompt_length: int) -> Tensor:
+        """Return the logits `[V]` behind `text` `[L]` as the processors leave them."""
+        return process_row(self.processors, logits, text, prompt_length)
 
     def streamed(self, stream: str) -> Sampler:
         """Return a sampler of the same settings with the noise of another generation."""
@@ -159,7 +178,7 @@ class Sampler:
         Raises NotFiniteError.
         """
         if self.greedy:
-            return _best(_wide(logits), position)
+            return self._best(wide(logits), position)
         scores, tokens = self.process(logits, position)
         return int(tokens[(scores + self.noise(position, tokens)).argmax()])
 
@@ -174,8 +193,16 @@ class Sampler:
         the order is (score descending, token id ascending), where transformers keeps every token
         that ties. `position` is named by the NotFiniteError that is raised for such logits.
         """
-        scores = _wide(logits) / self.temperature
-        _best(scores, position)
+        scores = wide(logits) / self.temperature
+        self._best(scores, position)
+        scores, tokens = self._cut(scores)
+        if not self.min_p:
+            return scores, tokens
+        kept = scores >= scores.max() + log(self.min_p)
+        return scores[kept], tokens[kept]
+
+    def _cut(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what top-k and top-p keep, and the token ids, `[K]` each."""
         if self.top_p == 1 and not 0 < self.top_k < len(scores):
             return scores, torch.arange(len(scores), device=scores.device)
         size = min(self.top_k or SHORTLIST, len(scores))
@@ -201,10 +228,21 @@ class Sampler:
         """Return the processed probabilities over the whole vocabulary, `[V]`, in float64."""
         p = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
         if self.greedy:
-            p[_best(_wide(logits))] = 1
+            p[self._best(wide(logits))] = 1
             return p
         scores, tokens = self.process(logits)
         return p.scatter_(0, tokens, scores.to(torch.float64).softmax(0))
+
+    def _best(self, scores: Tensor, position: int | None = None) -> int:
+        """Return the index of the highest score, the lowest index of equal ones.
+
+        Raises NotFiniteError; `argmax` counts NaN as the highest. On a CPU it is five times as fast
+        in float32 as in bfloat16.
+        """
+        index = int(scores.argmax())
+        if not isfinite(float(scores[index])):
+            raise NotFiniteError(position, self.processors)
+        return index
 
 
 class Dice:
@@ -233,25 +271,6 @@ class Dice:
         high = hash_word(self.key, self.position, 2 * self.rolls + 1)
         self.rolls += 1
         return ((high << 20 | low >> 12) + 0.5) * 2.0**-52  # 53 bits, so never rounded to 1
-
-
-def _best(scores: Tensor, position: int | None = None) -> int:
-    """Return the index of the highest score, the lowest index of equal ones.
-
-    Raises NotFiniteError; `argmax` counts NaN as the highest.
-    """
-    index = int(scores.argmax())
-    if not isfinite(float(scores[index])):
-        raise NotFiniteError(position)
-    return index
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Return the logits in float32 at least.
-
-    Exact, and on a CPU argmax is five times as fast as in bfloat16.
-    """
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _leading(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:

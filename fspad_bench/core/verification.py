@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import update_wrapper
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from fspad_bench.core.processors import NodeLogits, Processor
 from fspad_bench.core.tree import Tree
 from fspad_bench.errors import BenchError, near
 
@@ -40,6 +41,9 @@ class Chooser(Protocol):
     def temperature(self) -> float: ...
     @property
     def greedy(self) -> bool: ...
+    @property
+    def processors(self) -> tuple[Processor, ...]: ...
+    def adjust(self, logits: Tensor, text: Tensor, prompt_length: int) -> Tensor: ...
     def next(self, logits: Tensor, position: int) -> int: ...
     def noise(self, position: int, tokens: Tensor) -> Tensor: ...
     def distribution(self, logits: Tensor) -> Tensor: ...
@@ -60,20 +64,33 @@ class Rule:
     can be a class attribute of a decoder: `rule = rejection`.
     """
 
-    def __init__(self, verify: Callable[[Tree, Tensor, Chooser, int], Accepted]) -> None:
+    by_node = False
+    """Whether it reads no more of the logits than `logits[node]` of the nodes that it reaches."""
+
+    def __init__(self, verify: Callable[[Tree, Any, Chooser, int], Accepted]) -> None:
         self.verify = verify
         self.name: str = getattr(verify, "__name__", type(verify).__name__)
         update_wrapper(self, verify)
 
-    def __call__(self, tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
+    def __call__(
+        self, tree: Tree, logits: Tensor | NodeLogits, sampler: Chooser, position: int
+    ) -> Accepted:
+        if isinstance(logits, NodeLogits) and not self.by_node:
+            logits = logits.whole()
         return self.verify(tree, logits, sampler, position)
 
     def __repr__(self) -> str:
         return f"Rule({self.name})"
 
 
-@Rule
-def match(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
+class NodeRule(Rule):
+    """A rule that reads the logits node by node, so that processors run for those nodes alone."""
+
+    by_node = True
+
+
+@NodeRule
+def match(tree: Tree, logits: Tensor | NodeLogits, sampler: Chooser, position: int) -> Accepted:
     """Walk from the root, and on where a child agrees with the target's token at a node."""
     path = [0]
     while True:
@@ -84,8 +101,8 @@ def match(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accept
         path.append(child)
 
 
-@Rule
-def rejection(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
+@NodeRule
+def rejection(tree: Tree, logits: Tensor | NodeLogits, sampler: Chooser, position: int) -> Accepted:
     """Recursive rejection sampling (Jeon et al. 2024, arXiv 2402.14160), children drawn without
     replacement.
 
@@ -109,8 +126,8 @@ def rejection(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Ac
         path.append(accepted)
 
 
-@Rule
-def traversal(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
+@NodeRule
+def traversal(tree: Tree, logits: Tensor | NodeLogits, sampler: Chooser, position: int) -> Accepted:
     """Traversal verification (Weng et al. 2025, arXiv 2505.12398): from the leaves up, a whole path
     at a time.
 
@@ -120,9 +137,11 @@ def traversal(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Ac
     which on average accepts at least as much as `rejection`.
     """
     dice = sampler.dice(position, "verify")
+    unread = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device)
 
     def visit(path: list[int], a: float) -> Accepted | None:
-        p = sampler.distribution(logits[path[-1]])
+        # behind a token of probability 0 there may be nothing that a processor could say
+        p = sampler.distribution(logits[path[-1]]) if a else unread
         for child, q in drawn(tree, path[-1], p):
             token = tree.tokens[child]
             accepted = visit([*path, child], min(1.0, a * float(p[token] / q[token])))

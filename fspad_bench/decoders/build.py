@@ -94,6 +94,14 @@ class Decoder:
         if on_device is not None and runs_on_device(self.target):
             self._loop = DeviceLoop(self.target, on_device)
 
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Raise BenchError for logits processors or min-p, which no foreign engine is told of."""
+        if self.drafter is None and (sampler.processors or sampler.min_p):
+            raise BenchError(
+                f"{self.label} is an engine of its own: it takes no penalties and no min-p",
+                "leave it out, or run without them",
+            )
+
     def on_host(self) -> Decoder:
         """Return the same decoder with its steps run by the host, on a device too."""
         assert self.drafter is not None
@@ -120,7 +128,7 @@ class Decoder:
         with contained():
             if self.drafter is None:
                 return self._by_engine(target, prompt, sampler, limit)
-            if self.loop:
+            if self.loop and not sampler.on_host:
                 return received(self.loop.generate(sampler, prompt, limit))
             return received(generate(target, self.drafter, sampler, prompt, limit))
 
@@ -134,6 +142,7 @@ class Decoder:
         in the same time, and counts as far as the target confirms it.
         """
         assert self.engine is not None
+        self.check_sampler(sampler)
         began = perf_counter()
         returned = self.engine.generate(list(prompt), sampler, limit)
         seconds = perf_counter() - began

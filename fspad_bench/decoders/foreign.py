@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fspad_bench.core.processors import output_logits
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.engine.target import TransformersTarget
 
@@ -49,7 +50,8 @@ def confirmed(
         if len(beyond) > 1:
             chain = [*range(-1, len(beyond) - 2)]
             logits += list(session.extend(beyond[:-1], chain).logits)
-        chosen = [sampler.next(row, len(before) + i) for i, row in enumerate(logits)]
+        rows = output_logits(torch.stack(logits), sampler, before, beyond[: len(logits) - 1])
+        chosen = [sampler.next(row, len(before) + i) for i, row in enumerate(rows)]
     target.forwards = forwards
     return _agreeing(beyond, chosen, stop_ids)
 

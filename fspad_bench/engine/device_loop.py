@@ -141,7 +141,12 @@ class DeviceLoop:
 
     @torch.inference_mode()
     def generate(self, sampler: Sampler, prompt: Sequence[int], limit: Limit) -> Generation:
-        """Decode until `limit`, with one device-to-host sync a step. Raises NotFiniteError."""
+        """Decode until `limit`, with one device-to-host sync a step. Raises NotFiniteError.
+
+        ValueError for a sampler that only the host can choose by.
+        """
+        if sampler.on_host:
+            raise ValueError("logits processors and min-p run on the host alone")
         start = perf_counter()
         target = self.target
         forwards = Forwards(target)

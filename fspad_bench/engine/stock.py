@@ -82,8 +82,7 @@ def greedy_settings(
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        repetition_penalty=1.0,
-        **further,
+        **({"repetition_penalty": 1.0} | further),
     )
 
 

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fspad_bench.core.protocols import Limit, Target
+from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.engine.cpu.native import native
@@ -125,12 +126,16 @@ def certify(
     target: TransformersTarget,
     tiny: TransformersTarget,
     effort: Effort,
+    like: Sampler = identity.PLAIN,
 ) -> list[Part]:
-    """Run all checks of these decoders on `target`.
+    """Run all checks of these decoders on `target`; identity and PIT with the penalties and the
+    min-p of `like`.
 
     Raises BenchError where one cannot be built on it.
     """
-    decoders = list(decoder_checks(labels, options, target, tiny, effort))  # first: it may raise
+    decoders = list(
+        decoder_checks(labels, options, target, tiny, effort, like)  # first: it may raise
+    )
     trial_target = TrialTarget(tiny)
     plan = {
         "engine": list(_engines(target, trial_target, effort)),
@@ -210,6 +215,11 @@ def _foundations(target: TransformersTarget, effort: Effort) -> Iterator[Planned
         "vanilla",
         lambda: [proofs.check_greedy(target, prompts, GREEDY_TOKENS)],
     )
+    yield PlannedCheck(
+        "greedy is generate",
+        "vanilla, penalties",
+        lambda: [proofs.check_greedy(target, prompts[::2], GREEDY_TOKENS, proofs.PENALTIES)],
+    )
 
 
 def _rules(effort: Effort) -> Iterator[PlannedCheck]:
@@ -232,6 +242,7 @@ def decoder_checks(
     target: TransformersTarget,
     tiny: TransformersTarget,
     effort: Effort,
+    like: Sampler = identity.PLAIN,
 ) -> Iterator[PlannedCheck]:
     """Plan the checks of each decoder.
 
@@ -241,8 +252,10 @@ def decoder_checks(
     for label in labels:
         # its checks report any other exception
         with suppress(ImportError, AttributeError, TypeError, ValueError, RuntimeError):
-            _ = build_decoder(label, target, options).options  # as a run would name it
-    grid = identity.cells(target, thorough=effort.thorough_grid)
+            decoder = build_decoder(label, target, options)
+            decoder.check_sampler(like)
+            _ = decoder.options  # as a run would name it
+    grid = identity.cells(target, thorough=effort.thorough_grid, like=like)
     vanilla = identity.reference(target, grid)
     prompts = _prompts(target, effort.repeats)
     for label in labels:
@@ -263,7 +276,7 @@ def decoder_checks(
         yield PlannedCheck(
             "PIT",
             label,
-            partial(_check_pit, make, target, prompts, effort.tokens),
+            partial(_check_pit, make, target, prompts, effort.tokens, like),
         )
 
 
@@ -290,8 +303,10 @@ def _check_pit(
     target: TransformersTarget,
     prompts: list[list[int]],
     tokens: int,
+    like: Sampler,
 ) -> list[Check]:
-    return [distribution.check_pit(make(), target, prompts, tokens)]
+    sampler = identity.penalised(distribution.SAMPLER, like)
+    return [distribution.check_pit(make(), target, prompts, tokens, sampler)]
 
 
 def _decoder(label: str, options: Options, target: Target) -> Any:

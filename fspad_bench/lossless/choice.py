@@ -1,6 +1,6 @@
 """The choice of a token by the definition, in plain Python numbers: a reference for the sampler.
 
-- Order: score descending, token id ascending; the cuts of top-k, then top-p, follow it.
+- Order: score descending, token id ascending; the cuts of top-k, then top-p, then min-p, follow it.
 - Noise: two rounds of an integer hash of (key, position, token), w = (h + 1/2) 2^-32 bounded by
   1 - 2^-24, G = -log(-log(1 - w)). The key is a hash of seed and stream.
 """
@@ -47,7 +47,7 @@ def noise(key: tuple[int, int], position: int, token: int) -> float:
     return -math.log(-math.log1p(-w))
 
 
-def kept(scores: Sequence[float], top_k: int, top_p: float) -> list[int]:
+def kept(scores: Sequence[float], top_k: int, top_p: float, min_p: float = 0.0) -> list[int]:
     """Return the tokens that the cuts keep, best first."""
     order = sorted(range(len(scores)), key=lambda token: (-scores[token], token))
     order = order[: top_k or len(order)]
@@ -60,13 +60,16 @@ def kept(scores: Sequence[float], top_k: int, top_p: float) -> list[int]:
             break
         nucleus.append(token)
         above += weight
-    return nucleus
+    best = scores[order[0]]
+    return [token for token in nucleus if math.exp(scores[token] - best) >= min_p]
 
 
-def is_clear(scores: Sequence[float], top_k: int, top_p: float) -> bool:
-    """Return whether no cut of top-p falls so near a sum that rounding could move it."""
+def is_clear(scores: Sequence[float], top_k: int, top_p: float, min_p: float = 0.0) -> bool:
+    """Return whether no cut falls so near a sum or a weight that rounding could move it."""
     order = sorted(scores, reverse=True)[: top_k or len(scores)]
     weights = [math.exp(score - order[0]) for score in order]
+    if min_p and any(abs(weight - min_p) <= CLEAR for weight in weights):
+        return False
     total = sum(weights)
     above = accumulate(weights[:-1])
     return top_p == 1 or all(abs(mass / total - top_p) > CLEAR for mass in above)
@@ -78,10 +81,11 @@ def choice(logits: Sequence[float], sampler: Sampler, position: int) -> tuple[in
         return max(range(len(logits)), key=lambda token: (logits[token], -token)), True
     scores = [logit / sampler.temperature for logit in logits]
     key = key_of(sampler.seed, sampler.stream)
-    tokens = kept(scores, sampler.top_k, sampler.top_p)
+    cuts = (sampler.top_k, sampler.top_p, sampler.min_p)
+    tokens = kept(scores, *cuts)
     z = sorted(((scores[t] + noise(key, position, t), t) for t in tokens), reverse=True)
     leads = len(z) == 1 or z[0][0] - z[1][0] > CLEAR
-    return z[0][1], leads and is_clear(scores, sampler.top_k, sampler.top_p)
+    return z[0][1], leads and is_clear(scores, *cuts)
 
 
 def distribution(logits: Sequence[float], sampler: Sampler) -> list[float]:
@@ -91,7 +95,7 @@ def distribution(logits: Sequence[float], sampler: Sampler) -> list[float]:
         p[choice(logits, sampler, 0)[0]] = 1.0
         return p
     scores = [logit / sampler.temperature for logit in logits]
-    tokens = kept(scores, sampler.top_k, sampler.top_p)
+    tokens = kept(scores, sampler.top_k, sampler.top_p, sampler.min_p)
     weights = {token: math.exp(scores[token] - scores[tokens[0]]) for token in tokens}
     for token, weight in weights.items():
         p[token] = weight / sum(weights.values())

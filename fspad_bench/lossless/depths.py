@@ -45,6 +45,7 @@ TIED_SAMPLERS = (
     Sampler(1.3, top_p=0.8, seed=2, stream="ties"),
     Sampler(1.0, top_k=40, top_p=0.613, seed=3, stream="ties"),
     Sampler(5.0, top_p=0.95, seed=4, stream="ties"),
+    Sampler(2.0, top_p=0.9, min_p=0.2, seed=5, stream="ties"),
 )
 TIED_NODES = (1, 3, 64, 65, 128)
 TIED_POSITIONS = (5, 250, 255, 256, 1021, 2047, 70_000)

@@ -114,15 +114,19 @@ def loop_p_values(
 
 
 def check_pit(
-    decoder: Decoder, target: TransformersTarget, prompts: Sequence[list[int]], tokens: int
+    decoder: Decoder,
+    target: TransformersTarget,
+    prompts: Sequence[list[int]],
+    tokens: int,
+    sampler: Sampler = SAMPLER,
 ) -> Check:
-    """Test one decoder at T = 0.7, top-p 0.9:
+    """Test one decoder, at T = 0.7 and top-p 0.9 unless another sampler is given:
 
     Kolmogorov-Smirnov for each offset, and the far tail of all.
     """
     drafted: list[int] = []
     try:
-        transformed = pit(decoder, target, prompts, tokens, drafted)
+        transformed = pit(decoder, target, prompts, tokens, drafted, sampler)
     except BenchError as error:
         if decoder.verification != "foreign":
             raise
@@ -151,6 +155,7 @@ def pit(
     prompts: Sequence[list[int]],
     tokens: int,
     drafted: list[int] | None = None,
+    sampler: Sampler = SAMPLER,
 ) -> list[Transformed]:
     """Transform every decoded token by the target's own teacher-forced distributions.
 
@@ -158,12 +163,12 @@ def pit(
     """
     transformed = []
     for i, prompt in enumerate(prompts):
-        sampler = SAMPLER.streamed(f"pit {i}")
-        generation = decoder.generate(target, sampler, prompt, Limit(tokens))
+        own = sampler.streamed(f"pit {i}")
+        generation = decoder.generate(target, own, prompt, Limit(tokens))
         if drafted is not None:
             drafted += generation.drafted
-        rows = distributions(target, prompt, generation.tokens, sampler)
-        dice = Dice(sampler.streamed(f"pit uniforms {i}").key, 0)
+        rows = distributions(target, prompt, generation.tokens, own)
+        dice = Dice(own.streamed(f"pit uniforms {i}").key, 0)
         places = offsets(generation.committed, len(generation.tokens))
         for p, token, offset in zip(rows, generation.tokens, places, strict=True):
             transformed.append(Transformed(transform(p, token, dice), offset))

@@ -23,6 +23,7 @@ from fspad_bench.engine.device_loop import DeviceLoop
 from fspad_bench.engine.forward import RopeTable
 from fspad_bench.engine.session import Session
 from fspad_bench.lossless.choice_faults import CHOICE_FAULTS, patched
+from fspad_bench.lossless.processor_faults import PROCESSOR_FAULTS
 
 IDENTITY = ("identity greedy", "identity T=1")
 RIGHT_BITS = attention.ancestor_bits
@@ -232,4 +233,5 @@ ENGINE_FAULTS = [
         blind=("cache", *IDENTITY),
     ),
     *CHOICE_FAULTS,
+    *PROCESSOR_FAULTS,
 ]

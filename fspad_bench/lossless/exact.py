@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Context, Drafter, Limit, Target, as_engine
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.engine.penalties import Penalties
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless.oracle import (
     DecisionTreeTooLarge,
@@ -44,6 +47,7 @@ SAMPLERS = {
     "T=1": Sampler(1.0),
     "T=1.5 top-p=0.9": Sampler(1.5, top_p=0.9),
     "T=1.2 top-k=2": Sampler(1.2, top_k=2),
+    "T=0.6 penalties": Sampler(0.6, min_p=0.1, processors=Penalties(1.3, 0.4, 0.3).processors),
 }
 DRAFTS: dict[str, dict[str, Any]] = {
     "ranked": {"drawn": False},
@@ -63,7 +67,11 @@ def product_distribution(target: ScriptedTarget, sampler: Sampler, length: int) 
     for _ in range(length):
         longer: Distribution = {}
         for output, weight in outputs.items():
-            probabilities = sampler.distribution(target.logits([*PROMPT, *output])).tolist()
+            text = [*PROMPT, *output]
+            logits = target.logits(text)
+            if sampler.processors:
+                logits = sampler.adjust(logits, torch.tensor(text), len(PROMPT))
+            probabilities = sampler.distribution(logits).tolist()
             for token, p in enumerate(probabilities):
                 if p:
                     longer[(*output, token)] = weight * p

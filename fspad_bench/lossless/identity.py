@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,7 @@ COPIED_PROMPT = 3  # the prompt that the target's own continuation is appended t
 COPIED_TOKENS = 72
 SEEDS = [0, 1, 2, 3, 4]
 OWN_STOPS = 6
+PLAIN = Sampler()
 PAIRWISE = [
     (*((a + k * b) % 5 for k in range(5)), (b + c) % 5)
     for c in (0, 2)
@@ -98,13 +100,24 @@ def encode(target: TransformersTarget, texts: Iterable[str]) -> list[list[int]]:
     return [list(target.tokenizer(text)["input_ids"]) for text in texts]
 
 
-def cells(target: TransformersTarget, *, thorough: bool = False) -> list[Cell]:
-    """Return the grid on a target: 50 cells, or 625 with every combination of four factors."""
+def cells(
+    target: TransformersTarget, *, thorough: bool = False, like: Sampler = PLAIN
+) -> list[Cell]:
+    """Return the grid on a target: 50 cells, or 625 with every combination of four factors.
+
+    All cells have the penalties and the min-p of `like`.
+    """
     levels = THOROUGH if thorough else PAIRWISE
     prompts = encode(target, PROMPTS)
     copied = prompts[COPIED_PROMPT]
     copied += generate(target, Vanilla(target), Sampler(), copied, Limit(COPIED_TOKENS)).tokens
-    return [_cell(target, prompts, row) for row in levels]
+    grid = [_cell(target, prompts, row) for row in levels]
+    return [cell._replace(sampler=penalised(cell.sampler, like)) for cell in grid]
+
+
+def penalised(sampler: Sampler, like: Sampler) -> Sampler:
+    """Return the sampler with the penalties and the min-p of another."""
+    return replace(sampler, min_p=like.min_p, processors=like.processors)
 
 
 def _cell(target: TransformersTarget, prompts: list[list[int]], levels: Sequence[int]) -> Cell:
@@ -290,6 +303,10 @@ def _check_on_device(
     tokens = {}
     worst = 0.0
     most = 0
+    grid = [cell for cell in grid if not cell.sampler.on_host]
+    if not grid:
+        reason = "logits processors run on the host"
+        return [Check("identity, device", decoder.label, ELSEWHERE, reason)]
     for cell in grid:
         generation = loop.generate(cell.sampler, cell.prompt, cell.limit)
         tokens[cell.name] = generation.tokens

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -41,7 +41,7 @@ class RememberingSampler(Sampler):
 
     @classmethod
     def of(cls, sampler: Sampler) -> RememberingSampler:
-        return cls(sampler.temperature, sampler.top_k, sampler.top_p, sampler.seed, sampler.stream)
+        return cls(**{own.name: getattr(sampler, own.name) for own in fields(Sampler)})
 
     def distribution(self, logits: Tensor) -> Tensor:
         key = tuple(logits.tolist())
@@ -77,6 +77,8 @@ class Oracle:
         self.sampler = sampler
         self.temperature = sampler.temperature
         self.greedy = sampler.greedy
+        self.processors = sampler.processors
+        self.adjust = sampler.adjust
         self.forced = list(forced)
         self.known = known
         self.decisions: list[Decision] = []

@@ -14,7 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from fspad_bench.benchmark.uniform import ALPHA
 from fspad_bench.core import sampling
@@ -22,6 +27,7 @@ from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.engine.penalties import Penalties
 from fspad_bench.engine.stock import greedy_settings, stock_copy
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.distribution import draws_needed, g_test
@@ -31,7 +37,16 @@ from fspad_bench.lossless.report import Check, worst_of
 OUTCOMES = 16
 BLOCK = 10_000
 EDGE = 4096  # hashes at either end of the scale
-SETTINGS = [(0.3, 0, 1.0), (1.0, 0, 0.9), (0.7, 50, 1.0), (1.5, 20, 0.8), (1.0, 0, 0.3)]
+SETTINGS = [
+    Sampler(0.3),
+    Sampler(1.0, top_p=0.9),
+    Sampler(0.7, top_k=50),
+    Sampler(1.5, top_k=20, top_p=0.8),
+    Sampler(1.0, top_p=0.3),
+    Sampler(1.0, min_p=0.05),
+    Sampler(1.5, top_k=50, top_p=0.95, min_p=0.2),
+]
+PENALTIES = Penalties(repetition_penalty=1.2, no_repeat_ngram_size=4)
 SPREADS = (1.0, 4.0, 12.0)
 WARPER_BOUND = 1e-12
 
@@ -82,42 +97,59 @@ def check_warpers() -> Check:
     for setting in SETTINGS:
         for spread in SPREADS:
             logits = torch.randn(2000, generator=generator, dtype=torch.float64) * spread
-            ours = Sampler(*setting).distribution(logits)
-            difference = float((ours - _warped(logits, *setting)).abs().max())
+            ours = setting.distribution(logits)
+            difference = float((ours - _warped(logits, setting)).abs().max())
             worst = worst_of([worst, difference])
     figure = f"{worst:.1e} off transformers' warpers"
     bound = f"{WARPER_BOUND:.0e}"
     return Check.of("processed distribution", "sampler", worst <= WARPER_BOUND, figure, bound)
 
 
-def _warped(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+def _warped(logits: Tensor, sampler: Sampler) -> Tensor:
     """Return transformers' processed distribution of logits `[V]`."""
     ids = torch.zeros(1, 0, dtype=torch.long)  # the warpers do not read them
-    row = TemperatureLogitsWarper(temperature)(ids, logits[None])
-    row = TopKLogitsWarper(top_k)(ids, row) if top_k else row
-    row = TopPLogitsWarper(top_p)(ids, row) if top_p < 1 else row
+    row = TemperatureLogitsWarper(sampler.temperature)(ids, logits[None])
+    row = TopKLogitsWarper(sampler.top_k)(ids, row) if sampler.top_k else row
+    row = TopPLogitsWarper(sampler.top_p)(ids, row) if sampler.top_p < 1 else row
+    row = MinPLogitsWarper(sampler.min_p)(ids, row) if sampler.min_p else row
     return row[0].softmax(0)
 
 
 @torch.inference_mode()
-def check_greedy(target: TransformersTarget, prompts: list[list[int]], tokens: int) -> Check:
-    """Compare vanilla at T = 0 with `transformers.generate`, on its own attention and cache."""
+def check_greedy(
+    target: TransformersTarget,
+    prompts: list[list[int]],
+    tokens: int,
+    penalties: Penalties | None = None,
+) -> Check:
+    """Compare vanilla at T = 0 with `transformers.generate`, on its own attention and cache.
+
+    `penalties` are those that transformers has too: repetition and n-grams.
+    """
+    settings = penalties or Penalties()
+    sampler = Sampler(processors=settings.processors)
     model = stock_copy(target.model)
     limit = Limit(tokens, target.stop_ids)
     equal = 0
     for prompt in prompts:
-        ours = generate(target, Vanilla(target), Sampler(), prompt, limit).tokens
-        equal += ours == _generated(model, prompt, limit)
+        ours = generate(target, Vanilla(target), sampler, prompt, limit).tokens
+        equal += ours == _generated(model, prompt, limit, settings)
     figure = f"{equal} of {len(prompts)} texts of {tokens} tokens equal"
-    return Check.of("greedy is generate", "vanilla", equal == len(prompts), figure, "all")
+    subject = "vanilla, penalties" if penalties else "vanilla"
+    return Check.of("greedy is generate", subject, equal == len(prompts), figure, "all")
 
 
-def _generated(model: Any, prompt: list[int], limit: Limit) -> list[int]:
+def _generated(model: Any, prompt: list[int], limit: Limit, penalties: Penalties) -> list[int]:
     """Return the new tokens of `transformers.generate`, greedily."""
     ids = torch.tensor([prompt], device=model.device)
     output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        generation_config=greedy_settings(limit.max_new_tokens, limit.stop_ids),
+        generation_config=greedy_settings(
+            limit.max_new_tokens,
+            limit.stop_ids,
+            repetition_penalty=penalties.repetition_penalty,
+            no_repeat_ngram_size=penalties.no_repeat_ngram_size,
+        ),
     )
     return output[0, len(prompt) :].tolist()

@@ -9,6 +9,7 @@ from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import Rule, match
 from fspad_bench.decoders.build import Decoder, build_decoder
+from fspad_bench.engine.penalties import Penalties
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.engines import small_engines, tiny_on_kernels
 from fspad_bench.lossless.identity import PROMPTS, Cell, encode, reference
@@ -17,6 +18,7 @@ from fspad_bench.lossless.reference import Reference
 
 DECODER = "fspad"
 TOKENS = 24
+PENALTIES = Penalties(repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.3)
 TEMPERATURES = {"greedy": 0.0, "T=0.5": 0.5, "T=1": 1.0}
 
 
@@ -56,10 +58,12 @@ class TrialTarget:
 
     @cached_property
     def cells(self) -> dict[str, list[Cell]]:
-        """The generations of each kind of identity: by temperature, or with stops."""
+        """The generations of each kind of identity: by temperature, with stops, with penalties."""
         cells = {kind: self._cells(Sampler(t), frozenset()) for kind, t in TEMPERATURES.items()}
         stops = frozenset(range(0, self.target.config.vocab_size, 5))
-        return cells | {"stops": self._cells(Sampler(1.0), stops)}
+        penalised = Sampler(0.5, processors=PENALTIES.processors)
+        penalties = self._cells(penalised, frozenset())
+        return cells | {"stops": self._cells(Sampler(1.0), stops), "penalties": penalties}
 
     def _cells(self, sampler: Sampler, stops: frozenset[int]) -> list[Cell]:
         limit = Limit(TOKENS, stops)

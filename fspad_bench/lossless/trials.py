@@ -30,6 +30,7 @@ from fspad_bench.lossless.trial_target import TEMPERATURES, Trial, TrialTarget
 from fspad_bench.lossless.witness import Observations
 
 PIT_TOKENS = 64
+EXACT = ("greedy", "T=0.6", "T=1", "T=0.6 penalties")
 TEST_DISTANCES = (0.1, 0.07, 0.058, 0.05)  # fewer draws than the last one's show most mistakes
 
 
@@ -78,9 +79,10 @@ def _pit(applied: Applied, tiny: TrialTarget) -> bool:
 
 
 TRIALS: dict[str, Trial] = {
-    **{f"{exact.NAME} {name}": _exact(name) for name in ("greedy", "T=0.6", "T=1")},
+    **{f"{exact.NAME} {name}": _exact(name) for name in EXACT},
     **{f"identity {kind}": _identity(kind) for kind in TEMPERATURES},
     "identity with stops": _identity("stops"),
+    "identity penalties": _identity("penalties"),
     "cache": _cache,
     "G-test": _g_test,
     "PIT": _pit,

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from fspad_bench.benchmark.record import VANILLA
+from fspad_bench.benchmark.record import PENALTIES, VANILLA
 from fspad_bench.benchmark.rows import IDENTITY, Row
 from fspad_bench.models.presets import PRESETS
 from fspad_bench.publishing.facts import Facts, caveats, dataset_name, hub_card, model_id
@@ -237,6 +237,8 @@ def _generation(row: Row) -> Json:
         "options": json.dumps(base_names(row["options"]), sort_keys=True),
         "batch_size": 1,
     }
+    neutral = {"min_p": 0} | PENALTIES
+    details |= {name: row[name] for name in neutral if row[name] != neutral[name]}
     return {
         "generation_args": {
             "temperature": row["temperature"],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fspad_bench.benchmark import distrust
-from fspad_bench.benchmark.record import VANILLA
+from fspad_bench.benchmark.record import PENALTIES, VANILLA
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.titles import Names, distribution, method, task_of
 from fspad_bench.publishing.cells import Cell, figure, score
@@ -30,6 +30,8 @@ SETTINGS = (
     "temperature",
     "top_p",
     "top_k",
+    "min_p",
+    *PENALTIES,
     "seed",
     "max_new_tokens",
     "dtype",

@@ -31,7 +31,13 @@ CUTS = [
     (2, 0.6),
     (99, 0.7),
 ]
-LAWS = [(0.0, 0, 1.0), *((t, *cut) for t in (0.3, 1.0, 1.7) for cut in CUTS)]
+MIN_P = [(1.0, 0, 1.0, 0.2), (0.3, 0, 0.9, 0.05), (1.7, 4, 0.8, 0.3)]
+LAWS = [(0.0, 0, 1.0), *((t, *cut) for t in (0.3, 1.0, 1.7) for cut in CUTS), *MIN_P]
+
+
+def sampler_of(law, **more):
+    """Return the sampler of (temperature, top-k, top-p) and, where there is a fourth, min-p."""
+    return Sampler(*law[:3], min_p=sum(law[3:]), **more)
 
 
 def cases(count, seed=0):
@@ -78,7 +84,7 @@ def shifted(law):
 
     A greedy sampler cuts nothing.
     """
-    sampler = Sampler(*law)
+    sampler = sampler_of(law)
     measured = []
     for logits, position in cases(3, seed=str(law)):
         margin = [float("inf")] * len(logits)
@@ -110,7 +116,7 @@ def regret_by_definition(z, margin, token):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_regret_is_its_definition(law):
-    sampler = Sampler(*law, seed=1, stream="regret")
+    sampler = sampler_of(law, seed=1, stream="regret")
     for logits, position, margin in shifted(law):
         z = logits
         if sampler.temperature:
@@ -125,7 +131,7 @@ def test_regret_is_its_definition(law):
 
 @pytest.mark.parametrize("law", [law for law in LAWS if law[0] and law[1:] != (0, 1.0)])
 def test_margins_agree_with_shifting_one_logit(law):
-    sampler = Sampler(*law)
+    sampler = sampler_of(law)
     for logits, _, by_shifting in shifted(law):
         found = margins(logits, range(len(logits)), sampler)
         for token, (margin, expected) in enumerate(zip(found, by_shifting, strict=True)):
@@ -138,14 +144,14 @@ def test_margins_agree_with_shifting_one_logit(law):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_the_samplers_own_choice_has_no_regret(law):
-    sampler = Sampler(*law, seed=2, stream="own")
+    sampler = sampler_of(law, seed=2, stream="own")
     for logits, position in cases(20, seed=3):
         assert regret(logits, sampler.next(logits, position), position, sampler) == 0.0
 
 
 @pytest.mark.parametrize("law", LAWS)
 def test_every_other_token_has_some(law):
-    sampler = Sampler(*law, seed=2, stream="other")
+    sampler = sampler_of(law, seed=2, stream="other")
     for logits, position in cases(8, seed=4):
         chosen = sampler.next(logits, position)
         others = [token for token in range(len(logits)) if token != chosen]
@@ -155,7 +161,7 @@ def test_every_other_token_has_some(law):
 @pytest.mark.parametrize("law", [law for law in LAWS if law[2] == 1])
 def test_an_error_of_the_logits_explains_no_more_than_itself(law):
     """A choice on logits with errors up to e regrets at most e on the true ones, 2e at a cut."""
-    sampler = Sampler(*law, seed=5, stream="shaken")
+    sampler = sampler_of(law, seed=5, stream="shaken")
     generator = torch.Generator().manual_seed(6)
     for logits, position in cases(40, seed=7):
         e = 10 ** -(2 + position % 3)
@@ -182,7 +188,7 @@ def test_a_junk_token_in_a_large_vocabulary_is_judged_at_once():
 
 @pytest.mark.parametrize("law", LAWS)
 def test_the_recorder_changes_nothing_and_notes_each_lead(law):
-    sampler = Sampler(*law, seed=8, stream="lead")
+    sampler = sampler_of(law, seed=8, stream="lead")
     for logits, position in cases(15, seed=9):
         recorder = Recorder(sampler)
         token = recorder.next(logits, position)
@@ -200,6 +206,8 @@ def test_the_recorder_changes_nothing_and_notes_each_lead(law):
 class Shaken:
     """A sampler that gets the logits with an error of `scale`."""
 
+    processors = ()
+
     def __init__(self, sampler, scale, seed):
         self.sampler = sampler
         self.scale = scale
@@ -212,6 +220,8 @@ class Shaken:
 
 class AnyOfTwo:
     """A lossy rule: one of the two leading tokens, by a coin."""
+
+    processors = ()
 
     def __init__(self, sampler, seed):
         self.recorder = Recorder(sampler)
@@ -258,7 +268,7 @@ def twins():
 
 @pytest.mark.parametrize("law", [(0.0,), (1.0,), (0.7, 8, 1.0), (1.2, 0, 0.8)])
 def test_a_lossy_rule_is_lossy(tiny, law):
-    audits, tokens = audited(tiny, AnyOfTwo, Sampler(*law))
+    audits, tokens = audited(tiny, AnyOfTwo, sampler_of(law))
     assert len(audits) == len(PROMPTS)
     for dtype in ("float32", "bfloat16", "float64"):
         assert verdict(len(audits), tokens, audits, audits, dtype) == "lossy"

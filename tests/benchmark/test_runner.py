@@ -23,7 +23,7 @@ from runs import (
 )
 
 from fspad_bench.benchmark import tasks
-from fspad_bench.benchmark.record import SCHEMA
+from fspad_bench.benchmark.record import SCHEMA, Key
 from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import failed, rows
@@ -144,6 +144,32 @@ def test_rows_have_verdict_and_score(data, tmp_path):
         assert 0 < row["tokens"] <= 5 * LENGTH
         assert row["data_source"] == "questions.jsonl"
     assert not failed(table)
+
+
+def test_penalties_and_min_p_are_settings_of_a_row(data, tmp_path):
+    settings = {"repetition_penalty": 1.4, "presence_penalty": 0.5, "min_p": 0.05}
+    plain, penalised = (
+        run(plan_of(data, "fspad", temperatures=[0.0, 0.8], **more), tmp_path / name)[1]
+        for name, more in (("plain", {}), ("penalised", settings))
+    )
+    for row in rows(penalised):
+        assert {name: row[name] for name in settings} == settings
+        assert (row["frequency_penalty"], row["no_repeat_ngram_size"]) == (0.0, 0)
+        assert row["verdict"] == "exact"
+    assert {row["repetition_penalty"] for row in rows(plain)} == {1.0}
+    old, new = (tokens_of(records) for records in (plain, penalised))
+    assert old != new
+    table = render(rows(penalised), "text")
+    assert "greedy repetition penalty 1.4 presence penalty 0.5" in table
+    assert "T=0.8 min-p 0.05 repetition penalty 1.4 presence penalty 0.5" in table
+
+
+def test_a_key_without_penalties_reads_as_one_that_had_none(data, tmp_path):
+    _, records = run(plan_of(data), tmp_path / "out")
+    (key,) = records.keys.values()
+    content = {name: value for name, value in asdict(key).items() if "penalty" not in name}
+    del content["min_p"], content["no_repeat_ngram_size"]
+    assert Key.read(content) == key
 
 
 def test_a_rule_of_its_own_is_not_trusted(data, tmp_path):

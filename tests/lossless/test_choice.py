@@ -29,6 +29,19 @@ def test_cuts_keep_the_best_and_of_ties_the_lowest_ids(logits, top_k, top_p, kep
     torch.testing.assert_close(ours, right, rtol=0, atol=1e-15)
 
 
+def test_min_p_keeps_what_is_near_the_best():
+    logits = [0.0, 2.0, 1.0, 2.0]
+    assert choice.kept(logits, 0, 1.0, 0.3) == [1, 3, 2]
+    assert choice.kept(logits, 0, 1.0, 0.4) == [1, 3]
+    assert choice.kept(logits, 1, 1.0, 0.3) == [1]
+    sampler = Sampler(1.0, min_p=0.3)
+    right = torch.tensor(choice.distribution(logits, sampler), dtype=torch.float64)
+    ours = sampler.distribution(torch.tensor(logits, dtype=torch.float64))
+    torch.testing.assert_close(ours, right, rtol=0, atol=1e-15)
+    assert not choice.is_clear([0.0, -1.0], 0, 1.0, 0.36788)  # e^-1
+    assert choice.is_clear([0.0, -1.0], 0, 1.0, 0.36)
+
+
 def test_a_greedy_tie_goes_to_the_lowest_id():
     assert choice.choice([1.0, 2.0, 2.0], Sampler(), 7) == (1, True)
     assert choice.distribution([1.0, 2.0, 2.0], Sampler()) == [0.0, 1.0, 0.0]

@@ -23,6 +23,7 @@ CHEAP = (  # trials that take a fraction of a second
     "attention",
     "non-vacuity",
     "cache",
+    "identity penalties",
 )
 SMALL = engine.Sizes(nodes=(64, 65, 128), prefixes=(9,), lengths=())
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fspad_bench.core.processors import NodeLogits
 from fspad_bench.core.sampling import NotFiniteError, Sampler
 from fspad_bench.core.tree import Tree
-from fspad_bench.core.verification import Accepted, Chooser, Rule, match
+from fspad_bench.core.verification import Accepted, Chooser, NodeRule, Rule, match
 from fspad_bench.engine.attention import Attend, HeadShape, Pending, TorchAttention
 from fspad_bench.engine.cache import Compact, KVCache
 from fspad_bench.engine.gpu import Kernels
@@ -79,8 +80,10 @@ def device_rule(rule: Rule, kernels: Kernels | None) -> Rule:
     if rule is not match or kernels is None:
         return rule
 
-    def match_on_device(tree: Tree, logits: Tensor, sampler: Chooser, position: int) -> Accepted:
-        if not isinstance(sampler, Sampler):
+    def match_on_device(
+        tree: Tree, logits: Tensor | NodeLogits, sampler: Chooser, position: int
+    ) -> Accepted:
+        if not isinstance(sampler, Sampler) or sampler.on_host or isinstance(logits, NodeLogits):
             return match(tree, logits, sampler, position)
         nodes = Nodes.of(tree, logits.device)
         at = torch.tensor([position], dtype=torch.int32, device=logits.device)
@@ -92,7 +95,7 @@ def device_rule(rule: Rule, kernels: Kernels | None) -> Rule:
             raise NotFiniteError(position)
         return Accepted(path[:count], bonus)
 
-    return Rule(match_on_device)
+    return NodeRule(match_on_device)
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,56 @@
+"""Penalties: transformers' own where it has them, and the definition of served engines else."""
+
+import pytest
+import torch
+
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.engine.penalties import CountPenalty, Penalties
+from fspad_bench.errors import BenchError
+
+
+def adjusted(penalties, text, prompt_length, logits):
+    sampler = Sampler(processors=penalties.processors)
+    return sampler.adjust(torch.tensor(logits), torch.tensor(text), prompt_length).tolist()
+
+
+def test_without_settings_there_are_no_processors():
+    assert Penalties().processors == ()
+
+
+def test_presence_and_frequency_count_the_output_alone():
+    penalties = Penalties(presence_penalty=0.5, frequency_penalty=0.25)
+    text = [0, 0, 1, 3, 3]
+    assert adjusted(penalties, text, 2, [1.0, 1.0, 1.0, 1.0]) == [1.0, 0.25, 1.0, 0.0]
+    assert adjusted(penalties, text, 5, [1.0, 1.0, 1.0, 1.0]) == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_repetition_counts_the_prompt_too_and_comes_first():
+    penalties = Penalties(repetition_penalty=2.0, presence_penalty=0.5)
+    assert adjusted(penalties, [0, 1], 1, [4.0, -4.0, 4.0]) == [2.0, -8.5, 4.0]
+
+
+def test_no_ngram_comes_twice():
+    penalties = Penalties(no_repeat_ngram_size=2)
+    assert adjusted(penalties, [1, 2, 0, 1], 3, [0.0, 0.0, 0.0]) == [0.0, 0.0, -torch.inf]
+
+
+def test_equal_settings_share_their_processors():
+    penalties = Penalties(presence_penalty=1.0)
+    assert penalties.processors is penalties.processors
+    assert penalties.processors == (CountPenalty(1.0, 0.0),)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": -1.0},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"no_repeat_ngram_size": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(wrong):
+    (name,) = wrong
+    with pytest.raises(BenchError, match=name.replace("_", "-")):
+        Penalties(**wrong)
