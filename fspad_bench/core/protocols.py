@@ -10,7 +10,7 @@ Everything here speaks of token ids: no text, no tasks, no files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import getattr_static, signature
 from types import FunctionType
@@ -161,14 +161,17 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Limit:
-    """The end of a generation: after `max_new_tokens`, or with the first of `stop_ids`, which is
-    kept.
+    """The end of a generation: after `max_new_tokens`, with the first of `stop_ids`, or with the
+    first token at which `stop` is true of the new tokens so far. What ends it is kept.
 
-    Raises ValueError for less than one token: the prefill yields one.
+    `stop` is asked of every token in turn; it depends on the tokens alone, so that every decoder's
+    output ends where vanilla's does. Raises ValueError for less than one token: the prefill yields
+    one.
     """
 
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
+    stop: Callable[[Sequence[int]], bool] | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -179,13 +182,28 @@ class Limit:
         return self.max_new_tokens - len(context.new_tokens) - 1
 
     def reached(self, context: Context) -> bool:
-        return len(context.new_tokens) >= self.max_new_tokens or context.tokens[-1] in self.stop_ids
+        return len(context.new_tokens) >= self.max_new_tokens or self.stopped(context)
+
+    def stopped(self, context: Context) -> bool:
+        """Whether the last token ends the output, however long it is."""
+        if context.tokens[-1] in self.stop_ids:
+            return True
+        return self.stop is not None and self.stop(context.new_tokens)
 
     def cut(self, context: Context, tokens: Sequence[int]) -> list[int]:
         """Return the leading `tokens` that still belong to the output."""
         tokens = list(tokens[: self.max_new_tokens - len(context.new_tokens)])
+        if self.stop is not None:
+            tokens = self._until_stop(context.new_tokens, tokens)
         ends = [i for i, token in enumerate(tokens) if token in self.stop_ids]
         return tokens[: ends[0] + 1] if ends else tokens
+
+    def _until_stop(self, made: list[int], tokens: list[int]) -> list[int]:
+        assert self.stop is not None
+        for count in range(1, len(tokens) + 1):
+            if self.stop(made + tokens[:count]):
+                return tokens[:count]
+        return tokens
 
 
 @dataclass(frozen=True)

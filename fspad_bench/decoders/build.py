@@ -151,7 +151,7 @@ class Decoder:
         made = generation.tokens
         check_ids(made, target.config.vocab_size)
         tokens = limit.cut(context, made)
-        stopped = bool(tokens) and tokens[-1] in limit.stop_ids
+        stopped = bool(tokens) and limit.stopped(Context([*prompt, *tokens], len(prompt)))
         if len(tokens) < limit.max_new_tokens and not stopped:
             raise ValueError(
                 f"{self.label} ended after {len(tokens)} tokens, neither at a stop nor at the limit"

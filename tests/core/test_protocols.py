@@ -40,6 +40,21 @@ class TestLimit:
     def test_cut(self, new, kept):
         assert Limit(4, frozenset([7, 9])).cut(self.context(5), new) == kept
 
+    @pytest.mark.parametrize(
+        ("new", "kept"),
+        [
+            ([1, 2], [1, 2]),
+            ([1, 2, 3, 4], [1, 2, 3]),  # 5 + 1 + 2 + 3 = 11
+            ([6, 1], [6]),
+            ([7, 6], [7]),
+            ([1, 9, 2], [1, 9]),
+        ],
+    )
+    def test_a_stop_is_asked_of_all_new_tokens_in_turn(self, new, kept):
+        limit = Limit(9, frozenset([9]), stop=lambda tokens: sum(tokens) >= 11)
+        assert limit.cut(self.context(5), new) == kept
+        assert limit.reached(self.context(5, *kept)) == (kept != [1, 2])
+
 
 @pytest.mark.parametrize("tokens", [0, -1])
 def test_a_limit_is_at_least_one_token(tokens):
