@@ -7,6 +7,7 @@ The public names, imported on first use (importing this package imports no torch
     generate        the loop itself, for a drafter that is not registered
     Sampler         greedy, or temperature and cuts; logits processors; the noise of a seed
     Limit           where a generation ends
+    custom_generate any decoder inside transformers' `model.generate`
     Generation      the tokens, counts and seconds of one
     Drafter         the base class of a decoder of your own; it works with Tree, Context, Step
     LayerPlan       which sublayers of a target a session runs
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fspad_bench.core.tree import Tree
     from fspad_bench.decoders.build import build_decoder
     from fspad_bench.errors import BenchError
+    from fspad_bench.integrations.custom_generate import custom_generate
     from fspad_bench.models.load import load_target
 
 __version__ = "0.1.0"
@@ -39,6 +41,7 @@ __all__ = [
     "Step",
     "Tree",
     "build_decoder",
+    "custom_generate",
     "generate",
     "load_target",
 ]
@@ -54,6 +57,7 @@ _HOMES = {
     "Step": "core.protocols",
     "Tree": "core.tree",
     "build_decoder": "decoders.build",
+    "custom_generate": "integrations.custom_generate",
     "generate": "core.loop",
     "load_target": "models.load",
 }
