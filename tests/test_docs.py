@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from documents import DOCUMENTS, ROOT, blocks, commands, shell_lines, table_rows, text_of
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fspad_bench.benchmark import processes
 from fspad_bench.benchmark.record import Records
@@ -31,6 +32,7 @@ from fspad_bench.drafts.shape import Shape
 from fspad_bench.integrations.pytest_plugin import pytest_addoption
 from fspad_bench.lossless import certify, identity
 from fspad_bench.lossless.certify import MUTATIONS
+from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
 
 COMMANDS = commands()
 RUNNABLE = [command for command in COMMANDS if not command.excuse]
@@ -140,6 +142,20 @@ def test_the_example_from_python_runs(capsys):
     assert "smollm2-135m" in block.text
     exec(block.text.replace("smollm2-135m", "tiny"), {})
     assert capsys.readouterr().out
+
+
+def test_the_examples_inside_transformers_run(capsys, monkeypatch):
+    """Those of the document, on the tiny model."""
+    first, bound = blocks("python", [ROOT / "docs" / "transformers.md"])
+    model = tiny_model()
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name: model)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: tiny_tokenizer())
+    names = {}
+    exec(first.text, names)
+    committed = names["output"].generation.committed
+    assert capsys.readouterr().out.endswith(f"{committed}\n")
+    exec(bound.text, names)
+    assert "three rivers" in capsys.readouterr().out.lower()
 
 
 # commands -------------------------------------------------------------------------------------

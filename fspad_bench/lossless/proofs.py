@@ -46,7 +46,7 @@ SETTINGS = [
     Sampler(1.0, min_p=0.05),
     Sampler(1.5, top_k=50, top_p=0.95, min_p=0.2),
 ]
-PENALTIES = Penalties(repetition_penalty=1.2, no_repeat_ngram_size=4)
+PENALTIES = Penalties(repetition_penalty=1.5, no_repeat_ngram_size=2)
 SPREADS = (1.0, 4.0, 12.0)
 WARPER_BOUND = 1e-12
 

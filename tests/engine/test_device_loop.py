@@ -290,3 +290,31 @@ def test_logits_that_are_not_finite_end_the_generation(target, decoder, sampler,
         if decoder == "vanilla":  # a tree may have been accepted beyond the limit
             before = generation(Limit(position - len(PROMPTS[0])))
             assert before.tokens == tokens[: position - len(PROMPTS[0])]
+
+
+def class_of_three(input_ids, scores):
+    """Forbid a third of the tokens, by the last one."""
+    scores[0, int(input_ids[0, -1]) % 3 :: 3] = -torch.inf
+    return scores
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler(processors=(class_of_three,)),
+        Sampler(1.0, seed=3, processors=(class_of_three,)),
+        Sampler(1.0, min_p=0.05, seed=3),
+    ],
+    ids=["greedy", "T=1", "min-p"],
+)
+def test_what_no_kernel_knows_is_run_by_the_host(target, tiny, sampler):
+    limit = Limit(20)
+    expected = build_decoder("vanilla", tiny).generate(tiny, sampler, PROMPTS[0], limit).tokens
+    for name in ("vanilla", "fspad"):
+        decoder = build_decoder(name, target)
+        assert decoder.loop is not None
+        generation = decoder.generate(target, sampler, PROMPTS[0], limit)
+        assert generation.tokens == expected
+        assert generation.score_seconds is not None  # steps of the host
+        with pytest.raises(ValueError, match="on the host alone"):
+            decoder.loop.generate(sampler, PROMPTS[0], limit)

@@ -8,12 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from fspad_bench.cli import certify as certify_verb
 from fspad_bench.cli import main as cli
 from fspad_bench.core import sampling
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.engine.penalties import CountPenalty
+from fspad_bench.errors import BenchError
 from fspad_bench.lossless import certify, identity, proofs, report, trial_target
 from fspad_bench.lossless.engines import described
 from fspad_bench.lossless.report import Check, Part
@@ -246,6 +249,41 @@ def test_proofs_see_a_wrong_cut(monkeypatch):
 def test_greedy_must_be_generates(tiny, monkeypatch):
     monkeypatch.setattr(Sampler, "next", lambda self, logits, position: int(logits.argmin()))
     assert proofs.check_greedy(tiny, [[1, 2, 3]], 8).verdict == "FAIL"
+
+
+def test_greedy_under_penalties_must_be_generates(tiny, monkeypatch):
+    prompts = [[40, 41, 42] * 3]
+    assert proofs.check_greedy(tiny, prompts, 24, proofs.PENALTIES).verdict == "PASS"
+    monkeypatch.setattr(Sampler, "adjust", lambda self, logits, text, prompt_length: logits)
+    assert proofs.check_greedy(tiny, prompts, 24, proofs.PENALTIES).verdict == "FAIL"
+
+
+def sampler_of(*words):
+    arguments = cli.parser().parse_args(["certify", "--decoder", "fspad", *words])
+    return certify_verb._sampler(arguments)
+
+
+def test_the_flags_of_penalties_hold_for_every_cell(tiny):
+    like = sampler_of(
+        *("--repetition-penalty", "1.2", "--presence-penalty", "0.5", "--min-p", "0.1"),
+        *("--frequency-penalty", "0.25", "--no-repeat-ngram-size", "3"),
+    )
+    repetition, ngrams, counts = like.processors
+    assert repetition.penalty == 1.2
+    assert ngrams.ngram_size == 3
+    assert counts == CountPenalty(0.5, 0.25)
+    plain = identity.cells(tiny)
+    cells = identity.cells(tiny, like=like)
+    expected = [replace(c.sampler, min_p=0.1, processors=like.processors) for c in plain]
+    assert [cell.sampler for cell in cells] == expected
+    assert identity.cells(tiny, like=sampler_of()) == plain
+
+
+def test_an_engine_of_its_own_is_refused_under_penalties_at_once(tiny):
+    label = "fspad_bench.integrations.transformers_generate:StockGenerate"
+    like = sampler_of("--presence-penalty", "1")
+    with pytest.raises(BenchError, match="an engine of its own"):
+        next(certify.decoder_checks([label], {}, tiny, tiny, certify.QUICK, like))
 
 
 @pytest.mark.parametrize(
