@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from reprlib import repr  # short, however often YAML names a list
@@ -23,6 +23,9 @@ class Card:
     accepted answers. `bundled` is the file of the samples that ship, None where none do.
     `placeholder` is a text that stands in the data where its authors may not publish a question.
     `sha256` is the hash of the card's file.
+
+    Of a task of another suite: `until`, the strings that end an answer; `source`, the one source of
+    its samples, empty where `--data` decides; `is_chat` False where its prompts are plain text.
     """
 
     task: str
@@ -41,6 +44,9 @@ class Card:
     placeholder: str
     version: int
     sha256: str
+    until: list[str] = field(default_factory=list)
+    source: str = ""
+    is_chat: bool = True
 
 
 def read_card(path: Path) -> Card:

@@ -15,7 +15,7 @@ from fspad_bench.benchmark.changes import SAME, STEPS, UNTESTED, VERDICT, Line
 from fspad_bench.benchmark.compare import Comparison
 from fspad_bench.benchmark.paired import ALPHA, POWER
 from fspad_bench.benchmark.record import PENALTIES
-from fspad_bench.benchmark.render import PERCENT, finite
+from fspad_bench.benchmark.render import finite, unit_of
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.titles import Names, distribution, method, names_of, place_of
 from fspad_bench.util.grid import grid
@@ -108,7 +108,8 @@ def _value(line: Line, value: float | str | None) -> str:
         return "-"
     if isinstance(value, str):
         return value
-    return f"{value:.1f}%" if line.figure in PERCENT else f"{value:.2f}"
+    unit = unit_of(line.figure)
+    return f"{value:.1f}{unit}" if unit else f"{value:.2f}"
 
 
 def _p(p: float) -> str:

@@ -39,6 +39,7 @@ class Conversation(NamedTuple):
     vanilla: str
     sampler: Callable[[int], Sampler]
     limit: Limit
+    prompts: Prompts
 
 
 class Earlier:
@@ -60,20 +61,20 @@ class Earlier:
         assert isinstance(sample, Sample)
         return sample
 
-    def prompts(self, asked: Conversation, prompts: Prompts) -> Iterator[tuple[int, list[int]]]:
+    def prompts(self, asked: Conversation) -> Iterator[tuple[int, list[int]]]:
         """Yield number and prompt of each turn that was generated, on top of vanilla's answers."""
         messages: list[Message] = []
         for turn, text in enumerate(asked.turns):
             messages.append({"role": "user", "content": text})
             try:
-                tokens = prompts.tokens(messages)
+                tokens = asked.prompts.tokens(messages)
             except BenchError:  # the template takes no such conversation
                 return
             yield turn, tokens
             answer = self.sample(asked.vanilla, asked.place, turn)
             if answer.error:
                 return
-            messages.append({"role": "assistant", "content": prompts.text(answer.tokens)})
+            messages.append({"role": "assistant", "content": asked.prompts.text(answer.tokens)})
 
 
 class Replay:
@@ -86,13 +87,11 @@ class Replay:
         self,
         earlier: Earlier,
         target: TransformersTarget,
-        prompts: Prompts,
         watch: Watch,
         last: int,
     ) -> None:
         self.earlier = earlier
         self.target = target
-        self.prompts = prompts
         self.watch = watch
         self.last = last
 
@@ -107,7 +106,7 @@ class Replay:
         """Let the guard of state know recorded steps, as long as it has room."""
         if not self.watch.state.has_room(decoder):
             return
-        for turn, tokens in self.earlier.prompts(asked, self.prompts):
+        for turn, tokens in self.earlier.prompts(asked):
             sample = self.earlier.sample(asked.key, asked.place, turn)
             if not sample.error:
                 sampler = asked.sampler(turn)
@@ -115,7 +114,7 @@ class Replay:
 
     def _repeat(self, decoder: Decoder, asked: Conversation) -> None:
         """Generate a conversation again, and hold its steps to the recorded ones."""
-        for turn, tokens in self.earlier.prompts(asked, self.prompts):
+        for turn, tokens in self.earlier.prompts(asked):
             taken = None
             with suppress(Exception), self.watch.turn(decoder):
                 sampler = asked.sampler(turn)

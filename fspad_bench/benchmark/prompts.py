@@ -7,9 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from fspad_bench.benchmark.tasks import Card, Question, TaskData
 from fspad_bench.engine.target import GENERATION, TransformersTarget
 from fspad_bench.errors import BenchError
+from fspad_bench.models.stop_strings import StopStrings
 from fspad_bench.models.template import (
     Message,
     check_template,
@@ -19,7 +22,7 @@ from fspad_bench.models.template import (
 )
 from fspad_bench.util.terminal import note
 
-__all__ = ["Message", "Prompts", "longest_conversation", "stop_facts"]
+__all__ = ["Message", "Prompts", "longest_conversation", "prompts_of", "stop_facts"]
 
 TURN_TOKENS = 64  # an upper estimate of what a chat template writes around a turn
 
@@ -35,6 +38,14 @@ class Prompts:
             )
         self.tokenizer = tokenizer
         check_template(tokenizer)
+
+    def of(self, card: Card) -> Prompts:
+        """Return the prompts of a task: these, or plain text."""
+        return self if card.is_chat else PlainPrompts(self.tokenizer)
+
+    def stop(self, card: Card) -> StopStrings | None:
+        """Return the end of a task's answers, None where no string ends them."""
+        return StopStrings(self.tokenizer, card.until) if card.until else None
 
     @property
     def template_sha256(self) -> str:
@@ -53,6 +64,31 @@ class Prompts:
 
     def text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+class PlainPrompts(Prompts):
+    """Prompts without a chat template: a text, with what the tokenizer itself puts before one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    @property
+    def template_sha256(self) -> str:
+        return template_hash(self.tokenizer) if self.tokenizer.chat_template else ""
+
+    def tokens(self, messages: Sequence[Message]) -> list[int]:
+        """Return the last message alone."""
+        text = messages[-1]["content"]
+        bos = self.tokenizer.bos_token
+        is_begun = bool(bos) and text.startswith(str(bos))
+        return list(self.tokenizer(text, add_special_tokens=not is_begun)["input_ids"])
+
+
+def prompts_of(target: TransformersTarget, name: str, cards: Iterable[Card]) -> Prompts:
+    """Return the prompts of these tasks: a target without a chat template answers plain text."""
+    if any(card.is_chat for card in cards) or target.tokenizer is None:
+        return Prompts(target, name)
+    return PlainPrompts(target.tokenizer)
 
 
 def stop_facts(target: TransformersTarget) -> dict[str, Any]:
@@ -82,9 +118,10 @@ def longest_conversation(
     whole = []
     for task in data:
         room = answer(task.card)
+        own = prompts.of(task.card)
         for question in task.questions:
-            shortest.append(len(prompts.ask(question.turns[0])) + room)
-            whole.append(_whole_conversation(question, prompts, room))
+            shortest.append(len(own.ask(question.turns[0])) + room)
+            whole.append(_whole_conversation(question, own, room))
     if min(shortest) > context:
         raise BenchError(
             f"no prompt fits: with its new tokens the shortest takes {min(shortest)}, "

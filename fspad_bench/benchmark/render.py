@@ -33,7 +33,7 @@ PLACE = ("target", "dtype", "device", "threads", "machine")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", *PENALTIES)
 # fields that tell apart two measurements of one task at one place
 APART = tuple(n for n in IDENTITY if n not in (*METHOD, *PLACE, *SAMPLING, "task"))
-PERCENT = ("accuracy", "em")  # metrics shown with a percent sign
+PERCENT = ("accuracy", "em", "exact_match", "acc")  # metrics shown with a percent sign
 HEADER = (
     "decoder",
     "verdict",
@@ -175,7 +175,12 @@ def _interval(row: Row) -> str:
 
 
 def _score(row: Row) -> str:
-    return _number(row["score"], ".1f", "%" if row["metric"] in PERCENT else "")
+    return _number(row["score"], ".1f", unit_of(row["metric"]))
+
+
+def unit_of(metric: str | None) -> str:
+    """Return the sign behind a metric's figures. lm-eval adds its filter's name to a metric's."""
+    return "%" if metric and metric.partition(",")[0] in PERCENT else ""
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str:

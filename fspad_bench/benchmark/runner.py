@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from fspad_bench.benchmark import tasks
+from fspad_bench.benchmark import lm_eval_tasks, tasks
 from fspad_bench.benchmark.earlier import Conversation, Earlier, Replay
 from fspad_bench.benchmark.evidence import Examiner
 from fspad_bench.benchmark.guards.answers import Sealed
@@ -31,7 +31,7 @@ from fspad_bench.benchmark.guards.machine import MachineGuard
 from fspad_bench.benchmark.guards.watch import Watch
 from fspad_bench.benchmark.origin import SHORT_HASH, costs_origin, origin_of
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.prompts import Message, Prompts, longest_conversation, stop_facts
+from fspad_bench.benchmark.prompts import Message, longest_conversation, prompts_of, stop_facts
 from fspad_bench.benchmark.record import VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.resume import check_folder, open_record
 from fspad_bench.benchmark.samplers import Samplers
@@ -61,7 +61,7 @@ class Runner:
     def __init__(self, plan: Plan, output: Path, *, timed: bool = True) -> None:
         code = CodeGuard()  # before a decoder's module is imported
         settings = MachineGuard()
-        cards = [tasks.load_card(name) for name in plan.tasks]
+        cards = [lm_eval_tasks.card_of(name) for name in plan.tasks]
         tasks.check_names(cards)
         check_options(plan.decoders, plan.options)
         if changed := settings.restore():
@@ -76,11 +76,11 @@ class Runner:
             torch.set_num_threads(plan.threads)
         self.record, header = open_record(plan, cards, output)
         sources = header["sources"]
-        self.data = [tasks.load(card, sources[card.task], plan.limit) for card in cards]
+        self.data = [lm_eval_tasks.load(card, sources[card.task], plan.limit) for card in cards]
         for data in self.data:
             check_answers(data)
         self.target = load_target(plan.target, device=plan.device, dtype=plan.dtype)
-        self.prompts = Prompts(self.target, plan.target)
+        self.prompts = prompts_of(self.target, plan.target, cards)
         if self.record.header is not None:
             self.record.header["stop_ids"] = stop_facts(self.target)
         self.origin = origin_of(self.target, self.prompts)
@@ -150,7 +150,7 @@ class Runner:
         earlier = Earlier(known)
         done = [self._is_finished(unit, earlier) for unit in units]
         last = max((number for number, is_done in enumerate(done) if not is_done), default=0)
-        self.replay = Replay(earlier, self.target, self.prompts, self.watch, last)
+        self.replay = Replay(earlier, self.target, self.watch, last)
         return done
 
     def _is_finished(self, unit: Unit, earlier: Earlier) -> bool:
@@ -163,15 +163,17 @@ class Runner:
         for decoder in self.decoders:
             own = (keys[decoder.label], keys[VANILLA])
             sampler = partial(self._turn_sampler, unit)
-            asked = Conversation(unit.place, unit.question.turns, *own, sampler, self._limit(unit))
+            limit = self._limit(unit.data.card)
+            ask = self.prompts.of(unit.data.card)
+            asked = Conversation(unit.place, unit.question.turns, *own, sampler, limit, ask)
             self.replay.take_up(number, decoder, asked)
 
     def _turn_sampler(self, unit: Unit, turn: int) -> Sampler:
         stream = stream_of(unit.data.card.task, unit.question.id, turn)
         return self._sampler(unit.temperature, stream)
 
-    def _limit(self, unit: Unit) -> Limit:
-        return Limit(self._answer_tokens(unit.data.card), self.target.stop_ids)
+    def _limit(self, card: tasks.Card) -> Limit:
+        return Limit(self._answer_tokens(card), self.target.stop_ids, self.prompts.stop(card))
 
     def _prepare(self, known: Records) -> None:
         """Let decoders measure what they need before any clock runs.
@@ -233,7 +235,7 @@ class Runner:
         for turn, text in enumerate(unit.question.turns):
             messages.append({"role": "user", "content": text})
             try:
-                tokens = self.prompts.tokens(messages)
+                tokens = self.prompts.of(unit.data.card).tokens(messages)
             except BenchError as error:  # the template takes no such conversation
                 self._skip_turns(Prompt(unit, turn, name, []), error.message, turn)
                 return
@@ -269,7 +271,7 @@ class Runner:
             self.record.key(key)
             sample = samples[decoder.label]
             entry = self.examiner.entry(
-                key, prompt.tokens, sample, vanilla, sampler, self._limit(unit)
+                key, prompt.tokens, sample, vanilla, sampler, self._limit(unit.data.card)
             )
             if entry is not None:
                 self.record.add(entry)
@@ -310,7 +312,7 @@ class Runner:
             "category": prompt.unit.question.category,
             "repeat": prompt.unit.repeat,
         }
-        limit = self._limit(prompt.unit)
+        limit = self._limit(prompt.unit.data.card)
         load = machine.Load()
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats(self.target.device)

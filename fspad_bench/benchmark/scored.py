@@ -32,7 +32,7 @@ def scores(
 
     A row that the metric cannot score has none, with a note.
     """
-    if not data.card.score:
+    if not (data.card.score or data.scorer):
         return
     answers = {q.id: q.answers for q in data.questions if q.answers}
     for key in records.keys.values():
@@ -41,11 +41,19 @@ def scores(
         samples = _scored(key.hash, records.samples, answers)
         if samples:
             texts = [text(sample.tokens) for sample in samples]
-            references = [answers[sample.sample] for sample in samples]
+            ids = [sample.sample for sample in samples]
             try:
-                yield Score(key.hash, scoring.score(data.card.score, texts, references))
+                yield Score(key.hash, _figures(data, ids, texts))
             except (BenchError, ValueError) as error:  # a package's metric: the run is not lost
                 note(f"note: no score of {key.decoder} on {data.card.task}: {described(error)}")
+
+
+def _figures(data: tasks.TaskData, ids: list[str], texts: list[str]) -> dict[str, float]:
+    """Return the figures of these questions' outputs."""
+    if data.scorer:
+        return data.scorer(ids, texts)
+    answers = {question.id: question.answers for question in data.questions}
+    return scoring.score(data.card.score, texts, [answers[name] for name in ids])
 
 
 def _scored(key: str, samples: Sequence[Sample], answers: dict[str, list[str]]) -> list[Sample]:

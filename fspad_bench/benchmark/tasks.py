@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,22 @@ class Question:
     category: str = ""
 
 
+Scorer = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
+"""Ids of questions and their outputs -> figures, the headline first."""
+
+
 @dataclass(frozen=True)
 class TaskData:
-    """A card with its samples, in the order of the run."""
+    """A card with its samples, in the order of the run.
+
+    `scorer`: how its outputs are scored, where not by the card's metric.
+    """
 
     card: Card
     source: str
     sha256: str
     questions: list[Question]
+    scorer: Scorer | None = None
 
 
 def card_names() -> dict[str, str]:
@@ -94,21 +102,30 @@ def check_names(cards: Sequence[Card]) -> None:
             )
 
 
-def resolve_source(wanted: str, tasks: Iterable[Card]) -> dict[str, str]:
+def resolve_source(wanted: str, tasks: Sequence[Card]) -> dict[str, str]:
     """Return the source of each task.
 
-    `auto` is the hub where it answers, and the bundled samples elsewhere.
+    `auto` is the hub where it answers, and the bundled samples elsewhere. Raises BenchError for
+    another source than a task's only one.
     """
+    own = {card.task: card.source for card in tasks if card.source}
+    others = [card for card in tasks if not card.source]
     if wanted != "auto":
-        return {card.task: wanted for card in tasks}
-    reachable = hub.is_reachable()
-    return {card.task: "hub" if reachable and card.dataset_path else "bundled" for card in tasks}
+        for task, source in own.items():
+            raise BenchError(
+                f"{task} has its own data ({source}), not {wanted}",
+                "leave --data out, or run the other tasks apart",
+            )
+        return {card.task: wanted for card in others}
+    reachable = bool(others) and hub.is_reachable()
+    sources = {c.task: "hub" if reachable and c.dataset_path else "bundled" for c in others}
+    return own | sources
 
 
 def tasks_of(wanted: str) -> list[str]:
     """Return every task that has samples in a source: what `all` stands for."""
     cards = {name: load_card(name) for name in card_names()}
-    sources = resolve_source(wanted, cards.values())
+    sources = resolve_source(wanted, list(cards.values()))
     return [name for name, card in cards.items() if _has(card, sources[card.task])]
 
 
@@ -123,12 +140,16 @@ def _has(card: Card, source: str) -> bool:
 
 def load(card: Card, source: str, limit: int | None) -> TaskData:
     """Return the samples of a task: `limit` of them, evenly spaced, or all."""
-    questions = _questions(card, source)
+    return chosen(card, _label(source), _questions(card, source), limit)
+
+
+def chosen(card: Card, label: str, questions: list[Question], limit: int | None) -> TaskData:
+    """Return a task with `limit` of its questions, evenly spaced, or all; `label` is its source."""
     if limit is not None and limit < len(questions):
         questions = [questions[i * len(questions) // limit] for i in range(limit)]
     _check_ids(card, questions)
     content = json.dumps([(q.id, q.turns, q.answers) for q in questions], ensure_ascii=False)
-    return TaskData(card, _label(source), hashlib.sha256(content.encode()).hexdigest(), questions)
+    return TaskData(card, label, hashlib.sha256(content.encode()).hexdigest(), questions)
 
 
 def prompts_of(sources: Sequence[str]) -> dict[str, list[str]]:

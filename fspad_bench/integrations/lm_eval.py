@@ -12,12 +12,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 
+from fspad_bench.benchmark.lm_eval_tasks import INSTALL
 from fspad_bench.cli import endings
 from fspad_bench.errors import BenchError
 
 MODEL = "fspad-bench"
 CLASS = "fspad_bench.integrations.lm_eval_model:DecoderLM"
-INSTALL = "pip install 'fspad-bench[lm-eval]'"
 
 
 def register() -> None:

@@ -30,6 +30,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import hash_string
 from tqdm import tqdm
 
+from fspad_bench.benchmark.lm_eval_tasks import NEUTRAL, SAMPLING
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler, stream_of
 from fspad_bench.decoders.build import build_decoder
@@ -53,8 +54,6 @@ INHERITED = (  # arguments of `hf` that concern prompts and likelihoods
     "think_end_token",
     "truncation",
 )
-SAMPLING = ("do_sample", "temperature", "top_p", "top_k")
-NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "use_cache": True}
 TOP_K = 50  # of transformers, where neither a request nor the model says another
 IGNORED = {  # generation settings of a model that change no text of `hf`, or that are honoured here
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
@@ -106,8 +105,8 @@ class DecoderLM(HFLM):
 
     def __init__(
         self,
-        pretrained: str | TransformersTarget,
-        decoder: str,
+        pretrained: str | TransformersTarget | None = None,
+        decoder: str | None = None,
         *,
         device: str | None = None,
         dtype: str = "auto",
@@ -121,6 +120,11 @@ class DecoderLM(HFLM):
             raise BenchError(
                 f"batch_size={batch_size}: a decoder answers one request at a time",
                 "leave --batch_size out, or give 1",
+            )
+        if pretrained is None or decoder is None:
+            raise BenchError(
+                "the model fspad-bench needs a target and a decoder",
+                "give --model_args pretrained=smollm2-135m,decoder=fspad",
             )
         options = _decoder_options(others)
         _check_arguments(others)
@@ -296,6 +300,9 @@ def _target(
         return pretrained
     if dtype not in DTYPES:
         raise BenchError(f"unknown dtype '{dtype}'", near(dtype, DTYPES))
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("no CUDA device here: %s is not used", device)  # lm-eval's default is cuda:0
+        device = "cpu"
     return load_target(
         pretrained, device=device or "auto", dtype=None if dtype == "auto" else dtype
     )

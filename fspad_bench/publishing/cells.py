@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fspad_bench.benchmark.record import VANILLA
-from fspad_bench.benchmark.render import PERCENT
+from fspad_bench.benchmark.render import unit_of
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.stats import Interval
 
@@ -55,7 +55,7 @@ def score(row: Row) -> Cell:
     """Return the task's score with the name of its metric."""
     if row["score"] is None:
         return Cell()
-    unit = "%" if row["metric"] in PERCENT else ""
+    unit = unit_of(row["metric"])
     return Cell(f"{row['score']:.1f}{unit}", row["metric"], row["score"])
 
 
