@@ -46,6 +46,7 @@ HEAVY = {
     "accelerate",
     "scipy",
     "matplotlib",
+    "lm_eval",
 }
 LONGEST_FILE = 400
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
