@@ -45,7 +45,10 @@ OTHERS = {
     "bash", "python", "pip", "pytest", "tox", "torchrun", "accelerate",
     "results/variants.sh", "results/trees.sh", "results/gpu.sh",
 }  # fmt: skip
-FOREIGN_FLAGS = {"--nproc-per-node", "--index-url"}
+FOREIGN_FLAGS = {
+    "--nproc-per-node", "--index-url",
+    "--model_args", "--tasks", "--apply_chat_template", "--log_samples",  # of lm-eval
+}  # fmt: skip
 SMALL = {
     "run": "--target tiny --device cpu --dtype float64 --limit 1 --max-new-tokens 6 --threads 1",
     "sweep": "--target tiny --device cpu --dtype float64 --limit 1 --max-new-tokens 6 --no-aa",
@@ -58,7 +61,7 @@ TOKENS = "300"
 QUESTION = {"question_id": 1, "turns": ["who wrote it"], "reference": [["42"]]}
 CATEGORIES = ("qa", "rag", "translation", "summarization", "math_reasoning", "writing")
 SPOKEN = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]+")
 VARIABLE = re.compile(r"\b(FSPAD_[A-Z_]+|TRITON_INTERPRET)\b")
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)]+))?\)")
 

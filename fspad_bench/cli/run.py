@@ -187,7 +187,9 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         "--decoder",
         help="names, name@preset or module:Class, comma-separated; vanilla always runs",
     )
-    group.add_argument("--task", help="names or card files (my_task.yaml), comma-separated, or all")
+    group.add_argument(
+        "--task", help="names, card files (my_task.yaml) or lm_eval:NAME, comma-separated, or all"
+    )
     add_target(group)
     add_decoder_options(group)
     group.add_argument(
