@@ -57,7 +57,7 @@ def card_of(name: str) -> Card:
         return tasks.load_card(name)
     if importlib.util.find_spec("lm_eval") is None:
         raise BenchError(f"{name} needs lm-eval, which is not installed", INSTALL)
-    with _quiet("lm_eval"):
+    with quiet("lm_eval"):
         task = _task(name, name.removeprefix(PREFIX))
         _check(name, task)
         return _card(name, task)
@@ -69,7 +69,7 @@ def load(card: Card, source: str, limit: int | None) -> tasks.TaskData:
         return tasks.load(card, source, limit)
     task = card.harness
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    with _quiet("lm_eval"), _contained(card.task, "build the prompts of"):
+    with quiet("lm_eval"), _contained(card.task, "build the prompts of"):
         task.build_all_requests()
     asked = {str(instance.doc_id): instance for instance in task.instances}
     questions = []
@@ -92,7 +92,7 @@ class Scorer:
 
         Exact match and accuracy are in percent, other metrics on lm-eval's own scale.
         """
-        with _quiet("lm_eval"), _contained(self.card.task, "score the answers to"):
+        with quiet("lm_eval"), _contained(self.card.task, "score the answers to"):
             answered = [
                 replace(self.asked[name], resps=[self._cut(output)], filtered_resps={})
                 for name, output in zip(ids, outputs, strict=True)
@@ -264,8 +264,8 @@ def _contained(name: str, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Let a logger tell errors alone."""
+def quiet(name: str) -> Iterator[None]:
+    """Let a logger of lm-eval tell errors alone."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -14,7 +14,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import hash_string
 from tqdm import tqdm
 
-from fspad_bench.benchmark.lm_eval_tasks import NEUTRAL, SAMPLING
+from fspad_bench.benchmark.lm_eval_tasks import NEUTRAL, SAMPLING, quiet
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler, stream_of
 from fspad_bench.decoders.build import build_decoder
@@ -132,7 +131,7 @@ class DecoderLM(HFLM):
         limit = min(
             others.pop("max_length", None) or self.target.max_length, self.target.max_length
         )
-        with _quiet("lm_eval.models.huggingface"):
+        with quiet("lm_eval.models.huggingface"):
             super().__init__(
                 pretrained=self.target.model,
                 tokenizer=self.target.tokenizer,
@@ -195,7 +194,7 @@ class DecoderLM(HFLM):
         for instance in requests:
             context, given = instance.args
             settings: dict[str, Any] = dict(normalize_gen_kwargs(given, self.max_gen_toks))
-            until = handle_stop_sequences(settings.pop("until", None), eos=eos)
+            until = list(filter(None, handle_stop_sequences(settings.pop("until"), eos=eos)))
             new_tokens = settings.pop("max_gen_toks")
             digest = hashlib.sha256(context.encode()).hexdigest()
             repeat = times[context]
@@ -339,15 +338,3 @@ def _new_file(path: str | None) -> Path | None:
 
 def _ratio(value: float, of: float) -> float | None:
     return value / of if of else None
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keep a logger's warnings back: of a model that is loaded already."""
-    other = logging.getLogger(name)
-    level = other.level
-    other.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        other.setLevel(level)
