@@ -28,7 +28,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 LENGTH = 24
-SHOWN = [{"question": "Ann has 2 pens and buys 3. How many?", "answer": "2 + 3 = 5.\n#### 5"}]
+SHOWN = [
+    {"question": f"Ann has {i} pens and buys 3. How many?", "answer": f"{i} + 3.\n#### {i + 3}"}
+    for i in range(2, 9)
+]
 ASKED = [f"Tom has {i} eggs and eats {i % 3}. How many are left?" for i in (7, 12, 30, 41)]
 
 
@@ -118,6 +121,7 @@ def answered(harness, model, path, **given):
     """The results of a task, and of each sample the response and what filters made of it."""
     loaded = harness.TaskManager(include_defaults=False).load([str(path)])
     (task,) = loaded["tasks"].values()
+    task.set_fewshot_seed(1234)  # as `simple_evaluate` does; examples are drawn at random
     if given:
         task.set_config(key="generation_kwargs", value=given, update=True)
     made = harness.evaluate(model, loaded, bootstrap_iters=0)
@@ -326,7 +330,9 @@ class TestTasksOfARun:
         assert card(num_fewshot=0).sha256 != first.sha256
         questions = lm_eval_tasks.load(first, first.source, 2).questions
         assert [question.id for question in questions] == ["0", "2"]
-        assert questions[0].turns[0].startswith(f"Question: {SHOWN[0]['question']}\nAnswer: 2 + 3")
+        assert questions[0].turns[0].startswith("Question: Ann has ")
+        again = lm_eval_tasks.load(card(num_fewshot=1), first.source, None).questions
+        assert [again[0], again[2]] == questions  # whatever else is asked
         assert questions[0].turns[0].endswith(f"Question: {ASKED[0]}\nAnswer:")
 
     @pytest.mark.parametrize(
