@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fspad_bench.lossless.report import WRONG
+from fspad_bench.lossless.checks import WRONG
 
 CHECKOUT = Path(__file__).parent.parent
 PATCHES = sorted((CHECKOUT / "tests" / "mutants").glob("*.patch"))

@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.cli.environment import quiet_libraries, use_threads
     from fspad_bench.decoders.options import decoder_labels, read_options
     from fspad_bench.lossless.certify import certify
-    from fspad_bench.lossless.report import passed, render
+    from fspad_bench.lossless.checks import passed
+    from fspad_bench.lossless.report import render
     from fspad_bench.models.load import load_target
 
     quiet_libraries()

@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.cli.environment import quiet_libraries
     from fspad_bench.decoders.options import split_names
     from fspad_bench.lossless.baselines import check_baselines, require_runs
-    from fspad_bench.lossless.report import passed, render
+    from fspad_bench.lossless.checks import passed
+    from fspad_bench.lossless.report import render
 
     quiet_libraries()
     decoders = split_names(arguments.decoder) if arguments.decoder else None

@@ -64,7 +64,7 @@ def generate(
             proposed = perf_counter()
             scores = session.score(tree)
             scored = perf_counter()
-            logits = node_logits(tree, scores.logits, sampler, context)
+            logits = node_logits(tree, scores.logits, sampler, context.tokens, len(prompt))
             accepted = verify(tree, logits, sampler, context.position)
             verified = perf_counter()
             if not isinstance(accepted, Accepted):

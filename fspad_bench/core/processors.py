@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,12 +23,16 @@ from torch import Tensor
 from fspad_bench.core.tree import Tree
 from fspad_bench.errors import BenchError
 
-if TYPE_CHECKING:
-    from fspad_bench.core.protocols import Context
-    from fspad_bench.core.verification import Chooser
-
 Processor = Callable[[Tensor, Tensor], Tensor]
 ONLY_FUNCTIONS = "only a function of (input_ids, scores) can process the nodes of a tree"
+
+
+class Processing(Protocol):
+    """What applies processors: a sampler."""
+
+    @property
+    def processors(self) -> tuple[Processor, ...]: ...
+    def adjust(self, logits: Tensor, text: Tensor, prompt_length: int) -> Tensor: ...
 
 
 class OutputProcessor(ABC):
@@ -84,7 +88,7 @@ class NodeLogits:
         self,
         tree: Tree,
         logits: Tensor,
-        sampler: Chooser,
+        sampler: Processing,
         committed: Sequence[int],
         prompt_length: int,
     ) -> None:
@@ -126,15 +130,19 @@ class NodeLogits:
 
 
 def node_logits(
-    tree: Tree, logits: Tensor, sampler: Chooser, context: Context
+    tree: Tree,
+    logits: Tensor,
+    sampler: Processing,
+    committed: Sequence[int],
+    prompt_length: int,
 ) -> Tensor | NodeLogits:
     """Return the logits of a tree's nodes as the processors leave them: as they are without any."""
     if not sampler.processors:
         return logits
-    return NodeLogits(tree, logits, sampler, context.tokens, context.prompt_length)
+    return NodeLogits(tree, logits, sampler, committed, prompt_length)
 
 
-def first_logits(logits: Tensor, sampler: Chooser, prompt: Sequence[int]) -> Tensor:
+def first_logits(logits: Tensor, sampler: Processing, prompt: Sequence[int]) -> Tensor:
     """Return the logits `[V]` behind the prompt as the processors leave them."""
     if not sampler.processors:
         return logits
@@ -142,7 +150,7 @@ def first_logits(logits: Tensor, sampler: Chooser, prompt: Sequence[int]) -> Ten
 
 
 def output_logits(
-    logits: Tensor, sampler: Chooser, prompt: Sequence[int], output: Sequence[int]
+    logits: Tensor, sampler: Processing, prompt: Sequence[int], output: Sequence[int]
 ) -> Tensor:
     """Return the logits `[n, V]` before each token of an output as the processors leave them."""
     if not sampler.processors:

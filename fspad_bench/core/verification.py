@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fspad_bench.core.processors import NodeLogits, Processor
+from fspad_bench.core.processors import NodeLogits, Processing
 from fspad_bench.core.tree import Tree
 from fspad_bench.errors import BenchError, near
 
@@ -31,7 +31,7 @@ class Dice(Protocol):
     def accept(self, probability: float) -> bool: ...
 
 
-class Chooser(Protocol):
+class Chooser(Processing, Protocol):
     """The seam through which a rule samples.
 
     `sampling.Sampler`, or an oracle that enumerates every outcome.
@@ -41,9 +41,6 @@ class Chooser(Protocol):
     def temperature(self) -> float: ...
     @property
     def greedy(self) -> bool: ...
-    @property
-    def processors(self) -> tuple[Processor, ...]: ...
-    def adjust(self, logits: Tensor, text: Tensor, prompt_length: int) -> Tensor: ...
     def next(self, logits: Tensor, position: int) -> int: ...
     def noise(self, position: int, tokens: Tensor) -> Tensor: ...
     def distribution(self, logits: Tensor) -> Tensor: ...

@@ -23,8 +23,8 @@ import pytest
 if TYPE_CHECKING:
     from fspad_bench.lossless.baseline_runs import Outcome
     from fspad_bench.lossless.certify import PlannedCheck
+    from fspad_bench.lossless.checks import Check
     from fspad_bench.lossless.promises import Expectation
-    from fspad_bench.lossless.report import Check
 
 YAML = (".yaml", ".yml")
 

@@ -10,6 +10,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.lossless.baseline_file import edited
 from fspad_bench.lossless.baseline_runs import Outcome, outcomes
 from fspad_bench.lossless.bounds import Bound, bound_of
+from fspad_bench.lossless.checks import BASELINES, NOT_RUN, Check, Part
 from fspad_bench.lossless.promises import (
     IDENTITY,
     Expectation,
@@ -17,7 +18,6 @@ from fspad_bench.lossless.promises import (
     selected,
     shipped_baselines,
 )
-from fspad_bench.lossless.report import BASELINES, NOT_RUN, Check, Part
 from fspad_bench.util.text import text_file
 
 

@@ -37,11 +37,11 @@ from fspad_bench.lossless import (
     proofs,
     trials,
 )
+from fspad_bench.lossless.checks import DECODERS, ELSEWHERE, FAIL, WRONG, Check, Part
 from fspad_bench.lossless.engine import Sizes
 from fspad_bench.lossless.engine_faults import ENGINE_FAULTS
 from fspad_bench.lossless.mutations import MUTATIONS as LOOP_FAULTS
 from fspad_bench.lossless.reference import Reference
-from fspad_bench.lossless.report import DECODERS, ELSEWHERE, FAIL, WRONG, Check, Part
 from fspad_bench.lossless.trial_target import TrialTarget
 from fspad_bench.lossless.witness import Observations, Witness
 from fspad_bench.util.progress import Progress

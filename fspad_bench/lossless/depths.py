@@ -24,9 +24,9 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Accepted, Rule, without
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import choice
+from fspad_bench.lossless.checks import Check, worst_of
 from fspad_bench.lossless.oracle import Distribution, Oracle, distance, explore
 from fspad_bench.lossless.reference import DEEPEST
-from fspad_bench.lossless.report import Check, worst_of
 
 NAME = "every depth"
 BOUND = 1e-10

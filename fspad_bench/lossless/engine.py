@@ -24,6 +24,7 @@ from fspad_bench.engine.cpu.attention import CompiledAttention
 from fspad_bench.engine.gpu.tensors import Walk
 from fspad_bench.engine.session import LARGEST_TREE, Session
 from fspad_bench.engine.target import DEVICE_GAP, FUSED_GAP, TransformersTarget
+from fspad_bench.lossless.checks import ELSEWHERE, Check, worst_of
 from fspad_bench.lossless.reference import (
     DEEPEST,
     Reference,
@@ -33,7 +34,6 @@ from fspad_bench.lossless.reference import (
     random_tokens,
     relative_error,
 )
-from fspad_bench.lossless.report import ELSEWHERE, Check, worst_of
 
 ROPE_BOUND = {
     torch.float64: 1e-6,

@@ -10,9 +10,9 @@ import torch
 
 from fspad_bench.core.verification import RULES, Rule, match
 from fspad_bench.lossless import depths, engine, noise_key, paths, proofs
+from fspad_bench.lossless.checks import PASS
 from fspad_bench.lossless.identity import generated
 from fspad_bench.lossless.mutations import Applied, Patch
-from fspad_bench.lossless.report import PASS
 from fspad_bench.lossless.trial_target import Trial, TrialTarget
 from fspad_bench.lossless.witness import Observations
 

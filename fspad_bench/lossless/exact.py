@@ -22,6 +22,7 @@ from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.penalties import Penalties
 from fspad_bench.errors import BenchError
+from fspad_bench.lossless.checks import ELSEWHERE, VACUOUS, Check, worst_of
 from fspad_bench.lossless.oracle import (
     DecisionTreeTooLarge,
     Distribution,
@@ -29,7 +30,6 @@ from fspad_bench.lossless.oracle import (
     distance,
     explore,
 )
-from fspad_bench.lossless.report import ELSEWHERE, VACUOUS, Check, worst_of
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
 from fspad_bench.lossless.witness import Observations, Witness
 

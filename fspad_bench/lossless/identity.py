@@ -28,7 +28,7 @@ from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.device_loop import DeviceLoop
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.lossless.report import ELSEWHERE, PASS, VACUOUS, Check, worst_of
+from fspad_bench.lossless.checks import ELSEWHERE, PASS, VACUOUS, Check, worst_of
 from fspad_bench.lossless.witness import Observations, Witness
 
 TEMPERATURES = [0.0, 0.0, 0.5, 1.0, 1.4]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from fspad_bench.lossless.report import BASELINES, ELSEWHERE, NOT_RUN, Check, Part
+from fspad_bench.lossless.checks import BASELINES, ELSEWHERE, NOT_RUN, Check, Part
 from fspad_bench.util.terminal import visible, visible_lines
 
 SUITE = "fspad-bench"

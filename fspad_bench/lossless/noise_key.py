@@ -16,7 +16,7 @@ from torch import Tensor
 from fspad_bench.core import sampling
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.lossless import choice
-from fspad_bench.lossless.report import Check
+from fspad_bench.lossless.checks import Check
 
 TOKENS = torch.arange(256)
 SEEDS = (0, 1, 2**31)

@@ -24,10 +24,10 @@ from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.device_loop import DeviceLoop, DeviceState, runs_on_device
 from fspad_bench.engine.gpu.tensors import Nodes
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.lossless.checks import ELSEWHERE, Check, worst_of
 from fspad_bench.lossless.engine import repeats_bits
 from fspad_bench.lossless.identity import CACHE_BOUND
 from fspad_bench.lossless.reference import DEEPEST, random_tokens
-from fspad_bench.lossless.report import ELSEWHERE, Check, worst_of
 
 AFTER = 3  # tokens after the step that is prescribed: they read the cache that it left
 WIDTH = 70  # wrong children of the root in a wide tree, whose path begins beyond node 64

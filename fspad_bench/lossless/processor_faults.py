@@ -7,11 +7,12 @@ processors and temperature.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from fspad_bench.core.processors import NodeLogits
+from fspad_bench.core.verification import Chooser
 from fspad_bench.lossless.mutations import Mutation, Patch
 
 PENALTIES = ("identity penalties", "exact distribution T=0.6 penalties")
@@ -25,7 +26,7 @@ def committed_text_alone(self: NodeLogits, node: int) -> Tensor:
 
 
 def after_the_temperature(self: NodeLogits, node: int) -> Tensor:
-    temperature = self.sampler.temperature or 1.0
+    temperature = cast(Chooser, self.sampler).temperature or 1.0
     scores = self.logits[node] / temperature  # wrong: what is subtracted now weighs more, or less
     return self.sampler.adjust(scores, self.text(node), self.prompt_length) * temperature
 

@@ -30,9 +30,9 @@ from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.penalties import Penalties
 from fspad_bench.engine.stock import greedy_settings, stock_copy
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.lossless.checks import Check, worst_of
 from fspad_bench.lossless.distribution import draws_needed, g_test
 from fspad_bench.lossless.oracle import Distribution
-from fspad_bench.lossless.report import Check, worst_of
 
 OUTCOMES = 16
 BLOCK = 10_000

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from fspad_bench.benchmark.audit import SMALL
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.lossless.report import worst_of
+from fspad_bench.lossless.checks import worst_of
 
 DEEPEST = 16  # drafted tokens on the longest path
 

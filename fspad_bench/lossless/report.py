@@ -1,4 +1,4 @@
-"""The result of a check, and the report of a list of checks.
+"""The report of a list of checks, as text, JSON or JUnit XML.
 
 A text report opens with a table of verdicts, checks by decoders; below it every check is listed
 with its figure and its bound.
@@ -7,72 +7,16 @@ with its figure and its bound.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
+from fspad_bench.lossless.checks import DECODERS, Part, passed
+from fspad_bench.lossless.junit import junit
 from fspad_bench.util.grid import grid
-
-DECODERS = "decoders"
-WRONG = "wrong rules"
-BASELINES = "baselines"
-NOT_RUN = "run"  # the check of an expectation whose run was refused
-PASS = "PASS"
-FAIL = "FAIL"
-VACUOUS = "VACUOUS"
-ELSEWHERE = "-"
-
-
-def worst_of(errors: Iterable[float]) -> float:
-    """Return the largest error, 0 of none, and infinity where one is not a number.
-
-    `max` passes over NaN: `max(0.0, nan)` is 0.
-    """
-    known = list(errors)
-    return math.inf if any(map(math.isnan, known)) else max(known, default=0.0)
-
-
-class Check(NamedTuple):
-    """A verdict with its reason: `figure` against `bound`, in words a reviewer can read.
-
-    - VACUOUS does not hold: nothing was wrong, but the case under test never occurred.
-    - `-` holds: another check covers this subject, and `figure` names it.
-    - `seconds`: what it took, where that is known.
-    """
-
-    name: str
-    subject: str
-    verdict: str
-    figure: str
-    bound: str = ""
-    seconds: float | None = None
-
-    @property
-    def holds(self) -> bool:
-        return self.verdict in (PASS, ELSEWHERE)
-
-    @classmethod
-    def of(cls, name: str, subject: str, holds: bool, figure: str, bound: str) -> Check:
-        return cls(name, subject, PASS if holds else FAIL, figure, bound)
-
-
-class Part(NamedTuple):
-    """A section of a report, such as the foundations, the rules or the decoders."""
-
-    title: str
-    checks: list[Check]
-
-
-def passed(parts: Sequence[Part]) -> bool:
-    """Return whether every check holds: none failed and none was vacuous."""
-    return all(check.holds for part in parts for check in part.checks)
 
 
 def render(parts: Sequence[Part], style: str) -> str:
     """Return the report as `text`, `json` or `junit`."""
     if style == "junit":
-        from fspad_bench.lossless.junit import junit
-
         return junit(parts)
     return _as_json(parts) if style == "json" else _as_text(parts)
 

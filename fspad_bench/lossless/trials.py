@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from fspad_bench.benchmark.uniform import ALPHA
 from fspad_bench.lossless import exact
+from fspad_bench.lossless.checks import PASS, Check
 from fspad_bench.lossless.distribution import SALT, VOCABULARY, check_pit, loop_p_values
 from fspad_bench.lossless.engine_trials import ENGINE_TRIALS
 from fspad_bench.lossless.identity import (
@@ -24,7 +25,6 @@ from fspad_bench.lossless.identity import (
 )
 from fspad_bench.lossless.mutations import Applied, Mutation
 from fspad_bench.lossless.proofs import noise_is_finite
-from fspad_bench.lossless.report import PASS, Check
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
 from fspad_bench.lossless.trial_target import TEMPERATURES, Trial, TrialTarget
 from fspad_bench.lossless.witness import Observations

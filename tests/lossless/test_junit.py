@@ -2,7 +2,8 @@
 
 from xml.etree import ElementTree
 
-from fspad_bench.lossless.report import BASELINES, Check, Part, render
+from fspad_bench.lossless.checks import BASELINES, Check, Part
+from fspad_bench.lossless.report import render
 
 IDENTITY = Check("identity", "fspad on tiny", "PASS", "exact", "exact", 1.25)
 STEPS = Check("tokens per step", "fspad on tiny", "FAIL", "1.9", "at least 2")

@@ -8,6 +8,7 @@ import torch
 
 from fspad_bench.core.tree import Tree
 from fspad_bench.lossless import engines
+from fspad_bench.lossless.checks import worst_of
 from fspad_bench.lossless.reference import (
     Reference,
     attend,
@@ -15,7 +16,6 @@ from fspad_bench.lossless.reference import (
     path_to,
     relative_error,
 )
-from fspad_bench.lossless.report import worst_of
 
 PREFIX = [5, 90, 17, 3, 3]
 
