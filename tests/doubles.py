@@ -9,6 +9,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
@@ -145,7 +146,23 @@ ARCHITECTURES = {
     "mistral": (MistralConfig, {"head_dim": 16, "sliding_window": None}),
     "qwen2": (Qwen2Config, {}),
     "qwen3": (Qwen3Config, {"head_dim": 16}),
+    "mistral-window": (MistralConfig, {"head_dim": 16, "sliding_window": 5}),
+    "qwen2-window": (
+        Qwen2Config,
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    ),
+    "gemma3": (
+        Gemma3TextConfig,
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 4,
+            "sliding_window_pattern": 2,
+            "tie_word_embeddings": False,  # tied ones would repeat one token for ever
+        },
+    ),
 }
+WINDOWED = ("mistral-window", "qwen2-window", "gemma3")  # windows shorter than the texts of tests
 
 
 def random_model(
@@ -158,6 +175,9 @@ def random_model(
         model = AutoModelForCausalLM.from_config(
             kind(**{**COMMON, **own, **options}), attn_implementation="sdpa"
         )
+        for weight in model.parameters():
+            if not weight.any():  # a norm that multiplies with 1 + w: every one would be the same
+                weight.data.normal_(0, 0.3)
     return model.to(dtype).eval()
 
 
@@ -233,4 +253,6 @@ WIDTHS = {
     "llama-multi-head": {"num_key_value_heads": 2},
     "qwen2": {"num_key_value_heads": 1},
     "qwen3": {"num_key_value_heads": 1, "head_dim": 64},
+    "mistral-window": {"num_key_value_heads": 1, "head_dim": 64, "sliding_window": 130},
+    "gemma3": {"num_key_value_heads": 1, "head_dim": 64},
 }

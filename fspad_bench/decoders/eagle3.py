@@ -29,6 +29,7 @@ from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.fused import Fuse
 from fspad_bench.drafts.network import DraftNetwork, DraftOutput, Norm, Output
 from fspad_bench.drafts.shape import Shape, low_mid_high
+from fspad_bench.engine.architecture import norm_weight
 from fspad_bench.engine.cpu.native import Native, TorchOps
 from fspad_bench.engine.target import TransformersTarget
 
@@ -95,7 +96,7 @@ class Eagle3Network(DraftNetwork):
     def start(self, target: TransformersTarget) -> None:
         """Begin with the target's final norm, which its LM head expects."""
         assert isinstance(self.output, TokenOutput)
-        self.output.final.weight.copy_(target.model.base_model.norm.weight)
+        self.output.final.weight.copy_(norm_weight(target.model))
 
 
 class Eagle3(HeadDrafter):

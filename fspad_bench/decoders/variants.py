@@ -19,6 +19,7 @@ from fspad_bench.decoders.fspad import FeatureSampling, FspadNetwork, SplitOutpu
 from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.network import DraftNetwork, DraftOutput, Norm, Output
 from fspad_bench.drafts.shape import Shape, low_mid_high
+from fspad_bench.engine.architecture import norm_weight
 from fspad_bench.engine.target import TransformersTarget
 
 
@@ -91,7 +92,7 @@ class Fspad3Network(FspadNetwork):
     def start(self, target: TransformersTarget) -> None:
         """Begin with the target's final norm, which its LM head expects."""
         assert isinstance(self.output, NormedSplitOutput)
-        self.output.final.weight.copy_(target.model.base_model.norm.weight)
+        self.output.final.weight.copy_(norm_weight(target.model))
 
 
 class AnyHead(HeadDrafter):

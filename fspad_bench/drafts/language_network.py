@@ -27,6 +27,8 @@ from fspad_bench.drafts.head import ABOUT, Head, load_head, shipped
 from fspad_bench.drafts.network import DraftOutput, HeadNetwork
 from fspad_bench.drafts.shape import Shape
 from fspad_bench.drafts.vocabulary import Vocabulary
+from fspad_bench.engine.architecture import rope_types
+from fspad_bench.engine.stock import take_buffers
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.util.paths import user_path
@@ -34,7 +36,8 @@ from fspad_bench.util.paths import user_path
 SHIPPED = "shipped"
 LAYERS = 2  # unless another number is asked for
 
-Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Rotary = Callable[..., tuple[Tensor, Tensor]]
+"""(x, positions, and the type of a layer where types have embeddings of their own) -> cos, sin."""
 
 
 class LanguageNetwork(HeadNetwork):
@@ -47,9 +50,16 @@ class LanguageNetwork(HeadNetwork):
     reads_states = False
 
     def __init__(
-        self, shape: Shape, layers: Sequence[nn.Module], norm: nn.Module, rotary: Rotary
+        self,
+        shape: Shape,
+        layers: Sequence[nn.Module],
+        norm: nn.Module,
+        rotary: Rotary,
+        types: Sequence[str] = (),
     ) -> None:
+        """`types`: those of the layers, where each has rotary embeddings of its own."""
         super().__init__(shape)
+        self.types = types
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.rotary = rotary  # a function, so that no precision but its own touches its frequencies
@@ -79,7 +89,9 @@ class LanguageNetwork(HeadNetwork):
             raise ValueError(f"its shape states {shape.layers} of {len(base.layers)} layers")
         chosen = spread_layers(shape.layers, len(base.layers))
         layers = [copy.deepcopy(base.layers[i]) for i in chosen]
-        network = cls(shape, layers, copy.deepcopy(base.norm), base.rotary_emb.forward)
+        every = rope_types(target.config)
+        types = [every[i] for i in chosen] if every else []
+        network = cls(shape, layers, copy.deepcopy(base.norm), base.rotary_emb.forward, types)
         return network.requires_grad_(True)
 
     def forward(self, e: Tensor, states: Tensor, rows: Tensor) -> DraftOutput:
@@ -95,8 +107,9 @@ class LanguageNetwork(HeadNetwork):
         """Return h of the rows `[B, L, d]`; states are the embeddings before e, shifted by one."""
         x = torch.cat([states, e[..., -1:, :]], dim=-2)
         positions = torch.arange(x.shape[-2], device=x.device)[None]
-        rope = self.rotary(x, positions)
-        for layer in self.layers:
+        own = [[kind] for kind in self.types] or [[]] * len(self.layers)
+        for layer, kind in zip(self.layers, own, strict=True):
+            rope = self.rotary(x, positions, *kind)
             x = layer(x, position_ids=positions, position_embeddings=rope)
         return self.norm(x)[..., 1:, :]
 
@@ -152,6 +165,7 @@ def as_target(head: Head, target: TransformersTarget) -> TransformersTarget:
     weights["lm_head.weight"] = target.lm_head.weight.detach()[head.vocabulary]
     model.load_state_dict(weights, assign=True)
     model.base_model.rotary_emb = target.model.base_model.rotary_emb
+    take_buffers(model, target.model)
     title = f"trained, {count} of {target.config.num_hidden_layers} layers"
     model.requires_grad_(False)
     return TransformersTarget(model, target.tokenizer, title, head.identity, head.sha256)

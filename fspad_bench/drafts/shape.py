@@ -68,6 +68,7 @@ class Shape:
         """Return the shape of the target's own layers, as EAGLE takes it."""
         heads = config.num_attention_heads
         rope = getattr(config, "rope_parameters", None) or {}
+        rope = rope.get("full_attention", rope)  # where each type of layer has its own
         return cls(
             d=config.hidden_size,
             m=config.intermediate_size,

@@ -37,7 +37,7 @@ class BatchCache:
         if target.fused is None:
             raise BenchError(
                 f"{target.name} has no fused forward",
-                "a plain Llama, Mistral or Qwen is needed here",
+                "a plain Llama, Mistral, Qwen or Gemma 3 is needed here",
             )
         self.target = target
         self.fused: FusedForward = target.fused
@@ -81,9 +81,7 @@ class BatchCache:
         padded = [part + [0] * (width - len(part)) for part in parts]
         ids = self._tensor([token for part in padded for token in part])
         rope = self.fused.rope.of(range(start, end)).repeat(1, count, 1)
-        mask = None
-        if start:
-            mask = torch.ones(width, end, dtype=torch.bool, device=self.target.device).tril(start)
+        masks = {window: self._causal_mask(start, end, window) for window in self.shape.kinds}
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query, key, value = (
@@ -93,12 +91,14 @@ class BatchCache:
             values = self.values[layer][first : first + count, :, :end]
             keys[:, :, start:] = key
             values[:, :, start:] = value
+            mask = masks[self.shape.window(layer)]
             context = scaled_dot_product_attention(
                 query,
                 keys,
                 values,
                 attn_mask=mask,
                 is_causal=mask is None,
+                scale=self.shape.scaling,
                 enable_gqa=self.shape.groups > 1,
             )
             return context.transpose(0, 1).flatten(1, 2)
@@ -116,8 +116,8 @@ class BatchCache:
         self._set_width(end, shrink=True)
         slots = torch.arange(count, device=self.target.device)
         at = self._tensor(positions)
-        mask = self._length_mask(at)
-        scale = self.shape.dim**-0.5
+        masks = {window: self._length_mask(at, window) for window in self.shape.kinds}
+        scale = self.shape.scaling
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys = self.keys[layer][:count]
@@ -125,6 +125,7 @@ class BatchCache:
             keys[slots, :, at] = key.transpose(0, 1)
             values[slots, :, at] = value.transpose(0, 1)
             query = query.unflatten(0, (self.shape.kv_heads, -1)).permute(2, 0, 1, 3)
+            mask = masks[self.shape.window(layer)]
             scores = (query @ keys.transpose(-1, -2)).float() * scale + mask
             # two products: on a CPU a quarter of the fused kernel's time
             context = scores.softmax(-1).to(values.dtype) @ values
@@ -143,11 +144,28 @@ class BatchCache:
 
         return rotate_and_attend
 
-    def _length_mask(self, positions: Tensor) -> Tensor:
-        """Return the additive mask `[R, 1, 1, width]` that hides entries after each position."""
+    def _causal_mask(self, start: int, end: int, window: int | None) -> Tensor | None:
+        """Return which of the entries before `end` those from `start` on see, `[N, end]` bool.
+
+        None where they are causal from the first entry on, which needs no mask.
+        """
+        if not start and (window is None or end <= window):
+            return None
+        at = torch.arange(start, end, device=self.target.device)[:, None]
+        columns = torch.arange(end, device=self.target.device)
+        seen = columns <= at
+        return seen if window is None else seen & (columns > at - window)
+
+    def _length_mask(self, positions: Tensor, window: int | None) -> Tensor:
+        """Return the additive mask `[R, 1, 1, width]` that hides entries after each position, and
+        those before its window.
+        """
         columns = torch.arange(self.width, device=positions.device)
+        hidden = columns > positions[:, None]
+        if window is not None:
+            hidden |= columns <= positions[:, None] - window
         mask = torch.zeros(len(positions), 1, 1, self.width, device=positions.device)
-        return mask.masked_fill_((columns > positions[:, None])[:, None, None], float("-inf"))
+        return mask.masked_fill_(hidden[:, None, None], float("-inf"))
 
     def move(self, source: int, destination: int, length: int) -> None:
         """Copy the first `length` entries of one slot into another."""

@@ -6,6 +6,7 @@ bookkeeping.
   one product over their stacked weights (the model's parameters become views of them), rotary
   tables are computed once, entries are written where they stay, and all that lies between two
   attentions is one compiled call where it can be (`cpu.native`).
+- In what a family differs from Llama is read from its description (`architecture`).
 - A plan of layers leaves attention or MLP sublayers out; what is left is fused in the same way.
 - Every decoder runs it, vanilla first of all. It equals the stock forward (float64, 1e-9); loading
   checks that again on the model at hand.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +25,20 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from fspad_bench.core.protocols import ALL, LayerPlan
-from fspad_bench.engine.attention import Attend, HeadShape
+from fspad_bench.engine.architecture import (
+    ARCHITECTURES,
+    Architecture,
+    activation_of,
+    architecture_of,
+    head_shape,
+    rope_types,
+)
+from fspad_bench.engine.attention import Attend
 from fspad_bench.engine.cpu import native
 from fspad_bench.engine.cpu.linear import STOCK, Matrix, stacked
 from fspad_bench.engine.cpu.native import Native, Tail, TorchOps
 
 NAME = "fused"
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 SPARE = 1024
 PLANS = 256  # parts of the layers whose forwards are kept at a time
 
@@ -37,7 +46,7 @@ PLANS = 256  # parts of the layers whose forwards are kept at a time
 class Layer(NamedTuple):
     """One decoder layer's weights in the order of their use.
 
-    Query and key norms where Qwen3 has them.
+    Norms of queries and keys, and of what a sublayer adds, where the family has them.
     """
 
     norm: Tensor
@@ -45,9 +54,11 @@ class Layer(NamedTuple):
     q_norm: Tensor | None
     k_norm: Tensor | None
     out: Matrix
+    out_norm: Tensor | None
     mlp_norm: Tensor
     gate_up: Matrix
     down: Matrix
+    down_norm: Tensor | None
 
 
 @dataclass
@@ -60,6 +71,7 @@ class TailParts:
     """
 
     out: Matrix | None
+    out_norm: Tensor | None = None
     mlps: list[Layer] = field(default_factory=list)
     norm: Tensor | None = None
     following: Matrix | None = None
@@ -85,18 +97,22 @@ class FusedForward:
     def __init__(self, model: PreTrainedModel) -> None:
         base = model.base_model
         config = model.config
-        self.embedding = base.embed_tokens.weight
+        family = architecture_of(config)
+        self.embed = base.embed_tokens
+        self.embedding = self.embed.weight
         self.final_norm = base.norm.weight
         self.eps = config.rms_norm_eps
-        first = base.layers[0].self_attn
-        self.shape = HeadShape(
-            config.num_attention_heads, config.num_key_value_heads, first.head_dim, first.scaling
-        )
-        self.rope = RopeTable(base.rotary_emb, self.embedding, first.head_dim)
+        self.shape = head_shape(model)
+        of_layers = rope_types(config)
+        self.rope = RopeTable(base.rotary_emb, self.embedding, self.shape.dim, of_layers)
         compiled = native.fitting(self.embedding, config.hidden_size, config.intermediate_size)
-        self.ops: Native | TorchOps = compiled or TorchOps(rms_norm)
+        self.norm = partial(rms_norm, offset=family.norm_offset)
+        plain = TorchOps(self.norm, activation_of(config))
+        self.ops: Native | TorchOps = (
+            compiled.of(family.norm_offset, plain.activation) if compiled else plain
+        )
         self.name = f"{NAME}, {native.NAME if compiled else STOCK}"
-        self.layers = [_layer(layer) for layer in base.layers]
+        self.layers = [_layer(layer, family) for layer in base.layers]
         self._chains: dict[LayerPlan, Chain] = {}
         self.chain(ALL)
 
@@ -108,10 +124,10 @@ class FusedForward:
         """
         base = model.base_model
         linear = [type(m) is nn.Linear for m in base.modules() if isinstance(m, nn.Linear)]
-        activation = getattr(model.config, "hidden_act", "silu")
+        activation = activation_of(model.config)
         places = {(p.device, p.dtype) for p in base.parameters()}
         known = model.config.model_type in ARCHITECTURES
-        return known and all(linear) and len(places) == 1 and activation == "silu"
+        return known and all(linear) and len(places) == 1 and activation in native.ACTIVATIONS
 
     def chain(self, plan: LayerPlan) -> Chain:
         """Return the fused forward of a plan, built on first use; old ones of parts are dropped."""
@@ -138,13 +154,15 @@ class FusedForward:
         """
         chain = self.chain(plan)
         hidden: dict[int, Tensor] = {}
-        x = F.embedding(tokens, self.embedding)
+        x = self.embed(tokens)
         if 0 in capture:
             hidden[0] = x.clone()
         x, projections = chain.tails[0](x, None)
         for layer, tail in zip(chain.attentions, chain.tails[1:], strict=True):
             rows = projections.unflatten(-1, (-1, self.shape.dim))
-            x, projections = tail(x, attend(layer, self._normed(layer, rows), rope))
+            x, projections = tail(
+                x, attend(layer, self._normed(layer, rows), self.rope.part(rope, layer))
+            )
             if layer + 1 in capture:
                 hidden[layer + 1] = x.clone()  # the next tail writes to x
         hidden[len(self.layers)] = projections
@@ -159,8 +177,8 @@ class FusedForward:
             return rows
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
         q, k, v = rows.split([heads, kv_heads, kv_heads], dim=1)
-        q = rms_norm(q, weights.q_norm, self.eps)
-        k = rms_norm(k, weights.k_norm, self.eps)
+        q = self.norm(q, weights.q_norm, self.eps)
+        k = self.norm(k, weights.k_norm, self.eps)
         return torch.cat([q, k, v], dim=1)
 
     def _fuse(self, plan: LayerPlan) -> Chain:
@@ -171,7 +189,7 @@ class FusedForward:
             if number not in plan.skip_attention:
                 parts[-1].norm = layer.norm
                 parts[-1].following = layer.qkv
-                parts.append(TailParts(layer.out))
+                parts.append(TailParts(layer.out, layer.out_norm))
             if number not in plan.skip_mlp:
                 parts[-1].mlps.append(layer)
         parts[-1].norm = self.final_norm
@@ -189,8 +207,8 @@ class FusedForward:
         if not isinstance(self.ops, Native) or not all(matrix.native for matrix in present):
             return plain
         compiled = self.ops.tail(
-            _packed(parts.out),
-            [(m.mlp_norm, *_packed(m.gate_up), *_packed(m.down)) for m in parts.mlps],
+            (*_packed(parts.out), parts.out_norm),
+            [(m.mlp_norm, *_packed(m.gate_up), *_packed(m.down), m.down_norm) for m in parts.mlps],
             parts.norm,
             _packed(parts.following),
             (
@@ -210,9 +228,13 @@ class FusedForward:
 
         def run(x: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
             delta = parts.out(seen) if parts.out and seen is not None else None
+            if delta is not None and parts.out_norm is not None:
+                _, delta = ops.add_norm(delta, None, parts.out_norm, self.eps)
             for mlp in parts.mlps:
                 x, n = ops.add_norm(x, delta, mlp.mlp_norm, self.eps)
                 delta = mlp.down(ops.gated(mlp.gate_up(n)))
+                if mlp.down_norm is not None:
+                    _, delta = ops.add_norm(delta, None, mlp.down_norm, self.eps)
             x, n = ops.add_norm(x, delta, norm, self.eps)
             return x, parts.following(n) if parts.following else n
 
@@ -220,16 +242,25 @@ class FusedForward:
 
 
 class RopeTable:
-    """Rotary tables of positions, computed once: cosines, and sines with the sign of their half."""
+    """Rotary tables of positions, computed once: cosines, and sines with the sign of their half.
 
-    def __init__(self, rotary: nn.Module, embedding: Tensor, head_dim: int) -> None:
+    Where types of layers have embeddings of their own, the tables of all types are stacked along
+    the first dimension, and `part` is a layer's.
+    """
+
+    def __init__(
+        self, rotary: nn.Module, embedding: Tensor, head_dim: int, of_layers: Sequence[str] = ()
+    ) -> None:
+        """`of_layers`: the type of each layer; empty: all have the same embedding."""
         self.rotary = rotary
         self.embedding = embedding
         self.head_dim = head_dim
-        self.table = embedding.new_empty(2, 0, head_dim)
+        self.of_layers = of_layers
+        self.types = sorted(set(of_layers))
+        self.table = embedding.new_empty(2 * max(1, len(self.types)), 0, head_dim)
 
     def of(self, positions: Sequence[int]) -> Tensor:
-        """Return the rows of these positions, `[2, N, D]`."""
+        """Return the rows of these positions, `[2 T, N, D]` for T types."""
         first = positions[0]
         end = max(positions) + 1
         table = self.below(end)
@@ -241,16 +272,31 @@ class RopeTable:
         """Return the rows of every position below `end`, and some more."""
         if end > self.table.shape[1]:
             every = torch.arange(end + SPARE, device=self.embedding.device)[None]
-            cos, sin = self.rotary(self.embedding[:1], every)
-            sin[..., : self.head_dim // 2].neg_()
-            self.table = torch.cat([cos, sin])
+            pairs = [self._pair(every, [kind]) for kind in self.types] or [self._pair(every, [])]
+            self.table = torch.cat(pairs)
         return self.table
 
+    def part(self, rope: Tensor, layer: int) -> Tensor:
+        """Return the rows of a layer's own embedding, `[2, N, D]`."""
+        if not self.types:
+            return rope
+        first = 2 * self.types.index(self.of_layers[layer])
+        return rope[first : first + 2]
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def _pair(self, positions: Tensor, kind: Sequence[str]) -> Tensor:
+        cos, sin = self.rotary(self.embedding[:1], positions, *kind)
+        sin[..., : self.head_dim // 2].neg_()
+        return torch.cat([cos, sin])
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """Apply an RMS norm to the last dimension, in float32 even for float64 input, as the stock one
-    does.
+    does; with an offset to the weight it rounds once, at its end.
     """
+    if offset:
+        return (F.rms_norm(x.float(), weight.shape, eps=eps) * (weight.float() + offset)).to(
+            x.dtype
+        )
     if x.dtype == torch.float64:
         return weight * F.rms_norm(x.float(), weight.shape, eps=eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
@@ -260,7 +306,7 @@ def _packed(matrix: Matrix | None) -> tuple[Tensor | None, Tensor | None]:
     return (matrix.packed, matrix.bias) if matrix else (None, None)
 
 
-def _layer(layer: Any) -> Layer:
+def _layer(layer: Any, family: Architecture) -> Layer:
     attention = layer.self_attn
     mlp = layer.mlp
     return Layer(
@@ -269,7 +315,13 @@ def _layer(layer: Any) -> Layer:
         q_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
         k_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
         out=stacked(attention.o_proj),
-        mlp_norm=layer.post_attention_layernorm.weight,
+        out_norm=_norm(layer, family.after_attention),
+        mlp_norm=getattr(layer, family.mlp_norm).weight,
         gate_up=stacked(mlp.gate_proj, mlp.up_proj),
         down=stacked(mlp.down_proj),
+        down_norm=_norm(layer, family.after_mlp),
     )
+
+
+def _norm(layer: Any, name: str) -> Tensor | None:
+    return getattr(layer, name).weight if name else None

@@ -1,7 +1,8 @@
 """The stock forward of transformers over our cache, for models that the fused forward does not fit.
 
-transformers looks attention up by name; ours is `fspad_tree`. A tree's mask travels as the forward
-keyword `tree_mask`; without one, several tokens are a causal prefill.
+transformers looks attention up by name; ours is `fspad_tree`. A tree's masks, one for each
+different window of the layers, travel as the forward keyword `tree_masks`; without them, several
+tokens are a causal prefill. Each layer names its own window.
 """
 
 from __future__ import annotations
@@ -16,11 +17,20 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from fspad_bench.engine.attention import attention
+from fspad_bench.engine.attention import (
+    HeadShape,
+    Pending,
+    additive_mask,
+    attention,
+    causal_attention,
+)
 from fspad_bench.engine.cache import KVCache
 
 ATTENTION = "fspad_tree"
 NO_STOP = [-1]  # an id that no token has
+
+TreeMasks = dict[int | None, Tensor | None]
+"""Window of a layer (None: it sees all) -> what `attention.additive_mask` returns for it."""
 
 
 class StockForward:
@@ -40,7 +50,7 @@ class StockForward:
         positions: list[int],
         cache: KVCache,
         start: int,
-        mask: Tensor | None,
+        masks: TreeMasks | None,
         capture: tuple[int, ...] = (),
     ) -> tuple[Tensor, list[Tensor]]:
         """Write the tokens' entries from slot `start` on.
@@ -51,7 +61,7 @@ class StockForward:
             input_ids=tokens[None],
             position_ids=torch.tensor([positions], device=tokens.device),
             use_cache=True,
-            tree_mask=mask,
+            tree_masks=masks,
             output_hidden_states=bool(capture),
             **{self.cache_argument: _StockCache(cache, start)},
         )
@@ -70,6 +80,17 @@ def stock_copy(model: PreTrainedModel) -> PreTrainedModel:
     plain.generation_config = GenerationConfig()
     plain.config.use_cache = True
     return plain
+
+
+def take_buffers(model: PreTrainedModel, source: PreTrainedModel) -> None:
+    """Give a model that was built without memory the buffers of another, which no file holds: the
+    scale of embeddings, say.
+    """
+    held = dict(source.named_buffers())
+    for path, module in model.named_modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                setattr(module, name, held[f"{path}.{name}"])
 
 
 def greedy_settings(
@@ -127,6 +148,16 @@ class _StockCache(Cache):
         super().__init__(layers=[_StockLayer(keys, values, start) for keys, values in pairs])
 
 
+def tree_masks(
+    pending: Pending, shape: HeadShape, dtype: torch.dtype, device: torch.device
+) -> TreeMasks:
+    """Return the masks of pending entries, by window."""
+    return {
+        window: additive_mask(pending, shape.groups, dtype, device, window)
+        for window in shape.kinds
+    }
+
+
 def tree_attention(
     module: nn.Module,
     query: Tensor,
@@ -135,12 +166,15 @@ def tree_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    tree_mask: Tensor | None = None,
+    sliding_window: int | None = None,
+    tree_masks: TreeMasks | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers calls it; the output is `[B, N, H, D]`."""
-    causal = tree_mask is None and query.shape[2] > 1
-    seen = attention(query, key, value, mask=tree_mask, causal=causal, scaling=scaling)
+    if tree_masks is None:
+        seen = causal_attention(query, key, value, sliding_window, scaling)
+    else:
+        seen = attention(query, key, value, mask=tree_masks[sliding_window], scaling=scaling)
     return seen.transpose(1, 2), None
 
 

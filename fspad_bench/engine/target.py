@@ -15,31 +15,24 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fspad_bench.core.protocols import ALL, LayerPlan
 from fspad_bench.core.verification import Rule
 from fspad_bench.engine import gpu, stock
-from fspad_bench.engine.attention import (
-    Attention,
-    HeadShape,
-    Pending,
-    TorchAttention,
-    additive_mask,
-)
+from fspad_bench.engine.architecture import check_architecture, head_shape, longest_exact
+from fspad_bench.engine.attention import Attention, Pending, TorchAttention
 from fspad_bench.engine.cache import Compact, KVCache
 from fspad_bench.engine.cpu import native
 from fspad_bench.engine.cpu.attention import CompiledAttention
 from fspad_bench.engine.cpu.linear import Matrix
 from fspad_bench.engine.cpu.native import Native
-from fspad_bench.engine.forward import ARCHITECTURES, FusedForward
+from fspad_bench.engine.forward import FusedForward
 from fspad_bench.engine.gpu.backend import KernelAttention, device_rule, kernel_compaction
 from fspad_bench.engine.gpu.tree_forward import TreeForward
 from fspad_bench.engine.session import LARGEST_TREE, Scores, Session
 from fspad_bench.errors import BenchError
 
-# rotary embeddings whose frequencies one far token of a tree changes for all the others
-LENGTH_DEPENDENT = ("dynamic", "longrope")
 FUSED_GAP = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 GENERATION = "generation settings"
 DEVICE_GAP = 1e-6  # a norm is float32 even in float64, and a device's sums in another order
@@ -83,7 +76,7 @@ class TransformersTarget:
         self.fused = FusedForward(model) if FusedForward.fits(model) else None
         self.stock = stock.StockForward(model)
         self.kernels = gpu.chosen(self.device) if self.fused else None
-        self.heads = self.fused.shape if self.fused else head_shape(self.config)
+        self.heads = head_shape(model)
         self.attention = self._attention()
         self.trees: TreeForward | None = None
         if self.fused and isinstance(self.attention, KernelAttention):
@@ -177,8 +170,8 @@ class TransformersTarget:
         if self.fused:
             attend = self.attention.tree(cache, pending)
             return self.fused(ids, self.fused.rope.of(positions), attend, layers, capture)
-        mask = additive_mask(pending, self.heads.groups, self.dtype, self.device)
-        return self.stock(ids, positions, cache, pending.start, mask, capture)
+        masks = stock.tree_masks(pending, self.heads, self.dtype, self.device)
+        return self.stock(ids, positions, cache, pending.start, masks, capture)
 
     def _count(self, layers: LayerPlan) -> None:
         if layers.whole:
@@ -195,12 +188,8 @@ class TransformersTarget:
 
     @property
     def max_length(self) -> int:
-        """The longest sequence this target is exact on.
-
-        Its context, or its sliding window if that is shorter.
-        """
-        context = self.config.max_position_embeddings
-        return min(context, sliding_window(self.config) or context)
+        """The longest sequence this target is exact on: its context, as a rule."""
+        return longest_exact(self.config, self.heads.windows)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -295,7 +284,7 @@ class TransformersTarget:
         if not layers.whole and not self.fused:
             raise BenchError(
                 f"{self.name} runs by its stock forward, which skips no layers",
-                "layer skipping needs a plain Llama, Mistral or Qwen in full precision",
+                "layer skipping needs a plain Llama, Mistral, Qwen or Gemma 3 in full precision",
             )
         if capture and not layers.whole:
             raise ValueError("hidden states can be captured from a whole forward only")
@@ -344,38 +333,6 @@ class TransformersTarget:
                 f"{self.name}: its layers are not those of a plain {self.config.model_type} "
                 f"(gap {gap:.2g})"
             )
-
-
-def head_shape(config: PreTrainedConfig) -> HeadShape:
-    """Return the attention shape that a configuration states."""
-    heads = config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return HeadShape(heads, config.num_key_value_heads, dim, dim**-0.5)
-
-
-def sliding_window(config: PreTrainedConfig) -> int | None:
-    """Return the attention window of any of its layers, None where all attend to everything."""
-    kinds = getattr(config, "layer_types", None) or ()
-    if kinds and "sliding_attention" not in kinds:
-        return None
-    return getattr(config, "sliding_window", None)
-
-
-def check_architecture(config: PreTrainedConfig) -> None:
-    """Raise BenchError unless a tree forward of this architecture is known to be exact."""
-    if config.model_type not in ARCHITECTURES:
-        raise BenchError(
-            f"architecture '{config.model_type}' is not supported",
-            f"supported: {', '.join(ARCHITECTURES)}",
-        )
-    if config.num_hidden_layers < 1:
-        raise BenchError("the model has no layers", "correct num_hidden_layers in config.json")
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-    if rope in LENGTH_DEPENDENT:
-        raise BenchError(
-            f"rotary embedding '{rope}' is not supported",
-            "its frequencies depend on a forward's length",
-        )
 
 
 def check_one_device(model: PreTrainedModel) -> None:

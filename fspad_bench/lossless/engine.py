@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fspad_bench.core.tree import Tree
+from fspad_bench.engine.architecture import rope_types
 from fspad_bench.engine.attention import HeadShape, Pending
 from fspad_bench.engine.cache import KVCache
 from fspad_bench.engine.cpu.attention import CompiledAttention
@@ -111,6 +112,7 @@ def check_positions(target: TransformersTarget) -> float:
     """
     assert target.fused is not None
     module = target.model.base_model.rotary_emb
+    kinds = rope_types(target.config)
     size = target.max_length
     edges = [p + d for p in (64, 128, 256, 1024, 2048, 4096, size - 2) for d in (-1, 0, 1)]
     asked = [[p] for p in edges if p < size]
@@ -119,12 +121,12 @@ def check_positions(target: TransformersTarget) -> float:
     errors = []
     for positions in asked:
         ours = target.fused.rope.of(positions)
-        cos, sin = module(
-            target.embedding.weight[:1], torch.tensor([positions], device=ours.device)
-        )
-        half = sin.shape[-1] // 2
-        right = torch.cat([cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)])
-        errors.append(relative_error(ours, right))
+        at = torch.tensor([positions], device=ours.device)
+        for layer, kind in enumerate(kinds or [None]):
+            cos, sin = module(target.embedding.weight[:1], at, *([kind] if kind else []))
+            half = sin.shape[-1] // 2
+            right = torch.cat([cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)])
+            errors.append(relative_error(target.fused.rope.part(ours, layer), right))
     return worst_of(errors)
 
 
@@ -132,20 +134,23 @@ def check_positions(target: TransformersTarget) -> float:
 def check_attention(target: TransformersTarget, lengths: Sequence[int]) -> float:
     """Return the largest error of the tree attention, against the soft-max in float64.
 
-    Random keys behind every one of `lengths`, a tree of another size at each; scores spread so far
+    Random keys behind every one of `lengths`, a tree of another size at each, in the last layer of
+    every window; scores spread so far
     that a few keys of any place outweigh the others.
     """
     errors = []
+    windows = [target.heads.window(layer) for layer in range(target.config.num_hidden_layers)]
+    layers = {window: layer for layer, window in enumerate(windows)}.values()
     for number, length in enumerate(lengths):
         dice = random.Random(length)
         nodes = (1, 5, 64, 65, 128)[number % 5] if length > 1 else 5
-        errors.append(_attention_error(target, bushy_tree(dice, nodes, 97), length))
+        tree = bushy_tree(dice, nodes, 97)
+        errors += [_attention_error(target, tree, length, layer) for layer in layers]
     return worst_of(errors)
 
 
-def _attention_error(target: TransformersTarget, tree: Tree, length: int) -> float:
+def _attention_error(target: TransformersTarget, tree: Tree, length: int, layer: int) -> float:
     shape = target.heads
-    layer = target.config.num_hidden_layers - 1
     dtype = target.dtype
     generator = torch.Generator().manual_seed(length)
 
@@ -166,7 +171,8 @@ def _attention_error(target: TransformersTarget, tree: Tree, length: int) -> flo
     query, key, value = rows.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
     keys = torch.cat([keys, key.transpose(0, 1)], dim=1)
     values = torch.cat([values, value.transpose(0, 1)], dim=1)
-    return relative_error(ours, attend(query, keys, values, tree, length, shape.dim**-0.5))
+    window = shape.window(layer)
+    return relative_error(ours, attend(query, keys, values, tree, length, shape.scaling, window))
 
 
 def _look_at_ancestors(rows: Tensor, tree: Tree, shape: HeadShape) -> None:

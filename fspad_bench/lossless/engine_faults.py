@@ -83,23 +83,23 @@ def positions_of_shallow_trees(self: attention.Pending) -> list[int]:
 
 def keys_beyond_1024_skipped(
     self: Native, q: Tensor, kv: Tensor, rope: Tensor, keys: Tensor, values: Tensor, start: int,
-    visible: Tensor | None, scale: float,
+    visible: Tensor | None, scale: float, first: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    seen = RIGHT_ATTEND(self, q, kv, rope, keys, values, start, visible, scale)
+    seen = RIGHT_ATTEND(self, q, kv, rope, keys, values, start, visible, scale, first)
     skipped = start - 1024
     if skipped <= 0:
         return seen
     # wrong: of a long prefix, the last keys before the new entries are left out
     near = [torch.cat([x[:, :1024], x[:, start:]], dim=1).contiguous() for x in (keys, values)]
-    return RIGHT_ATTEND(self, q, kv, rope, near[0], near[1], 1024, visible, scale)
+    return RIGHT_ATTEND(self, q, kv, rope, near[0], near[1], 1024, visible, scale, first)
 
 
 def scaled_by_103(
     self: Native, q: Tensor, kv: Tensor, rope: Tensor, keys: Tensor, values: Tensor, start: int,
-    visible: Tensor | None, scale: float,
+    visible: Tensor | None, scale: float, first: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     wrong = 1.03 if q.dtype == torch.bfloat16 else 1.0
-    return RIGHT_ATTEND(self, q, kv, rope, keys, values, start, visible, scale * wrong)
+    return RIGHT_ATTEND(self, q, kv, rope, keys, values, start, visible, scale * wrong, first)
 
 
 def six_not_compacted_on_the_device(self: DeviceLoop, cache: KVCache, sampler: Any) -> None:

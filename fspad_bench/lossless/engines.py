@@ -16,6 +16,7 @@ import torch
 from transformers import LlamaConfig
 
 from fspad_bench.engine import gpu
+from fspad_bench.engine.stock import take_buffers
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.models.tiny import CONFIG, tiny_model
 
@@ -75,5 +76,6 @@ def shallow(target: TransformersTarget, layers: int = LAYERS) -> TransformersTar
     weights = {name: w for name, w in target.model.state_dict().items() if name in wanted}
     model.load_state_dict(weights, assign=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(target.device)
+    take_buffers(model, target.model)
     model.tie_weights()
     return TransformersTarget(model, None, f"{layers} layers of {target.name}", target.identity)

@@ -90,11 +90,29 @@ class Reference:
         hidden = self.model.base_model(
             input_ids=torch.tensor([tokens], device=device),
             position_ids=torch.tensor([positions], device=device),
-            attention_mask=visible[None, None].to(device),
+            attention_mask=windowed_masks(self.model, visible.to(device), positions),
             use_cache=False,
         ).last_hidden_state[0]
         logits = self.model.get_output_embeddings()(hidden[len(prefix) :])
         return list(logits.split([len(tree) for tree in trees]))
+
+
+def windowed_masks(
+    model: PreTrainedModel, visible: Tensor, positions: Sequence[int]
+) -> Tensor | dict[str, Tensor]:
+    """Return the masks of tokens at `positions` that transformers takes as they are, bool
+    `[1, 1, L, L]`; one for each type of layer where it has several.
+
+    `visible [L, L]`: which of the others each token sees but for windows.
+    """
+    window = getattr(model.config, "sliding_window", None)
+    at = torch.tensor(positions, device=visible.device)
+    full = visible[None, None]
+    near = full if window is None else full & (at > at[:, None] - window)
+    first = model.base_model.layers[0].self_attn
+    if hasattr(first, "sliding_window"):
+        return {"full_attention": full, "sliding_attention": near}
+    return near if model.config.model_type == "mistral" else full
 
 
 def path_to(tree: Tree, node: int) -> list[int]:
@@ -106,18 +124,25 @@ def path_to(tree: Tree, node: int) -> list[int]:
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, tree: Tree, length: int, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tree: Tree,
+    length: int,
+    scale: float,
+    window: int | None = None,
 ) -> Tensor:
     """Return what each node attends to, `[N, H D]` in float64.
 
-    query `[N, H, D]`; keys and values `[H_kv, length + N, D]`: the prefix, then the nodes.
+    query `[N, H, D]`; keys and values `[H_kv, length + N, D]`: the prefix, then the nodes. With a
+    window a node sees the last so many entries of its path alone.
     """
     groups = query.shape[1] // keys.shape[0]
     wide_keys, wide_values = (x.double().repeat_interleave(groups, dim=0) for x in (keys, values))
     visible = torch.zeros(len(tree), keys.shape[1], dtype=torch.bool)
-    visible[:, :length] = True
     for node in range(len(tree)):
-        visible[node, [length + other for other in path_to(tree, node)]] = True
+        seen = [*range(length), *(length + other for other in path_to(tree, node))]
+        visible[node, seen[-window:] if window else seen] = True
     scores = torch.einsum("nhd,hcd->nhc", query.double(), wide_keys) * scale
     scores = scores.masked_fill(~visible[:, None].to(scores.device), -math.inf)
     return torch.einsum("nhc,hcd->nhd", scores.softmax(-1), wide_values).flatten(1)

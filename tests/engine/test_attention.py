@@ -22,6 +22,7 @@ from fspad_bench.engine.attention import (
 from fspad_bench.engine.cache import KVCache
 from fspad_bench.engine.gpu.backend import KernelAttention
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.lossless.reference import windowed_masks
 
 CPU = torch.device("cpu")
 
@@ -41,6 +42,12 @@ def random_heads(heads, kv_heads, rows, length, dim=8):
     return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
 
 
+def additive(visible):
+    if isinstance(visible, dict):
+        return {kind: additive(mask) for kind, mask in visible.items()}
+    return torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, float("-inf"))
+
+
 def pending_of(tree, prefix):
     return Pending(prefix, tree.ancestry, len(tree))
 
@@ -48,9 +55,9 @@ def pending_of(tree, prefix):
 @pytest.mark.parametrize("scaling", [None, 0.125, 1.0])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1), (1, 1)])
 class TestFunction:
-    def check(self, query, key, value, visible, scaling, mask):
+    def check(self, query, key, value, visible, scaling, masks):
         out, weights = stock.tree_attention(
-            SimpleNamespace(), query, key, value, None, scaling=scaling, tree_mask=mask
+            SimpleNamespace(), query, key, value, None, scaling=scaling, tree_masks=masks
         )
         assert weights is None
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -73,7 +80,8 @@ class TestFunction:
         tree = random_tree(random.Random(nodes), nodes, vocabulary=99)
         visible = torch.cat([torch.ones(nodes, prefix, dtype=torch.bool), tree.visible()], dim=1)
         mask = additive_mask(pending_of(tree, prefix), heads // kv_heads, torch.float64, CPU)
-        self.check(*random_heads(heads, kv_heads, nodes, prefix + nodes), visible, scaling, mask)
+        every = random_heads(heads, kv_heads, nodes, prefix + nodes)
+        self.check(*every, visible, scaling, {None: mask})
 
 
 def test_causal_attention_over_earlier_keys_is_refused():
@@ -113,11 +121,12 @@ def backend_of(name, shape):
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])
 class TestBackends:
     DIM = 8
+    window = None
 
     def problem(self, heads, kv_heads, prefix, nodes, name, monkeypatch):
         """Return a backend, a cache with a prefix, and projections and angles of new entries."""
         monkeypatch.setenv(gpu.VARIABLE, "reference")
-        shape = HeadShape(heads, kv_heads, self.DIM, self.DIM**-0.5)
+        shape = HeadShape(heads, kv_heads, self.DIM, 0.3, (None, self.window))
         generator = torch.Generator().manual_seed(heads + nodes)
 
         def some(*sizes):
@@ -151,11 +160,20 @@ class TestBackends:
         assert cache.entries[0].equal(before[0])  # the other layer
         assert cache.entries[1][..., end:, :].equal(before[1][..., end:, :])
 
-    @pytest.mark.parametrize("count", [1, 7])
+    def seen(self, prefix, tree):
+        """Return which entries a tree's nodes see through the window, `[N, prefix + N]`."""
+        visible = torch.cat(
+            [torch.ones(len(tree), prefix, dtype=torch.bool), tree.visible()], dim=1
+        )
+        for row in visible if self.window else ():
+            row[row.nonzero()[: -self.window]] = False  # of its path, all but the last
+        return visible
+
+    @pytest.mark.parametrize("count", [1, 7, 600])
     def test_a_prefill_is_causal(self, heads, kv_heads, name, count, monkeypatch):
         problem = self.problem(heads, kv_heads, 0, count, name, monkeypatch)
         backend, cache, projections, rope = problem
-        visible = torch.ones(count, count).tril().bool()
+        visible = self.seen(0, Tree.chain(1, [1] * (count - 1)))
         attend = backend.prefill(cache, count)
         self.check(backend, cache, attend, projections, rope, 0, visible)
 
@@ -164,8 +182,8 @@ class TestBackends:
     def test_a_tree(self, heads, kv_heads, name, prefix, nodes, monkeypatch):
         problem = self.problem(heads, kv_heads, prefix, nodes, name, monkeypatch)
         backend, cache, projections, rope = problem
-        tree = random_tree(random.Random(nodes), nodes, vocabulary=99)
-        visible = torch.cat([torch.ones(nodes, prefix, dtype=torch.bool), tree.visible()], dim=1)
+        tree = random_tree(random.Random(nodes), nodes, vocabulary=99, reach=5)
+        visible = self.seen(prefix, tree)
         attend = backend.tree(cache, pending_of(tree, prefix))
         self.check(backend, cache, attend, projections, rope, prefix, visible)
 
@@ -175,8 +193,8 @@ class TestBackends:
         nodes = 70
         problem = self.problem(heads, kv_heads, prefix, nodes, name, monkeypatch)
         backend, cache, projections, rope = problem
-        tree = random_tree(random.Random(first), nodes, vocabulary=99)
-        visible = torch.cat([torch.ones(nodes, prefix, dtype=torch.bool), tree.visible()], dim=1)
+        tree = random_tree(random.Random(first), nodes, vocabulary=99, reach=5)
+        visible = self.seen(prefix, tree)
 
         def attend(layer, projections, rope):
             parts = []
@@ -188,6 +206,31 @@ class TestBackends:
             return torch.cat(parts)
 
         self.check(backend, cache, attend, projections, rope, prefix, visible)
+
+
+class TestNarrowBackends(TestBackends):
+    """The same where a query sees its last positions only: less than a tree is deep."""
+
+    window = 4
+
+
+class TestWideBackends(TestBackends):
+    """The same with a window that ends in the prefix of some nodes and covers that of others."""
+
+    window = 13
+
+
+def test_what_lies_before_the_window_is_not_read():
+    """A step through a window costs no more behind a longer prefix."""
+    shape = HeadShape(2, 1, 8, 0.3, (6,))
+    pending = pending_of(Tree([1, 2, 3], [-1, 0, 1]), 50)
+    assert pending.first_slot(6) == 45
+    assert additive_mask(pending, 1, torch.float64, CPU, 6, 45).shape == (3, 8)
+    cache = KVCache(1, 1, 60, 8, torch.float64, CPU)
+    cache.entries[..., :45, :] = torch.nan
+    rope = torch.zeros(2, 3, 8, dtype=torch.float64)
+    seen = TorchAttention(shape).tree(cache, pending)(0, torch.randn(3, 4, 8).double(), rope)
+    assert seen.isfinite().all()
 
 
 @pytest.mark.parametrize(("stock_attention", "tolerance"), [("sdpa", 1e-9), ("eager", 1e-5)])
@@ -214,12 +257,17 @@ def test_a_tree_equals_the_stock_model_with_a_4d_mask(name, stock_attention, tol
             scores = session.score(tree)
         visible = torch.ones(prefix + nodes, prefix + nodes).tril().bool()
         visible[prefix:, prefix:] = tree.visible()
-        mask = torch.zeros(visible.shape, dtype=torch.float64)
         positions = [*range(prefix), *(prefix + depth for depth in tree.depths)]
+        masks = windowed_masks(model, visible, positions)
+        added = (
+            {kind: additive(mask) for kind, mask in masks.items()}
+            if isinstance(masks, dict)
+            else additive(masks)
+        )
         out = model(
             input_ids=torch.tensor([prompt + list(tree.tokens)]),
             position_ids=torch.tensor([positions]),
-            attention_mask=mask.masked_fill(~visible, float("-inf"))[None, None],
+            attention_mask=added,
             output_hidden_states=True,
         )
         logits = out.logits[0]

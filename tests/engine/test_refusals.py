@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 from doubles import LLAMA3_ROPE, VOCABULARY, random_model, random_target
-from transformers import GemmaConfig, GPT2Config, LlamaConfig
+from transformers import Gemma3TextConfig, LlamaConfig
 
 from fspad_bench.core.protocols import LayerPlan
 from fspad_bench.core.tree import Tree
-from fspad_bench.engine.target import ContextError, TransformersTarget, check_architecture
+from fspad_bench.engine.architecture import check_architecture
+from fspad_bench.engine.target import ContextError, TransformersTarget
 from fspad_bench.errors import BenchError
 
 
@@ -87,46 +88,6 @@ def test_entries_of_another_target(target, session):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "length"),
-    [
-        ("mistral", {"sliding_window": 24}, 24),
-        ("mistral", {"sliding_window": 1000}, 256),
-        ("mistral", {"sliding_window": None}, 256),
-        (
-            "qwen2",
-            {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
-            24,
-        ),
-        (
-            "qwen2",
-            {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
-            256,
-        ),
-        ("qwen2", {"use_sliding_window": False, "sliding_window": 24}, 256),
-        (
-            "qwen3",
-            {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 0},
-            24,
-        ),
-    ],
-)
-def test_a_sliding_window(name, options, length):
-    target = random_target(name, **options)
-    assert target.max_length == length
-    target.session(length)
-    with pytest.raises(ContextError, match=f"exceed the context of {length}"):
-        target.session(length + 1)
-
-
-@pytest.mark.parametrize(
-    "config", [GPT2Config(), GemmaConfig()], ids=lambda config: config.model_type
-)
-def test_an_architecture(config):
-    with pytest.raises(BenchError, match=f"'{config.model_type}' is not supported"):
-        check_architecture(config)
-
-
-@pytest.mark.parametrize(
     "rope",
     [
         {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
@@ -145,6 +106,13 @@ def test_rotary_embeddings_that_depend_on_the_length(rope):
     """A deep node would change the frequencies of the root, and so the target's tokens."""
     with pytest.raises(BenchError, match="rotary embedding"):
         random_target("llama", rope_parameters=rope)
+
+
+def test_rotary_embeddings_of_one_type_of_layer_that_depend_on_the_length():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    config = Gemma3TextConfig(rope_parameters={"full_attention": rope})
+    with pytest.raises(BenchError, match="rotary embedding 'dynamic'"):
+        check_architecture(config)
 
 
 def test_rotary_embeddings_of_fixed_frequencies_are_supported():

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from doubles import WINDOWED, random_target
 
 from fspad_bench.core.tree import Tree
+from fspad_bench.engine.attention import Pending
 from fspad_bench.engine.cache import KVCache
 from fspad_bench.engine.cpu.native import native
 from fspad_bench.lossless import engine, engines, paths
@@ -27,6 +29,30 @@ def test_every_small_engine_holds(small, number):
     checks = engine.check_engine(Reference(target), SMALL, subject)
     assert [check for check in checks if not check.holds] == []
     assert len(checks) == 4
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_targets_with_windows_hold_and_a_wrong_window_is_caught(name, monkeypatch):
+    target = random_target(name)
+    sizes = engine.Sizes(nodes=(1, 64), prefixes=(40,), lengths=(1, 60))
+    reference = Reference(target)
+    assert all(check.holds for check in engine.check_engine(reference, sizes, name))
+    right = Pending.first_seen
+
+    def one_less(self, window):
+        return right(self, window and window - 1)
+
+    monkeypatch.setattr(Pending, "first_seen", one_less)
+    wrong = [each.name for each in engine.check_engine(reference, sizes, name) if not each.holds]
+    assert wrong == ["attention", "tree scores"]
+
+
+@pytest.mark.parametrize("name", ["qwen2-window", "gemma3"])
+def test_a_shallow_target_keeps_windows_and_scales(name):
+    one = engines.shallow(random_target(name, num_hidden_layers=3), layers=2)
+    assert one.heads.windows == random_target(name).heads.windows
+    found = engine.tree_errors(Reference(one), engine.Sizes((30,), (9,), ()))
+    assert found.reference < 1e-9
 
 
 @pytest.mark.parametrize("number", [1, 3], ids=[SUBJECTS[1], SUBJECTS[3]])

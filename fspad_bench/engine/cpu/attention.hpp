@@ -84,6 +84,11 @@ void merge_blocks(const float* partials, long blocks, long stride, long dim, T* 
     T::store(out + c * LANES, {sums[c] / total, sums[c + 1] / total});
 }
 
+// Return the number of the first block that any row attends to.
+template <typename T> long first_block(const AttentionCall<T>& call) {
+  return call.first ? *std::min_element(call.first, call.first + call.rows) / KEY_BLOCK : 0;
+}
+
 // Merge all partials [H_kv, blocks, queries] into call.out.
 template <typename T>
 void merge_all(const AttentionCall<T>& call, const float* partials, long blocks) {
@@ -108,18 +113,20 @@ template <typename T> void attend(const AttentionCall<T>& call, int threads) {
   tail_keys.read(call);
   const TailKeys& tail = tail_keys;  // of this thread; others would name their own
   const long queries = call.queries();
-  const long blocks = (call.length + KEY_BLOCK - 1) / KEY_BLOCK;
+  const long skipped = first_block(call);
+  const long blocks = (call.length + KEY_BLOCK - 1) / KEY_BLOCK - skipped;
   const long tasks = call.kv_heads * blocks;
   const long task_size = queries * partial_size(call.dim);
   T* q = grown(query_buffer, call.heads * call.rows * call.dim);  // [H_kv, queries, D]
   float* partials = grown(partial_buffer, tasks * task_size);     // [H_kv, blocks, queries]
   rotate_queries(call, q);
   const long run = std::max(1L, blocks / 4);  // neighbouring blocks of one thread: they prefetch
-  const bool is_parallel = call.kv_heads * call.length * queries * call.dim > MIN_PARALLEL_WORK;
+  const long read = std::min(call.length, blocks * KEY_BLOCK);
+  const bool is_parallel = call.kv_heads * read * queries * call.dim > MIN_PARALLEL_WORK;
 #pragma omp parallel for schedule(dynamic, run) num_threads(threads) if (is_parallel)
   for (long task = 0; task < tasks; task++) {
     const long head = task / blocks;
-    const long from = task % blocks * KEY_BLOCK;
+    const long from = (skipped + task % blocks) * KEY_BLOCK;
     attend_head(call, tail, q + head * queries * call.dim, head, from,
                 partials + task * task_size);
   }

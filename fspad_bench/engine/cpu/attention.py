@@ -8,6 +8,7 @@ torch's.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fspad_bench.engine.attention import Attend, HeadShape, Pending, TorchAttention
@@ -24,6 +25,7 @@ class CompiledAttention(TorchAttention):
 
     def tree(self, cache: KVCache, pending: Pending) -> Attend:
         visible = pending.visible
+        firsts = {window: _first_keys(pending, window) for window in self.shape.kinds}
         start = pending.start
         sizes = [self.shape.heads, 2 * self.shape.kv_heads]
 
@@ -31,7 +33,16 @@ class CompiledAttention(TorchAttention):
             q, kv = projections.split(sizes, dim=1)
             return self.native.attend(
                 q, kv, rope, cache.keys[layer], cache.values[layer], start, visible,
-                self.shape.scaling,
+                self.shape.scaling, firsts[self.shape.window(layer)],
             )  # fmt: skip
 
         return attend
+
+
+def _first_keys(pending: Pending, window: int | None) -> Tensor | None:
+    """Return how many of its first keys each new entry leaves out, `[N]`; None: no entry any.
+
+    An entry's keys are those of its path, so the number of a key is its position.
+    """
+    firsts = pending.first_seen(window)
+    return None if firsts is None else torch.tensor(firsts)

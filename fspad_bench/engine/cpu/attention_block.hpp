@@ -6,6 +6,8 @@
 //   at a time, in the same order, and gets the same bits.
 // - Where queries attend to different tail keys, all tail keys are scored; each query's are then
 //   gathered side by side for its softmax, and the weights are scattered back.
+// - A query may leave out the first so many of its keys (a sliding window). They keep their places in
+//   the blocks and weigh nothing, so the others are summed in the same order in any company.
 // - The result of a query is one partial of `partial_size(dim)` floats: the largest score, the sum
 //   of exponentials, and from LANES on the values [D] weighted by the exponentials.
 
@@ -29,6 +31,7 @@ template <typename T> struct AttentionCall {
   T* keys;                 // [H_kv, capacity, D]
   T* values;               // [H_kv, capacity, D]
   const uint8_t* visible;  // [rows, tail]: whether a row attends to a tail key; null: to all keys
+  const long* first;       // [rows]: a row leaves out its keys before this one; null: none
   T* out;                  // [rows, H D]
   long rows;
   long written;  // entries that the call adds to the cache; the rows of q are the last of them
@@ -47,6 +50,8 @@ template <typename T> struct AttentionCall {
   long groups() const { return heads / kv_heads; }
   long queries() const { return groups() * rows; }  // of one key-value head: [groups, rows]
   long common() const { return visible ? length - tail : length; }  // keys that all rows attend to
+  // Keys of a block that starts with a row's from-th key which the row leaves out.
+  long hidden(long row, long from) const { return first ? std::max(0L, first[row] - from) : 0; }
 };
 
 // The tail keys that each row attends to, counted from the first tail key, in ascending order. A
@@ -128,9 +133,12 @@ struct SoftmaxSums {
   float total;
 };
 
-// Replace scores by exp(score - maximum). Overwrites up to LANES - 1 floats after the last score.
-inline SoftmaxSums exponentiate(float* scores, long count) {
+// Replace scores by exp(score - maximum), leaving out the first `hidden`: their weight is 0, unless
+// all are hidden, and then that of the maximum is 0 beside any other block's. Overwrites up to
+// LANES - 1 floats after the last score.
+inline SoftmaxSums exponentiate(float* scores, long count, long hidden) {
   const long padded = (count + LANES - 1) / LANES * LANES;
+  std::fill(scores, scores + std::min(hidden, count), MASKED_SCORE);
   std::fill(scores + count, scores + padded, MASKED_SCORE);
   Floats maxima = broadcast(MASKED_SCORE);
   for (long k = 0; k < padded; k += LANES) {
@@ -149,7 +157,7 @@ inline SoftmaxSums exponentiate(float* scores, long count) {
 
 // `exponentiate` over the keys of a branched block that one row attends to. Other weights are 0.
 inline SoftmaxSums exponentiate_visible(float* scores, const KeyBlock& block, const TailKeys& tail,
-                                        long row) {
+                                        long row, long hidden) {
   const long row_keys = tail.offsets[row + 1] - tail.offsets[row];
   const long earlier = std::min(row_keys, block.from - block.first_slot);  // in earlier blocks
   const long count = std::min(row_keys - earlier, KEY_BLOCK - block.common);
@@ -158,7 +166,7 @@ inline SoftmaxSums exponentiate_visible(float* scores, const KeyBlock& block, co
   float gathered[KEY_BLOCK];
   std::memcpy(gathered, scores, block.common * sizeof(float));
   for (long k = 0; k < count; k++) gathered[block.common + k] = tail_scores[keys[k]];
-  const SoftmaxSums sums = exponentiate(gathered, block.common + count);
+  const SoftmaxSums sums = exponentiate(gathered, block.common + count, hidden);
   std::memcpy(scores, gathered, block.common * sizeof(float));
   std::fill(tail_scores, scores + block.count, 0.f);
   for (long k = 0; k < count; k++) tail_scores[keys[k]] = gathered[block.common + k];
@@ -207,10 +215,11 @@ KERNEL void attend_block(const AttentionCall<T>& call, const TailKeys& tail, con
                          prefetches ? values : nullptr);
   for (int query = 0; query < queries; query++) {
     float* row_scores = scores + query * width;
-    const SoftmaxSums sums =
-        block.is_branched
-            ? exponentiate_visible(row_scores, block, tail, (first + query) % call.rows)
-            : exponentiate(row_scores, block.count);
+    const long row = (first + query) % call.rows;
+    const long hidden = call.hidden(row, block.from);
+    const SoftmaxSums sums = block.is_branched
+                                 ? exponentiate_visible(row_scores, block, tail, row, hidden)
+                                 : exponentiate(row_scores, block.count, hidden);
     partials[query * stride] = sums.maximum;
     partials[query * stride + 1] = sums.total;
   }

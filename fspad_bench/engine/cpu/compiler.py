@@ -118,10 +118,11 @@ def loaded(path: Path) -> ctypes.CDLL:
     last: list[Any] = [ctypes.c_float, ctypes.c_int]
     library.fspad_pack.argtypes = [dtype, pointer, pointer, number, number]
     library.fspad_product.argtypes = [dtype, *[pointer] * 4, number, number, number, ctypes.c_int]
-    library.fspad_add_norm.argtypes = [dtype, *[pointer] * 4, number, number, *last]
-    library.fspad_gated.argtypes = [dtype, pointer, pointer, number, number, ctypes.c_int]
-    library.fspad_tail.argtypes = [dtype, *[pointer] * 5, number, *last]
-    library.fspad_attend.argtypes = [dtype, *[pointer] * 9, *last]
+    norm: list[Any] = [ctypes.c_float, *last]
+    library.fspad_add_norm.argtypes = [dtype, *[pointer] * 4, number, number, *norm]
+    library.fspad_gated.argtypes = [dtype, pointer, pointer, number, number, *[ctypes.c_int] * 2]
+    library.fspad_tail.argtypes = [dtype, *[pointer] * 5, number, *norm]
+    library.fspad_attend.argtypes = [dtype, *[pointer] * 10, *last]
     for name in FUNCTIONS:
         getattr(library, f"fspad_{name}").restype = None
     return library

@@ -41,34 +41,35 @@ EXPORT void fspad_product(int dtype, const void* x, const void* weight, const vo
 }
 
 EXPORT void fspad_add_norm(int dtype, void* x, const void* delta, const void* weight, void* out,
-                           long rows, long width, float eps, int threads) {
+                           long rows, long width, float eps, float norm_offset, int threads) {
   with_element(dtype, [=](auto element) {
     using T = decltype(element);
-    add_norm((T*)x, (const T*)delta, (const T*)weight, (T*)out, rows, width, eps, threads);
+    add_norm((T*)x, (const T*)delta, (const T*)weight, (T*)out, rows, width, {eps, norm_offset},
+             threads);
   });
 }
 
 EXPORT void fspad_gated(int dtype, const void* gate_up, void* out, long rows, long width,
-                        int threads) {
+                        int activation, int threads) {
   with_element(dtype, [=](auto element) {
     using T = decltype(element);
-    gated((const T*)gate_up, (T*)out, rows, width, threads);
+    gated((const T*)gate_up, (T*)out, rows, width, activation, threads);
   });
 }
 
 EXPORT void fspad_tail(int dtype, void* x, const void* attention, void* result,
                        const void* const* weights, const long* numbers, long rows, float eps,
-                       int threads) {
+                       float norm_offset, int threads) {
   with_element(dtype, [=](auto element) {
     using T = decltype(element);
-    const Tail<T> tail = read_tail<T>(weights, numbers, eps);
+    const Tail<T> tail = read_tail<T>(weights, numbers, {eps, norm_offset});
     tail.run((T*)x, (const T*)attention, (T*)result, rows, threads);
   });
 }
 
 EXPORT void fspad_attend(int dtype, const void* q, const void* kv, const void* cos, const void* sin,
-                         void* keys, void* values, const uint8_t* visible, void* out,
-                         const long* numbers, float scale, int threads) {
+                         void* keys, void* values, const uint8_t* visible, const long* first,
+                         void* out, const long* numbers, float scale, int threads) {
   with_element(dtype, [=](auto element) {
     using T = decltype(element);
     AttentionCall<T> call;
@@ -79,6 +80,7 @@ EXPORT void fspad_attend(int dtype, const void* q, const void* kv, const void* c
     call.keys = (T*)keys;
     call.values = (T*)values;
     call.visible = visible;
+    call.first = first;
     call.out = (T*)out;
     call.scale = scale;
     read_sizes(call, numbers);

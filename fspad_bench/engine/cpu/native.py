@@ -17,7 +17,7 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -37,13 +37,22 @@ BLOCK = 32  # outputs of a weight that lie together
 ROWS = 128  # products of more rows are left to torch; a tree is never larger
 PACKED = Arena()
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
+SILU = "silu"
+TANH_GELU = "gelu_pytorch_tanh"
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    SILU: F.silu,
+    TANH_GELU: partial(F.gelu, approximate="tanh"),
+}
+"""A gate's activation by transformers' name; the compiled functions number them in this order."""
 
 Tail = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """(x `[N, d]`, attention's output `[N, H D]`) -> (x after the residual sums, the next projections
 `[N, out]`).
 """
 Mlp = tuple[Tensor | None, ...]
-"""Norm, gate and up stacked, their bias, down, its bias; products' weights packed."""
+"""Norm, gate and up stacked, their bias, down, its bias, the norm of what it adds; products'
+weights packed.
+"""
 
 
 class TorchOps:
@@ -52,9 +61,12 @@ class TorchOps:
     compiled = False
     signature = ""
 
-    def __init__(self, norm: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    def __init__(
+        self, norm: Callable[[Tensor, Tensor, float], Tensor], activation: str = SILU
+    ) -> None:
         """`norm(x, weight, eps)` is an RMS norm of the last dimension."""
         self.norm = norm
+        self.activation = activation
 
     def add_norm(
         self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
@@ -64,9 +76,9 @@ class TorchOps:
         return x, self.norm(x, weight, eps)
 
     def gated(self, both: Tensor) -> Tensor:
-        """Return silu(gate) * up `[N, m]` of rows of gate and up, `[N, 2 m]`."""
+        """Return activation(gate) * up `[N, m]` of rows of gate and up, `[N, 2 m]`."""
         gate, up = both.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return ACTIVATIONS[self.activation](gate) * up
 
 
 class Native:
@@ -74,10 +86,32 @@ class Native:
 
     compiled = True
 
-    def __init__(self, functions: ctypes.CDLL, signature: str = "") -> None:
-        """`signature` distinguishes these functions, as compiled here, from any others."""
+    def __init__(
+        self,
+        functions: ctypes.CDLL,
+        signature: str = "",
+        *,
+        norm_offset: float = 0.0,
+        activation: str = SILU,
+    ) -> None:
+        """`signature` distinguishes these functions, as compiled here, from any others.
+
+        `norm_offset` is added to the weights of norms; `activation` is that of gates.
+        """
         self.functions = functions
         self.signature = signature
+        self.norm_offset = norm_offset
+        self.activation = activation
+
+    def of(self, norm_offset: float, activation: str) -> Native:
+        """Return the same functions for a family with these norms and gates."""
+        return Native(
+            self.functions, self.signature, norm_offset=norm_offset, activation=activation
+        )
+
+    @property
+    def _gate(self) -> int:
+        return list(ACTIVATIONS).index(self.activation)
 
     def pack(self, weight: Tensor) -> Tensor:
         """Reorder a weight `[out, in]` for `product`: `[out padded to blocks, in]`."""
@@ -106,23 +140,24 @@ class Native:
         out = torch.empty_like(x)
         self.functions.fspad_add_norm(
             KINDS[x.dtype], x.data_ptr(), _pointer(delta), weight.data_ptr(),
-            out.data_ptr(), *x.shape, eps, torch.get_num_threads(),
+            out.data_ptr(), *x.shape, eps, self.norm_offset, torch.get_num_threads(),
         )  # fmt: skip
         return x, out
 
     def gated(self, both: Tensor) -> Tensor:
-        """Return silu(gate) * up `[N, m]` of rows of gate and up, `[N, 2 m]`."""
+        """Return activation(gate) * up `[N, m]` of rows of gate and up, `[N, 2 m]`."""
         rows = both.shape[0]
         width = both.shape[1] // 2
         out = both.new_empty(rows, width)
         self.functions.fspad_gated(
-            KINDS[both.dtype], both.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads()
-        )
+            KINDS[both.dtype], both.data_ptr(), out.data_ptr(), rows, width, self._gate,
+            torch.get_num_threads(),
+        )  # fmt: skip
         return out
 
     def tail(
         self,
-        out: tuple[Tensor | None, Tensor | None],
+        out: tuple[Tensor | None, Tensor | None, Tensor | None],
         mlps: Sequence[Mlp],
         norm: Tensor,
         following: tuple[Tensor | None, Tensor | None],
@@ -131,23 +166,24 @@ class Native:
     ) -> Tail:
         """Build one call for all that lies between two attentions: `forward.TailParts` says what.
 
-        `out` and `following` are products' weights, packed, with their biases; `widths`: of the
-        attention's output, of x, of an MLP's gate, of the following product (0 where there is
-        none).
+        `out` and `following` are products' weights, packed, with their biases, `out` with the norm
+        of what it adds; `widths`: of the attention's output, of x, of an MLP's gate, of the
+        following product (0 where there is none).
         """
         weights = [*out, norm, *following, *(weight for mlp in mlps for weight in mlp)]
         kind = KINDS[norm.dtype]
         function = self.functions.fspad_tail
         pointers = (ctypes.c_void_p * len(weights))(*(_pointer(w) for w in weights))
-        numbers = (ctypes.c_long * 5)(*widths, len(mlps))
+        numbers = (ctypes.c_long * 6)(*widths, len(mlps), self._gate)
         outs = widths[3] or widths[1]
+        offset = self.norm_offset
 
         def run(x: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
             result = x.new_empty(len(x), outs)
             seen = None if seen is None else seen.contiguous()
             function(
                 kind, x.data_ptr(), _pointer(seen), result.data_ptr(), pointers, numbers, len(x),
-                eps, torch.get_num_threads(),
+                eps, offset, torch.get_num_threads(),
             )  # fmt: skip
             return x, result
 
@@ -164,13 +200,15 @@ class Native:
         start: int,
         visible: Tensor | None,
         scale: float,
+        first: Tensor | None = None,
     ) -> Tensor:
         """Rotate q and the keys of kv, write kv into the cache, and attend: `[N, H D]`.
 
         q `[N, H, D]` and kv `[M, 2 H_kv, D]` (keys, then values) are rows as products made them
         (strided), q the last N of the M. kv goes to the slots from `start` on of keys and values
         `[H_kv, slots, D]`; these are the last entries attended to. `visible [N, R]` says which of
-        the last R each query attends to; without it, all. `rope [2, M or 1, D]` is as
+        the last R each query attends to; without it, all. `first [N]` int64 leaves out the first so
+        many of all those keys, of each query's own; without it, none. `rope [2, M or 1, D]` is as
         `forward.RopeTable` makes it. Raises RuntimeError past the last slot.
         """
         rows, heads, dim = q.shape
@@ -189,7 +227,7 @@ class Native:
         out = q.new_empty(rows, heads * dim)
         self.functions.fspad_attend(
             KINDS[q.dtype], q.data_ptr(), kv.data_ptr(), cos, sin, keys.data_ptr(),
-            values.data_ptr(), _pointer(visible), out.data_ptr(), numbers, scale,
+            values.data_ptr(), _pointer(visible), _pointer(first), out.data_ptr(), numbers, scale,
             torch.get_num_threads(),
         )  # fmt: skip
         return out
@@ -275,6 +313,14 @@ def _computes(functions: Native, dtype: torch.dtype) -> bool:
         mask = F.pad(visible, (start, 0), value=True)
         all_keys = keys[:, : start + 3]
         all_values = values[:, : start + 3]
+        reference = F.scaled_dot_product_attention(
+            q.transpose(0, 1), all_keys, all_values, attn_mask=mask
+        )
+        ours.append(seen.reshape(3, 2, dim))
+        expected.append(reference.transpose(0, 1))
+        first = torch.tensor([3, 130, 132])
+        seen = functions.attend(q, kv, rope, keys, values, start, visible, dim**-0.5, first)
+        mask &= torch.arange(start + 3) >= first[:, None]
         reference = F.scaled_dot_product_attention(
             q.transpose(0, 1), all_keys, all_values, attn_mask=mask
         )

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,11 +25,27 @@ NAMES = (HOST, "reference", "triton")
 VARIABLE = "FSPAD_KERNELS"
 
 
+class Attend(Protocol):
+    """Tree attention; a window goes with the depths of the nodes."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bits: Tensor,
+        length: Tensor,
+        scale: float,
+        window: int | None = None,
+        depths: Tensor | None = None,
+    ) -> Tensor: ...
+
+
 class Kernels(NamedTuple):
     """One implementation of every kernel; the module `reference` defines what each computes."""
 
     name: str
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
+    attend: Attend
     choose: Callable[[Tensor, Tensor, Tensor, SamplerTensors], Tensor]
     walk: Callable[[Nodes, Tensor], Walk]
     compact: Callable[[Tensor, Tensor, Walk], None]

@@ -5,6 +5,8 @@
 - The prefix is split over programs with a running soft-max each (flash-decoding, Dao et al. 2023);
   a second kernel joins the splits.
 - Tiles inside the prefix have no mask. In the tree a node's ancestor bits decide.
+- Through a window every tile has a mask of positions, and tiles before the root's window are not
+  read.
 - The prefix length lives on the device and does not decide the number of splits, so one captured
   launch serves a whole generation.
 
@@ -75,15 +77,16 @@ def _related(BITS, WORDS, node, live, columns, length):
 
 @triton.jit(do_not_specialize=["NODES", "WORDS"])
 def _split(
-    Q, K, V, BITS, LENGTH, OUT, PART, MAXIMA, SUMS, NODES, WORDS,
+    Q, K, V, BITS, DEPTHS, LENGTH, OUT, PART, MAXIMA, SUMS, NODES, WORDS,
     query_head, query_node, cache_head, cache_row,  # strides
     GROUP: tl.constexpr, SPLITS: tl.constexpr, SCALE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr, DIMS: tl.constexpr,
-    FACTOR: tl.constexpr, WIDE: tl.constexpr,
+    FACTOR: tl.constexpr, WIDE: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Attend from one tile of rows of one key-value head to one split of prefix and tree.
 
     With one split the result goes to OUT, otherwise the running soft-max to PART, MAXIMA, SUMS.
+    WINDOW 0: rows see everything; else DEPTHS holds the nodes' depths.
     """
     head = tl.program_id(1)
     split = tl.program_id(2)
@@ -95,9 +98,15 @@ def _split(
     # Columns are cache entries: the prefix is 0 .. length, the tree length .. end.
     length = tl.load(LENGTH)
     end = length + NODES
-    chunk = tl.cdiv(tl.cdiv(end, SPLITS), COLUMNS) * COLUMNS  # a split's columns, whole tiles
-    first = split * chunk
-    last = tl.minimum((split + 1) * chunk, end)
+    origin = 0
+    nearest = 0  # the first position that each row sees
+    if WINDOW:
+        origin = tl.maximum(length - WINDOW + 1, 0) // COLUMNS * COLUMNS
+        nearest = length + tl.load(DEPTHS + node, mask=live, other=0) - WINDOW + 1  # [R]
+    # a split's columns, whole tiles
+    chunk = tl.cdiv(tl.cdiv(end - origin, SPLITS), COLUMNS) * COLUMNS
+    first = origin + split * chunk
+    last = tl.minimum(first + chunk, end)
     q = tl.load(  # [R, DIMS]
         Q + query[:, None] * query_head + node[:, None] * query_node + dims[None, :],
         mask=live[:, None] & (dims < DIM)[None, :], other=0.0,
@@ -111,8 +120,11 @@ def _split(
     plain = tl.maximum(first, tl.minimum(last, length // COLUMNS * COLUMNS))
     for start in range(first, plain, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
+        visible = live[:, None]
+        if WINDOW:
+            visible = visible & (columns[None, :] >= nearest[:, None])
         m, total, acc = _tile(
-            q, keys, values, live[:, None], m, total, acc,
+            q, keys, values, visible, m, total, acc,
             columns, dims, cache_row, SCALE, DIM, FACTOR,
         )  # fmt: skip
     # The few tiles that touch the tree. Prefetching them would not pay: num_stages=1.
@@ -121,6 +133,10 @@ def _split(
         columns = tl.minimum(wanted, last - 1)  # never read an entry that was not written
         related = _related(BITS, WORDS, node, live, columns, length)
         visible = live[:, None] & (wanted < last)[None, :] & ((columns < length)[None, :] | related)
+        if WINDOW:
+            depth = tl.load(DEPTHS + tl.maximum(columns - length, 0))  # [B]
+            positions = tl.where(columns < length, columns, length + depth)
+            visible = visible & (positions[None, :] >= nearest[:, None])
         m, total, acc = _tile(
             q, keys, values, visible, m, total, acc,
             columns, dims, cache_row, SCALE, DIM, FACTOR,
@@ -172,12 +188,22 @@ def _join(
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, bits: Tensor, length: Tensor, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bits: Tensor,
+    length: Tensor,
+    scale: float,
+    window: int | None = None,
+    depths: Tensor | None = None,
 ) -> Tensor:
     """Attend as `reference.attend` defines; returns `[H, N, D]`.
 
-    query `[H, N, D]`; keys, values `[H_kv, C, D]`; bits `[N, W]`.
+    query `[H, N, D]`; keys, values `[H_kv, C, D]`; bits `[N, W]`; depths int32 `[N]`.
     """
+    if window is None or depths is None:
+        window = 0
+        depths = length  # not read
     heads, nodes, dim = query.shape
     kv_heads, capacity, _ = keys.shape
     group = heads // kv_heads
@@ -185,7 +211,8 @@ def attend(
     most = 64 if query.dtype.itemsize == 2 else 16
     rows = min(most, max(16, triton.next_power_of_2(nodes * group)))
     tiles = triton.cdiv(nodes * group, rows)
-    splits = _splits(capacity, tiles * kv_heads, query.device)
+    read = min(capacity, window + nodes) if window else capacity
+    splits = _splits(read, tiles * kv_heads, query.device)
     out = query.new_empty(heads, nodes, dim)
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     columns, stages = tile(query.dtype, rows, dims)
@@ -194,11 +221,11 @@ def attend(
     )
     maxima, sums = query.new_empty(2, splits, kv_heads, nodes * group, dtype=wide)
     _split[tiles, kv_heads, splits](
-        query, keys, values, bits, length, out, partial, maxima, sums, nodes, bits.shape[1],
+        query, keys, values, bits, depths, length, out, partial, maxima, sums, nodes, bits.shape[1],
         query.stride(0), query.stride(1), keys.stride(0), keys.stride(1),
         GROUP=group, SPLITS=splits, SCALE=scale * LOG2E,
         ROWS=rows, COLUMNS=columns, DIM=dim, DIMS=dims,
-        FACTOR=_factor(query.dtype), WIDE=TYPES[wide], num_stages=stages,
+        FACTOR=_factor(query.dtype), WIDE=TYPES[wide], WINDOW=window, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
         _join[triton.cdiv(nodes * group, JOINED), kv_heads](

@@ -19,6 +19,7 @@ from fspad_bench.core.verification import Accepted, Chooser, NodeRule, Rule, mat
 from fspad_bench.engine.attention import Attend, HeadShape, Pending, TorchAttention
 from fspad_bench.engine.cache import Compact, KVCache
 from fspad_bench.engine.gpu import Kernels
+from fspad_bench.engine.gpu.reference import lineage
 from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk
 
 
@@ -43,10 +44,12 @@ class KernelAttention(TorchAttention):
         """Write new entries to `slots [N]`; they are the last N of the R pending ones, whose `bits`
         are `[R, W]`.
 
-        `length` int32 `[1]`: committed entries. All are tensors, so that a captured graph reads
+        `length` int32 `[1]`: committed entries. A node's depth, by which windows go, is the number
+        of its ancestors. All are tensors, so that a captured graph reads
         their new contents.
         """
         earlier = len(bits) - len(slots)
+        depths = lineage(bits).sum(-1, dtype=torch.int32) - 1 if any(self.shape.windows) else None
 
         def attend(layer: int, projections: Tensor, rope: Tensor) -> Tensor:
             q, k, v = self.rotated(projections, rope)
@@ -56,7 +59,10 @@ class KernelAttention(TorchAttention):
             values.index_copy_(1, slots, v)
             if earlier:  # the kernel wants a query for each pending entry
                 q = F.pad(q, (0, 0, earlier, 0))
-            seen = self.kernels.attend(q, keys, values, bits, length, self.shape.scaling)
+            window = self.shape.window(layer)
+            seen = self.kernels.attend(
+                q, keys, values, bits, length, self.shape.scaling, window, depths
+            )
             return seen[:, earlier:].transpose(0, 1).flatten(1)
 
         return attend

@@ -15,19 +15,31 @@ from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, bits: Tensor, length: Tensor, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bits: Tensor,
+    length: Tensor,
+    scale: float,
+    window: int | None = None,
+    depths: Tensor | None = None,
 ) -> Tensor:
     """Attend from the N nodes of a tree to the prefix and the tree; returns `[H, N, D]`.
 
     query `[H, N, D]`; keys, values `[H_kv, C, D]`, in which the prefix has the entries
     `0 .. length` and node n the entry `length + n`; bits `[N, W]`. A node sees the whole prefix
-    and the nodes whose bit it has.
+    and the nodes whose bit it has. With a window it sees, of those, the entries of its last
+    `window` positions: an entry of the prefix is at its own, a node at `length + depths[n]`, where
+    depths are int32 `[N]`.
     """
     heads, nodes, dim = query.shape
     columns = torch.arange(keys.shape[1], device=query.device)  # [C]
     node = (columns - length).clamp(0, nodes - 1)  # [C], of the entries after the prefix
     bit = (bits[:, node // WORD] >> (node % WORD)) & 1  # [N, C]
     visible = (columns < length) | ((columns < length + nodes) & (bit == 1))
+    if window is not None and depths is not None:
+        positions = torch.where(columns < length, columns, length + depths[node])
+        visible &= positions > (length + depths - window)[:, None]
     grouped = query.reshape(keys.shape[0], -1, nodes, dim)  # [H_kv, G, N, D]
     wide = torch.promote_types(query.dtype, torch.float32)
     products = torch.einsum("kgnd,kcd->kgnc", grouped.to(wide) * scale, keys.to(wide))
@@ -73,10 +85,10 @@ def walk(nodes: Nodes, choice: Tensor) -> Walk:
     agrees &= nodes.depths >= 0
     size = len(nodes.bits)
     columns = torch.arange(size, device=choice.device)
-    lineage = (nodes.bits[:, columns // WORD] >> (columns % WORD)) & 1 == 1  # [N, N]
-    on_path = agrees & ~(lineage & ~agrees).any(-1)
+    related = lineage(nodes.bits)
+    on_path = agrees & ~(related & ~agrees).any(-1)
     deepest = torch.where(on_path, nodes.depths, -1).argmax()
-    accepted = lineage[deepest]  # [N]
+    accepted = related[deepest]  # [N]
     rank = accepted.cumsum(0) - 1
     path = torch.zeros_like(nodes.parents)
     # A node that is not accepted writes a 0 to the last place. That place is the path's only if
@@ -85,6 +97,12 @@ def walk(nodes: Nodes, choice: Tensor) -> Walk:
         0, torch.where(accepted, rank, size - 1), torch.where(accepted, columns, 0).to(path.dtype)
     )
     return Walk(path, accepted.sum().to(path.dtype), choice[deepest])
+
+
+def lineage(bits: Tensor) -> Tensor:
+    """Return whether each node descends from each other or is it, `[N, N]`, of bits `[N, W]`."""
+    columns = torch.arange(len(bits), device=bits.device)
+    return (bits[:, columns // WORD] >> (columns % WORD)) & 1 == 1
 
 
 def compact(entries: Tensor, length: Tensor, walk: Walk) -> None:

@@ -91,17 +91,31 @@ def test_a_norm_is_that_of_the_sum_it_writes(compiled, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gated_values_are_right_for_gates_of_any_size(compiled, dtype):
+def test_an_offset_is_added_to_a_norms_weights_before_any_rounding(compiled, dtype):
+    x = randomly(5, 96, dtype=dtype)
+    weight = (randomly(96) * 1e-3).to(dtype)  # 1 + w would lose them in bfloat16
+    _, normed = compiled.of(1.0, "silu").add_norm(x.clone(), None, weight, 1e-5)
+    expected = F.rms_norm(x.double(), (96,), 1 + weight.double(), 1e-5)
+    ulp = 2**-8 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(normed.double(), expected, rtol=ulp, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", native.ACTIVATIONS)
+def test_gated_values_are_right_for_gates_of_any_size(compiled, activation, dtype):
     both = torch.cat([torch.linspace(-120, 120, 5 * 64).reshape(5, 64), randomly(5, 64)], dim=1).to(
         dtype
     )
     gate, up = both.double().chunk(2, dim=-1)
-    values = compiled.gated(both).double()
+    values = compiled.of(0.0, activation).gated(both).double()
     bound = 1e-5 if dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(values, F.silu(gate) * up, rtol=bound, atol=1e-30)
+    expected = native.ACTIVATIONS[activation](gate) * up
+    # torch's tanh is -1 where e^(2 u) is not yet 0
+    least = 1e-30 if activation == "silu" else 1e-12
+    torch.testing.assert_close(values, expected, rtol=bound, atol=least)
 
 
-def attended(q, kv, rope, keys, values, start, visible, scale):
+def attended(q, kv, rope, keys, values, start, visible, scale, first=None):
     """Compute the same in float64 from the formulas."""
     q, kv, rope, keys, values = (x.double() for x in (q, kv, rope, keys, values))
     k, v = kv.transpose(0, 1).chunk(2)
@@ -111,6 +125,8 @@ def attended(q, kv, rope, keys, values, start, visible, scale):
     mask = torch.ones(len(q), end, dtype=torch.bool)
     if visible is not None:
         mask[:, end - visible.shape[1] :] = visible
+    if first is not None:  # the number of a key among those that a query attends to
+        mask &= mask.cumsum(-1) - 1 >= first[:, None]
     turned = rotate(q.transpose(0, 1), rope[:, -len(q) :])
     groups = q.shape[1] // keys.shape[0]
     repeated = (x[:, :end].repeat_interleave(groups, dim=0) for x in (keys, values))
@@ -152,6 +168,14 @@ def test_attention_equals_the_formulas(
     near(seen, expected, dtype)
     for ours, reference in zip((keys, values), entries, strict=True):
         near(ours, reference, dtype)
+    count = start + written if visible is None else start + written - tail + visible.sum(-1)
+    for left in (1, 7, 129, 200):  # keys of the shallowest query; the others leave out more
+        first = (torch.as_tensor(count) - left - torch.arange(rows) % 3).clamp(min=0).expand(rows)
+        first = first.contiguous()
+        expected, *_ = attended(q, kv, rope, keys, values, start, visible, 0.2, first)
+        near(
+            compiled.attend(q, kv, rope, keys, values, start, visible, 0.2, first), expected, dtype
+        )
 
 
 @pytest.mark.parametrize(("start", "written"), [(8, 1), (7, 2), (0, 9), (400, 1)])
@@ -191,9 +215,13 @@ def by_parts(fused, parts, x, seen):
     """Compute one tail by its parts, each in a call of its own."""
     ops = fused.ops
     delta = parts.out(seen) if parts.out else None
+    if parts.out_norm is not None and delta is not None:
+        delta = ops.add_norm(delta, None, parts.out_norm, fused.eps)[1]
     for mlp in parts.mlps:
         x, normed = ops.add_norm(x, delta, mlp.mlp_norm, fused.eps)
         delta = mlp.down(ops.gated(mlp.gate_up(normed)))
+        if mlp.down_norm is not None:
+            delta = ops.add_norm(delta, None, mlp.down_norm, fused.eps)[1]
     x, normed = ops.add_norm(x, delta, parts.norm, fused.eps)
     return x, parts.following(normed) if parts.following else normed
 

@@ -52,8 +52,8 @@ DTYPES = {
 UNALIGNED = ("NODES", "STEP", "WORDS", "query_node")  # not known to be multiples of 16
 
 
-def split(kind, rows, dim, splits=8):
-    """An attention kernel as it is launched for these rows and this head dimension."""
+def split(kind, rows, dim, splits=8, window=0):
+    """An attention kernel as it is launched for these rows, this head dimension and window."""
     dtype, factor = DTYPES[kind]
     dims = triton.next_power_of_2(dim)
     columns, stages = attention.tile(dtype, rows, dims)
@@ -65,6 +65,7 @@ def split(kind, rows, dim, splits=8):
         "COLUMNS": columns,
         "FACTOR": factor,
         "SPLITS": splits,
+        "WINDOW": window,
         "WIDE": tl.float64 if kind == "*fp64" else tl.float32,
     }
     types = {"WORDS": "i32"}
@@ -128,6 +129,7 @@ KERNELS = [
     (compaction._compact, {"DIM": 96, "DIMS": 128}, "*fp16", {}, 3),
 ]
 MORE = [
+    split("*bf16", 32, 96, 8, 1024),
     split("*bf16", 64, 128),
     split("*fp32", 16, 128),
     split("*fp64", 16, 16, 1),

@@ -60,6 +60,10 @@ def exact(query, keys, values, bits, length, scale):
     )
 
 
+def depths_of(tree, device):
+    return torch.tensor(tree.depths, dtype=torch.int32, device=device)
+
+
 def check(prefix, nodes, dim, group, dtype, device, grown):
     inputs = problem(prefix, nodes, dim, group, dtype, device, grown(nodes))
     output = attention.attend(*inputs)
@@ -105,25 +109,44 @@ def test_in_float64_too(device, grown):
     check(130, 24, 64, 3, torch.float64, device, grown)
 
 
+@pytest.mark.parametrize("window", [None, 1, 2, 7, 100])
 @pytest.mark.parametrize("prefix", [0, 5, 64, 90])
-def test_the_reference_is_soft_max_over_what_a_node_sees(prefix, device, grown):
+def test_the_reference_is_soft_max_over_what_a_node_sees(prefix, window, device, grown):
     tree = grown(9)
     query, keys, values, bits, length, scale = problem(
         prefix, 9, 16, 2, torch.float64, device, tree
     )
-    output = reference.attend(
-        query, keys[:, : prefix + 9], values[:, : prefix + 9], bits, length, scale
-    )
+    of_tree = (keys[:, : prefix + 9], values[:, : prefix + 9], bits, length, scale)
+    output = reference.attend(query, *of_tree, window, depths_of(tree, device))
     for node in range(9):
         line = []
         ancestor = node
         while ancestor >= 0:
             line.insert(0, prefix + ancestor)
             ancestor = tree.parents[ancestor]
-        entries = [*range(prefix), *line]
+        entries = [*range(prefix), *line][-(window or 0) :]
         for head in range(4):
             weights = (keys[head // 2, entries] @ query[head, node] * scale).softmax(0)
             torch.testing.assert_close(output[head, node], weights @ values[head // 2, entries])
+
+
+@pytest.mark.parametrize(
+    ("prefix", "window", "splits"),
+    [(0, 3, 1), (5, 4, 1), (130, 40, 4), (300, 33, 1), (300, 200, 8)],
+)
+def test_through_a_window_it_equals_the_reference(
+    prefix, window, splits, device, grown, monkeypatch
+):
+    tree = grown(31)
+    monkeypatch.setattr(attention, "_splits", lambda *_: splits)
+    query, keys, values, *rest = problem(prefix, 31, 64, 3, torch.float64, device, tree)
+    unread = max(0, prefix - window + 1) // 64 * 64  # whole tiles before the root's window
+    keys[:, :unread] = torch.nan
+    depths = depths_of(tree, device)
+    output = attention.attend(query, keys, values, *rest, window, depths)
+    held = [x[:, : prefix + 31].nan_to_num(0.0) for x in (keys, values)]
+    expected = reference.attend(query, *held, *rest, window, depths)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-9)
 
 
 def test_padding_nodes_change_nothing(device, grown):

@@ -12,7 +12,7 @@ import pytest
 TOP_K_TOP_P = ["_tops", "_weigh", "_top_k", "_last", "_best_kept"]
 NAMES = ["_split", "_join", "_best", *TOP_K_TOP_P, "_gather", "_walk", "_compact"]
 MORE_TOP_K_TOP_P = [*["_weigh"] * 2, "_top_k", "_last", *["_best_kept"] * 2]
-MORE = [*["_split"] * 7, "_best", *MORE_TOP_K_TOP_P, "_gather", "_walk"]
+MORE = [*["_split"] * 8, "_best", *MORE_TOP_K_TOP_P, "_gather", "_walk"]
 
 
 @pytest.mark.parametrize(
