@@ -176,7 +176,7 @@ def random_model(
             kind(**{**COMMON, **own, **options}), attn_implementation="sdpa"
         )
         for weight in model.parameters():
-            if not weight.any():  # a norm that multiplies with 1 + w: every one would be the same
+            if not weight.any():  # biases, and norms that multiply with 1 + w: none would show
                 weight.data.normal_(0, 0.3)
     return model.to(dtype).eval()
 

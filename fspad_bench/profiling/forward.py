@@ -23,7 +23,8 @@ class ForwardCosts:
     """Seconds of a forward by tree nodes (`curve`), and of one node by prefix length (`lengths`).
 
     `weight_bytes`: read by a forward; `entry_bytes`: one token's keys and values in all layers;
-    `copy_bandwidth`: bytes per second.
+    `copy_bandwidth`: bytes per second; `windows`: of how many last positions each layer reads the
+    entries (None: of all; empty: all layers read all).
     """
 
     curve: dict[int, float]
@@ -31,12 +32,18 @@ class ForwardCosts:
     weight_bytes: int
     entry_bytes: int
     copy_bandwidth: float
+    windows: tuple[int | None, ...] = ()
 
     def expected(self, length: int) -> float:
         """Return a one-token step's seconds if cache entries were read at the copy's bandwidth."""
         shortest = min(self.lengths)
-        added_bytes = (length - shortest) * self.entry_bytes
-        return self.lengths[shortest] + added_bytes / self.copy_bandwidth
+        added = self._entries_read(length) - self._entries_read(shortest)
+        return self.lengths[shortest] + added * self.entry_bytes / self.copy_bandwidth
+
+    def _entries_read(self, length: int) -> float:
+        """Return the entries that a layer reads, on average."""
+        windows = self.windows or (None,)
+        return sum(length if w is None else min(length, w) for w in windows) / len(windows)
 
 
 def forward_costs(target: TransformersTarget) -> ForwardCosts:
@@ -50,6 +57,7 @@ def forward_costs(target: TransformersTarget) -> ForwardCosts:
         weight_bytes=_weight_bytes(target),
         entry_bytes=target.entry_bytes,
         copy_bandwidth=copy_bandwidth(target.device),
+        windows=target.heads.windows,
     )
 
 

@@ -1,5 +1,7 @@
 """The parts of a step add up, and the figures derived from them are right."""
 
+from dataclasses import replace
+
 import pytest
 from clock import stopped
 
@@ -51,6 +53,14 @@ def quick(monkeypatch):
 @pytest.fixture
 def clock(monkeypatch):
     return stopped(monkeypatch, steps, loop, device_loop, costs)
+
+
+def test_a_window_bounds_what_a_longer_prefix_is_expected_to_cost():
+    of_all = PROFILE.forward
+    assert of_all.expected(1100) == pytest.approx(0.2 + 1000 * 1e6 / 1e10)
+    half = replace(of_all, windows=(None, 300))
+    assert half.expected(1100) == pytest.approx(0.2 + (1000 + 200) / 2 * 1e6 / 1e10)
+    assert replace(of_all, windows=(50, 50)).expected(1100) == 0.2
 
 
 def test_parts_add_up_to_the_step(tiny):
