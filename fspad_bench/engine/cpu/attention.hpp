@@ -23,8 +23,8 @@ template <typename T> void rotate(const T* x, const T* cos, const T* sin, T* out
     const FloatPair other = T::load(x + (i + half) % dim);
     const FloatPair c = T::load(cos + i);
     const FloatPair s = T::load(sin + i);
-    T::store(out + i, {value.first * c.first + other.first * s.first,
-                       value.second * c.second + other.second * s.second});
+    T::store(out + i, {other.first * s.first + value.first * c.first,
+                       other.second * s.second + value.second * c.second});
   }
 }
 

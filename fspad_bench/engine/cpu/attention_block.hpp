@@ -13,7 +13,7 @@
 
 #pragma once
 
-#include "vectors.hpp"
+#include "sums.hpp"
 
 namespace {
 
@@ -142,8 +142,7 @@ inline SoftmaxSums exponentiate(float* scores, long count, long hidden) {
   std::fill(scores + count, scores + padded, MASKED_SCORE);
   Floats maxima = broadcast(MASKED_SCORE);
   for (long k = 0; k < padded; k += LANES) {
-    const Floats score = load_floats(scores + k);
-    maxima = score > maxima ? score : maxima;
+    maxima = larger(load_floats(scores + k), maxima);
   }
   const float maximum = max_lane(maxima);
   Floats totals = broadcast(0.f);

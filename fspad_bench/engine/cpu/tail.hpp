@@ -33,7 +33,7 @@ void add_norm(T* x, const T* delta, const T* weight, T* out, long rows, long wid
         T::store(x_row + i, {value.first + change.first, value.second + change.second});
         value = T::load(x_row + i);
       }
-      squares += value.first * value.first + value.second * value.second;
+      squares += value.second * value.second + value.first * value.first;
     }
     const float scale = 1.f / std::sqrt(sum_lanes(squares) / width + constants.eps);
     for (long i = 0; i < width; i += CHUNK) {
@@ -47,11 +47,16 @@ void add_norm(T* x, const T* delta, const T* weight, T* out, long rows, long wid
 
 constexpr int TANH_GELU = 1;  // the number of that activation
 
-inline Floats silu(Floats x) { return x / (1.f + exponential(-x)); }
+INLINED Floats silu(Floats x) {
+  return each_part([&](long p) { return x.parts[p] / (1.f + exponential(-x.parts[p])); });
+}
 
 // x (1 + tanh u) / 2 = x / (1 + e^(-2 u)) with u = sqrt(2 / pi) (x + 0.044715 x^3).
-inline Floats tanh_gelu(Floats x) {
-  return x / (1.f + exponential(-1.5957691f * (x + 0.044715f * x * x * x)));
+INLINED Floats tanh_gelu(Floats x) {
+  return each_part([&](long p) {
+    const auto v = x.parts[p];
+    return v / (1.f + exponential(-1.5957691f * (v + 0.044715f * v * v * v)));
+  });
 }
 
 // out [rows, width] <- activation(gate) * up, for rows [gate, up] of gate_up [rows, 2 width].

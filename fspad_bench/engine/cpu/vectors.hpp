@@ -31,10 +31,27 @@ constexpr long CHUNK = 2 * LANES;            // elements that one load reads
 constexpr long CACHE_LINE = 64;              // bytes
 constexpr long MIN_PARALLEL_WORK = 1 << 15;  // elements below which a second thread does not pay
 
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t HalfWords __attribute__((vector_size(2 * LANES)));
+#if defined(__AVX512F__)
+constexpr long REGISTER = 16;  // floats in a register
+#elif defined(__AVX__)
+constexpr long REGISTER = 8;
+#else
+constexpr long REGISTER = 4;
+#endif
+constexpr long PARTS = LANES / REGISTER;
+
+typedef float FloatPart __attribute__((vector_size(4 * REGISTER)));
+typedef int32_t IntPart __attribute__((vector_size(4 * REGISTER)));
+typedef uint32_t WordPart __attribute__((vector_size(4 * REGISTER)));
+typedef uint16_t HalfWordPart __attribute__((vector_size(2 * REGISTER)));
+
+// A vector of LANES floats, as parts that each fit in a register: a compiler keeps a vector that is
+// wider than a register in memory, which costs a product of several rows four fifths of its time.
+struct Floats {
+  FloatPart parts[PARTS];
+
+  float operator[](long lane) const { return parts[lane / REGISTER][lane % REGISTER]; }
+};
 
 // One chunk as floats.
 struct FloatPair {
@@ -42,16 +59,56 @@ struct FloatPair {
   Floats second;
 };
 
-// x - 0 is x for every x. x + 0 is not for x = -0, so the compiler could not drop the addition.
-inline Floats broadcast(float x) { return x - Floats{}; }
-
-inline Floats load_floats(const float* from) {
-  Floats x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
+// Return the vector whose p-th part is f(p).
+template <typename F> INLINED Floats each_part(F f) {
+  Floats result;
+#pragma GCC unroll 4
+  for (long p = 0; p < PARTS; p++) result.parts[p] = f(p);
+  return result;
 }
 
-inline void store_floats(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+// x - 0 is x for every x. x + 0 is not for x = -0, so the compiler could not drop the addition.
+INLINED Floats broadcast(float x) {
+  return each_part([=](long) { return x - FloatPart{}; });
+}
+
+INLINED Floats operator+(Floats x, Floats y) {
+  return each_part([&](long p) { return x.parts[p] + y.parts[p]; });
+}
+INLINED Floats operator*(Floats x, Floats y) {
+  return each_part([&](long p) { return x.parts[p] * y.parts[p]; });
+}
+INLINED Floats operator*(Floats x, float y) {
+  return each_part([&](long p) { return x.parts[p] * y; });
+}
+INLINED Floats operator*(float x, Floats y) { return y * x; }
+INLINED Floats operator+(Floats x, float y) {
+  return each_part([&](long p) { return x.parts[p] + y; });
+}
+INLINED Floats operator-(Floats x, float y) {
+  return each_part([&](long p) { return x.parts[p] - y; });
+}
+INLINED Floats operator/(Floats x, float y) {
+  return each_part([&](long p) { return x.parts[p] / y; });
+}
+INLINED Floats& operator+=(Floats& x, Floats y) { return x = x + y; }
+
+INLINED Floats larger(Floats x, Floats y) {
+  return each_part([&](long p) { return x.parts[p] > y.parts[p] ? x.parts[p] : y.parts[p]; });
+}
+
+INLINED Floats load_floats(const float* from) {
+  return each_part([=](long p) {
+    FloatPart part;
+    std::memcpy(&part, from + REGISTER * p, sizeof part);
+    return part;
+  });
+}
+
+INLINED void store_floats(float* to, Floats x) {
+  for (long p = 0; p < PARTS; p++)
+    std::memcpy(to + REGISTER * p, &x.parts[p], sizeof(FloatPart));
+}
 
 // Both element types offer:
 // - load, store: a chunk; store also LANES consecutive elements from one vector.
@@ -88,18 +145,28 @@ struct Float32 {
 struct Bfloat16 {
   uint16_t bits;
 
-  static FloatPair load(const Bfloat16* from) {
-    Words x;
-    std::memcpy(&x, from, sizeof x);
-    return {(Floats)(x << 16), (Floats)(x & 0xffff0000u)};
+  static INLINED FloatPair load(const Bfloat16* from) {
+    const auto words = [=](long p) {
+      WordPart x;
+      std::memcpy(&x, from + 2 * REGISTER * p, sizeof x);
+      return x;
+    };
+    return {each_part([&](long p) { return (FloatPart)(words(p) << 16); }),
+            each_part([&](long p) { return (FloatPart)(words(p) & 0xffff0000u); })};
   }
-  static void store(Bfloat16* to, FloatPair x) {
-    const Words words = rounded_words(x.first) >> 16 | (rounded_words(x.second) & 0xffff0000u);
-    std::memcpy(to, &words, sizeof words);
+  static INLINED void store(Bfloat16* to, FloatPair x) {
+    for (long p = 0; p < PARTS; p++) {
+      const WordPart even = rounded_words(x.first.parts[p]) >> 16;
+      const WordPart words = even | (rounded_words(x.second.parts[p]) & 0xffff0000u);
+      std::memcpy(to + 2 * REGISTER * p, &words, sizeof words);
+    }
   }
-  static void store(Bfloat16* to, Floats x) {
-    const HalfWords half_words = __builtin_convertvector(rounded_words(x) >> 16, HalfWords);
-    std::memcpy(to, &half_words, sizeof half_words);
+  static INLINED void store(Bfloat16* to, Floats x) {
+    for (long p = 0; p < PARTS; p++) {
+      const WordPart words = rounded_words(x.parts[p]) >> 16;
+      const HalfWordPart half_words = __builtin_convertvector(words, HalfWordPart);
+      std::memcpy(to + REGISTER * p, &half_words, sizeof half_words);
+    }
   }
   static float to_float(Bfloat16 x) {
     const uint32_t word = uint32_t(x.bits) << 16;
@@ -114,7 +181,7 @@ struct Bfloat16 {
     return (__m512bh)_mm512_loadu_si512(from);
   }
   static Floats multiply_add(Floats sum, Operand x, Operand y) {
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, x, y);
+    return {{(FloatPart)_mm512_dpbf16_ps((__m512)sum.parts[0], x, y)}};
   }
   static Operand broadcast_inputs(const Bfloat16* from) {
     int two_elements;
@@ -135,7 +202,9 @@ struct Bfloat16 {
   static Operand load_weights(const Bfloat16* from) { return load_operand(from); }
 
   // Return words whose upper halves are x rounded to nearest, ties to even.
-  static Words rounded_words(Floats x) { return (Words)x + 0x7fff + ((Words)x >> 16 & 1); }
+  static INLINED WordPart rounded_words(FloatPart x) {
+    return (WordPart)x + 0x7fff + ((WordPart)x >> 16 & 1);
+  }
 };
 
 inline float sum_lanes(Floats x) {
@@ -151,41 +220,21 @@ inline float max_lane(Floats x) {
 }
 
 // e^x = 2^n e^f with f in [-0.35, 0.35] and e^f by its Taylor series; 0 below 2^-126.
-inline Floats exponential(Floats x) {
-  Floats y = x * 1.44269504f;
-  y = y < -126.f ? broadcast(-126.f) : y;
-  y = y > 126.f ? broadcast(126.f) : y;
-  const Floats n = (y + 12582912.f) - 12582912.f;  // 1.5 * 2^23: leaves y rounded to an integer
-  const Floats f = (y - n) * 0.69314718f;
-  const Floats series =
+INLINED FloatPart exponential(FloatPart x) {
+  FloatPart y = x * 1.44269504f;
+  y = y < -126.f ? FloatPart{} - 126.f : y;
+  y = y > 126.f ? FloatPart{} + 126.f : y;
+  const FloatPart n = (y + 12582912.f) - 12582912.f;  // 1.5 * 2^23: leaves y rounded
+  const FloatPart f = (y - n) * 0.69314718f;
+  const FloatPart series =
       1.f +
       f * (1.f + f * (0.5f + f * (1.f / 6 + f * (1.f / 24 + f * (1.f / 120 + f * (1.f / 720))))));
-  const Floats power = (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
-  return y <= -126.f ? broadcast(0.f) : series * power;
+  const FloatPart power = (FloatPart)((__builtin_convertvector(n, IntPart) + 127) << 23);
+  return y <= -126.f ? FloatPart{} : series * power;
 }
 
-#ifdef __clang__
-#define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
-#else
-#define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (Ints){__VA_ARGS__})
-#endif
-
-// Return the sum of each of LANES vectors, as one vector. Each pass halves their number.
-inline Floats sum_each(const Floats* x) {
-  Floats a[8];
-  Floats b[4];
-  Floats c[2];
-  for (int i = 0; i < 8; i++)
-    a[i] = SHUFFLE(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           SHUFFLE(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  for (int i = 0; i < 4; i++)
-    b[i] = SHUFFLE(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-           SHUFFLE(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-  for (int i = 0; i < 2; i++)
-    c[i] = SHUFFLE(b[i], b[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-           SHUFFLE(b[i], b[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  return SHUFFLE(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-         SHUFFLE(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+INLINED Floats exponential(Floats x) {
+  return each_part([&](long p) { return exponential(x.parts[p]); });
 }
 
 // Call f with `count`, from 1 to `maximum`, as a compile-time constant.
