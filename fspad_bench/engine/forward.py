@@ -203,8 +203,9 @@ class FusedForward:
             parts.following,
             *(m for mlp in parts.mlps for m in (mlp.gate_up, mlp.down)),
         ]
-        present = [matrix for matrix in matrices if matrix is not None]
-        if not isinstance(self.ops, Native) or not all(matrix.native for matrix in present):
+        packed = [matrix.packed for matrix in matrices if matrix is not None]
+        types = {None if weight is None else weight.dtype for weight in packed}
+        if not isinstance(self.ops, Native) or len(types) != 1 or None in types:
             return plain
         compiled = self.ops.tail(
             (*_packed(parts.out), parts.out_norm),

@@ -1,6 +1,7 @@
 // The compiled CPU step: the functions that `native.py` calls through ctypes.
 //
 // - `dtype` is that of all tensors: 0 for float32, 1 for bfloat16. Sums are float32.
+// - Where products take part, `kind` says it, or 2 for float32 over packed weights in bfloat16.
 // - Widths are multiples of 32; those of heads are multiples of 64, up to 256.
 // - A row's result is the same to the bit whatever other rows are computed with it and however many
 //   threads compute them: a tree's node gets what its path would, one token at a time.
@@ -14,6 +15,7 @@
 namespace {
 
 constexpr int BFLOAT16 = 1;
+constexpr int BFLOAT16_WEIGHTS = 2;
 
 // Call f with a value of the element type that `dtype` stands for.
 template <typename F> void with_element(int dtype, F f) {
@@ -23,20 +25,33 @@ template <typename F> void with_element(int dtype, F f) {
     f(Float32{});
 }
 
+// Call f with values of the element type of rows and that of packed weights.
+template <typename F> void with_weights(int kind, F f) {
+  if (kind == BFLOAT16)
+    f(Bfloat16{}, Bfloat16{});
+  else if (kind == BFLOAT16_WEIGHTS)
+    f(Float32{}, Bfloat16{});
+  else
+    f(Float32{}, Float32{});
+}
+
 }  // namespace
 
-EXPORT void fspad_pack(int dtype, const void* weight, void* packed, long in, long outs) {
-  with_element(dtype, [=](auto element) {
+EXPORT void fspad_pack(int kind, const void* weight, void* packed, long in, long outs) {
+  with_weights(kind, [=](auto element, auto stored) {
     using T = decltype(element);
-    pack((const T*)weight, (T*)packed, in, outs);
+    using W = decltype(stored);
+    pack<T, W>((const W*)weight, (W*)packed, in, outs);
   });
 }
 
-EXPORT void fspad_product(int dtype, const void* x, const void* weight, const void* bias, void* out,
+EXPORT void fspad_product(int kind, const void* x, const void* weight, const void* bias, void* out,
                           long rows, long in, long outs, int threads) {
-  with_element(dtype, [=](auto element) {
+  with_weights(kind, [=](auto element, auto stored) {
     using T = decltype(element);
-    product<T>({(const T*)x, (const T*)weight, (const T*)bias, (T*)out, rows, in, outs}, threads);
+    using W = decltype(stored);
+    product<T, W>({(const T*)x, (const W*)weight, (const T*)bias, (T*)out, rows, in, outs},
+                  threads);
   });
 }
 
@@ -57,12 +72,13 @@ EXPORT void fspad_gated(int dtype, const void* gate_up, void* out, long rows, lo
   });
 }
 
-EXPORT void fspad_tail(int dtype, void* x, const void* attention, void* result,
+EXPORT void fspad_tail(int kind, void* x, const void* attention, void* result,
                        const void* const* weights, const long* numbers, long rows, float eps,
                        float norm_offset, int threads) {
-  with_element(dtype, [=](auto element) {
+  with_weights(kind, [=](auto element, auto stored) {
     using T = decltype(element);
-    const Tail<T> tail = read_tail<T>(weights, numbers, {eps, norm_offset});
+    using W = decltype(stored);
+    const Tail<T, W> tail = read_tail<T, W>(weights, numbers, {eps, norm_offset});
     tail.run((T*)x, (const T*)attention, (T*)result, rows, threads);
   });
 }

@@ -30,6 +30,11 @@ from fspad_bench.util.terminal import note
 NAME = "native"
 VARIABLE = "FSPAD_BENCH_NATIVE"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
+PRODUCTS = {  # by the types of rows and packed weights
+    (torch.float32, torch.float32): 0,
+    (torch.bfloat16, torch.bfloat16): 1,
+    (torch.float32, torch.bfloat16): 2,
+}
 WIDTH = 32  # widths of layers must be multiples of this
 HEAD = 64  # widths of heads must be multiples of this
 LARGEST_HEAD = 256
@@ -114,13 +119,20 @@ class Native:
         return list(ACTIVATIONS).index(self.activation)
 
     def pack(self, weight: Tensor) -> Tensor:
-        """Reorder a weight `[out, in]` for `product`: `[out padded to blocks, in]`."""
-        weight = weight.contiguous()
-        outs, width = weight.shape
-        packed = PACKED.zeros((-(-outs // BLOCK) * BLOCK, width), weight.dtype)
-        self.functions.fspad_pack(
-            KINDS[weight.dtype], weight.data_ptr(), packed.data_ptr(), width, outs
-        )
+        """Reorder a weight `[out, in]` for `product`: `[out padded to blocks, in]`.
+
+        A weight in float32 whose values are all bfloat16 numbers, such as most that are published,
+        is kept as these: half the bytes, and the same products to the bit.
+        """
+        return self.packed(halved(weight), weight.dtype)
+
+    def packed(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
+        """Reorder a weight as it is stored, for products of rows of a type."""
+        stored = stored.contiguous()
+        outs, width = stored.shape
+        packed = PACKED.zeros((-(-outs // BLOCK) * BLOCK, width), stored.dtype)
+        kind = PRODUCTS[dtype, stored.dtype]
+        self.functions.fspad_pack(kind, stored.data_ptr(), packed.data_ptr(), width, outs)
         return packed
 
     def product(self, x: Tensor, packed: Tensor, outs: int, bias: Tensor | None = None) -> Tensor:
@@ -128,7 +140,7 @@ class Native:
         width = packed.shape[1]
         out = x.new_empty(*x.shape[:-1], outs)
         self.functions.fspad_product(
-            KINDS[x.dtype], x.data_ptr(), packed.data_ptr(), _pointer(bias),
+            PRODUCTS[x.dtype, packed.dtype], x.data_ptr(), packed.data_ptr(), _pointer(bias),
             out.data_ptr(), x.numel() // width, width, outs, torch.get_num_threads(),
         )  # fmt: skip
         return out
@@ -167,11 +179,12 @@ class Native:
         """Build one call for all that lies between two attentions: `forward.TailParts` says what.
 
         `out` and `following` are products' weights, packed, with their biases, `out` with the norm
-        of what it adds; `widths`: of the attention's output, of x, of an MLP's gate, of the
-        following product (0 where there is none).
+        of what it adds; all products' weights have one type. `widths`: of the attention's output,
+        of x, of an MLP's gate, of the following product (0 where there is none).
         """
         weights = [*out, norm, *following, *(weight for mlp in mlps for weight in mlp)]
-        kind = KINDS[norm.dtype]
+        packed = next(weight for weight in weights if weight is not None and weight.ndim == 2)
+        kind = PRODUCTS[norm.dtype, packed.dtype]
         function = self.functions.fspad_tail
         pointers = (ctypes.c_void_p * len(weights))(*(_pointer(w) for w in weights))
         numbers = (ctypes.c_long * 6)(*widths, len(mlps), self._gate)
@@ -233,6 +246,14 @@ class Native:
         return out
 
 
+def halved(weight: Tensor) -> Tensor:
+    """Return a float32 weight in bfloat16 if no value is rounded, else the weight."""
+    if weight.dtype != torch.float32:
+        return weight
+    half = weight.bfloat16()
+    return half if torch.equal(half.float(), weight) else weight
+
+
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -261,7 +282,8 @@ def native() -> Native | None:
             path = compiler.built(anew=True)
             library = compiler.loaded(path)
         functions = Native(library, path.stem)
-        if all(_computes(functions, dtype) and _repeats(functions, dtype) for dtype in KINDS):
+        of_types = (_computes(functions, dtype) and _repeats(functions, dtype) for dtype in KINDS)
+        if all(of_types) and _keeps_halves(functions):
             return functions
         reason = "its results are wrong here"
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
@@ -367,3 +389,16 @@ def _repeats(functions: Native, dtype: torch.dtype) -> bool:
         together = seen(list(range(6)), tree)
         paths = (seen([0, child], torch.ones(2, 2).tril().bool())[1] for child in range(1, 6))
         return products and all(map(torch.equal, together[1:], paths))
+
+
+def _keeps_halves(functions: Native) -> bool:
+    """Whether a weight that is kept in bfloat16 gives the bits of the same in float32."""
+    stream = torch.Generator().manual_seed(3)
+    x = torch.randn(7, HEAD, generator=stream)
+    half = torch.randn(BLOCK + 5, HEAD, generator=stream).bfloat16()
+    whole = half.float()
+    packs = functions.packed(half, x.dtype), functions.packed(whole, x.dtype)
+    return all(
+        torch.equal(*(functions.product(x[:rows], packed, len(half)) for packed in packs))
+        for rows in range(1, len(x) + 1)
+    )

@@ -2,6 +2,8 @@
 //
 // - A packed weight consists of blocks of BLOCK outputs, the last one padded with zeros. Within a
 //   block, DEPTH elements of an output lie beside those of the next output.
+// - A float32 weight whose values are all bfloat16 numbers is kept as these (T is Float32, W
+//   Bfloat16): half the bytes, and the same products.
 // - An output's sum runs over its inputs in one order, whatever other rows and however many threads
 //   there are: a row gets the same bits in any company.
 
@@ -20,18 +22,18 @@ constexpr int MAX_TILE_ROWS = 3;
 #endif
 
 // Pack a weight [outs, in], which is zero-filled beforehand, as [outs padded to blocks, in].
-template <typename T> void pack(const T* weight, T* packed, long in, long outs) {
+template <typename T, typename W> void pack(const W* weight, W* packed, long in, long outs) {
   for (long block_start = 0; block_start < outs; block_start += BLOCK)
     for (long i = 0; i < in; i += T::DEPTH)
       for (long o = block_start; o < block_start + BLOCK; o++) {
-        if (o < outs) std::memcpy(packed, weight + o * in + i, T::DEPTH * sizeof(T));
+        if (o < outs) std::memcpy(packed, weight + o * in + i, T::DEPTH * sizeof(W));
         packed += T::DEPTH;
       }
 }
 
-template <typename T> struct Product {
+template <typename T, typename W> struct Product {
   const T* x;       // [rows, in]
-  const T* weight;  // [outs, in], packed
+  const W* weight;  // [outs, in], packed
   const T* bias;    // [outs] or null
   T* out;           // [rows, outs]
   long rows;
@@ -46,7 +48,7 @@ template <typename T> struct Rows {
 };
 
 // Return the rows of x, copied further apart where their addresses would evict one another.
-template <typename T> Rows<T> separated_rows(const Product<T>& p) {
+template <typename T, typename W> Rows<T> separated_rows(const Product<T, W>& p) {
   static thread_local std::vector<T> copies;
   if (p.rows == 1 || p.in * sizeof(T) % ALIASING != 0) return {p.x, p.in};
   const long stride = p.in + CHUNK;
@@ -74,21 +76,22 @@ template <typename T> INLINED void store_block(T* to, Floats left, Floats right,
 
 // Multiply the `rows` rows of a tile with one block. The tiles share the prefetching of the next
 // block, one cache line each in turn, so that memory stays busy throughout.
-template <typename T, int rows>
-KERNEL void multiply_block(const Product<T>& p, Rows<T> x_rows, long block, RowTile tile) {
-  constexpr long HALF = LANES * T::DEPTH;  // elements of a cache line, or of half a block's outputs
+template <typename T, typename W, int rows>
+KERNEL void multiply_block(const Product<T, W>& p, Rows<T> x_rows, long block, RowTile tile) {
+  constexpr long HALF = LANES * T::DEPTH;  // elements of half a block's outputs
+  constexpr long LINE = CACHE_LINE / sizeof(W);
   Floats sums[rows][2] = {};
   const T* x = x_rows.start + tile.first_row * x_rows.stride;
-  const T* weight = p.weight + block * BLOCK * p.in;
-  const T* next_block = weight + p.in * BLOCK;
+  const W* weight = p.weight + block * BLOCK * p.in;
+  const W* next_block = weight + p.in * BLOCK;
   long lines_to_skip = tile.index;
   for (long i = 0; i < p.in; i += T::DEPTH) {
     const auto left = T::load_weights(weight);
     const auto right = T::load_weights(weight + HALF);
     weight += 2 * HALF;
-    for (long line = 0; line < 2; line++) {
+    for (long line = 0; line < 2 * HALF; line += LINE) {
       if (lines_to_skip == 0) {
-        __builtin_prefetch(next_block + i * BLOCK + line * HALF, 0, 2);
+        __builtin_prefetch(next_block + i * BLOCK + line, 0, 2);
         lines_to_skip = tile.count;
       }
       lines_to_skip--;
@@ -113,7 +116,7 @@ KERNEL void multiply_block(const Product<T>& p, Rows<T> x_rows, long block, RowT
 }
 
 // out = x weight^T + bias. A thread multiplies one block with all rows before it reads the next.
-template <typename T> void product(const Product<T>& p, int threads) {
+template <typename T, typename W> void product(const Product<T, W>& p, int threads) {
   const Rows<T> x_rows = separated_rows(p);
   const long blocks = (p.outs + BLOCK - 1) / BLOCK;
   const long tiles = (p.rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS;
@@ -124,7 +127,7 @@ template <typename T> void product(const Product<T>& p, int threads) {
       const long first_row = p.rows * tile / tiles;
       const long next_tile = p.rows * (tile + 1) / tiles;
       with_constant<MAX_TILE_ROWS>(next_tile - first_row, [&](auto rows) {
-        multiply_block<T, rows>(p, x_rows, block, {first_row, tile, tiles});
+        multiply_block<T, W, rows>(p, x_rows, block, {first_row, tile, tiles});
       });
     }
 }

@@ -81,25 +81,25 @@ void gated(const T* gate_up, T* out, long rows, long width, int activation, int 
 }
 
 // Weights of an MLP sublayer; those of products are packed, biases may be null.
-template <typename T> struct Mlp {
+template <typename T, typename W> struct Mlp {
   const T* norm;          // [width]
-  const T* gate_up;       // [2 mlp_width, width], gate before up
+  const W* gate_up;       // [2 mlp_width, width], gate before up
   const T* gate_up_bias;  // [2 mlp_width]
-  const T* down;          // [width, mlp_width]
+  const W* down;          // [width, mlp_width]
   const T* down_bias;     // [width]
   const T* down_norm;     // [width], of what the sublayer adds; may be null
 };
 
 // The output projection of an attention, any number of MLPs (one, unless sublayers are skipped), a
 // norm, and the following projections.
-template <typename T> struct Tail {
-  const T* projection;  // [width, attention_width], null in a forward's first call: x is embeddings
+template <typename T, typename W> struct Tail {
+  const W* projection;  // [width, attention_width], null in a forward's first call: x is embeddings
   const T* projection_bias;
   const T* projection_norm;  // [width], of what the attention adds; may be null
   const T* norm;       // [width]
-  const T* following;  // [following_width, width], null if following_width is 0
+  const W* following;  // [following_width, width], null if following_width is 0
   const T* following_bias;
-  const Mlp<T>* mlps;  // [mlp_count]
+  const Mlp<T, W>* mlps;  // [mlp_count]
   long attention_width;
   long width;
   long mlp_width;
@@ -123,41 +123,41 @@ template <typename T> struct Tail {
     T* hidden = gate_up + 2 * rows * mlp_width;                        // [rows, mlp_width]
     const T* delta = nullptr;
     if (projection) {
-      product<T>({attention, projection, projection_bias, update, rows, attention_width, width},
+      product<T, W>({attention, projection, projection_bias, update, rows, attention_width, width},
                  threads);
       norm_update(update, projection_norm, rows, threads);
       delta = update;
     }
     for (long i = 0; i < mlp_count; i++) {
-      const Mlp<T>& mlp = mlps[i];
+      const Mlp<T, W>& mlp = mlps[i];
       add_norm<T>(x, delta, mlp.norm, normed, rows, width, constants, threads);
-      product<T>({normed, mlp.gate_up, mlp.gate_up_bias, gate_up, rows, width, 2 * mlp_width},
+      product<T, W>({normed, mlp.gate_up, mlp.gate_up_bias, gate_up, rows, width, 2 * mlp_width},
                  threads);
       gated<T>(gate_up, hidden, rows, mlp_width, activation, threads);
-      product<T>({hidden, mlp.down, mlp.down_bias, update, rows, mlp_width, width}, threads);
+      product<T, W>({hidden, mlp.down, mlp.down_bias, update, rows, mlp_width, width}, threads);
       norm_update(update, mlp.down_norm, rows, threads);
       delta = update;
     }
     add_norm<T>(x, delta, norm, following_width ? normed : result, rows, width, constants, threads);
     if (following_width)
-      product<T>({normed, following, following_bias, result, rows, width, following_width},
+      product<T, W>({normed, following, following_bias, result, rows, width, following_width},
                  threads);
   }
 };
 
 // Read a tail from the caller's arrays: `weights` in the order of Tail's and then each Mlp's
 // pointers, `numbers` in the order of Tail's widths and its number of MLPs.
-template <typename T>
-Tail<T> read_tail(const void* const* weights, const long* numbers, NormConstants constants) {
-  static_assert(sizeof(Mlp<T>) == 6 * sizeof(void*), "an MLP is six pointers");
-  Tail<T> tail;
-  tail.projection = (const T*)weights[0];
+template <typename T, typename W>
+Tail<T, W> read_tail(const void* const* weights, const long* numbers, NormConstants constants) {
+  static_assert(sizeof(Mlp<T, W>) == 6 * sizeof(void*), "an MLP is six pointers");
+  Tail<T, W> tail;
+  tail.projection = (const W*)weights[0];
   tail.projection_bias = (const T*)weights[1];
   tail.projection_norm = (const T*)weights[2];
   tail.norm = (const T*)weights[3];
-  tail.following = (const T*)weights[4];
+  tail.following = (const W*)weights[4];
   tail.following_bias = (const T*)weights[5];
-  tail.mlps = (const Mlp<T>*)(weights + 6);
+  tail.mlps = (const Mlp<T, W>*)(weights + 6);
   tail.attention_width = numbers[0];
   tail.width = numbers[1];
   tail.mlp_width = numbers[2];

@@ -105,6 +105,15 @@ INLINED Floats load_floats(const float* from) {
   });
 }
 
+// Return LANES bfloat16 numbers, given by their bits, as floats.
+INLINED Floats load_upper_halves(const uint16_t* from) {
+  return each_part([=](long p) {
+    HalfWordPart halves;
+    std::memcpy(&halves, from + REGISTER * p, sizeof halves);
+    return (FloatPart)(__builtin_convertvector(halves, WordPart) << 16);
+  });
+}
+
 INLINED void store_floats(float* to, Floats x) {
   for (long p = 0; p < PARTS; p++)
     std::memcpy(to + REGISTER * p, &x.parts[p], sizeof(FloatPart));
@@ -117,6 +126,8 @@ INLINED void store_floats(float* to, Floats x) {
 // - DEPTH: elements of a row that multiply_add reads per lane where a packed weight is an operand.
 //   broadcast_inputs copies DEPTH inputs to all lanes, load_weights reads DEPTH weights of each of
 //   LANES outputs.
+struct Bfloat16;
+
 struct Float32 {
   float value;
 
@@ -139,6 +150,9 @@ struct Float32 {
   static constexpr long DEPTH = 1;
   static Floats broadcast_inputs(const Float32* from) { return broadcast(from->value); }
   static Floats load_weights(const Float32* from) { return load_floats(&from->value); }
+  static Floats load_weights(const Bfloat16* from) {
+    return load_upper_halves((const uint16_t*)from);
+  }
   static Floats multiply_add(Floats sum, Floats x, Floats y) { return sum + x * y; }
 };
 

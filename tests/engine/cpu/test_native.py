@@ -76,6 +76,30 @@ def test_a_product_equals_the_linear_layer_row_by_row(compiled, width, outs, dty
     assert compiled.product(x[None], packed, outs).shape == (1, 29, outs)
 
 
+@pytest.mark.parametrize(("width", "outs"), [(32, 4), (96, 33), (576, 64), (2048, 40)])
+def test_a_weight_of_bfloat16_numbers_takes_half_the_bytes_and_gives_the_same_bits(
+    compiled, width, outs
+):
+    x = randomly(29, width, seed=outs)
+    bias = randomly(outs, seed=outs)
+    weight = randomly(outs, width, seed=outs).bfloat16().float()
+    half = compiled.pack(weight)
+    whole = compiled.packed(weight, torch.float32)
+    assert half.dtype == torch.bfloat16
+    assert whole.dtype == torch.float32
+    for rows in range(1, 29):
+        products = (compiled.product(x[:rows], packed, outs, bias) for packed in (half, whole))
+        assert torch.equal(*products)
+
+
+@pytest.mark.parametrize("lost", [2.0**-9, float("nan")])
+def test_a_weight_that_bfloat16_would_round_keeps_its_precision(compiled, lost):
+    weight = randomly(8, 32).bfloat16().float()
+    weight[3, 5] = 1 + lost
+    packed = compiled.pack(weight)
+    assert packed.dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_norm_is_that_of_the_sum_it_writes(compiled, dtype):
     x = randomly(5, 96, dtype=dtype)
@@ -209,6 +233,26 @@ def target(request):
 @pytest.fixture(scope="module", params=EVERY, ids=str)
 def deep(request):
     return compiled_target(*request.param, layers=LAYERS)
+
+
+def test_a_forward_of_bfloat16_numbers_in_float32_has_the_bits_of_whole_weights(monkeypatch):
+    """Its weights are packed in half the bytes, those of its tails among them."""
+    options = WIDE | WIDTHS["llama"] | {"num_hidden_layers": 2}
+    model = random_model("llama", torch.bfloat16, **options).float()
+    target = TransformersTarget(model, None)
+    assert target.forward_name == "fused, native"
+    assert {m.packed.dtype for m in (target.logits, target.fused.layers[0].qkv)} == {torch.bfloat16}
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "halved", lambda weight: weight)
+        whole = TransformersTarget(model, None)
+    assert whole.fused.layers[0].qkv.packed.dtype == torch.float32
+    results = []
+    for each in (target, whole):
+        with torch.inference_mode():
+            session = each.session(12)
+            session.prefill([3, 1, 4, 1])
+            results.append(session.score(Tree([5, 9, 2, 6], [-1, 0, 0, 1])).logits)
+    assert torch.equal(*results)
 
 
 def by_parts(fused, parts, x, seen):
