@@ -120,11 +120,10 @@ class CachedDraft(Draft):
         f = self.network.read(self.features)
         x = self.network.fuse(self.embedding(windows).flatten(1), f)
         rows, rope = self._entries(x, f)
-        seen = self._attend(rows, 1, rope)
+        output = self._layer(rows, self.network.residual(x, f)[-1:], rope)
         self.cache.length += len(rows)
         self.length += len(x)
         self.absorbed = True
-        output = self.network.output(self.network.residual(x, f)[-1:], seen)
         return self._concluded(output, f[-1:], windows[-1:])
 
     def expand(self, tokens: Tensor, parents: Tensor, ancestors: Tensor, level: int) -> DraftOutput:
@@ -136,8 +135,8 @@ class CachedDraft(Draft):
         position = self.length + level + self.keeps_states
         rope = self.cache.rope(position, position + 1)
         offset = ancestors.shape[1] - len(tokens)
-        seen = self._attend(self.network.enter(x), len(x), rope, offset, ancestors)
-        output = self.network.output(self.network.residual(x, f), seen)
+        residual = self.network.residual(x, f)
+        output = self._layer(self.network.enter(x), residual, rope, offset, ancestors)
         return self._concluded(output, f, windows)
 
     def rewind(self, length: int) -> None:
@@ -159,6 +158,26 @@ class CachedDraft(Draft):
         self.last = self.network.conclude(output, f)
         self.windows = windows
         return self.last
+
+    def _layer(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        rope: Tensor,
+        offset: int = 0,
+        ancestors: Tensor | None = None,
+    ) -> DraftOutput:
+        """Run the layer on x of M rows, whose last N ask: those of the residual `[N, d]`, which may
+        be overwritten. The other arguments are those of `_attend`.
+        """
+        layer = self.network.layer
+        if layer is None or not layer.fits(x):
+            seen = self._attend(x, len(residual), rope, offset, ancestors)
+            return self.network.output(residual, seen)
+        keys, values = self.cache.room(offset + len(x))
+        start = self.cache.length + offset
+        update = layer(x, residual, rope, keys, values, start, ancestors)
+        return self.network.outputs(residual, update)
 
     def _attend(
         self,

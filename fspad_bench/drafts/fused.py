@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fspad_bench.drafts.network import DraftNetwork, DraftOutput
-from fspad_bench.engine.attention import rotate
+from fspad_bench.engine.attention import HeadShape, rotate
 from fspad_bench.engine.cpu import native
+from fspad_bench.engine.cpu.layer import CompiledLayer
 from fspad_bench.engine.cpu.linear import stacked
 from fspad_bench.engine.cpu.native import Native, TorchOps
 
@@ -52,11 +53,22 @@ class FusedNetwork:
         self.gate_up = stacked(output.gate, output.up)
         self.down = stacked(output.down)
         self.norm = output.norm.weight
-        compiled = native.fitting(self.norm, self.shape.d, self.shape.m)
+        compiled = native.fitting(self.norm, self.shape.d, self.down.in_features)
         self.ops: Native | TorchOps = compiled or TorchOps(_norm)
         self.compiled_attention = compiled if native.attends(self.shape.head_dim) else None
+        self.layer = self._layer()
         self.fuse: Fuse = network.fuse.fused(self.ops)
         self.join = stacked(network.join) if network.join is not None else None
+
+    def _layer(self) -> CompiledLayer | None:
+        """Return all from the fusion to the outputs as one call, None where torch takes part."""
+        products = [self.q, self.kv, self.o, self.gate_up, self.down]
+        functions = self.compiled_attention
+        if functions is None or not CompiledLayer.serves(functions, products):
+            return None
+        shape = self.shape
+        heads = HeadShape(shape.heads, shape.kv_heads, shape.head_dim, shape.head_dim**-0.5)
+        return CompiledLayer(functions, products, self.norm, heads, shape.eps)
 
     def read(self, states: Tensor) -> Tensor:
         """Return f from what the target's session hands out for these rows."""
@@ -112,7 +124,11 @@ class FusedNetwork:
         attention's output.
         """
         a, n = self.ops.add_norm(residual, seen, self.norm, self.shape.eps)
-        return self.network.output.outputs(a, self.down(self.ops.gated(self.gate_up(n))))
+        return self.outputs(a, self.down(self.ops.gated(self.gate_up(n))))
+
+    def outputs(self, residual: Tensor, update: Tensor) -> DraftOutput:
+        """Return the outputs from the residual stream and the MLP's output."""
+        return self.network.output.outputs(residual, update)
 
     def rope(self, positions: Tensor) -> Tensor:
         """Return cosines, and sines with the sign of their half, at positions `[N]`.

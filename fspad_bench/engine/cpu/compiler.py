@@ -39,7 +39,7 @@ FLAGS = (
     "-ffp-contract=fast",
 )
 LINKED = ("-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-Wno-psabi")
-FUNCTIONS = ("pack", "product", "add_norm", "gated", "tail", "attend")
+FUNCTIONS = ("pack", "product", "add_norm", "gated", "tail", "attend", "layer")
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -123,6 +123,7 @@ def loaded(path: Path) -> ctypes.CDLL:
     library.fspad_gated.argtypes = [dtype, pointer, pointer, number, number, *[ctypes.c_int] * 2]
     library.fspad_tail.argtypes = [dtype, *[pointer] * 5, number, *norm]
     library.fspad_attend.argtypes = [dtype, *[pointer] * 10, *last]
+    library.fspad_layer.argtypes = [dtype, *[pointer] * 11, ctypes.c_float, *last]
     for name in FUNCTIONS:
         getattr(library, f"fspad_{name}").restype = None
     return library

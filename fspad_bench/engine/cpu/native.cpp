@@ -7,6 +7,7 @@
 //   threads compute them: a tree's node gets what its path would, one token at a time.
 
 #include "attention.hpp"
+#include "layer.hpp"
 #include "products.hpp"
 #include "tail.hpp"
 
@@ -80,6 +81,26 @@ EXPORT void fspad_tail(int kind, void* x, const void* attention, void* result,
     using W = decltype(stored);
     const Tail<T, W> tail = read_tail<T, W>(weights, numbers, {eps, norm_offset});
     tail.run((T*)x, (const T*)attention, (T*)result, rows, threads);
+  });
+}
+
+EXPORT void fspad_layer(int kind, const void* x, void* residual, void* update,
+                        const void* const* weights, const long* widths, const void* cos,
+                        const void* sin, void* keys, void* values, const uint8_t* visible,
+                        const long* numbers, float scale, float eps, int threads) {
+  with_weights(kind, [=](auto element, auto stored) {
+    using T = decltype(element);
+    using W = decltype(stored);
+    AttentionCall<T> call{};
+    call.cos = (const T*)cos;
+    call.sin = (const T*)sin;
+    call.keys = (T*)keys;
+    call.values = (T*)values;
+    call.visible = visible;
+    call.scale = scale;
+    read_sizes(call, numbers);
+    const Layer<T, W> layer = read_layer<T, W>(weights, widths, eps);
+    layer.run(call, (const T*)x, (T*)residual, (T*)update, threads);
   });
 }
 

@@ -140,7 +140,7 @@ class Native:
         width = packed.shape[1]
         out = x.new_empty(*x.shape[:-1], outs)
         self.functions.fspad_product(
-            PRODUCTS[x.dtype, packed.dtype], x.data_ptr(), packed.data_ptr(), _pointer(bias),
+            PRODUCTS[x.dtype, packed.dtype], x.data_ptr(), packed.data_ptr(), pointer(bias),
             out.data_ptr(), x.numel() // width, width, outs, torch.get_num_threads(),
         )  # fmt: skip
         return out
@@ -151,7 +151,7 @@ class Native:
         """Return x + delta, written to x, and its RMS norm, `[N, d]` each."""
         out = torch.empty_like(x)
         self.functions.fspad_add_norm(
-            KINDS[x.dtype], x.data_ptr(), _pointer(delta), weight.data_ptr(),
+            KINDS[x.dtype], x.data_ptr(), pointer(delta), weight.data_ptr(),
             out.data_ptr(), *x.shape, eps, self.norm_offset, torch.get_num_threads(),
         )  # fmt: skip
         return x, out
@@ -186,7 +186,7 @@ class Native:
         packed = next(weight for weight in weights if weight is not None and weight.ndim == 2)
         kind = PRODUCTS[norm.dtype, packed.dtype]
         function = self.functions.fspad_tail
-        pointers = (ctypes.c_void_p * len(weights))(*(_pointer(w) for w in weights))
+        pointers = (ctypes.c_void_p * len(weights))(*(pointer(w) for w in weights))
         numbers = (ctypes.c_long * 6)(*widths, len(mlps), self._gate)
         outs = widths[3] or widths[1]
         offset = self.norm_offset
@@ -195,7 +195,7 @@ class Native:
             result = x.new_empty(len(x), outs)
             seen = None if seen is None else seen.contiguous()
             function(
-                kind, x.data_ptr(), _pointer(seen), result.data_ptr(), pointers, numbers, len(x),
+                kind, x.data_ptr(), pointer(seen), result.data_ptr(), pointers, numbers, len(x),
                 eps, offset, torch.get_num_threads(),
             )  # fmt: skip
             return x, result
@@ -240,7 +240,7 @@ class Native:
         out = q.new_empty(rows, heads * dim)
         self.functions.fspad_attend(
             KINDS[q.dtype], q.data_ptr(), kv.data_ptr(), cos, sin, keys.data_ptr(),
-            values.data_ptr(), _pointer(visible), _pointer(first), out.data_ptr(), numbers, scale,
+            values.data_ptr(), pointer(visible), pointer(first), out.data_ptr(), numbers, scale,
             torch.get_num_threads(),
         )  # fmt: skip
         return out
@@ -254,7 +254,7 @@ def halved(weight: Tensor) -> Tensor:
     return half if torch.equal(half.float(), weight) else weight
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
+def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 

@@ -45,7 +45,8 @@ void add_norm(T* x, const T* delta, const T* weight, T* out, long rows, long wid
   }
 }
 
-constexpr int TANH_GELU = 1;  // the number of that activation
+constexpr int SILU = 0;  // the numbers of activations
+constexpr int TANH_GELU = 1;
 
 INLINED Floats silu(Floats x) {
   return each_part([&](long p) { return x.parts[p] / (1.f + exponential(-x.parts[p])); });
