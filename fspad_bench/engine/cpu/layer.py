@@ -114,9 +114,7 @@ def by_parts(
     q, kv, out, gate_up, down = products
     queries = q(x[-len(residual) :]).unflatten(-1, (-1, shape.dim))
     entries = kv(x).unflatten(-1, (-1, shape.dim))
-    seen = functions.attend(
-        queries, entries, rope, keys, values, start, visible, shape.scaling
-    )  # fmt: skip
+    seen = functions.attend(queries, entries, rope, keys, values, start, visible, shape.scaling)
     _, normed = functions.add_norm(residual, out(seen), norm, eps)
     return down(functions.gated(gate_up(normed)))
 
@@ -148,11 +146,12 @@ def _agrees(functions: Native, dtype: torch.dtype, stored: torch.dtype) -> bool:
     x = some(5, 96)
     rope = some(2, 5, HEAD)
     visible = torch.ones(3, 5).tril(2).bool()
-    caches = [some(1, 140, HEAD), some(1, 140, HEAD)]
-    copies = [entries.clone() for entries in caches]
+    keys, values = some(2, 1, 140, HEAD)
+    caches = keys.clone(), values.clone()
     residual = some(3, 32)
     copy = residual.clone()
-    update = CompiledLayer(functions, products, *parts)(x, residual, rope, *caches, 130, visible)
-    expected = by_parts(functions, products, *parts, x, copy, rope, *copies, 130, visible)
-    pairs = zip([update, residual, *caches], [expected, copy, *copies], strict=True)
-    return all(torch.equal(ours, reference) for ours, reference in pairs)
+    layer = CompiledLayer(functions, products, *parts)
+    update = layer(x, residual, rope, keys, values, 130, visible)
+    expected = by_parts(functions, products, *parts, x, copy, rope, *caches, 130, visible)
+    ours = [update, residual, keys, values]
+    return all(map(torch.equal, ours, [expected, copy, *caches]))
