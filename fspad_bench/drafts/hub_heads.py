@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def head_folder(name: str) -> Path:
     """
     folder = user_path(name)
     named = ON_HUB.fullmatch(name)
-    if folder.exists() or not named:
+    if os.path.exists(folder) or not named:  # a name may be no path at all
         return folder
     import huggingface_hub
 
