@@ -46,9 +46,8 @@ def also_claimed(monkeypatch):
     declared = registry._declared.__wrapped__
 
     def also_claimed(group, name, value):
-        def more(asked, path):
-            others = [EntryPoint(name, value, group)] if asked == group else []
-            return EntryPoints([*declared(asked, path), *others])
+        def more(path):
+            return EntryPoints([*declared(path), EntryPoint(name, value, group)])
 
         monkeypatch.setattr(registry, "_declared", more)
 

@@ -20,7 +20,7 @@ def claimed(monkeypatch):
 
     def claimed(**values):
         entries = [EntryPoint(name, value, DECODERS) for name, of in values.items() for value in of]
-        monkeypatch.setattr(registry, "_declared", lambda group, path: EntryPoints(entries))
+        monkeypatch.setattr(registry, "_declared", lambda path: EntryPoints(entries))
 
     return claimed
 
@@ -84,6 +84,15 @@ def test_what_cannot_be_used_is_left_out_with_a_note(claimed, capsys):
         "note: left out: cannot load 'broken' from no_",
         "note: left out: the name 'disputed' is claime",
     ]
+
+
+def test_what_packages_declare_is_read_once_for_all_groups(monkeypatch, tmp_path):
+    readings = []
+    read = registry.entry_points
+    monkeypatch.setattr(registry, "entry_points", lambda: readings.append(1) or read())
+    monkeypatch.syspath_prepend(tmp_path)  # a path that was not read before
+    assert all(registry.names(group) for group in GROUPS)
+    assert readings == [1]
 
 
 def test_an_unregistered_class_resolves(monkeypatch, tmp_path):
