@@ -19,7 +19,7 @@ from fspad_bench.engine.cpu import native
 from fspad_bench.models import load
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
-from fspad_bench.training import curve
+from fspad_bench.training import curve, evaluation
 from fspad_bench.training.conversations import (
     all_conversations,
     frequent_tokens,
@@ -40,6 +40,17 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 def compiled():
     """Load the compiled step, before a test has another cache, where it would be compiled again."""
     native.native()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_probes():
+    """Let a training decode little where it measures its tokens per step: it would take longer
+    than the steps between.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "PROBES", 2)
+        patch.setattr(evaluation, "PROBE_TOKENS", 12)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -144,8 +144,8 @@ def under_torchrun(arguments, start):
     "launch", [shared_by_two, pytest.param(under_torchrun, marks=pytest.mark.nightly)]
 )
 def test_two_processes_learn_what_one_does(launch, words, start, tmp_path):
-    assert cli.main(words("one", "--epochs", "2")) == 0
-    out = launch(words("two", "--epochs", "2"), start)
+    assert cli.main(words("one", "--epochs", "1")) == 0
+    out = launch(words("two", "--epochs", "1"), start)
     facts = [json.loads((tmp_path / name / "head.json").read_text()) for name in ("one", "two")]
     assert [head["processes"] for head in facts] == [1, 2]
     assert out.count("feature_loss:") == 1

@@ -16,7 +16,9 @@ def test_held_out_conversations_are_never_learned(trainer):
     assert len(training.held_out.sequences) >= 1
 
 
-def test_a_better_draft_gives_more_tokens_per_step(trainer, tmp_path):
+def test_a_better_draft_gives_more_tokens_per_step(trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "PROBES", 8)
+    monkeypatch.setattr(evaluation, "PROBE_TOKENS", 64)
     training = trainer()
     before = training.held_out.tokens_per_step(training.objective)
     training.run(tmp_path / "out", checkpoint_every=1e9)

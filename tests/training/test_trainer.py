@@ -41,7 +41,7 @@ def begun(one_step, tmp_path):
 
 @pytest.mark.parametrize("variant", [n for n, kind in architectures().items() if kind.reads_states])
 def test_losses_fall(trainer, recipe, tmp_path, variant):
-    training = trainer(variant, replace(recipe, epochs=3))
+    training = trainer(variant, replace(recipe, epochs=2))
     before = training.evaluate()
     training.run(tmp_path / variant, checkpoint_every=1e9)
     after = training.evaluate()
@@ -55,7 +55,7 @@ def test_losses_fall(trainer, recipe, tmp_path, variant):
 
 @pytest.mark.parametrize("changes", [{"unroll": 3}, {"top_weight": 1.0}])
 def test_the_options_of_hass_train_too(trainer, recipe, tmp_path, changes):
-    training = trainer(recipe=replace(recipe, epochs=2, **changes))
+    training = trainer(recipe=replace(recipe, epochs=1, **changes))
     before = training.evaluate()
     training.run(tmp_path / "out", checkpoint_every=1e9)
     after = training.evaluate()
@@ -99,13 +99,13 @@ def test_the_curve_is_drawn(trainer, recipe, tmp_path, monkeypatch):
 
 
 def test_a_killed_training_ends_with_the_same_weights(trainer, recipe, tmp_path):
-    shorter = replace(recipe, epochs=3)
+    shorter = replace(recipe, epochs=1)
     whole = trainer(recipe=shorter)
     whole.run(tmp_path / "whole", checkpoint_every=1e9)
-    trainer(recipe=shorter).run(tmp_path / "parts", checkpoint_every=1e9, stop_after=7)
+    trainer(recipe=shorter).run(tmp_path / "parts", checkpoint_every=1e9, stop_after=2)
     rest = trainer(recipe=shorter)
     rest.run(tmp_path / "parts", checkpoint_every=1e9)
-    assert len(whole.plan) > 7
+    assert len(whole.plan) > 3
     assert_equal_weights(whole, rest)
 
 
