@@ -95,21 +95,16 @@ def statements_at_the_top(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or for_type_checkers(node):
             continue
         yield node
-        waiting += [
-            child
-            for child in ast.walk(node)
-            if child is not node and isinstance(child, ast.stmt) and is_child(node, child)
-        ]
+        waiting += statements_in(node)
 
 
-def is_child(node, child):
-    """Return whether a statement is directly in the node, or in one of its handlers or cases."""
-    for direct in ast.iter_child_nodes(node):
-        if direct is child:
-            return True
-        if isinstance(direct, ast.ExceptHandler | ast.match_case) and child in direct.body:
-            return True
-    return False
+def statements_in(node):
+    """Yield the statements that are directly in a node, or in one of its handlers or cases."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child
+        elif isinstance(child, ast.ExceptHandler | ast.match_case):
+            yield from child.body
 
 
 def for_type_checkers(node):
@@ -152,18 +147,18 @@ def test_every_room_has_a_floor():
     assert {room_of(module) for module in MODULES} == FLOOR.keys()
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__"])
-def test_imports_go_down_or_stay_in_the_room(module):
-    room = room_of(module)
-    allowed = {room} | BESIDE.get(room, set())
-    allowed |= {other for other in FLOOR if FLOOR[other] < FLOOR[room]}
-    used = {room_of(name) for name in own_imports(module)}
-    assert used <= allowed, f"{module} imports from {sorted(used - allowed)}"
+def test_imports_go_down_or_stay_in_the_room():
+    for module in (m for m in MODULES if m != "__init__"):
+        room = room_of(module)
+        allowed = {room} | BESIDE.get(room, set())
+        allowed |= {other for other in FLOOR if FLOOR[other] < FLOOR[room]}
+        used = {room_of(name) for name in own_imports(module)}
+        assert used <= allowed, f"{module} imports from {sorted(used - allowed)}"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) in PLAIN])
-def test_errors_and_util_need_no_heavy_package(module):
-    assert not packages(module) & HEAVY
+def test_errors_and_util_need_no_heavy_package():
+    for module in (m for m in MODULES if room_of(m) in PLAIN):
+        assert not packages(module) & HEAVY, module
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) == "core"])
@@ -230,11 +225,11 @@ def test_no_rooms_import_in_a_circle():
     assert not cycles({room: needs - {room, "__init__"} for room, needs in graph.items()})
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_module_is_short_and_has_a_docstring(module):
-    assert ast.get_docstring(syntax_tree(module))
-    lines = path_of(module).read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= LONGEST_FILE
+def test_every_module_is_short_and_has_a_docstring():
+    for module in MODULES:
+        assert ast.get_docstring(syntax_tree(module)), module
+        lines = path_of(module).read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= LONGEST_FILE, module
 
 
 def test_the_root_holds_rooms():

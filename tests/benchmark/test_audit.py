@@ -86,7 +86,7 @@ def shifted(law):
     """
     sampler = sampler_of(law)
     measured = []
-    for logits, position in cases(3, seed=str(law)):
+    for logits, position in cases(2, seed=str(law)):
         margin = [float("inf")] * len(logits)
         if sampler.temperature:
             margin = [margin_by_shifting(logits, w, sampler) for w in range(len(logits))]
@@ -268,7 +268,7 @@ def twins():
 
 @pytest.mark.parametrize("law", [(0.0,), (1.0,), (0.7, 8, 1.0), (1.2, 0, 0.8)])
 def test_a_lossy_rule_is_lossy(tiny, law):
-    audits, tokens = audited(tiny, AnyOfTwo, sampler_of(law))
+    audits, tokens = audited(tiny, AnyOfTwo, sampler_of(law), length=12)
     assert len(audits) == len(PROMPTS)
     for dtype in ("float32", "bfloat16", "float64"):
         assert verdict(len(audits), tokens, audits, audits, dtype) == "lossy"

@@ -56,7 +56,7 @@ SHAPES = {
     "wide and deep": wide(9, V),
     "drafts nothing": always_right(0),
 }
-LIMITS = [1, 2, 3, 4, 5, 17, 24]
+LIMITS = [Limit(count) for count in (1, 2, 3, 4, 5, 17, 24)]
 
 
 def ranked(script: Sequence[tuple[list[int], int]]) -> Shape:
@@ -111,37 +111,57 @@ def assert_sound(target: ScriptedTarget, generation: Generation, prompt: list[in
         assert generation.decode_seconds >= parts > 0
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
-class TestIdentity:
-    @pytest.mark.parametrize("limit", LIMITS)
-    def test_with_autoregressive_decoding(self, shape, sampler, limit):
-        truth = truth_of(sampler)
-        target = ScriptedTarget(V)
-        drafter = Clairvoyant(truth, SHAPES[shape])
-        generation = generate(target, drafter, sampler, PROMPT, Limit(limit))
-        assert generation.tokens == truth[len(PROMPT) :][:limit]
-        assert_sound(target, generation, PROMPT)
+STOPS = [Limit(30, frozenset([stop])) for stop in range(V)]
 
-    @pytest.mark.parametrize("stop", range(V))
-    def test_the_output_ends_with_the_first_stop(self, shape, sampler, stop):
-        """Stops fall inside accepted runs, on bonus tokens, and on the first token of all."""
-        truth = truth_of(sampler)
-        target = ScriptedTarget(V)
-        limit = Limit(30, frozenset([stop]))
-        generation = generate(target, Clairvoyant(truth, SHAPES[shape]), sampler, PROMPT, limit)
-        assert generation.tokens == until(truth[len(PROMPT) :][:30], {stop})
-        assert_sound(target, generation, PROMPT)
+
+def pairs(limits: Sequence[Limit]) -> list[tuple[str, Sampler, Limit]]:
+    """Return shapes, samplers and seven limits such that every two levels of any two meet once."""
+    return [
+        (shape, sampler, limits[(i + j) % 7])
+        for i, shape in enumerate(SHAPES)
+        for j, sampler in enumerate(SAMPLERS)
+    ]
+
+
+def assert_identical(shape: str, sampler: Sampler, limit: Limit) -> None:
+    """Compare a clairvoyant drafter's output with autoregressive decoding's."""
+    truth = truth_of(sampler)
+    target = ScriptedTarget(V)
+    generation = generate(target, Clairvoyant(truth, SHAPES[shape]), sampler, PROMPT, limit)
+    expected = truth[len(PROMPT) :][: limit.max_new_tokens]
+    assert generation.tokens == until(expected, limit.stop_ids)
+    assert_sound(target, generation, PROMPT)
+
+
+class TestIdentity:
+    """Stops fall inside accepted runs, on bonus tokens, and on the first token of all."""
+
+    @pytest.mark.parametrize(("shape", "sampler", "limit"), pairs(LIMITS) + pairs(STOPS), ids=str)
+    def test_with_autoregressive_decoding(self, shape, sampler, limit):
+        assert_identical(shape, sampler, limit)
+
+    @pytest.mark.nightly
+    @pytest.mark.parametrize("limit", [*LIMITS, *STOPS], ids=str)
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_with_autoregressive_decoding_in_every_combination(self, shape, limit):
+        for sampler in SAMPLERS:
+            assert_identical(shape, sampler, limit)
+
+    def test_every_two_levels_meet(self):
+        for limits in (LIMITS, STOPS):
+            for a, b in itertools.combinations(range(3), 2):
+                assert len({(row[a], row[b]) for row in pairs(limits)}) == 49
 
 
 class TestLoop:
     def test_vanilla_equals_autoregressive_decoding(self):
         for sampler, limit in itertools.product(SAMPLERS, LIMITS):
             target = ScriptedTarget(V)
-            generation = generate(target, Vanilla(target), sampler, PROMPT, Limit(limit))
-            assert generation.tokens == truth_of(sampler)[len(PROMPT) :][:limit]
-            assert generation.committed == [1] * (limit - 1)
-            assert generation.drafted == [0] * (limit - 1)
+            generation = generate(target, Vanilla(target), sampler, PROMPT, limit)
+            count = limit.max_new_tokens
+            assert generation.tokens == truth_of(sampler)[len(PROMPT) :][:count]
+            assert generation.committed == [1] * (count - 1)
+            assert generation.drafted == [0] * (count - 1)
             assert_sound(target, generation, PROMPT)
 
     def test_a_stop_inside_an_accepted_run(self):
@@ -333,6 +353,9 @@ def stock_greedy(model, prompt: list[int], count: int, stop_ids: list[int] | Non
     return out[0, len(prompt) :].tolist()
 
 
+TREES_OF = ["llama", "qwen2", "qwen3", *WINDOWED]
+
+
 class TestRealModels:
     @pytest.mark.parametrize("attention", ["eager", "sdpa"])
     def test_vanilla_greedy_on_tiny_equals_generate(self, tiny, attention):
@@ -365,8 +388,14 @@ class TestRealModels:
             seen |= set(tokens)
         assert len(seen) > 8
 
-    @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
-    @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", *WINDOWED])
+    @pytest.mark.parametrize(
+        ("name", "sampler"),
+        [  # each greedy, and each with another sampler
+            *itertools.product(TREES_OF, SAMPLERS[:1]),
+            *zip(TREES_OF, SAMPLERS[1:], strict=True),
+        ],
+        ids=str,
+    )
     def test_a_wide_tree_changes_nothing(self, name, sampler):
         target = TransformersTarget(random_model(name), None)
         prompt = [5, 6, 7, 8]

@@ -13,7 +13,7 @@ from fspad_bench.lossless.witness import Observations, Witness
 DECODERS = ("aded", "aded.maker=mcts", "lookahead", "suffix", "token_recycling")  # with an option
 TARGET = ScriptedTarget(6)  # of few tokens, so that guesses are often right
 PROMPTS = ([0, 1, 2, 0, 1], [2], [1, 1, 0, 1, 1, 0, 1])
-LIMIT = Limit(40)
+LIMIT = Limit(28)
 
 
 def output(drafter, prompt, sampler):

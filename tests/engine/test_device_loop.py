@@ -32,14 +32,14 @@ def target(monkeypatch):
     return load_target("tiny")
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 40])
+@pytest.mark.parametrize("length", [1, 2, 16])
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=["greedy", "T=1", "cut"])
 @pytest.mark.parametrize("decoder", ON_DEVICE)
 def test_device_and_host_agree_step_for_step(target, decoder, sampler, length):
     built = build_decoder(
         decoder, target, {} if decoder == "vanilla" else {decoder: {"tree": "fixed"}}
     )
-    for prompt in PROMPTS if length < 40 else PROMPTS[1:2]:
+    for prompt in PROMPTS:
         limit = Limit(length, target.stop_ids)
         device = built.loop.generate(sampler, prompt, limit)
         host = generate(target, built.drafter, sampler, prompt, limit)
@@ -65,7 +65,7 @@ def test_device_and_host_agree_step_for_step(target, decoder, sampler, length):
 def test_trees_of_any_shape(target, shape):
     built = build_decoder("fspad", target, {"fspad": shape})
     for sampler in SAMPLERS:
-        limit = Limit(30)
+        limit = Limit(24)
         device = built.loop.generate(sampler, PROMPTS[0], limit)
         host = generate(target, built.drafter, sampler, PROMPTS[0], limit)
         assert device.tokens == host.tokens
@@ -81,7 +81,8 @@ def test_certification_holds_the_device_to_identity(target, decoder, monkeypatch
         checks = identity.check(lambda: build_decoder(decoder, target, {}), target, grid, vanilla)
         return {check.name: check.verdict for check in checks if "device" in check.name}
 
-    grid = identity.cells(target)[:6]
+    monkeypatch.setattr(identity, "LENGTHS", [1, 2, 7, 16, 33])
+    grid = identity.cells(target)[:5]
     vanilla = identity.reference(target, grid)
     assert verdicts() == {"identity, device": "PASS", "cache, device": "PASS"}
     compact_late(target, monkeypatch)

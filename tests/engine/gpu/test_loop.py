@@ -52,7 +52,7 @@ EVERY = [
 
 @pytest.mark.parametrize(("name", "decoder"), EVERY)
 def test_kernels_and_host_give_the_same_tokens(target, decoder, name, device):
-    tokens = 7 if name == "triton" and device.type == "cpu" else 14  # its interpreter is slow
+    tokens = 5 if name == "triton" and device.type == "cpu" else 14  # its interpreter is slow
     results = generations(target(name), decoder, tokens)
     expected = generations(target("host"), decoder, tokens)
     assert [x.tokens for x in results] == [x.tokens for x in expected]
