@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 
 import pytest
 import torch
@@ -28,6 +29,29 @@ def read(folder):
 
 def manifest(folder):
     return json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def shared(tiny, shorten, tmp_path_factory):
+    """Two data sets, of 100 and of 300 tokens, which tests copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        folder = tmp_path_factory.mktemp("sets")
+        for tokens in (100, 300):
+            writer.distill_own(tiny, folder / f"{tokens}", tokens=tokens, seed=3, slots=8, shard=8)
+    return folder
+
+
+@pytest.fixture
+def begun(shared, tmp_path):
+    """A copy of the data set of 100 tokens, which `write` made as it makes others."""
+    return shutil.copytree(shared / "100", tmp_path / "set")
+
+
+@pytest.fixture
+def whole(shared):
+    """The content of a data set as `write` makes it."""
+    return content(shared / "300")
 
 
 def test_a_data_set_has_as_many_answer_tokens_as_were_asked_for(write, tmp_path):
@@ -61,8 +85,7 @@ def test_an_interrupted_set_continues_to_the_same_end(write, tmp_path, monkeypat
     assert content(write(tmp_path / "torn", tokens=700)) == whole
 
 
-def test_shards_do_not_depend_on_how_many_are_in_progress(write, tmp_path, monkeypatch):
-    whole = content(write(tmp_path / "whole"))
+def test_shards_do_not_depend_on_how_many_are_in_progress(write, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "AHEAD", 1)
     assert content(write(tmp_path / "alone")) == whole
 
@@ -82,9 +105,8 @@ def test_no_shard_is_started_that_is_not_needed(write, tmp_path, monkeypatch):
     assert len(shard_files(more)) <= len(started) <= len(shard_files(more)) + 1
 
 
-def test_a_missing_shard_is_written_again(write, tmp_path):
-    folder = write(tmp_path / "set")
-    whole = content(folder)
+def test_a_missing_shard_is_written_again(write, shared, whole, tmp_path):
+    folder = shutil.copytree(shared / "300", tmp_path / "set")
     (folder / "shard-00000.jsonl").unlink()
     assert content(write(folder)) == whole
     assert manifest(folder)["shards"] == len(whole)
@@ -96,9 +118,9 @@ def test_a_file_is_refused(write, tmp_path):
         write(tmp_path / "set")
 
 
-def test_more_tokens_continue_a_complete_set(write, tmp_path):
-    first = content(write(tmp_path / "set", tokens=100))
-    more = content(write(tmp_path / "set", tokens=500))
+def test_more_tokens_continue_a_complete_set(write, begun):
+    first = content(begun)
+    more = content(write(begun, tokens=500))
     assert len(more) > len(first)
     assert more[: len(first)] == first
 
@@ -107,20 +129,18 @@ def test_more_tokens_continue_a_complete_set(write, tmp_path):
     ("changes", "message"),
     [({"seed": 4}, "another seed: 3, not 4"), ({"shard": 5}, "another shard")],
 )
-def test_other_settings_are_refused(write, tmp_path, changes, message):
-    write(tmp_path / "set", tokens=100)
+def test_other_settings_are_refused(write, begun, changes, message):
     with pytest.raises(BenchError, match=message):
-        write(tmp_path / "set", **changes)
+        write(begun, **changes)
 
 
-def test_a_set_of_another_recipe_stays_as_it_is_and_does_not_grow(write, tmp_path, monkeypatch):
-    folder = write(tmp_path / "set", tokens=100)
-    before = manifest(folder)
+def test_a_set_of_another_recipe_stays_as_it_is_and_does_not_grow(write, begun, monkeypatch):
+    before = manifest(begun)
     monkeypatch.setattr(conversations, "RECIPE_VERSION", conversations.RECIPE_VERSION + 1)
-    write(folder, tokens=100)
-    assert manifest(folder) == before
+    write(begun, tokens=100)
+    assert manifest(begun) == before
     with pytest.raises(BenchError, match="another recipe"):
-        write(folder)
+        write(begun)
 
 
 @pytest.mark.parametrize(
@@ -277,37 +297,32 @@ def test_given_data_of_no_use_are_an_error(tiny, short, template, tmp_path, rege
         ({"dtype": torch.bfloat16}, "another dtype: float64, not bfloat16"),
     ],
 )
-def test_another_target_does_not_continue_a_set(
-    write, tiny, tmp_path, monkeypatch, change, message
-):
-    write(tmp_path / "set", tokens=100)
+def test_another_target_does_not_continue_a_set(write, tiny, begun, monkeypatch, change, message):
     for name, value in change.items():
         monkeypatch.setattr(tiny, name, value)
     with pytest.raises(BenchError, match=message):
-        write(tmp_path / "set")
+        write(begun)
 
 
-def test_a_manifest_names_the_environments_that_wrote(write, tmp_path, monkeypatch, capsys):
-    folder = write(tmp_path / "set", tokens=100)
-    (first,) = manifest(folder)["written_with"]
+def test_a_manifest_names_the_environments_that_wrote(write, begun, monkeypatch, capsys):
+    (first,) = manifest(begun)["written_with"]
     assert first == environment(torch.get_num_threads())
     assert first.keys() == {"torch", "source_sha256", "machine", "threads"}
     other = first | {"torch": "9"}
     monkeypatch.setattr(writer, "environment", lambda threads: other)
-    write(folder, tokens=100)  # nothing is added
-    assert manifest(folder)["written_with"] == [first]
+    write(begun, tokens=100)  # nothing is added
+    assert manifest(begun)["written_with"] == [first]
     assert "other software" not in capsys.readouterr().err
-    write(folder, tokens=500)
-    assert manifest(folder)["written_with"] == [first, other]
+    write(begun, tokens=300)
+    assert manifest(begun)["written_with"] == [first, other]
     assert "was begun with other software" in capsys.readouterr().err
 
 
-def test_a_manifest_of_an_earlier_version_still_grows(write, tmp_path):
-    folder = write(tmp_path / "set", tokens=100)
-    older = {name: value for name, value in manifest(folder).items() if name not in writer.SINCE}
+def test_a_manifest_of_an_earlier_version_still_grows(write, begun):
+    older = {name: value for name, value in manifest(begun).items() if name not in writer.SINCE}
     del older["written_with"]
-    (folder / "manifest.json").write_text(json.dumps(older))
-    write(folder, tokens=100)
-    assert manifest(folder).keys() == older.keys() | {"written_with"}
-    write(folder, tokens=500)
-    assert manifest(folder)["dtype"] == "float64"
+    (begun / "manifest.json").write_text(json.dumps(older))
+    write(begun, tokens=100)
+    assert manifest(begun).keys() == older.keys() | {"written_with"}
+    write(begun, tokens=300)
+    assert manifest(begun)["dtype"] == "float64"

@@ -13,7 +13,9 @@ from fspad_bench.lossless import baseline_runs, certify, identity
 from fspad_bench.models import load
 
 PLUGIN = Path(__file__).parent.parent / "plugin"
-WORDS = ["-v", "-p", "fspad_bench.integrations.pytest_plugin", "-p", "no:cacheprovider"]
+# the last collects all garbage five times when pytest ends, a second each time pytest runs here
+UNUSED = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+WORDS = ["-v", "-p", "fspad_bench.integrations.pytest_plugin", *UNUSED]
 LOSSY = """
 from acme_decoder import Echo
 from fspad_bench.core.verification import Accepted, match

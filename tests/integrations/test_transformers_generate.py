@@ -68,7 +68,7 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
 @pytest.mark.parametrize("stock", STOCK)
 def test_settings_of_the_target_change_neither_text_nor_steps(tiny, monkeypatch, stock, settings):
-    limit = Limit(25, tiny.stop_ids)
+    limit = Limit(12, tiny.stop_ids)
     expected = stock(tiny).generate(AGAIN, Sampler(), limit)
     own = copy.deepcopy(tiny.model.generation_config)
     for name, value in settings.items():

@@ -74,22 +74,24 @@ class Stumbles(PromptLookup):
         return Tree.chain(context.tokens[-1], [1] * 500)
 
 
-def certified(*arguments, rules=True):
+def certified(*arguments, decoders_alone=False):
     """Return the exit code of a small certification and what it prints.
 
-    The engines, the foundations and the wrong rules have tests of their own.
+    The engines have tests of their own, and so have the foundations, the rules and the mistakes.
     """
     effort = replace(certify.QUICK, draws=10_000, drafts=("ranked",), distance=0.3, repeats=1)
     half = identity.PAIRWISE[:25]  # every two levels meet once
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
         patch.setattr(certify, "QUICK", effort)
         patch.setattr(certify, "_engines", lambda *_: [])
-        if not rules:
-            patch.setattr(certify, "_rules", lambda *_: [])
+        patch.setattr(certify, "MUTATIONS", certify.MUTATIONS[-1:])
+        if decoders_alone:
+            for part in ("_foundations", "_rules", "_mutations"):
+                patch.setattr(certify, part, lambda *_: [])
         patch.setattr(certify, "GREEDY_TOKENS", 8)
+        patch.setattr(identity, "LENGTHS", [1, 2, 7, 16, 33])
         patch.setattr(identity, "PAIRWISE", half)
         patch.setattr(trial_target, "TOKENS", 8)
-        patch.setattr(certify, "MUTATIONS", certify.MUTATIONS[-1:])
         code = cli.main(["certify", "--quick", *arguments])
     return code, out.getvalue()
 
@@ -111,7 +113,7 @@ def lossless():
 def spoiled():
     """The exit code and the JSON document of two decoders that fail, and of one that does not."""
     labels = f"{ME}:Hasty,{ME}:Broken,prompt_lookup"
-    code, out = certified("--decoder", labels, "--format", "json", rules=False)
+    code, out = certified("--decoder", labels, "--format", "json", decoders_alone=True)
     return code, json.loads(out)
 
 

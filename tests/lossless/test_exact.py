@@ -80,7 +80,8 @@ def test_decoders_that_can_stand_on_a_script_do(tiny):
     ("options", "prompts"),
     [
         ({}, 1),
-        ({"verify": "rejection", "depth": 2}, 1),
+        ({"verify": "rejection", "depth": 2, "nodes": 4}, 1),
+        pytest.param({"verify": "rejection", "depth": 2}, 1, marks=pytest.mark.nightly),
         pytest.param({"verify": "rejection"}, 2, marks=pytest.mark.nightly),
         pytest.param({"verify": "traversal", "depth": 3}, 2, marks=pytest.mark.nightly),
     ],

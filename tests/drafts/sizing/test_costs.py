@@ -32,6 +32,14 @@ def target(tmp_path, monkeypatch):
     return TransformersTarget(model, tiny_tokenizer(), "other", "abc")
 
 
+@pytest.fixture
+def timed(monkeypatch):
+    """Let a forward cost a second, whatever is measured otherwise."""
+    monkeypatch.setattr(
+        costs, "_monotone", lambda target, prefixes: [1.0] * len(SIZES) * len(prefixes)
+    )
+
+
 def constant(overhead, per_level):
     """Return the measurement of a draft that costs the same at any prefix length."""
     return lambda prefixes: [(overhead, per_level)] * len(prefixes)
@@ -66,18 +74,18 @@ def test_costs_are_measured_once_and_again_on_demand(target, tmp_path, monkeypat
     assert costs.measure(target, {"head": "x"}, pytest.fail).overhead == 0.75
 
 
-def test_a_shape_for_all_steps_is_not_measured_at_long_prefixes(target, tmp_path):
+def test_a_shape_for_all_steps_is_not_measured_at_long_prefixes(target, timed, tmp_path):
     costs.measure(target, {}, constant(0.5, 0.25), with_far=False)
     assert [key["prefixes"] for key in keys_in(tmp_path)] == [[NEAR]] * 2
 
 
-def test_costs_of_other_compiled_code_are_not_taken(target, monkeypatch):
+def test_costs_of_other_compiled_code_are_not_taken(target, timed, monkeypatch):
     costs.measure(target, {}, constant(0.5, 0.25))
     monkeypatch.setattr(TransformersTarget, "signature", "other")
     assert costs.measure(target, {}, constant(0.25, 0.25)).overhead == 0.25
 
 
-def test_costs_measured_while_other_work_goes_on_are_not_kept(target, monkeypatch, capsys):
+def test_costs_measured_while_other_work_goes_on_are_not_kept(target, timed, monkeypatch, capsys):
     with monkeypatch.context() as busy:
         busy.setattr(Load, "others", lambda self: 1.01 * NOISY * cores())
         costs.measure(target, {}, constant(0.5, 0.25))
@@ -89,7 +97,7 @@ def test_costs_measured_while_other_work_goes_on_are_not_kept(target, monkeypatc
     assert "not kept" not in capsys.readouterr().err
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(target, tmp_path, capsys):
+def test_a_cache_that_cannot_be_written_is_no_error(target, timed, tmp_path, capsys):
     (tmp_path / "costs").write_text("a file in the place of the folder")
     assert costs.measure(target, {}, constant(0.5, 0.25)).overhead == 0.5
     assert "FSPAD_BENCH_CACHE" in capsys.readouterr().err
@@ -116,9 +124,8 @@ def test_another_draft_has_costs_of_its_own(target):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_costs_are_of_all_that_they_depend_on(target, monkeypatch, where, name, value):
+def test_costs_are_of_all_that_they_depend_on(target, timed, monkeypatch, where, name, value):
     costs.measure(target, {}, constant(0.5, 0.25), with_far=False)
-    monkeypatch.setattr(costs, "_monotone", lambda target, prefixes: [1.0] * len(SIZES))
     monkeypatch.setattr(target if where == "target" else where, name, value)
     assert costs.measure(target, {}, constant(0.25, 0.25), with_far=False).overhead == 0.25
 
@@ -148,8 +155,7 @@ def test_costs_are_of_all_that_they_depend_on(target, monkeypatch, where, name, 
     ],
     ids=lambda content: content[:30],
 )
-def test_damaged_costs_are_measured_anew(target, tmp_path, monkeypatch, content):
-    monkeypatch.setattr(costs, "_monotone", lambda target, prefixes: [1.0] * len(SIZES))
+def test_damaged_costs_are_measured_anew(target, timed, tmp_path, content):
     first = costs.measure(target, {}, constant(0.5, 0.25), with_far=False)
     for path in (tmp_path / "costs").glob("*.json"):
         path.write_text(content)
@@ -159,10 +165,7 @@ def test_damaged_costs_are_measured_anew(target, tmp_path, monkeypatch, content)
 
 
 @pytest.mark.parametrize("values", [[0.5, -1.0], [0.5, 4000.0], ["0.5", "0.5"], [0, 0], [0.5]])
-def test_damaged_values_under_the_right_key_are_measured_anew(
-    target, tmp_path, monkeypatch, values
-):
-    monkeypatch.setattr(costs, "_monotone", lambda target, prefixes: [1.0] * len(SIZES))
+def test_damaged_values_under_the_right_key_are_measured_anew(target, timed, tmp_path, values):
     costs.measure(target, {}, constant(0.5, 0.25), with_far=False)
     for path in (tmp_path / "costs").glob("*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": values}))
@@ -170,7 +173,7 @@ def test_damaged_values_under_the_right_key_are_measured_anew(
     assert costs.measure(target, {}, constant(0.75, 0.25), with_far=False).overhead == 0.75
 
 
-def test_costs_of_another_key_are_measured_anew(target, tmp_path):
+def test_costs_of_another_key_are_measured_anew(target, timed, tmp_path):
     costs.measure(target, {"head": "x"}, constant(0.5, 0.25), with_far=False)
     costs.measure(target, {"head": "y"}, constant(0.75, 0.25), with_far=False)
     paths = {
@@ -183,7 +186,9 @@ def test_costs_of_another_key_are_measured_anew(target, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["a folder", "a link to itself"])
-def test_costs_whose_place_is_taken_are_measured_in_each_process(target, tmp_path, place, capsys):
+def test_costs_whose_place_is_taken_are_measured_in_each_process(
+    target, timed, tmp_path, place, capsys
+):
     first = costs.measure(target, {}, constant(0.5, 0.25), with_far=False)
     for path in (tmp_path / "costs").glob("*.json"):
         path.unlink()
