@@ -26,8 +26,24 @@ from fspad_bench.engine.stock import StockForward
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.scripted import ScriptedTarget
 
+SAMPLERS = [
+    Sampler(),
+    Sampler(0.5),
+    Sampler(1.0),
+    Sampler(1.0, seed=1, stream="another"),
+    Sampler(1.0, top_p=0.6),
+    Sampler(0.8, top_k=3),
+    Sampler(1.3, top_k=5, top_p=0.8, seed=7),
+]
+
 Shape = Callable[[int, list[int], int], Tree]
 """(root, the true tokens after it, number of the step) -> the tree to propose."""
+
+
+def until(tokens: list[int], stop_ids: set[int]) -> list[int]:
+    """Return the tokens up to the first stop, which is included."""
+    end = next((i for i, token in enumerate(tokens) if token in stop_ids), len(tokens) - 1)
+    return tokens[: end + 1]
 
 
 def continuation(

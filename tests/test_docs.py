@@ -121,9 +121,7 @@ def test_the_engine_of_the_example_is_exact(tiny, tmp_path, imported, monkeypatc
     imported(tmp_path)
     monkeypatch.setattr(identity, "PAIRWISE", identity.PAIRWISE[:25])
     label = "my_engine:WithoutCache"
-    monkeypatch.setattr(identity, "LENGTHS", [1, 2, 7, 16, 33])
-    effort = replace(certify.QUICK, repeats=1)
-    steps = certify.decoder_checks([label], {}, tiny, tiny, effort)
+    steps = certify.decoder_checks([label], {}, tiny, tiny, replace(certify.QUICK, repeats=1))
     checks = [check for step in steps for check in step.run()]
     assert "identity" in {check.name for check in checks}
     assert [check for check in checks if not check.holds] == []
@@ -282,13 +280,11 @@ def reduced(command):
         words += ["--draft-vocabulary", "40"]
     if verb == "distill" and "--of" not in words:
         words += ["--tokens", TOKENS]
-    if verb in ("distill", "train", "export"):
-        words += ["--output", "out"]
-    if verb == "run":
+    if verb in ("distill", "train", "export", "run"):
         words += ["--output", "out"]
     if verb in ("run", "sweep") and "--data" not in words:
-        of_all = words[words.index("--task") + 1] == "all" if "--task" in words else False
-        words += ["--data", "spec-bench=question.jsonl" if of_all else "bundled"]  # short questions
+        short = "spec-bench=question.jsonl"
+        words += ["--data", short if "--task all" in command.line else "bundled"]
     if verb == "profile" and "--target" not in words:
         words += ["--target", "tiny"]
     return words + SMALL.get(verb, "").split()
