@@ -61,8 +61,9 @@ def _stages(
     stages = [wide(logits)[None]]
     ids = text[None]
     for processor in processors:
-        seen = ids[:, prompt_length:] if isinstance(processor, OutputProcessor) else ids
-        scores = processor(seen, stages[-1].clone())  # it may write to what it is given
+        first = prompt_length if isinstance(processor, OutputProcessor) else 0
+        # a processor may write to what it is given: others see the text as it is
+        scores = processor(ids[:, first:].clone(), stages[-1].clone())
         if not isinstance(scores, Tensor) or scores.shape != stages[0].shape:
             what = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise BenchError(

@@ -249,6 +249,17 @@ def test_min_p_out_of_range(min_p):
         Sampler(1.0, min_p=min_p)
 
 
+def test_a_processor_may_write_to_the_text_that_it_is_given():
+    def overwrites(input_ids, scores):
+        input_ids[:] = 0
+        return scores
+
+    last = Recorded()
+    sampler = Sampler(processors=(overwrites, last))
+    output_logits(torch.zeros(2, 5), sampler, [1, 2], [3, 4])
+    assert last.texts == [[1, 2], [1, 2, 3]]
+
+
 def test_what_only_the_host_can_choose():
     assert not Sampler(1.0, top_k=3, top_p=0.5).on_host
     assert Sampler(1.0, min_p=0.1).on_host
