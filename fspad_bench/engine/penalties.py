@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import cached_property
-from math import isfinite
 
 import torch
 from torch import Tensor
@@ -18,6 +17,15 @@ from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsPr
 
 from fspad_bench.core.processors import OutputProcessor, Processor
 from fspad_bench.errors import BenchError
+
+LARGEST = 1e6  # far beyond it a logit overflows float32
+WHOLE = ("no_repeat_ngram_size",)
+RANGES = {
+    "repetition_penalty": (1 / LARGEST, LARGEST),
+    "presence_penalty": (-LARGEST, LARGEST),
+    "frequency_penalty": (-LARGEST, LARGEST),
+    "no_repeat_ngram_size": (0, LARGEST),
+}
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,16 @@ class Penalties:
 
     def __post_init__(self) -> None:
         for own in fields(self):
-            value = getattr(self, own.name)
-            low = 0 if own.name == "no_repeat_ngram_size" else float("-inf")
-            name = own.name.replace("_", "-")
-            if not isfinite(value) or value < low:
-                raise BenchError(f"{name} {value} is out of range", f"--{name} is a finite number")
-        if self.repetition_penalty <= 0:
+            self._check(own.name)
+
+    def _check(self, name: str) -> None:
+        low, high = RANGES[name]
+        value = getattr(self, name)
+        if not low <= value <= high or (name in WHOLE and value != int(value)):
+            shown = name.replace("_", "-")
+            kind = "a whole number" if name in WHOLE else "a number"
             raise BenchError(
-                f"repetition-penalty {self.repetition_penalty} is out of range",
-                "it lies above 0; 1 changes nothing",
+                f"{shown} {value} is out of range", f"it is {kind} from {low:g} to {high:g}"
             )
 
     @cached_property
@@ -64,7 +73,7 @@ class Penalties:
         if self.repetition_penalty != 1:
             chosen.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
         if self.no_repeat_ngram_size:
-            chosen.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
+            chosen.append(NoRepeatNGramLogitsProcessor(int(self.no_repeat_ngram_size)))
         if self.presence_penalty or self.frequency_penalty:
             chosen.append(CountPenalty(self.presence_penalty, self.frequency_penalty))
         return tuple(chosen)

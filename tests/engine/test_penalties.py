@@ -34,6 +34,14 @@ def test_no_ngram_comes_twice():
     assert adjusted(penalties, [1, 2, 0, 1], 3, [0.0, 0.0, 0.0]) == [0.0, 0.0, -torch.inf]
 
 
+@pytest.mark.parametrize("penalty", [1e-6, 1e6])
+def test_the_strongest_penalties_leave_finite_logits(penalty):
+    penalties = Penalties(penalty, 1e6, -1e6)
+    rows = adjusted(penalties, [0, 0, 1], 0, [60.0, -60.0, 1.0])
+    assert all(abs(value) < 1e9 for value in rows)
+    assert rows[2] == 1.0
+
+
 def test_equal_settings_share_their_processors():
     penalties = Penalties(presence_penalty=1.0)
     assert penalties.processors is penalties.processors
@@ -45,9 +53,14 @@ def test_equal_settings_share_their_processors():
     [
         {"repetition_penalty": 0.0},
         {"repetition_penalty": -1.0},
+        {"repetition_penalty": 1e-40},
+        {"repetition_penalty": 1e39},
         {"presence_penalty": float("nan")},
+        {"presence_penalty": -1e39},
         {"frequency_penalty": float("inf")},
+        {"frequency_penalty": 1e300},
         {"no_repeat_ngram_size": -1},
+        {"no_repeat_ngram_size": 2.5},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):
