@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Lock, RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -93,17 +94,18 @@ def custom_generate(
             "custom_generate needs decoder=NAME", "`fspad-bench ls decoders` lists the names"
         )
     host = host_of(model, target)
-    chosen = host.decoder(decoder, decoder_options or {})
     prompt = input_ids[0].tolist()
     sampler = sampler_of(logits_processor, generation_config, seed)
     criteria = StoppingCriteriaList(stopping_criteria)
-    if stop_strings:
+    if stop_strings is not None:
         tokenizer = tokenizer or host.target.tokenizer
         criteria.append(StopStringCriteria(_tokenizer(tokenizer), stop_strings))
     limit = limit_of(criteria, prompt, input_ids.device, streamer)
     if streamer is not None:
         streamer.put(input_ids.cpu())
-    generation = chosen.generate(host.target, sampler, prompt, limit)
+    with host.lock:
+        chosen = host.decoder(decoder, decoder_options or {})
+        generation = chosen.generate(host.target, sampler, prompt, limit)
     if streamer is not None:
         limit.reached(Context([*prompt, *generation.tokens], len(prompt)))
         streamer.end()
@@ -123,6 +125,8 @@ def check_supported(
 ) -> None:
     """Raise BenchError naming what our loop does not do."""
     refused = [name for name in UNANSWERED if getattr(config, name, None)]
+    if has_hooks(model):
+        refused.append("a model with forward hooks")
     if model.config.is_encoder_decoder:
         refused.append("an encoder-decoder model")
     if (config.num_return_sequences or 1) > 1:
@@ -143,13 +147,26 @@ def check_supported(
     for name, value in model_kwargs.items():
         if name in CACHES and value is not None and int(value.get_seq_length()):
             refused.append(f"a {name} that holds entries")
-        elif name not in (*PASSED, *CACHES) and value is not None:
+        elif name not in (*PASSED, *CACHES, *UNANSWERED) and value is not None:
             refused.append(name)
     if refused:
         raise BenchError(
             f"custom_generate does not take {', '.join(refused)}",
             "leave it out, or leave custom_generate out",
         )
+
+
+def has_hooks(model: PreTrainedModel) -> bool:
+    """Whether a module has forward hooks of the user's, which fused layers would not run.
+
+    transformers' own collect attentions and hidden states, which are refused anyway.
+    """
+    return any(
+        not str(getattr(hook, "__module__", "")).startswith("transformers.")
+        for module in model.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in hooks.values()
+    )
 
 
 def sampler_of(
@@ -185,10 +202,16 @@ def _own_warpers(processors: LogitsProcessorList) -> int:
     last = len(WARPERS)
     for count, processor in enumerate(reversed(processors)):
         kind = type(processor)
-        if kind not in WARPERS[:last]:
+        if kind not in WARPERS[:last] or not _is_usual(processor):
             return count
         last = WARPERS.index(kind)
     return len(processors)
+
+
+def _is_usual(warper: Any) -> bool:
+    """Whether a cut is as `generate` makes it: no least number of tokens, and -inf beyond it."""
+    least = getattr(warper, "min_tokens_to_keep", 1)
+    return bool(least == 1 and getattr(warper, "filter_value", -torch.inf) == -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -241,10 +264,15 @@ def _tokenizer(tokenizer: Any) -> Any:
 
 
 class Host:
-    """A target over a model's weights, and the decoders built on it."""
+    """A target over a model's weights, and the decoders built on it.
+
+    `lock` is held while one of them decodes: decoders and forwards have buffers of their own, so
+    threads take turns.
+    """
 
     def __init__(self, target: TransformersTarget) -> None:
         self.target = target
+        self.lock = RLock()
         self.weights = weights_of(target.model)
         self.decoders: dict[tuple[str, str], Decoder] = {}
 
@@ -259,7 +287,9 @@ class Host:
         return self.decoders[place]
 
 
-HOSTS: WeakKeyDictionary[Any, Host] = WeakKeyDictionary()
+HOSTS: WeakKeyDictionary[PreTrainedModel, Host] = WeakKeyDictionary()
+HOSTS_LOCK = Lock()
+OWN_HOST = "_custom_generate_host"  # of a target: a dictionary's value would keep its key alive
 
 
 def host_of(model: PreTrainedModel, target: TransformersTarget | None) -> Host:
@@ -271,12 +301,15 @@ def host_of(model: PreTrainedModel, target: TransformersTarget | None) -> Host:
             f"the target {target.name} is over other weights than this model's",
             "call generate of target.model",
         )
-    owner = model if target is None else target
-    host = HOSTS.get(owner)
-    if host is None or host.weights != weights_of(model):
-        host = Host(target or target_over(model))
-        HOSTS[owner] = host
-    return host
+    with HOSTS_LOCK:
+        host = HOSTS.get(model) if target is None else vars(target).get(OWN_HOST)
+        if host is None or host.weights != weights_of(model):
+            host = Host(target or target_over(model))
+            if target is None:
+                HOSTS[model] = host
+            else:
+                setattr(target, OWN_HOST, host)
+        return host
 
 
 def weights_of(model: PreTrainedModel) -> list[tuple[int, int]]:

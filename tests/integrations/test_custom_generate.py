@@ -2,6 +2,9 @@
 
 import copy
 import functools
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -25,6 +28,7 @@ import fspad_bench
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.errors import BenchError
 from fspad_bench.integrations import custom_generate as own
+from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import tiny_model
 
 PROMPT = torch.tensor([[*range(40, 48), *range(40, 48), 41, 42]])
@@ -182,6 +186,8 @@ def test_what_precedes_a_strange_warper_is_processed_as_it_stands():
         1.0, top_p=0.9, processors=(first, typical)
     )
     assert own.sampler_of(listed(cut, first), config, 0) == Sampler(0.5, processors=(cut,))
+    wide = TopPLogitsWarper(0.1, min_tokens_to_keep=5)
+    assert own.sampler_of(listed(first, wide), config, 0) == Sampler(1.0, processors=(first, wide))
 
 
 class Shown:
@@ -270,6 +276,46 @@ def test_a_target_of_ones_own(tiny, plain):
     assert output[0].tolist()[: stopped.shape[1]] == stopped[0].tolist()
     with pytest.raises(BenchError, match="over other weights"):
         tiny_model().generate(PROMPT, custom_generate=custom, **settings)
+
+
+def test_a_target_of_ones_own_is_let_go():
+    target = load_target("tiny")
+    target.model.generate(
+        PROMPT, custom_generate=custom, decoder="prompt_lookup", target=target, max_new_tokens=2
+    )
+    gone = weakref.ref(target)
+    del target
+    gc.collect()
+    assert gone() is None
+
+
+def test_threads_take_turns(ours, plain):
+    expected = plain(max_new_tokens=16)
+    with ThreadPoolExecutor(4) as pool:
+        texts = [pool.submit(ours, "prompt_lookup", max_new_tokens=16) for _ in range(8)]
+        assert [text.result() for text in texts] == [expected] * 8
+
+
+@pytest.mark.parametrize("place", ["lm_head", "model", "model.layers.1"])
+def test_a_model_with_hooks_is_refused_whenever_they_came(place):
+    model = tiny_model()
+    model.name_or_path = "tiny"
+    settings = {"custom_generate": custom, "decoder": "vanilla", "max_new_tokens": 3}
+    model(PROMPT, output_hidden_states=True)  # for which transformers sets hooks of its own
+    before = model.generate(PROMPT, **settings)
+    handle = model.get_submodule(place).register_forward_hook(lambda module, given, output: output)
+    with pytest.raises(BenchError, match="a model with forward hooks"):
+        model.generate(PROMPT, **settings)
+    handle.remove()
+    assert torch.equal(model.generate(PROMPT, **settings), before)
+
+
+def test_an_empty_stop_string_ends_a_text_as_for_transformers(tiny, ours, plain):
+    bound = functools.partial(custom, decoder="vanilla", tokenizer=tiny.tokenizer)
+    settings = {"max_new_tokens": 8, "stop_strings": ""}
+    expected = plain(**settings, tokenizer=tiny.tokenizer)
+    assert ours(**settings, custom_generate=bound) == expected
+    assert len(expected) == PROMPT.shape[1] + 1
 
 
 REFUSED = {
