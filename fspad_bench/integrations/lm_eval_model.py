@@ -250,11 +250,18 @@ class DecoderLM(HFLM):
         made = self.decoder.generate(self.target, request.sampler, request.prompt, request.limit)
         self._note(instance, request, made)
         context, given = instance.args
-        text = postprocess_generated_text(
-            self.tok_decode(made.tokens), request.until, self.think_end_token
-        )
+        text = self._text(made.tokens, request.until)
         self.cache_hook.add_partial("generate_until", (context, given), text)
         return text
+
+    def _text(self, tokens: list[int], until: list[str]) -> str:
+        """Return the text of an answer, behind the end of thinking and before a stop string."""
+        end = self.think_end_token
+        if not isinstance(end, int):
+            return str(postprocess_generated_text(self.tok_decode(tokens), until, end))
+        begun = len(tokens) - tokens[::-1].index(end) if end in tokens else 0
+        text = self.tok_decode(tokens[begun:]).lstrip()
+        return str(postprocess_generated_text(text, until, None))
 
     def _note(self, instance: Instance, request: Request, made: Generation) -> None:
         one = Logged(

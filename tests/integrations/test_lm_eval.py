@@ -185,6 +185,22 @@ class TestDecodersAsModels:
         assert text == whole[: whole.index(string)] == hf.generate_until(asked, True)[0]
         assert fspad.generations[-1].tokens == len(text) + length
 
+    @pytest.mark.parametrize("place", [3, None])
+    def test_thinking_may_end_with_a_token_as_for_hf(self, harness, target, place):
+        (whole,) = harness.Model(target, "vanilla").generate_until(
+            [harness.request("Count: ", {"max_gen_toks": 12})], disable_tqdm=True
+        )
+        token = 95 if place is None else target.tokenizer(whole[place])["input_ids"][-1]
+        given = {"think_end_token": str(token)}
+        hf = harness.HFLM(
+            pretrained=tiny_model().float(), tokenizer=tiny_tokenizer(), batch_size=1, **given
+        )
+        asked = [harness.request("Count: ", {"max_gen_toks": 12})]
+        model = harness.Model(target, "fspad", **given)
+        texts = model.generate_until(asked, disable_tqdm=True)
+        assert texts == hf.generate_until(asked, True)
+        assert (len(texts[0]) < len(whole)) == (place is not None)
+
     def test_likelihoods_are_those_of_hf(self, harness, fspad, hf):
         (next_words,) = hf.generate_until([harness.request("One, two:", {"max_gen_toks": 5})])
         pairs = [("One, two:", next_words), ("One, two:", "three"), ("", "alone"), ("a ", "b c")]
