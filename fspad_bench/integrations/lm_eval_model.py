@@ -30,10 +30,12 @@ from lm_eval.utils import hash_string
 from tqdm import tqdm
 
 from fspad_bench.benchmark.lm_eval_tasks import NEUTRAL, SAMPLING, quiet
+from fspad_bench.benchmark.record import PENALTIES
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler, stream_of
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.options import read_options
+from fspad_bench.engine.penalties import Penalties
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError, near
 from fspad_bench.models.load import load_target
@@ -54,10 +56,11 @@ INHERITED = (  # arguments of `hf` that concern prompts and likelihoods
     "truncation",
 )
 TOP_K = 50  # of transformers, where neither a request nor the model says another
+HONOURED = (*SAMPLING, "min_p", *PENALTIES)
 IGNORED = {  # generation settings of a model that change no text of `hf`, or that are honoured here
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
     *("max_length", "max_new_tokens", "cache_implementation", "use_cache", "transformers_version"),
-    *("return_dict_in_generate", "output_attentions", "output_hidden_states", *SAMPLING),
+    *("return_dict_in_generate", "output_attentions", "output_hidden_states", *HONOURED),
 }
 
 
@@ -224,27 +227,41 @@ class DecoderLM(HFLM):
     def _sampler(self, settings: dict[str, Any], seed: int, stream: str) -> Sampler:
         """Return the sampler of a request's settings, what is missing as `hf` fills it in."""
         for name, value in settings.items():
-            if name not in SAMPLING and NEUTRAL.get(name, ...) != value:
-                known = ", ".join(["until", "max_gen_toks", *SAMPLING])
+            if name not in HONOURED and NEUTRAL.get(name, ...) != value:
+                known = ", ".join(["until", "max_gen_toks", *HONOURED])
                 raise BenchError(
                     f"fspad-bench does not know the generation setting {name}={value!r:.40}",
                     f"it honours {known}; use --gen_kwargs or another task",
                 )
+        chosen = {name: self._setting(settings, name, PENALTIES[name]) for name in PENALTIES}
+        processors = Penalties(**chosen).processors
         if not settings["do_sample"]:
-            return Sampler(stream=stream)
+            return Sampler(stream=stream, processors=processors)
         temperature = float(settings.get("temperature", 0.0))
         if not temperature:
             raise BenchError("do_sample=True at temperature 0", "give temperature above 0")
-        own = self.target.model.generation_config
-        top_k = settings.get("top_k", own.top_k)
-        top_p = settings.get("top_p", own.top_p)
         return Sampler(
             temperature,
-            top_k=TOP_K if top_k is None else int(top_k),
-            top_p=1.0 if top_p is None else float(top_p),
+            top_k=int(self._setting(settings, "top_k", TOP_K)),
+            top_p=self._setting(settings, "top_p", 1.0),
             seed=seed,
             stream=stream,
+            min_p=self._setting(settings, "min_p", 0.0),
+            processors=processors,
         )
+
+    def _setting(self, settings: dict[str, Any], name: str, usual: float) -> Any:
+        """Return a request's setting, or else that of the target's files, or else the usual one."""
+        own = getattr(self.target.model.generation_config, name, None)
+        value = settings.get(name, own)
+        if value is None:
+            return usual
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise BenchError(
+                f"the generation setting {name}={value!r:.40} is no number", "give a number"
+            ) from error
 
     def _answer(self, instance: Instance, request: Request) -> str:
         made = self.decoder.generate(self.target, request.sampler, request.prompt, request.limit)

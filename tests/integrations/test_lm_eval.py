@@ -18,6 +18,7 @@ from fspad_bench.benchmark.prompts import PlainPrompts, Prompts, prompts_of
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.core.sampling import Sampler
+from fspad_bench.engine.penalties import Penalties
 from fspad_bench.errors import BenchError
 from fspad_bench.integrations import lm_eval as door
 from fspad_bench.models.load import load_target
@@ -255,7 +256,12 @@ class TestDecodersAsModels:
         ("given", "message"),
         [
             ({"num_beams": 4}, "does not know the generation setting num_beams=4"),
-            ({"repetition_penalty": 1.2}, "generation setting repetition_penalty=1.2"),
+            ({"typical_p": 0.9}, "does not know the generation setting typical_p=0.9"),
+            ({"repetition_penalty": 0}, "repetition-penalty 0.0 is out of range"),
+            ({"repetition_penalty": "much"}, "repetition_penalty='much' is no number"),
+            ({"no_repeat_ngram_size": 1.5}, "no-repeat-ngram-size 1.5 is out of range"),
+            ({"do_sample": True, "temperature": 1, "min_p": 2}, "min-p 2.0 is out of range"),
+            ({"do_sample": True, "temperature": 1, "top_k": [5]}, r"top_k=\[5\] is no number"),
             ({"do_sample": True}, "do_sample=True at temperature 0"),
             ({"max_gen_toks": 0}, "max_gen_toks=0 is out of range"),
             ({"max_gen_toks": 8192}, "max_gen_toks=8192 is out of range"),
@@ -275,12 +281,45 @@ class TestDecodersAsModels:
         one, two = vanilla.generate_until(asked, disable_tqdm=True)
         assert one == two
 
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"repetition_penalty": 1.5},
+            {"no_repeat_ngram_size": 2},
+            {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1},
+        ],
+    )
+    def test_penalties_are_those_of_hf(self, harness, fspad, hf, monkeypatch, given):
+        plain = {"max_gen_toks": 30}
+        asked = [harness.request("Count: ", plain | given)]
+        (text,) = fspad.generate_until(asked, disable_tqdm=True)
+        assert [text] == hf.generate_until(asked, True)
+        unasked = [harness.request("Count: ", plain)]
+        assert fspad.generate_until(unasked, True) != [text]
+        for name, value in given.items():
+            for model in (fspad.target.model, hf.model):
+                monkeypatch.setattr(model.generation_config, name, value)
+        assert fspad.generate_until(unasked, True) == hf.generate_until(unasked, True) == [text]
+
+    def test_penalties_of_the_output_are_taken_from_requests(self, vanilla):
+        given = {"presence_penalty": 0.5, "frequency_penalty": 0.1}
+        sampler = vanilla._sampler({"do_sample": False, **given}, 3, "s")
+        assert sampler == Sampler(stream="s", processors=Penalties(**given).processors)
+
+    def test_min_p_is_a_requests_or_the_targets(self, target, vanilla, monkeypatch):
+        sampled = {"do_sample": True, "temperature": 0.5}
+        monkeypatch.setattr(target.model.generation_config, "min_p", 0.2)
+        assert vanilla._sampler(sampled, 3, "s") == Sampler(0.5, 50, 1.0, 3, "s", 0.2)
+        assert vanilla._sampler(sampled | {"min_p": 0}, 3, "s") == Sampler(0.5, 50, 1.0, 3, "s")
+
     def test_settings_of_the_target_that_only_hf_applies_are_named(
         self, harness, target, monkeypatch, caplog
     ):
         monkeypatch.setattr(target.model.generation_config, "repetition_penalty", 1.3)
+        monkeypatch.setattr(target.model.generation_config, "suppress_tokens", [5])
         harness.Model(target, "vanilla")
-        assert "repetition_penalty" in caplog.text
+        assert "suppress_tokens" in caplog.text
+        assert "repetition_penalty" not in caplog.text
 
 
 class TestTasksOfARun:
