@@ -195,8 +195,9 @@ def _check(name: str, task: Any) -> None:
         known = setting in ("until", *LENGTHS, *SAMPLING) or NEUTRAL.get(setting, ...) == value
         if not known:
             raise BenchError(
-                f"{name} wants the generation setting {setting}={value!r:.40}, unknown here",
-                "copy its YAML file without it, and name the copy",
+                f"{name} wants the generation setting {setting}={value!r:.40}, which no run "
+                "takes from a task",
+                "copy its YAML file without it, and name the copy; penalties are flags of run",
             )
     metrics = getattr(task, "_metric_fn_list", {})
     missing = [metric for metric, function in metrics.items() if function is None]
@@ -206,12 +207,34 @@ def _check(name: str, task: Any) -> None:
         )
 
 
-def _card(name: str, task: Any) -> HarnessCard:
+def generation_settings(given: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Return generation settings under lm-eval's own names, `until` a list of texts; `length` is
+    the number of tokens where none is given.
+
+    Raises BenchError for values that are none.
+    """
     from lm_eval.models.utils import normalize_gen_kwargs
 
+    try:
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(given), length))
+    except (TypeError, ValueError) as error:
+        raise BenchError(
+            f"generation settings that cannot be read: {message_of(error)}",
+            "max_gen_toks is a whole number, temperature a number",
+        ) from error
+    if settings["max_gen_toks"] < 1:
+        raise BenchError(f"max_gen_toks={settings['max_gen_toks']} is out of range", "at least 1")
+    settings["until"] = [text for text in settings["until"] if text not in (None, "")]
+    for text in settings["until"]:
+        if not isinstance(text, str):
+            raise BenchError(f"the stop string {text!r:.40} is no text", "put it into quotes")
+    return settings
+
+
+def _card(name: str, task: Any) -> HarnessCard:
     if task.config.num_fewshot is None:
         task.set_config(key="num_fewshot", value=0)
-    settings = normalize_gen_kwargs(task.config.generation_kwargs or {}, MAX_NEW_TOKENS)
+    settings = generation_settings(task.config.generation_kwargs or {}, MAX_NEW_TOKENS)
     if settings.get("do_sample"):
         note(f"note: {name} asks for sampled answers; here --temperature decides")
     version = _version()
@@ -234,7 +257,7 @@ def _card(name: str, task: Any) -> HarnessCard:
         placeholder="",
         version=0,
         sha256=hashlib.sha256(content.encode()).hexdigest(),
-        until=[text for text in settings["until"] if text],
+        until=settings["until"],
         source=f"lm_eval-{version}-v{task.VERSION}",
         is_chat=False,
         harness=task,
@@ -257,9 +280,12 @@ def _contained(name: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # a task's code, `datasets`, a transport: whatever they raise
         reason = message_of(error)[:240] or type(error).__name__
+        if isinstance(error, StopIteration):  # `datasets`, of a file without a line
+            reason = "its data are empty"
         raise BenchError(
             f"lm-eval cannot {what} {name}: {reason}",
-            "without a network name a task file whose data are local (docs/lm-eval.md)",
+            "correct its file or its data; without a network name a task file whose data are local "
+            "(docs/lm-eval.md)",
         ) from error
 
 

@@ -21,15 +21,11 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import (
-    handle_stop_sequences,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-)
+from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 from lm_eval.utils import hash_string
 from tqdm import tqdm
 
-from fspad_bench.benchmark.lm_eval_tasks import NEUTRAL, SAMPLING, quiet
+from fspad_bench.benchmark.lm_eval_tasks import NEUTRAL, SAMPLING, generation_settings, quiet
 from fspad_bench.benchmark.record import PENALTIES
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler, stream_of
@@ -196,7 +192,7 @@ class DecoderLM(HFLM):
         times: Counter[str] = Counter()
         for instance in requests:
             context, given = instance.args
-            settings: dict[str, Any] = dict(normalize_gen_kwargs(given, self.max_gen_toks))
+            settings = generation_settings(given, self.max_gen_toks)
             until = list(filter(None, handle_stop_sequences(settings.pop("until"), eos=eos)))
             new_tokens = settings.pop("max_gen_toks")
             digest = hashlib.sha256(context.encode()).hexdigest()
@@ -214,7 +210,7 @@ class DecoderLM(HFLM):
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
         """Return the tokens of a prompt, without its beginning where it would not fit."""
         room = self.max_length - new_tokens
-        if new_tokens < 1 or room < 1:
+        if room < 1:
             raise BenchError(
                 f"max_gen_toks={new_tokens} is out of range",
                 f"1 <= max_gen_toks < {self.max_length}, the context of {self.target.name}",

@@ -264,6 +264,8 @@ class TestDecodersAsModels:
             ({"do_sample": True, "temperature": 1, "top_k": [5]}, r"top_k=\[5\] is no number"),
             ({"do_sample": True}, "do_sample=True at temperature 0"),
             ({"max_gen_toks": 0}, "max_gen_toks=0 is out of range"),
+            ({"max_gen_toks": "many"}, "cannot be read.*'many'"),
+            ({"until": 5}, "the stop string 5 is no text"),
             ({"max_gen_toks": 8192}, "max_gen_toks=8192 is out of range"),
         ],
     )
@@ -397,6 +399,9 @@ class TestTasksOfARun:
             ({"repeats": 8}, "it asks for 8 answers to each prompt"),
             ({"unsafe_code": True}, "it runs code that the target writes"),
             ({"generation_kwargs": {"num_beams": 3}}, "generation setting num_beams=3"),
+            ({"generation_kwargs": {"max_gen_toks": 0}}, "max_gen_toks=0 is out of range"),
+            ({"generation_kwargs": {"max_gen_toks": "x"}}, "cannot be read.*'x'"),
+            ({"generation_kwargs": {"until": ["a", None, 5]}}, "the stop string 5 is no text"),
             ({"dataset_path": "nobody/nothing", "dataset_kwargs": None}, "cannot load lm_eval:"),
             ({"doc_to_text": "{{ missing.field }}"}, "cannot load lm_eval:.*undefined"),
         ],
@@ -408,6 +413,19 @@ class TestTasksOfARun:
         with pytest.raises(BenchError, match=message):
             card = lm_eval_tasks.card_of(f"lm_eval:{path}")
             lm_eval_tasks.load(card, card.source, None)
+
+    def test_empty_data_are_called_so(self, harness, tmp_path):
+        (tmp_path / "test.jsonl").write_text("")
+        files = {"data_files": {"test": str(tmp_path / "test.jsonl")}, "cache_dir": str(tmp_path)}
+        path = tmp_path / "empty.yaml"
+        path.write_text(
+            json.dumps(
+                {"task": "empty", "dataset_path": "json", "test_split": "test"}
+                | {"dataset_kwargs": files, "output_type": "generate_until", "doc_to_text": "a"}
+            )
+        )
+        with pytest.raises(BenchError, match="its data are empty"):
+            lm_eval_tasks.card_of(f"lm_eval:{path}")
 
     def test_a_name_finds_the_file_of_lm_eval(self, harness, monkeypatch):
         assert lm_eval_tasks._file("gsm8k").name == "gsm8k.yaml"
