@@ -88,7 +88,7 @@ def test_streams_that_are_closed_are_no_error(monkeypatch):
 def test_an_unexpected_error_has_a_code_of_its_own_and_says_where_its_traceback_is(
     monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(ls, "_print_names", raising_names)
+    monkeypatch.setitem(ls.LISTINGS, "decoders", raising_names)
     monkeypatch.setattr(endings.tempfile, "tempdir", str(tmp_path))
     assert main(["ls"]) == endings.UNEXPECTED == 70
     error, hint = capsys.readouterr().err.splitlines()
