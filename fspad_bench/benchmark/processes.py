@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
+from subprocess import Popen
+from threading import Event
 
 from fspad_bench.benchmark.sweep import Cell, Outcome, Resources, perform
 from fspad_bench.errors import BenchError
@@ -24,15 +26,30 @@ class Processes:
         self.places: SimpleQueue[str] = SimpleQueue()
         for place in places:
             self.places.put(place)
+        self.started: list[Popen[str]] = []
+        self.interrupted = Event()
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
         with ThreadPoolExecutor(self.workers) as pool:
             waiting = [pool.submit(self._try, cell) for cell in cells]
             try:
                 yield from (future.result() for future in as_completed(waiting))
-            finally:
-                for future in waiting:
-                    future.cancel()
+            except BaseException:
+                self._end(waiting)
+                raise
+
+    def _end(self, waiting: Sequence[Future[Outcome]]) -> None:
+        """Start no more cells, and interrupt those that run: what they know is written."""
+        self.interrupted.set()
+        for future in waiting:
+            future.cancel()
+        for process in list(self.started):
+            process.terminate()
+
+    def _keep(self, process: Popen[str]) -> None:
+        self.started.append(process)
+        if self.interrupted.is_set():
+            process.terminate()
 
     def _try(self, cell: Cell) -> Outcome:
         """Run a cell, and again if it is killed: it goes on where it stopped."""
@@ -43,8 +60,9 @@ class Processes:
                     cell,
                     self.output / cell.name,
                     {"CUDA_VISIBLE_DEVICES": place} if place else None,
+                    self._keep,
                 )
-                if not outcome.died:
+                if not outcome.died or self.interrupted.is_set():
                     break
             return outcome
         finally:

@@ -5,6 +5,7 @@
 - Where cells run is an executor's business (entry-point group `fspad_bench.executors`): processes
   of this machine, Ray, Slurm.
 - A cell that is complete is not run again: the same command goes on where a sweep stopped.
+- An executor that is interrupted ends its cells: none goes on when the sweep's command has ended.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +28,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
 
 LAST_LINES = 3  # of what a cell that failed has said
+SIGNALLED = {143: 15, 129: 1}  # exit codes of a run that SIGTERM or SIGHUP ended -> the signal
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,14 @@ class Outcome:
     files: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def signal(self) -> int:
+        """The signal that ended it, also where it wrote what it knew before; 0 without one."""
+        return -self.code if self.code < 0 else SIGNALLED.get(self.code, 0)
+
+    @property
     def died(self) -> bool:
         """Whether it was killed: another try may end otherwise."""
-        return self.code < 0
+        return self.signal > 0
 
     @property
     def measured(self) -> bool:
@@ -145,16 +152,32 @@ def is_finished(cell: Cell, output: Path) -> bool:
     return False
 
 
-def perform(cell: Cell, folder: Path, environment: Mapping[str, str] | None = None) -> Outcome:
-    """Run a cell in a process of its own, its record in `folder`, and return how it ended."""
+def perform(
+    cell: Cell,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    started: Callable[[subprocess.Popen[str]], None] | None = None,
+) -> Outcome:
+    """Run a cell in a process of its own, its record in `folder`, and return how it ended.
+
+    `started` is given the process, so that a caller can end it.
+    """
     words = [sys.executable, "-m", "fspad_bench", "run", "--plan", "-", "--output", str(folder)]
-    done = subprocess.run(
+    with subprocess.Popen(
         words,
-        input=cell.json,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
         env={**os.environ, **(environment or {})},
-    )
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return Outcome(cell, done.returncode, "\n".join(said[-LAST_LINES:]))
+    ) as process:
+        if started:
+            started(process)
+        try:
+            _, stderr = process.communicate(cell.json)
+        except BaseException:  # a job that is cancelled takes its cell with it
+            process.terminate()
+            raise
+    said = [line for line in stderr.splitlines() if line.strip()]
+    return Outcome(cell, process.returncode, "\n".join(said[-LAST_LINES:]))

@@ -35,6 +35,7 @@ UNEXPECTED = 70
 INTERRUPTED = 130
 CLOSED_OUTPUT = 141
 SIGNALS = ("SIGTERM", "SIGHUP")  # of a batch system, and of a terminal that is closed
+RESUMED = "`run`, `sweep`, `train` or `distill`"
 SIGNALLED = 128  # plus the signal's number, as shells have it
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -58,7 +59,7 @@ def handled(run: Callable[[], int]) -> int:
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         note("")  # after `^C`
-        note("interrupted; the same `run`, `train` or `distill` command resumes where it stopped")
+        note(f"interrupted; the same {RESUMED} command resumes where it stopped")
         return interrupt.exit_code if isinstance(interrupt, SignalledInterrupt) else INTERRUPTED
     except BrokenPipeError:
         _drop_output()
@@ -170,7 +171,7 @@ def _of_memory(error: Exception) -> tuple[str, str]:
     return (
         f"out of memory: {reason}" if reason else "out of memory",
         "end what else uses it, or choose a smaller --dtype or target; "
-        "the same `run`, `train` or `distill` resumes where it stopped",
+        f"the same {RESUMED} resumes where it stopped",
     )
 
 

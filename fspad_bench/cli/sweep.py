@@ -96,7 +96,7 @@ def _keep(outcome: Outcome, output: Path) -> None:
 
 
 def _tell(outcome: Outcome) -> None:
-    how = f"killed by signal {-outcome.code}" if outcome.died else f"exit code {outcome.code}"
+    how = f"killed by signal {outcome.signal}" if outcome.died else f"exit code {outcome.code}"
     note(f"failed: {outcome.cell.title}: {how}")
     for line in outcome.words.splitlines():
         note(f"  {line}")

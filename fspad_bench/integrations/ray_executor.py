@@ -75,6 +75,6 @@ def performed(cell: Cell) -> Outcome:
     with TemporaryDirectory() as folder:
         outcome = perform(cell, Path(folder))
         if outcome.died:
-            raise CellKilledError(f"{cell.title}: signal {-outcome.code}")
+            raise CellKilledError(f"{cell.title}: signal {outcome.signal}")
         files = {path.name: path.read_text("utf-8") for path in Path(folder).glob("*.jsonl")}
         return Outcome(cell, outcome.code, outcome.words, files)

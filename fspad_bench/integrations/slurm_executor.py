@@ -56,6 +56,14 @@ class SlurmExecutor:
         with self.executor.batch():
             jobs = [self._submit(cell) for cell in cells]
         waiting = [(cell, job, 0) for cell, job in zip(cells, jobs, strict=True)]
+        try:
+            yield from self._ended(waiting)
+        finally:
+            for _, job, _ in waiting:  # none, unless the sweep is interrupted
+                job.cancel()
+
+    def _ended(self, waiting: list[tuple[Cell, Any, int]]) -> Iterator[Outcome]:
+        """Yield how each job ends, and take it out of those that are waited for."""
         while waiting:
             ended = [entry for entry in waiting if entry[1].done()]
             for entry in ended:

@@ -3,8 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,7 +66,7 @@ def ends(monkeypatch):
         calls = []
         left = list(codes)
 
-        def perform(cell, folder, environment=None):
+        def perform(cell, folder, environment=None, started=None):
             calls.append((cell, folder, environment))
             return Outcome(cell, left.pop(0))
 
@@ -71,8 +76,9 @@ def ends(monkeypatch):
     return ends
 
 
-def test_a_cell_that_was_killed_is_tried_again(ends, tmp_path):
-    calls = ends(-signal.SIGKILL, 0)
+@pytest.mark.parametrize("code", [-signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGHUP])
+def test_a_cell_that_was_killed_is_tried_again(ends, tmp_path, code):
+    calls = ends(code, 0)
     (outcome,) = Processes(Resources(retries=2), tmp_path).run([Cell(PLAN)])
     assert outcome.code == 0
     assert [folder for _, folder, _ in calls] == [tmp_path / Cell(PLAN).name] * 2
@@ -90,6 +96,66 @@ def test_bad_input_is_not_tried_again(ends, tmp_path):
     calls = ends(2, 0)
     (outcome,) = Processes(Resources(retries=2), tmp_path).run([Cell(PLAN)])
     assert (outcome.code, len(calls)) == (2, 1)
+
+
+def test_an_interrupted_sweep_ends_its_cells_and_starts_no_more(monkeypatch, tmp_path):
+    names = [tmp_path / name for name in ("first", "second", "third")]
+    left = list(names)
+    wait = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(60)"
+    begun = []
+
+    def perform(cell, folder, environment, started):
+        flag = left.pop(0)
+        process = subprocess.Popen([sys.executable, "-S", "-c", wait, flag], text=True)
+        begun.append(process)
+        started(process)
+        return Outcome(cell, process.wait())
+
+    def interrupted(waiting):
+        while not all(flag.exists() for flag in names[:2]):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes, "perform", perform)
+    monkeypatch.setattr(processes, "as_completed", interrupted)
+    executor = Processes(Resources(workers=2, retries=2), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        list(executor.run([Cell(replace(PLAN, seed=seed)) for seed in range(3)]))
+    assert [process.returncode for process in begun] == [-signal.SIGTERM] * 2
+
+
+def test_a_cell_ends_with_whoever_waits_for_it(monkeypatch, tmp_path):
+    begun = []
+
+    def interrupted(process):
+        begun.append(process)
+        monkeypatch.setattr(process, "communicate", _interrupt)
+
+    def _interrupt(text):
+        raise KeyboardInterrupt
+
+    sleeper = tmp_path / "sleeper"
+    sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr(sweep.sys, "executable", str(sleeper))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.perform(Cell(PLAN), tmp_path, started=interrupted)
+    assert begun[0].returncode == -signal.SIGTERM
+
+
+def test_an_interrupted_sweep_cancels_its_jobs(monkeypatch, tmp_path):
+    pytest.importorskip("submitit")
+    executor = sweep.executor("slurm")(Resources(settings={"cluster": "local"}), tmp_path)
+    executor.executor = SimpleNamespace(batch=nullcontext)
+    cancelled = []
+    done = SimpleNamespace(done=lambda: True, result=lambda: Outcome(Cell(PLAN), 0))
+    going = SimpleNamespace(done=lambda: False, cancel=lambda: cancelled.append("going"))
+    jobs = [done, going]
+    monkeypatch.setattr(executor, "_submit", lambda cell: jobs.pop(0))
+    outcomes = executor.run([Cell(PLAN), Cell(replace(PLAN, seed=1))])
+    assert next(outcomes).code == 0
+    outcomes.close()
+    assert cancelled == ["going"]
 
 
 def test_each_cell_has_gpus_of_its_own(ends, monkeypatch, tmp_path):

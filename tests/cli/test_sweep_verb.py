@@ -19,7 +19,7 @@ def swept(quick_runs, monkeypatch, tmp_path, capsys):
     def swept(decoders, failing=()):
         swept.ran = []
 
-        def perform(cell, folder, environment=None):
+        def perform(cell, folder, environment=None, started=None):
             decoder = cell.plan.decoders[-1]
             swept.ran.append(decoder)
             if decoder in failing:
