@@ -74,21 +74,21 @@ def together(plan: Plan, own: Path) -> list[Path]:
     shard = Shard.of(plan.shard)
     if shard.parts == 1:
         return [own]
-    found = {plan.shard: own}
+    found = {shard: own}
     for path in sorted(own.parent.glob("*.jsonl")):
-        other = _shard_of_plan(path, plan)
-        if path != own and other and Records.read(path).complete:
+        other = _finished_shard(path, plan) if path != own else None
+        if other and other != shard and other.parts == shard.parts:
             found[other] = path
     return list(found.values()) if len(found) == shard.parts else []
 
 
-def _shard_of_plan(path: Path, plan: Plan) -> str:
-    """Return the shard that a record is of, if it is one of this plan; else nothing."""
+def _finished_shard(path: Path, plan: Plan) -> Shard | None:
+    """Return the shard that a record is of, if it is a complete one of this plan."""
+    own = {"shard": plan.shard, "device": plan.device}  # each process has its device
     try:
         content = next(lines(path), {}).get("plan")
+        if not isinstance(content, dict) or {**content, **own} != asdict(plan):
+            return None
+        return Shard.of(str(content.get("shard", ""))) if Records.read(path).complete else None
     except BenchError:
-        return ""
-    if not isinstance(content, dict):
-        return ""
-    own = {"shard": plan.shard, "device": plan.device}  # each process has its device
-    return str(content.get("shard", "")) if {**content, **own} == asdict(plan) else ""
+        return None

@@ -1,8 +1,10 @@
 """Runs that share the questions: together they are the whole run, and it has its score."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -71,6 +73,26 @@ def test_an_unfinished_shard_leaves_the_task_without_a_score(quick_runs, tmp_pat
     second = Runner(plan("2/2"), tmp_path).run()
     assert Records.read(second).complete
     assert Records.read(first, second).scores == {}
+
+
+def record(folder, name, shard, *, end=True):
+    path = folder / name
+    run = {"kind": "run", "schema": 4, "plan": asdict(plan(shard))}
+    lines = [run, {"kind": "end", "status": "complete"}] if end else [run]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def test_only_parts_of_one_division_are_the_whole(tmp_path):
+    own = record(tmp_path, "own.jsonl", "1/3")
+    second = record(tmp_path, "b.jsonl", "2/3")
+    for number, other in enumerate(["1/2", "2/2", "", "1/3", "3/4"]):
+        record(tmp_path, f"{number}.jsonl", other)
+    record(tmp_path, "unfinished.jsonl", "3/3", end=False)
+    (tmp_path / "stranger.jsonl").write_text("not a record\n")
+    assert shards.together(plan("1/3"), own) == []
+    third = record(tmp_path, "c.jsonl", "3/3")
+    assert shards.together(plan("1/3"), own) == [own, second, third]
 
 
 @pytest.mark.parametrize(
