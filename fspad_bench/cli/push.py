@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +12,6 @@ from fspad_bench.util.terminal import note, show
 
 if TYPE_CHECKING:
     from fspad_bench.publishing.repositories import Files
-
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,14 +38,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not REPOSITORY.fullmatch(arguments.repo):
-        raise BenchError(f"'{arguments.repo}' is no repository of the hub", "give OWNER/NAME")
+    _check_repository(arguments.repo)
     kind, files = _files(arguments)
     if arguments.dry_run:
         _write(files, user_path(arguments.dry_run))
     else:
         _push(files, kind, arguments)
     return 0
+
+
+def _check_repository(name: str) -> None:
+    """Raise BenchError unless the hub's library takes the name, and it has an owner."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        owner, repository = name.split("/")
+        validate_repo_id(owner)
+        validate_repo_id(repository)
+    except (HFValidationError, ValueError) as error:
+        raise BenchError(
+            f"'{name}' is no repository of the hub",
+            "give OWNER/NAME, of letters, digits, '-', '_' and '.', the last three not at an end "
+            "and no '--' or '..'",
+        ) from error
 
 
 def _files(arguments: argparse.Namespace) -> tuple[str, Files]:

@@ -24,6 +24,7 @@ from fspad_bench.util.text import file_bytes, json_value
 
 ROWS = "rows.jsonl"
 CARD = "README.md"
+REQUIRED = ("target", "decoder", "identity")
 OPTIONAL = ("version", "parameters", "conversations", "answer_tokens", "tokens_seen")
 TAGS = ["speculative-decoding", "fspad-bench"]
 Files = Mapping[str, bytes]
@@ -32,13 +33,10 @@ Files = Mapping[str, bytes]
 
 def head_repository(folder: Path, repo: str, license_: str, model: str | None) -> Files:
     """Return the files of a model repository for a head. Raises BenchError for what is no head."""
-    try:
-        about = json_value(file_bytes(folder / ABOUT))
-        target = model_id(str(about["target"]), model)
-        decoder = str(about["decoder"])
-        facts = {"identity": about["identity"], **dict.fromkeys(OPTIONAL), **about}
-    except (KeyError, TypeError, ValueError) as error:
-        raise BenchError(f"{folder} holds no head that was trained here: {error}", "") from error
+    about = _about(folder)
+    target = model_id(str(about["target"]), model)
+    decoder = str(about["decoder"])
+    facts = {**dict.fromkeys(OPTIONAL), **about}
     public = _without_commands(about)
     card = _render(
         "head_card.md",
@@ -54,6 +52,22 @@ def head_repository(folder: Path, repo: str, license_: str, model: str | None) -
         ABOUT: (json.dumps(public, indent=2) + "\n").encode(),
         WEIGHTS: file_bytes(folder / WEIGHTS),
     }
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Return what a head's file says. Raises BenchError for what no training wrote."""
+    try:
+        about = json_value(file_bytes(folder / ABOUT))
+        if not isinstance(about, dict):
+            raise ValueError("it is no JSON object")
+        if missing := [name for name in REQUIRED if name not in about]:
+            raise ValueError(f"it has no '{missing[0]}'")
+    except ValueError as error:
+        raise BenchError(
+            f"{folder / ABOUT} is of no head that was trained here: {error}",
+            "give the folder that `fspad-bench train` wrote",
+        ) from error
+    return about
 
 
 def results_repository(

@@ -110,3 +110,28 @@ def test_bad_input_is_one_clear_error(monkeypatch, refused, tmp_path):
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     assert "cannot push to a/b: division by zero" in refused(["push", head, "--repo", "a/b"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "repo",
+    ["../x", "a/b/c", "a/", "/b", "a/b--c", "a/b..c", "a/.b", "a/b-", "a./b", "a/b\n", "ä/b"],
+)
+def test_a_name_that_the_hub_refuses_is_refused_in_a_dry_run_too(refused, tmp_path, repo):
+    head = shipped("eagle", "tiny")
+    words = ["push", head, "--repo", repo, "--dry-run", tmp_path / "out"]
+    assert "is no repository of the hub" in refused(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"target": "tiny"}', "it has no 'decoder'"),
+        ("[]", "it is no JSON object"),
+        ("x", "not JSON"),
+    ],
+)
+def test_half_a_head_is_told_with_what_it_lacks(refused, tmp_path, text, message):
+    (tmp_path / "head.json").write_text(text)
+    said = refused(["push", tmp_path, "--repo", "a/b", "--dry-run", tmp_path / "out"])
+    assert "is of no head that was trained here" in said
+    assert message in said
