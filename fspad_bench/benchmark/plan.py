@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fspad_bench.errors import BenchError
+from fspad_bench.errors import BenchError, near
+
+PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,5 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BenchError(f"{name} is {value}: nothing can be measured", "at least 1")
+        if self.dtype not in (None, *PRECISIONS):
+            raise BenchError(f"no precision is called '{self.dtype}'", near(self.dtype, PRECISIONS))

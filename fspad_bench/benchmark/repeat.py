@@ -10,18 +10,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fspad_bench.benchmark.fields import check_fields
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.record import SINCE_SCHEMA_2, UPGRADE, Key, Records, Sample
+from fspad_bench.benchmark.record import SINCE_SCHEMA_2, UPGRADE, VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.record_lines import REPAIR, lines
 from fspad_bench.benchmark.rows import Row, latest, rows
 from fspad_bench.benchmark.tasks import RESERVED, SPEC_BENCH, TaskData
 from fspad_bench.decoders.label import Label
-from fspad_bench.errors import BenchError
+from fspad_bench.errors import BenchError, near
 from fspad_bench.util.grid import grid
 from fspad_bench.util.machine import cores
 from fspad_bench.util.paths import user_path
@@ -153,6 +153,25 @@ def plan_of(path: Path, content: Any) -> Plan:
         return Plan(**{"aa": False, **content})  # a plan that does not say it had no A/A copy
     except (TypeError, ValueError) as error:
         raise BenchError(f"{path}:1: not a plan: {error}", REPAIR) from error
+
+
+def given_plan(content: Any) -> Plan:
+    """Return a plan that a user gives as JSON; vanilla runs without being named.
+
+    Raises ValueError where it is none, and BenchError where it measures nothing.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    known = {field.name: field for field in fields(Plan)}
+    if unknown := sorted(content.keys() - known.keys()):
+        raise ValueError(f"no field is called '{unknown[0]}': {near(unknown[0], known)}")
+    for name, field in known.items():
+        if name not in content and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"it has no '{name}'")
+    check_fields(Plan, content)
+    plan = Plan(**content)
+    others = [name for name in plan.decoders if name != VANILLA]
+    return replace(plan, decoders=[VANILLA, *others])
 
 
 def _resolved(plan: Plan, header: dict[str, Any], records: Records) -> Plan:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def add_device(parser: argparse._ActionsContainer) -> None:
 
 
 def add_dtype(
-    parser: argparse._ActionsContainer, choices: list[str], default: str = MEASURING
+    parser: argparse._ActionsContainer, choices: Sequence[str], default: str = MEASURING
 ) -> None:
     parser.add_argument(
         "--dtype", choices=choices, help=f"precision of the target (default: {default})"

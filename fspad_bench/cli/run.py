@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fspad_bench.benchmark.plan import PRECISIONS
 from fspad_bench.benchmark.shards import launched, launched_device
 from fspad_bench.cli import table
 from fspad_bench.cli.arguments import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fspad_bench.benchmark.record import Key
     from fspad_bench.benchmark.repeat import Reference
 
+BESIDE_A_PLAN = {"--output", "--format"}
 FIELDS = {"decoder": "decoders", "task": "tasks", "temperature": "temperatures"}  # of a plan
 
 
@@ -64,9 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.cli.environment import quiet_libraries
 
     quiet_libraries()
-    if arguments.like is not None:
+    if arguments.like is not None and not arguments.plan:
         return _repeat(arguments)
-    plan = _read_plan(arguments.plan) if arguments.plan else plan_from(arguments)
+    plan = _read_plan(arguments) if arguments.plan else plan_from(arguments)
     with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the table
         path = Runner(plan, arguments.output).run()
     note(f"record: {path}")
@@ -85,20 +87,37 @@ def plan_from(arguments: argparse.Namespace) -> Plan:
     return Plan(**_chosen(arguments))
 
 
-def _read_plan(name: str) -> Plan:
-    """Return the plan in a JSON file, or on stdin."""
-    from fspad_bench.benchmark.repeat import plan_of
+def _read_plan(arguments: argparse.Namespace) -> Plan:
+    """Return the plan in a JSON file, or on stdin. Raises BenchError for flags that it excludes."""
+    from fspad_bench.benchmark.repeat import given_plan
     from fspad_bench.util.paths import user_path
     from fspad_bench.util.text import file_bytes, json_value
 
-    path = user_path(name)
-    content = sys.stdin.buffer.read() if name == "-" else file_bytes(path)
+    if more := sorted(_flags(arguments) - BESIDE_A_PLAN):
+        raise BenchError(
+            f"--plan says all, and {more[0]} is given beside it", "leave one of them out"
+        )
+    name = arguments.plan
+    content = sys.stdin.buffer.read() if name == "-" else file_bytes(user_path(name))
     try:
-        return plan_of(path, json_value(content))
+        return given_plan(json_value(content))
     except ValueError as error:
         raise BenchError(
-            f"{name} holds no plan: {error}", "give a plan as a record has it"
+            f"{name} holds no plan: {error}",
+            "give a JSON object like `plan` in the first line of a record",
         ) from error
+
+
+def _flags(arguments: argparse.Namespace) -> set[str]:
+    """Return the flags that the user gave."""
+    stored = {f"--{name.replace('_', '-')}" for name in arguments.given}
+    others = {
+        "--like": arguments.like is not None,
+        "-D": bool(arguments.options),
+        "--no-aa": not arguments.aa,
+        "--log-samples": arguments.log_samples,
+    }
+    return stored | {flag for flag, is_given in others.items() if is_given}
 
 
 def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -242,7 +261,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_place(group: argparse._ArgumentGroup) -> None:
-    add_dtype(group, ["float32", "bfloat16", "float16", "float64"])
+    add_dtype(group, PRECISIONS)
     add_device(group)
     add_threads(group)
     group.add_argument(

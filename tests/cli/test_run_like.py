@@ -114,3 +114,22 @@ def test_a_foreign_engine_that_is_installed_is_repeated(record, tmp_path, capsys
     path = record("--decoder", f"{ME}:Lossy", "--limit", "1")
     assert like(path, tmp_path / "again") == 1  # it is lossy here too
     assert "lossy" in capsys.readouterr().out.partition("beside")[2]
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [["--like", "x"], ["--limit", "3"], ["-D", "suffix.n=1"], ["--no-aa"], ["--log-samples"]],
+)
+def test_a_plan_says_all(refused, flag):
+    assert f"--plan says all, and {flag[0]} is given" in refused(["run", "--plan", "x.json", *flag])
+
+
+def test_a_file_without_a_plan_is_told_with_what_one_is(refused, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text('{"decoders": ["suffix"], "tasks": ["gsm8k"]}')
+    said = refused(["run", "--plan", path])
+    assert f"{path} holds no plan: it has no 'target'" in said
+    assert "first line of a record" in said
+    path.write_text("garbage")
+    assert "holds no plan: not JSON" in refused(["run", "--plan", path])
+    assert "cannot read" in refused(["run", "--plan", tmp_path / "none"])
