@@ -142,14 +142,22 @@ def executor(name: str) -> type[Executor]:
 
 def is_finished(cell: Cell, output: Path) -> bool:
     """Return whether a complete record of a cell stands in its folder."""
-    for path in (output / cell.name).glob("*.jsonl"):
+    return record_of(cell, output) is not None
+
+
+def record_of(cell: Cell, output: Path) -> Path | None:
+    """Return the newest complete record of a cell, None without one.
+
+    One that an older version began, and that no run continues, may stand beside it.
+    """
+    for path in sorted((output / cell.name).glob("*.jsonl"), reverse=True):
         try:
             plan = next(lines(path), {}).get("plan")
             if plan == asdict(cell.plan) and Records.read(path).complete:
-                return True
+                return path
         except BenchError:
             continue
-    return False
+    return None
 
 
 def perform(

@@ -14,7 +14,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.util.terminal import note
 
 if TYPE_CHECKING:
-    from fspad_bench.benchmark.sweep import Cell, Outcome
+    from fspad_bench.benchmark.sweep import Outcome
 
 FAILED = 1  # the exit code where a cell failed, or a row is lossy
 
@@ -63,10 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
     executor = sweep.executor(arguments.on)(resources, output)
     waiting = [cell for cell in every if not sweep.is_finished(cell, output)]
     failed = _run(executor.run(waiting) if waiting else (), len(every), len(waiting), output)
-    measured = [cell for cell in every if sweep.is_finished(cell, output)]
+    measured = [path for cell in every if (path := sweep.record_of(cell, output))]
     if not measured:
         raise BenchError(f"no cell of {len(every)} was measured", "see the messages above")
-    return max(failed, table.print_table(_records(measured, output), arguments.format))
+    return max(failed, table.print_table(measured, arguments.format))
 
 
 def _run(outcomes: Iterable[Outcome], total: int, waiting: int, output: Path) -> int:
@@ -100,10 +100,6 @@ def _tell(outcome: Outcome) -> None:
     note(f"failed: {outcome.cell.title}: {how}")
     for line in outcome.words.splitlines():
         note(f"  {line}")
-
-
-def _records(cells: list[Cell], output: Path) -> list[Path]:
-    return table.record_files([output / cell.name for cell in cells])
 
 
 def _settings(given: list[str]) -> dict[str, str]:

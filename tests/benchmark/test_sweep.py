@@ -181,6 +181,9 @@ def test_a_finished_cell_is_known_by_its_plan_and_its_end(tmp_path):
     assert not sweep.is_finished(cell, tmp_path)
     path.write_text(f"{run}\n{end}\n")
     assert sweep.is_finished(cell, tmp_path)
+    (path.parent / "abandoned.jsonl").write_text(f"{run}\n")
+    (path.parent / "tried-later.jsonl").write_text(f"{run}\n")
+    assert sweep.record_of(cell, tmp_path) == path
     path.write_text(f"not a record\n{end}\n")
     assert not sweep.is_finished(cell, tmp_path)
 
