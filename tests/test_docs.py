@@ -290,7 +290,7 @@ def reduced(command):
     return words + SMALL.get(verb, "").split()
 
 
-def in_this_process(cell, folder, environment=None):
+def in_this_process(cell, folder, environment=None, started=None):
     """A cell of a sweep, run by this process."""
     Runner(cell.plan, folder).run()
     return Outcome(cell, 0)
