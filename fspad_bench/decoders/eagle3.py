@@ -30,7 +30,8 @@ from fspad_bench.drafts.fused import Fuse
 from fspad_bench.drafts.network import DraftNetwork, DraftOutput, Norm, Output
 from fspad_bench.drafts.shape import Shape, low_mid_high
 from fspad_bench.engine.architecture import norm_weight
-from fspad_bench.engine.cpu.native import Native, TorchOps
+from fspad_bench.engine.cpu.native import Native
+from fspad_bench.engine.cpu.torch_ops import TorchOps
 from fspad_bench.engine.target import TransformersTarget
 
 

@@ -41,7 +41,8 @@ from fspad_bench.drafts.fused import Fuse
 from fspad_bench.drafts.network import DraftNetwork, DraftOutput, Norm, Output
 from fspad_bench.drafts.shape import Shape
 from fspad_bench.engine.cpu.linear import stacked
-from fspad_bench.engine.cpu.native import Native, TorchOps
+from fspad_bench.engine.cpu.native import Native
+from fspad_bench.engine.cpu.torch_ops import TorchOps
 
 
 class FeatureSampling(nn.Module):

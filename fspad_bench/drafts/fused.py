@@ -20,7 +20,8 @@ from fspad_bench.engine.attention import HeadShape, rotate
 from fspad_bench.engine.cpu import native
 from fspad_bench.engine.cpu.layer import CompiledLayer
 from fspad_bench.engine.cpu.linear import stacked
-from fspad_bench.engine.cpu.native import Native, TorchOps
+from fspad_bench.engine.cpu.native import Native
+from fspad_bench.engine.cpu.torch_ops import TorchOps
 
 Fuse = Callable[[Tensor, Tensor], Tensor]
 """(e, f) `[N, d]` -> x `[N, layer_inputs d]`."""

@@ -36,7 +36,8 @@ from fspad_bench.engine.architecture import (
 from fspad_bench.engine.attention import Attend
 from fspad_bench.engine.cpu import native
 from fspad_bench.engine.cpu.linear import STOCK, Matrix, stacked
-from fspad_bench.engine.cpu.native import Native, Tail, TorchOps
+from fspad_bench.engine.cpu.native import Native, Tail
+from fspad_bench.engine.cpu.torch_ops import ACTIVATIONS, TorchOps
 
 NAME = "fused"
 SPARE = 1024
@@ -127,7 +128,7 @@ class FusedForward:
         activation = activation_of(model.config)
         places = {(p.device, p.dtype) for p in base.parameters()}
         known = model.config.model_type in ARCHITECTURES
-        return known and all(linear) and len(places) == 1 and activation in native.ACTIVATIONS
+        return known and all(linear) and len(places) == 1 and activation in ACTIVATIONS
 
     def chain(self, plan: LayerPlan) -> Chain:
         """Return the fused forward of a plan, built on first use; old ones of parts are dropped."""

@@ -17,7 +17,7 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from fspad_bench.engine.cpu import compiler
 from fspad_bench.engine.cpu.huge_pages import Arena
+from fspad_bench.engine.cpu.torch_ops import ACTIVATIONS, SILU, TorchOps
 from fspad_bench.util.terminal import note
 
 NAME = "native"
@@ -42,13 +43,6 @@ BLOCK = 32  # outputs of a weight that lie together
 ROWS = 128  # products of more rows are left to torch; a tree is never larger
 PACKED = Arena()
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
-SILU = "silu"
-TANH_GELU = "gelu_pytorch_tanh"
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    SILU: F.silu,
-    TANH_GELU: partial(F.gelu, approximate="tanh"),
-}
-"""A gate's activation by transformers' name; the compiled functions number them in this order."""
 
 Tail = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """(x `[N, d]`, attention's output `[N, H D]`) -> (x after the residual sums, the next projections
@@ -58,32 +52,6 @@ Mlp = tuple[Tensor | None, ...]
 """Norm, gate and up stacked, their bias, down, its bias, the norm of what it adds; products'
 weights packed.
 """
-
-
-class TorchOps:
-    """The elementwise operations in torch, for whatever the compiled functions are not for."""
-
-    compiled = False
-    signature = ""
-
-    def __init__(
-        self, norm: Callable[[Tensor, Tensor, float], Tensor], activation: str = SILU
-    ) -> None:
-        """`norm(x, weight, eps)` is an RMS norm of the last dimension."""
-        self.norm = norm
-        self.activation = activation
-
-    def add_norm(
-        self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return x + delta and its RMS norm, `[N, d]` each."""
-        x = x if delta is None else x + delta
-        return x, self.norm(x, weight, eps)
-
-    def gated(self, both: Tensor) -> Tensor:
-        """Return activation(gate) * up `[N, m]` of rows of gate and up, `[N, 2 m]`."""
-        gate, up = both.chunk(2, dim=-1)
-        return ACTIVATIONS[self.activation](gate) * up
 
 
 class Native:
