@@ -46,7 +46,7 @@ def noise(first, second, position, token) -> tl.tensor:
 def order_of(score) -> tl.tensor:
     """Map float32 scores to uint32 integers of the same order."""
     bits = (score + 0.0).to(tl.uint32, bitcast=True)  # + 0.0 makes -0.0 equal to 0.0
-    return tl.where(bits >> 31 == 1, ~bits, bits | 0x80000000)
+    return tl.where(bits >> 31 == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
