@@ -14,6 +14,13 @@ DOCUMENTS = [
 ]
 BLOCK = re.compile(r"(?:<!-- not run by tests: (.*?) -->\n)?```(\w*)\n(.*?)```", re.S)
 
+OURS = {
+    "my_decoder": "README.md",
+    "n_gram": "docs/adding-a-decoder.md",
+    "my_engine": "docs/adding-a-decoder.md",
+}
+"""Modules of the examples, and the documents that they stand in."""
+
 
 class Block(NamedTuple):
     """A fenced block; `excuse` is the reason why no test runs it."""
@@ -88,3 +95,19 @@ def table_rows(text):
         for line in text.splitlines()
         if line.startswith("|")
     ]
+
+
+def examples(language="python"):
+    """file name -> text of the blocks that begin with a comment naming a file."""
+    return {
+        match[1]: block.text
+        for block in blocks(language)
+        if (match := re.match(r"# (\w+\.\w+)\n", block.text))
+    }
+
+
+def write_examples(folder):
+    for name, text in (examples() | examples("yaml")).items():
+        (folder / name).write_text(text)
+    (question,) = blocks("json", [ROOT / "docs" / "adding-a-task.md"])
+    (folder / "my_questions.jsonl").write_text(question.text)

@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import sys
 
 import interpreter
 import pytest
 import torch
+from documents import OURS
 
 from fspad_bench.benchmark import runner
 from fspad_bench.benchmark.guards import state
@@ -193,3 +195,16 @@ def trainer(tiny, features, captured_features, recipe):
         return Trainer(tiny, own, tokens, network, recipe, origin=origin)
 
     return make
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """Let modules be imported from a folder, and forget them afterwards."""
+
+    def imported(folder):
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend(str(folder))
+
+    yield imported
+    for name in OURS:
+        sys.modules.pop(name, None)

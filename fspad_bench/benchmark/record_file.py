@@ -12,9 +12,28 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fspad_bench.benchmark.record import SCHEMA, Audit, Finding, Key, Pit, Records, Sample, Score
+from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.errors import BenchError
 from fspad_bench.util import locks
 from fspad_bench.util.plain import plain
+
+Header = dict[str, Any]
+
+
+def header_of(path: Path) -> Header:
+    """Return the first line of a record, and nothing for any other file."""
+    try:
+        return next(lines(path), {})
+    except BenchError:
+        return {}
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether a record is known to be complete; one that cannot be read here is not."""
+    try:
+        return Records.read(path).complete
+    except BenchError:
+        return False
 
 
 class RecordFile:
@@ -26,7 +45,7 @@ class RecordFile:
     lock file beside it.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, header: Header | None = None) -> None:
         self.path = path.absolute()  # a decoder may change the working directory
         self.header = header
         self.lock: FileLock | None = None

@@ -12,16 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fspad_bench import __version__
 from fspad_bench.benchmark import tasks
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.record import SCHEMA, Records
-from fspad_bench.benchmark.record_file import RecordFile
-from fspad_bench.benchmark.record_lines import lines
+from fspad_bench.benchmark.record import SCHEMA
+from fspad_bench.benchmark.record_file import Header, RecordFile, header_of, is_complete
 from fspad_bench.errors import BenchError
 from fspad_bench.util import provenance
 from fspad_bench.util.terminal import note
@@ -37,8 +35,6 @@ SOFTWARE = {
     "threads": "number of threads",
 }
 
-Header = dict[str, Any]
-
 
 def open_record(plan: Plan, cards: Sequence[tasks.Card], output: Path) -> tuple[RecordFile, Header]:
     """Return the record to write and its first line, whose `sources` name the data of each task.
@@ -50,7 +46,7 @@ def open_record(plan: Plan, cards: Sequence[tasks.Card], output: Path) -> tuple[
     threads = torch.get_num_threads()
     origin = {"schema": SCHEMA, **started, **provenance.provenance(), "threads": threads}
     for path in sorted(output.glob("*.jsonl"), reverse=True):
-        header = _header(path)
+        header = header_of(path)
         if _resumable(path, header, plan, origin):
             note(f"resuming {path}")
             return RecordFile.reopen(path), header
@@ -73,27 +69,11 @@ def _resumable(path: Path, header: Header, plan: Plan, origin: Header) -> bool:
     if header.get("plan") != asdict(plan):
         return False
     changed = [text for name, text in SOFTWARE.items() if header.get(name) != origin.get(name)]
-    if _is_complete(path):
+    if is_complete(path):
         return False
     if changed:
         note(f"not resuming {path}: it was begun with another {changed[0]}")
     return not changed
-
-
-def _is_complete(path: Path) -> bool:
-    """Whether a record is known to be complete; one that cannot be read here is not."""
-    try:
-        return Records.read(path).complete
-    except BenchError:
-        return False
-
-
-def _header(path: Path) -> Header:
-    """Return the first line of a record, and nothing for any other file."""
-    try:
-        return next(lines(path), {})
-    except BenchError:
-        return {}
 
 
 def _file_name(plan: Plan, now: datetime) -> str:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.record import Records
-from fspad_bench.benchmark.record_lines import lines
+from fspad_bench.benchmark.record_file import header_of, is_complete
 from fspad_bench.errors import BenchError
 
 HINT = "write K/N: 1/2 and 2/2 share the questions"
@@ -85,10 +84,10 @@ def together(plan: Plan, own: Path) -> list[Path]:
 def _finished_shard(path: Path, plan: Plan) -> Shard | None:
     """Return the shard that a record is of, if it is a complete one of this plan."""
     own = {"shard": plan.shard, "device": plan.device}  # each process has its device
+    content = header_of(path).get("plan")
+    if not isinstance(content, dict) or {**content, **own} != asdict(plan):
+        return None
     try:
-        content = next(lines(path), {}).get("plan")
-        if not isinstance(content, dict) or {**content, **own} != asdict(plan):
-            return None
-        return Shard.of(str(content.get("shard", ""))) if Records.read(path).complete else None
-    except BenchError:
+        return Shard.of(str(content.get("shard", ""))) if is_complete(path) else None
+    except BenchError:  # edited by hand: no part of this run
         return None

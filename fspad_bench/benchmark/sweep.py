@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Protocol
 
 from fspad_bench.benchmark.plan import Plan
-from fspad_bench.benchmark.record import VANILLA, Records
-from fspad_bench.benchmark.record_lines import lines
-from fspad_bench.errors import BenchError
+from fspad_bench.benchmark.record import VANILLA
+from fspad_bench.benchmark.record_file import header_of, is_complete
 from fspad_bench.util import registry
 
 LAST_LINES = 3  # of what a cell that failed has said
@@ -150,13 +149,10 @@ def record_of(cell: Cell, output: Path) -> Path | None:
 
     One that an older version began, and that no run continues, may stand beside it.
     """
+    plan = asdict(cell.plan)
     for path in sorted((output / cell.name).glob("*.jsonl"), reverse=True):
-        try:
-            plan = next(lines(path), {}).get("plan")
-            if plan == asdict(cell.plan) and Records.read(path).complete:
-                return path
-        except BenchError:
-            continue
+        if header_of(path).get("plan") == plan and is_complete(path):
+            return path
     return None
 
 

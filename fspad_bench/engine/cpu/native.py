@@ -75,16 +75,13 @@ class Native:
         self.signature = signature
         self.norm_offset = norm_offset
         self.activation = activation
+        self.gate = list(ACTIVATIONS).index(activation)
 
     def of(self, norm_offset: float, activation: str) -> Native:
         """Return the same functions for a family with these norms and gates."""
         return Native(
             self.functions, self.signature, norm_offset=norm_offset, activation=activation
         )
-
-    @property
-    def _gate(self) -> int:
-        return list(ACTIVATIONS).index(self.activation)
 
     def pack(self, weight: Tensor) -> Tensor:
         """Reorder a weight `[out, in]` for `product`: `[out padded to blocks, in]`.
@@ -130,7 +127,7 @@ class Native:
         width = both.shape[1] // 2
         out = both.new_empty(rows, width)
         self.functions.fspad_gated(
-            KINDS[both.dtype], both.data_ptr(), out.data_ptr(), rows, width, self._gate,
+            KINDS[both.dtype], both.data_ptr(), out.data_ptr(), rows, width, self.gate,
             torch.get_num_threads(),
         )  # fmt: skip
         return out
@@ -155,7 +152,7 @@ class Native:
         kind = PRODUCTS[norm.dtype, packed.dtype]
         function = self.functions.fspad_tail
         pointers = (ctypes.c_void_p * len(weights))(*(pointer(w) for w in weights))
-        numbers = (ctypes.c_long * 6)(*widths, len(mlps), self._gate)
+        numbers = (ctypes.c_long * 6)(*widths, len(mlps), self.gate)
         outs = widths[3] or widths[1]
         offset = self.norm_offset
 
