@@ -26,7 +26,7 @@ data_seconds=${DATA_SECONDS:-240}
 train_seconds=${TRAIN_SECONDS:-240}
 epochs=${EPOCHS:-3}
 batch_tokens=${BATCH_TOKENS:-16384}
-rows=${ROWS:-512}
+rows=${ROWS:-2048}
 options=${TRAIN:---live --lr 0.002 --noise 0.05 --logit-weight 0.5 --warmup 100}
 # The caches of `distill` grow as answers do.
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
@@ -36,7 +36,7 @@ make_data() {
     if [ -n "${AGAIN:-}" ] || [ ! -e "$output/data.done" ]; then
         part data "$data_seconds" "$python" -m fspad_bench distill --target "$target" \
             --device "$device" --output "$data" --tokens "$tokens" --rows "$rows" \
-            --shard "${SHARD:-$rows}" --seed "${DATA_SEED:-0}"
+            --shard "${SHARD:-128}" --seed "${DATA_SEED:-0}"
     fi
     shards=("$data"/shard-*.jsonl)
     if [ ! -e "${shards[0]}" ]; then

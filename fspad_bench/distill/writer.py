@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,8 @@ from fspad_bench.util.text import json_file
 
 SLOTS = 64
 SHARD = 128
-AHEAD = 3  # shards in progress at once
+AHEAD = 3  # shards in progress at once, at the least
+FILL = 2  # conversations in progress for each that the batch has room for: many wait for another
 SILENT = 16  # conversations without an answer, after which a target is refused
 RECIPE = "recipe"
 DAMAGED = "delete the folder, or give another --output"
@@ -150,6 +152,7 @@ def _generate(
 ) -> None:
     """Generate and write the missing shards; call `on_shard` after each."""
     title = "answer tokens" if shards.counts_tokens else "shards"
+    ahead = _in_progress(slots, shards.size)
     with Progress(title, shards.goal, start=shards.progress) as progress:
         speed = _Speed()
 
@@ -160,7 +163,7 @@ def _generate(
         while not shards.complete:
             streams = shards.start_missing(start)
             for rows in answer_streams(
-                target, streams, slots=slots, ahead=AHEAD, on_tokens=on_tokens
+                target, streams, slots=slots, ahead=ahead, on_tokens=on_tokens
             ):
                 before = shards.progress
                 shards.add(rows)
@@ -169,6 +172,14 @@ def _generate(
                 _check_answers(target, shards)
                 if shards.complete:
                     break
+
+
+def _in_progress(slots: int, shard: int) -> int:
+    """Return how many shards of `shard` conversations keep `slots` of them busy.
+
+    An interruption loses those in progress: small shards lose little.
+    """
+    return max(AHEAD, math.ceil(FILL * slots / shard))
 
 
 class _Speed:

@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from fspad_bench.core.tree import WORD
 
 MASK_BLOCK = 128  # queries of a block of FlexAttention's mask
+BLOCK = 64  # queries and columns of a tile that fits the shared memory of an H200
 
 
 def masked(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -65,6 +66,11 @@ def flex_options(nodes: int, group: int) -> FlexKernelOptions:
 
     For under 128 queries and a power of two heads it takes its decoding kernel, which has all of a
     group's queries in one block. A mask's blocks are of 128: with more queries than that nothing
-    compiles (torch 2.11).
+    compiles (torch 2.11). The other kernel's own tiles for more than 64 nodes of 128 dimensions ask
+    for 256 KiB of shared memory, where an H200 has 227.
     """
-    return {"FORCE_USE_FLEX_ATTENTION": True} if nodes * group > MASK_BLOCK else {}
+    if nodes * group <= MASK_BLOCK:
+        return {}
+    if nodes <= BLOCK:
+        return {"FORCE_USE_FLEX_ATTENTION": True}
+    return {"FORCE_USE_FLEX_ATTENTION": True, "BLOCK_M": BLOCK, "BLOCK_N": BLOCK}

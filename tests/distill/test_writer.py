@@ -85,9 +85,19 @@ def test_an_interrupted_set_continues_to_the_same_end(write, tmp_path, monkeypat
     assert content(write(tmp_path / "torn", tokens=700)) == whole
 
 
-def test_shards_do_not_depend_on_how_many_are_in_progress(write, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "AHEAD", 1)
-    assert content(write(tmp_path / "alone")) == whole
+@pytest.mark.parametrize("count", [1, 7])
+def test_shards_do_not_depend_on_how_many_are_in_progress(
+    count, write, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(writer, "_in_progress", lambda slots, shard: count)
+    assert content(write(tmp_path / "other")) == whole
+
+
+@pytest.mark.parametrize(
+    ("slots", "shard", "count"), [(64, 128, 3), (64, 64, 3), (64, 8, 16), (2048, 64, 64)]
+)
+def test_small_shards_fill_the_batch_together(slots, shard, count):
+    assert writer._in_progress(slots, shard) == count
 
 
 def test_no_shard_is_started_that_is_not_needed(write, tmp_path, monkeypatch):

@@ -77,9 +77,14 @@ def test_flex_attention_chooses_its_kernel_where_a_group_fits_a_block(nodes, gro
     assert flex_options(nodes, group) == {}
 
 
-@pytest.mark.parametrize(("nodes", "group"), [(64, 4), (100, 4), (129, 1)])
-def test_more_queries_than_a_block_leave_one_kernel(nodes, group):
-    assert flex_options(nodes, group) == {"FORCE_USE_FLEX_ATTENTION": True}
+def test_more_queries_than_a_block_leave_one_kernel():
+    assert flex_options(64, 4) == {"FORCE_USE_FLEX_ATTENTION": True}
+
+
+@pytest.mark.parametrize(("nodes", "group"), [(65, 4), (100, 4), (129, 1)])
+def test_more_nodes_than_a_tile_have_tiles_that_fit_a_gpu(nodes, group):
+    options = {"FORCE_USE_FLEX_ATTENTION": True, "BLOCK_M": 64, "BLOCK_N": 64}
+    assert flex_options(nodes, group) == options
 
 
 def test_drafted_trees_have_three_children_a_node():
