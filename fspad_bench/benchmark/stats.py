@@ -47,9 +47,20 @@ def speedup(
     lists differ in length, or a cost is not above zero: a prompt without tokens has no speed, and
     its pair must be dropped.
     """
+    value, estimates = speedup_draws(reference, decoder, draws=draws, seed=seed)
+    return _interval(value, estimates, len(reference), level)
+
+
+def speedup_draws(
+    reference: Sequence[Cost], decoder: Sequence[Cost], *, draws: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the speedup, and that of each bootstrap draw, `[draws]`; raises as `speedup`.
+
+    Equal numbers of prompts and seeds give the same draws, so speedups of the same prompts in
+    several settings can be compared draw by draw.
+    """
     pairs = np.hstack(_paired(reference, decoder))
-    estimates = _cost_ratio(_resampled_means(pairs, draws, seed))
-    return _interval(_cost_ratio(pairs.mean(axis=0)), estimates, len(pairs), level)
+    return _cost_ratio(pairs.mean(axis=0)), _cost_ratio(_resampled_means(pairs, draws, seed))
 
 
 def ratio_of_mean_speeds(reference: Sequence[Cost], decoder: Sequence[Cost]) -> Interval:

@@ -15,6 +15,10 @@ EXAMPLES: dict[str, str] = {
   fspad-bench sweep --decoder fspad,eagle --task all --on ray --cpus 4 --gpus 1
   fspad-bench sweep --decoder fspad --task gsm8k --on slurm --gpus 1 --set partition=gpu
 """,
+    "throughput": """
+  fspad-bench throughput --decoder fspad,prompt_lookup --batch 1,2,4,8,16 --dtype bfloat16
+  fspad-bench throughput --decoder fspad --speculate-up-to 4 --format json
+""",
     "table": """
   fspad-bench table fspad-results
   fspad-bench table fspad-results --format latex

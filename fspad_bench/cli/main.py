@@ -54,6 +54,7 @@ VERBS: dict[str, str] = {
     "distill": "write a target's own conversations as training data for drafts",
     "export": "write a head in the layout that EAGLE, EAGLE-3 and FSPAD publish",
     "profile": "show where a decoder's steps spend their time on this machine",
+    "throughput": "measure tokens a second of several requests at once, and the break-even batch",
     "project": "tell what recorded acceptance would give at other costs",
     "certify": "prove that decoders are lossless: a table of checks",
     "check": "check baselines against their files: identity, tokens per step",

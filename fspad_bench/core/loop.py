@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Any, Self
 
 import torch
 
@@ -19,12 +20,115 @@ from fspad_bench.core.protocols import (
     Forwards,
     Generation,
     Limit,
+    Scores,
     Step,
     Target,
     as_drafter,
 )
-from fspad_bench.core.tree import AcceptedPath, as_tree
+from fspad_bench.core.tree import AcceptedPath, Tree, as_tree
 from fspad_bench.core.verification import Accepted, Chooser
+
+
+class Decoding:
+    """A generation at work: its session, its text so far, and what its steps did.
+
+    After a prefill and `begin`, a step is `propose`, a forward of the tree, and `take`. As a
+    context manager it closes its session at the end.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        sampler: Chooser,
+        prompt: Sequence[int],
+        limit: Limit,
+    ) -> None:
+        self.drafter = as_drafter(drafter)
+        self.sampler = sampler
+        self.limit = limit
+        self.verify = target.verifier(self.drafter.rule)
+        self.context = Context(list(prompt), len(prompt), sampler)
+        self.committed: list[int] = []
+        self.drafted: list[int] = []
+        self.paths: list[AcceptedPath] = []
+        self.draft_seconds = 0.0
+        self.verify_seconds = 0.0
+        self.score_seconds = 0.0
+        capacity = len(prompt) + limit.max_new_tokens
+        self.session = target.session(capacity, capture=self.drafter.capture)
+
+    def __enter__(self) -> Self:
+        self.session.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.session.__exit__(*error)
+
+    @property
+    def finished(self) -> bool:
+        return self.limit.reached(self.context)
+
+    def begin(self, scores: Scores) -> None:
+        """Choose the first token after the prefill, whose scores these are."""
+        context = self.context
+        sampler = self.sampler
+        prompt = context.tokens
+        first = first_logits(scores.logits[-1], sampler, prompt)
+        context.tokens = [*prompt, sampler.next(first, context.position)]
+        if not self.finished:
+            if sampler.processors:
+                check_functions(sampler.processors, scores.logits[-1], prompt, context.tokens[-1])
+            self.drafter.begin(context, scores)
+
+    def propose(self) -> Tree:
+        """Return the tree of the next step."""
+        began = perf_counter()
+        tree = as_tree(self.drafter.propose(self.context, self.limit.room(self.context)))
+        self.draft_seconds += perf_counter() - began
+        return tree
+
+    def take(self, tree: Tree, scores: Scores, seconds: float) -> int:
+        """Verify a tree whose forward took so long, commit what is accepted, and return the number
+        of new tokens.
+        """
+        context = self.context
+        began = perf_counter()
+        logits = node_logits(
+            tree, scores.logits, self.sampler, context.tokens, context.prompt_length
+        )
+        accepted = self.verify(tree, logits, self.sampler, context.position)
+        self.verify_seconds += perf_counter() - began
+        if not isinstance(accepted, Accepted):
+            raise TypeError(f"its rule returned {type(accepted).__name__}, not an Accepted")
+        self.session.commit(accepted.path)
+        new = [tree.tokens[node] for node in accepted.path[1:]] + [accepted.bonus]
+        kept = self.limit.cut(context, new)
+        context.tokens += kept
+        self.drafter.observe(Step(context, tree, scores, accepted, seconds))
+        self.score_seconds += seconds
+        self.committed.append(len(kept))
+        self.drafted.append(len(tree) - 1)
+        self.paths.append(AcceptedPath(tuple(tree.parents), tuple(accepted.path)))
+        return len(kept)
+
+    def generation(self, prefill_seconds: float, decode_seconds: float, **counts: int) -> Generation:
+        """Return what was generated; `counts` are its forwards."""
+        has_drafts = any(self.drafted)
+        return Generation(
+            tokens=self.context.new_tokens,
+            prefill_seconds=prefill_seconds,
+            decode_seconds=decode_seconds,
+            committed=self.committed,
+            drafted=self.drafted,
+            draft_seconds=self.draft_seconds,
+            score_seconds=self.score_seconds,
+            verify_seconds=self.verify_seconds,
+            depths=[path.depth for path in self.paths] if has_drafts else None,
+            ranks=[path.ranks for path in self.paths] if has_drafts else None,
+            refused=[path.refused for path in self.paths] if has_drafts else None,
+            **counts,
+        )
 
 
 @torch.inference_mode()
@@ -39,62 +143,24 @@ def generate(
     start = perf_counter()
     forwards = Forwards(target)
     partial = target.partial_forwards
-    drafter = as_drafter(drafter)
-    verify = target.verifier(drafter.rule)
-    capacity = len(prompt) + limit.max_new_tokens
-    with target.session(capacity, capture=drafter.capture) as session:
+    with Decoding(target, drafter, sampler, prompt, limit) as decoding:
+        session = decoding.session
         scores = session.prefill(prompt)
         target.synchronize()
         ready = perf_counter()
         forwards.prefilled()
-        context = Context(list(prompt), len(prompt), sampler)
-        first = first_logits(scores.logits[-1], sampler, prompt)
-        context.tokens.append(sampler.next(first, context.position))
-        committed: list[int] = []
-        drafted: list[int] = []
-        paths: list[AcceptedPath] = []
-        draft_seconds = score_seconds = verify_seconds = 0.0
-        if not limit.reached(context):
-            if sampler.processors:
-                check_functions(sampler.processors, scores.logits[-1], prompt, context.tokens[-1])
-            drafter.begin(context, scores)
-        while not limit.reached(context):
+        decoding.begin(scores)
+        while not decoding.finished:
+            tree = decoding.propose()
             began = perf_counter()
-            tree = as_tree(drafter.propose(context, limit.room(context)))
-            proposed = perf_counter()
             scores = session.score(tree)
-            scored = perf_counter()
-            logits = node_logits(tree, scores.logits, sampler, context.tokens, len(prompt))
-            accepted = verify(tree, logits, sampler, context.position)
-            verified = perf_counter()
-            if not isinstance(accepted, Accepted):
-                raise TypeError(f"its rule returned {type(accepted).__name__}, not an Accepted")
-            session.commit(accepted.path)
-            new = [tree.tokens[node] for node in accepted.path[1:]] + [accepted.bonus]
-            kept = limit.cut(context, new)
-            context.tokens += kept
-            drafter.observe(Step(context, tree, scores, accepted, scored - proposed))
-            committed.append(len(kept))
-            drafted.append(len(tree) - 1)
-            paths.append(AcceptedPath(tuple(tree.parents), tuple(accepted.path)))
-            draft_seconds += proposed - began
-            score_seconds += scored - proposed
-            verify_seconds += verified - scored
+            decoding.take(tree, scores, perf_counter() - began)
         target.synchronize()
         done = perf_counter()
-    return Generation(
-        tokens=context.new_tokens,
-        prefill_seconds=ready - start,
-        decode_seconds=done - ready,
+    return decoding.generation(
+        ready - start,
+        done - ready,
         forwards=forwards.decoding,
-        committed=committed,
-        drafted=drafted,
-        draft_seconds=draft_seconds,
-        score_seconds=score_seconds,
-        verify_seconds=verify_seconds,
         partial_forwards=target.partial_forwards - partial,
         prefill_forwards=forwards.prefill,
-        depths=[path.depth for path in paths] if any(drafted) else None,
-        ranks=[path.ranks for path in paths] if any(drafted) else None,
-        refused=[path.refused for path in paths] if any(drafted) else None,
     )

@@ -123,12 +123,14 @@ class Context:
     """All committed tokens; the last one is not in the target's cache yet.
 
     `sampler` is there for drafters that draw: with the target's own noise, or with dice of their
-    own.
+    own. `batch` counts the requests whose trees share the target's next forward, this one among
+    them.
     """
 
     tokens: list[int]
     prompt_length: int
     sampler: Chooser | None = None
+    batch: int = 1
 
     @property
     def position(self) -> int:
@@ -325,6 +327,22 @@ class Drafter:
         """
         return None
 
+    def may_share(self) -> bool:
+        """Whether requests that are decoded together may each have a drafter like this one.
+
+        By default where it learns nothing across prompts: then no request's drafts depend on which
+        others ran before it.
+        """
+        return self.scope == "prompt"
+
+    def twin(self) -> Drafter | None:
+        """Return another drafter with these settings and measurements and a state of its own, for a
+        request that is decoded beside this one's; they may share weights.
+
+        None: its class is called once more.
+        """
+        return None
+
     def device_drafter(self) -> Any:
         """Return what drafts whole trees on the device (`engine.device_loop.DeviceDrafter`).
 
@@ -354,6 +372,8 @@ class _Adapted(Drafter):
         "begin",
         "observe",
         "chances",
+        "may_share",
+        "twin",
         "device_drafter",
     )
 

@@ -11,6 +11,7 @@ cache, so that only the last token is run before the first level.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, Literal
 
 from fspad_bench.core.protocols import Context, Drafter, Scores
@@ -71,6 +72,11 @@ class DraftModel(Drafter):
             "top_k": self.top_k,
             "stop": self.policy.stop,
         }
+
+    def twin(self) -> DraftModel:
+        twin = copy(self)
+        twin.draft = self.draft.twin()
+        return twin
 
     def begin(self, context: Context, scores: Scores) -> None:
         self.draft.begin()

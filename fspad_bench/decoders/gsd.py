@@ -12,6 +12,7 @@ nodes and reads the tokens committed there anew.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import asdict
 from typing import Any
 
@@ -59,6 +60,11 @@ class Gsd(Drafter):
 
     def settings(self) -> dict[str, Any]:
         return {**self.draft.settings(), **asdict(self.shape), "depth": self.depth}
+
+    def twin(self) -> Gsd:
+        twin = copy(self)
+        twin.draft = self.draft.twin()
+        return twin
 
     def begin(self, context: Context, scores: Scores) -> None:
         self.draft.begin()

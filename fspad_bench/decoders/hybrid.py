@@ -18,7 +18,8 @@ output is vanilla's whatever is asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -45,13 +46,15 @@ class Part:
     """One of the drafters.
 
     `costs`: of a step that asks it alone; `idle`: seconds of one that asks no drafter, beside its
-    forward; `usual`: the chances of its proposals, best first, as a fading mean.
+    forward; `prepared`: what it has measured itself; `usual`: the chances of its proposals, best
+    first, as a fading mean.
     """
 
     label: str
     drafter: Drafter
     costs: Costs | None = None
     idle: float = 0.0
+    prepared: Measurements | None = None
     record: TrackRecord = field(default_factory=TrackRecord)
     usual: list[float] | None = None
     last: Tree | None = None  # its tree in this step, if it was asked
@@ -148,12 +151,31 @@ class Hybrid(Drafter):
         idle = 0.0 if costs.is_tiny(target) else vanilla.costs.overhead
         for part in self.parts:
             own = known.get(part.label, {})
-            prepared = part.drafter.prepare(target, own.get("prepared"))
+            part.prepared = part.drafter.prepare(target, own.get("prepared"))
             part.costs = self._costs(part, own.get("costs"))
             part.idle = idle
-            measurements[part.label] = {"prepared": prepared, "costs": asdict(part.costs)}
-        self.order = sorted(self.parts, key=lambda part: part.seconds(NEAR))
+            measurements[part.label] = {"prepared": part.prepared, "costs": asdict(part.costs)}
+        self._put_in_order()
         return measurements
+
+    def may_share(self) -> bool:
+        return all(part.drafter.may_share() for part in self.parts)
+
+    def twin(self) -> Hybrid:
+        twin = copy(self)
+        twin.parts = [self._twin_of(part) for part in self.parts]
+        twin._put_in_order()
+        return twin
+
+    def _twin_of(self, part: Part) -> Part:
+        drafter = part.drafter.twin()
+        if drafter is None:
+            drafter = _drafter(part.label, self.target)
+            drafter.prepare(self.target, part.prepared)
+        return replace(part, drafter=drafter)
+
+    def _put_in_order(self) -> None:
+        self.order = sorted(self.parts, key=lambda part: part.seconds(NEAR))
 
     def begin(self, context: Context, scores: Scores) -> None:
         if not self.order:
@@ -168,7 +190,7 @@ class Hybrid(Drafter):
         prefix = len(context.tokens)
         first = self.order[0].costs
         assert first is not None
-        forwards = first.all_forwards(prefix)  # the same for all
+        forwards = first.all_forwards(prefix, context.batch)  # the same for all
         spent = self.order[0].idle
         proposals: list[Proposal] = []
         whole = Proposal(Tree.root(root), [])

@@ -5,6 +5,8 @@ Entries computed from the target's features, and behind them room for a tree's.
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,13 @@ class DraftCache:
         self.keys = empty
         self.values = empty
         self.ropes = empty
+
+    def twin(self) -> DraftCache:
+        """Return an empty cache of the same network."""
+        twin = copy(self)
+        twin.length = 0
+        twin.keys = twin.values = self.keys.new_empty(self.keys.shape[0], 0, self.keys.shape[2])
+        return twin
 
     def clear(self) -> None:
         self.length = 0

@@ -8,6 +8,8 @@ one level of a tree at a time.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -42,6 +44,12 @@ class Draft(ABC):
     @property
     def ids(self) -> Tensor:
         return self.joined.ids
+
+    def twin(self) -> Self:
+        """Return the same draft for another text: they share weights, and nothing else."""
+        twin = copy(self)
+        twin.joined = self.joined.twin()
+        return twin
 
     def begin(self, context: Context, scores: Scores) -> None:
         """Start after a prefill, whose features these are, and the first token."""
@@ -104,6 +112,11 @@ class CachedDraft(Draft):
         self.context = head.network.context
         self.keeps_states = head.network.keeps_states
         self.cache = DraftCache(target, self.network)
+
+    def twin(self) -> Self:
+        twin = super().twin()
+        twin.cache = self.cache.twin()
+        return twin
 
     def begin(self, context: Context, scores: Scores) -> None:
         super().begin(context, scores)

@@ -8,8 +8,9 @@ verification that need a distribution).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -150,6 +151,11 @@ class HeadDrafter(Drafter):
         )
         return measurements
 
+    def twin(self) -> Self:
+        twin = copy(self)
+        twin.draft = self.draft.twin()
+        return twin
+
     def begin(self, context: Context, scores: Scores) -> None:
         if self.policies is None:
             self.prepare(self.target)
@@ -204,11 +210,13 @@ class HeadDrafter(Drafter):
                 self.draft, context, nodes=options.nodes, depth=depth, top_k=options.top_k
             )
             return DraftTree(tree)
-        assert context.sampler is not None
+        policy = self._policy(context).at(len(context.tokens), self.trust.share, context.batch)
+        if context.batch > 1 and not policy.deepen([], [1.0], 0):
+            return DraftTree(Tree.root(context.tokens[-1]))  # so many share a forward that none pays
         return dynamic_tree(
             HeadLevels(self.draft),
             context,
-            policy=self._policy(context).at(len(context.tokens), self.trust.share),
+            policy=policy,
             budget=budget,
             top_k=options.top_k,
             with_noise=options.coupled,

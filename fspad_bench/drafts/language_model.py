@@ -51,6 +51,7 @@ class LanguageModel:
         size = min(self.vocabulary_size, target.config.vocab_size)
         self.common_ids = torch.arange(size, device=target.device)
         self.session: Session | None = None
+        self.main: Session | None = None  # the target's, whose entries are shared
         self.capacity = 0
         self.length = 0  # of the text when it was last followed
 
@@ -79,6 +80,11 @@ class LanguageModel:
         target.check_plan(plan)
         return cls(target, model, plan)
 
+    def twin(self) -> LanguageModel:
+        """Return the same draft for another text, by the same model."""
+        joined = None if self.joined is None else self.joined.twin()
+        return LanguageModel(self.target, self.model, self.layers, joined)
+
     @property
     def ids(self) -> Tensor:
         """The tokens that it can draft: those that both models have, or its vocabulary's.
@@ -104,6 +110,7 @@ class LanguageModel:
         if self.joined is not None:
             self.joined.reset()
         if self.shares:
+            self.main = self.target.last_session
             self._share()
 
     def follow(self, context: Context, budget: int) -> int:
@@ -172,10 +179,9 @@ class LanguageModel:
         The target's entries of the text before `start` are read; what stands at those tokens now is
         left as it is.
         """
-        main = self.target.last_session
-        assert main is not None
-        with self.target.session(0, layers=layers, share=main) as session:
-            session.look_back(main.length - start)
+        assert self.main is not None
+        with self.target.session(0, layers=layers, share=self.main) as session:
+            session.look_back(self.main.length - start)
             return self._logits(session.extend(tokens, range(-1, len(tokens) - 1)))
 
     def _session(self) -> Session:
@@ -183,7 +189,7 @@ class LanguageModel:
         return self.session
 
     def _share(self) -> None:
-        self.session = self.target.session(0, layers=self.layers, share=self.target.last_session)
+        self.session = self.target.session(0, layers=self.layers, share=self.main)
 
     def _close(self) -> None:
         if self.session is not None:

@@ -83,6 +83,10 @@ class JoinedTokens:
         self.lm_head = lm_head.detach()
         self.reset()
 
+    def twin(self) -> JoinedTokens:
+        """Return the same for another text."""
+        return JoinedTokens(self.vocabulary, self.lm_head)
+
     def reset(self) -> None:
         """Start a text."""
         self.new_ids: set[int] = set()

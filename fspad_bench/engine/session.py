@@ -139,17 +139,21 @@ class Session:
         target does not have and for more than `LARGEST_TREE` pending entries, RuntimeError before a
         prefill or past the last slot.
         """
+        pending = self.announce(tokens, parents)
+        features, captured = self.target.extend(
+            tokens, pending, self.cache, self.layers, self.capture
+        )
+        return self._scores(features, captured)
+
+    def announce(self, tokens: Sequence[int], parents: Sequence[int]) -> Pending:
+        """Note tokens as pending whose entries a forward is about to write; raises as `extend`."""
         self._check_extension(tokens, parents)
         hidden = self._hidden
         behind = [parent + hidden if parent >= 0 else parent for parent in parents]
         extend_ancestry(self._ancestry, behind)
         self._parents += parents
         self.cache.writer = self
-        pending = Pending(self.length, self._ancestry, len(tokens))
-        features, captured = self.target.extend(
-            tokens, pending, self.cache, self.layers, self.capture
-        )
-        return self._scores(features, captured)
+        return Pending(self.length, self._ancestry, len(tokens))
 
     def score(self, tree: Tree) -> Scores:
         """Extend by a whole tree. Raises RuntimeError where entries are pending already."""

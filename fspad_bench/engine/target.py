@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fspad_bench.core.protocols import ALL, LayerPlan
+from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Rule
-from fspad_bench.engine import gpu, stock
+from fspad_bench.engine import gpu, stock, together
 from fspad_bench.engine.architecture import check_architecture, head_shape, longest_exact
 from fspad_bench.engine.attention import Attention, Pending, TorchAttention
 from fspad_bench.engine.cache import Compact, KVCache
@@ -172,6 +173,10 @@ class TransformersTarget:
             return self.fused(ids, self.fused.rope.of(positions), attend, layers, capture)
         masks = stock.tree_masks(pending, self.heads, self.dtype, self.device)
         return self.stock(ids, positions, cache, pending.start, masks, capture)
+
+    def score_together(self, sessions: Sequence[Session], trees: Sequence[Tree]) -> list[Scores]:
+        """Score a tree for each of several sessions, as `Session.score` does for one."""
+        return together.score_together(self, sessions, trees)
 
     def _count(self, layers: LayerPlan) -> None:
         if layers.whole:

@@ -100,9 +100,15 @@ class Costs:
         further = max(0, prefix - NEAR)
         return float(self._forward[nodes] + further * self._forward_per_token[nodes])
 
-    def all_forwards(self, prefix: int) -> list[float]:
-        """Return the seconds of a forward of every number of nodes, from 0 to `LARGEST_TREE`."""
-        return (self._forward + max(0, prefix - NEAR) * self._forward_per_token).tolist()
+    def all_forwards(self, prefix: int, batch: int = 1) -> list[float]:
+        """Return the seconds of a forward of every number of nodes, from 0 to `LARGEST_TREE`.
+
+        Where `batch` requests share a forward, each with a tree of this size: a request's share.
+        Weights are read once for all; what a longer prefix adds, each pays for its own.
+        """
+        further = max(0, prefix - NEAR) * self._forward_per_token
+        share = self._forward if batch == 1 else _interpolated(self.forward, batch) / batch
+        return (share + further).tolist()
 
     def overhead_seconds(self, levels: int, prefix: int = NEAR) -> float:
         """Return the seconds of a step with so many drafted levels, at least one, without its
@@ -131,12 +137,12 @@ def _check_costs(name: str, values: Any, count: int, *, are_positive: bool = Fal
             raise ValueError(f"{name} is {value}, no time of a step")
 
 
-def _interpolated(values: Sequence[float]) -> np.ndarray:
-    """Interpolate values at `SIZES` to every number of nodes.
+def _interpolated(values: Sequence[float], batch: int = 1) -> np.ndarray:
+    """Interpolate values at `SIZES` to `batch` times every number of nodes.
 
     Beyond the largest size they grow in proportion.
     """
-    every = np.arange(LARGEST_TREE + 1)
+    every = batch * np.arange(LARGEST_TREE + 1)
     inside = np.interp(every, SIZES, values)
     return np.where(every <= SIZES[-1], inside, values[-1] * every / SIZES[-1])
 

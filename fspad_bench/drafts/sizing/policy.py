@@ -50,8 +50,10 @@ class Trust:
 class TreePolicy(Protocol):
     """Decides how large a tree grows. `chances` are those of whole paths, best first."""
 
-    def at(self, prefix: int, trust: float) -> TreePolicy:
-        """Return this policy at a prefix length, for a text with so much trust."""
+    def at(self, prefix: int, trust: float, batch: int = 1) -> TreePolicy:
+        """Return this policy at a prefix length, for a text with so much trust, one of `batch` whose
+        trees share a forward.
+        """
 
     def grade(self, log_q: Sequence[float], level: int) -> list[float]:
         """Turn the log-probabilities of children at a level into chances of being accepted."""
@@ -70,7 +72,7 @@ class FixedTree:
     nodes: int
     depth: int
 
-    def at(self, prefix: int, trust: float) -> FixedTree:
+    def at(self, prefix: int, trust: float, batch: int = 1) -> FixedTree:
         return self
 
     def grade(self, log_q: Sequence[float], level: int) -> list[float]:
@@ -105,9 +107,10 @@ class AdaptiveTree:
     greedy: bool
     prefix: int = NEAR
     trust: float = 1.0
+    batch: int = 1
 
-    def at(self, prefix: int, trust: float) -> AdaptiveTree:
-        return replace(self, prefix=prefix - prefix % GRAIN, trust=trust)
+    def at(self, prefix: int, trust: float, batch: int = 1) -> AdaptiveTree:
+        return replace(self, prefix=prefix - prefix % GRAIN, trust=trust, batch=batch)
 
     def grade(self, log_q: Sequence[float], level: int) -> list[float]:
         return self.calibration.curve(level, greedy=self.greedy).grade(log_q)
@@ -147,7 +150,7 @@ class AdaptiveTree:
     @cached_property
     def _forwards(self) -> list[float]:
         """Seconds of trees with so many drafted nodes, beginning with none."""
-        return self.costs.all_forwards(self.prefix)[1:]
+        return self.costs.all_forwards(self.prefix, self.batch)[1:]
 
 
 def best_shape(

@@ -213,9 +213,9 @@ def test_policies_are_asked_at_each_prefix_length(tiny, monkeypatch):
     prefixes = []
     at = AdaptiveTree.at
 
-    def recording_at(self, prefix, trust):
+    def recording_at(self, prefix, trust, batch):
         prefixes.append(prefix)
-        return at(self, prefix, trust)
+        return at(self, prefix, trust, batch)
 
     monkeypatch.setattr(AdaptiveTree, "at", recording_at)
     generate(tiny, Fspad(tiny, tree="auto"), Sampler(), PROMPT, Limit(24))
@@ -270,9 +270,9 @@ def test_each_step_trusts_what_the_steps_before_it_accepted(tiny, temperature, m
         expectations.append(sum(chances[:count]))
         return count
 
-    def recording_at(self, prefix, trust):
+    def recording_at(self, prefix, trust, batch):
         trusts.append(trust)
-        return at(self, prefix, trust)
+        return at(self, prefix, trust, batch)
 
     class Recorder(Fspad):
         def observe(self, step):

@@ -1,0 +1,123 @@
+"""A measurement of throughput as a table, and as JSON."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fspad_bench.benchmark.record import VANILLA
+from fspad_bench.benchmark.stats import Interval
+from fspad_bench.profiling.break_even import last_useful
+from fspad_bench.profiling.throughput import Cell, Throughput
+from fspad_bench.util import machine
+from fspad_bench.util.grid import grid
+
+HEADER = ["batch", "decoder", "tokens/s", "tokens/step", "nodes", "speedup (95%)", "as alone"]
+
+
+def render(measured: Throughput, *, is_markdown: bool = False) -> str:
+    """Return the table, each decoder's break-even, and what the figures are worth."""
+    lines = [_line(measured, cell) for cell in measured.cells]
+    table = grid(lines, HEADER, is_markdown=is_markdown, sides=["right", "left"], side="right")
+    return "\n".join([table, "", *sentences(measured), *notes(measured)])
+
+
+def _line(measured: Throughput, cell: Cell) -> list[str]:
+    same = cell.requests - cell.differing
+    return [
+        str(cell.batch),
+        cell.decoder,
+        f"{cell.rate:.1f}",
+        f"{cell.tokens_per_step.value:.2f}",
+        f"{cell.nodes_per_step:.1f}",
+        "1.00" if cell.decoder == VANILLA else _interval(measured.speedup(cell)),
+        f"{same} of {cell.requests}",
+    ]
+
+
+def sentences(measured: Throughput) -> list[str]:
+    """Return one sentence a decoder: from which batch size on it should be switched off."""
+    names = dict.fromkeys(cell.decoder for cell in measured.cells if cell.decoder != VANILLA)
+    return [_sentence(name, measured) for name in names]
+
+
+def _sentence(name: str, measured: Throughput) -> str:
+    size = measured.break_even(name)
+    sizes = sorted(measured.of(name))
+    smallest = sizes[0]
+    largest = sizes[-1]
+    useful = last_useful(size.value, largest)
+    bounds = "" if math.isnan(size.low) else f" [{_size(size.low, largest)}, "
+    bounds += f"{_size(size.high, largest)}]" if bounds else ""
+    if useful is None:
+        return f"{name}: break-even not reached{bounds}: faster than vanilla up to batch {largest}"
+    if size.value == smallest:
+        return f"{name}: slower than vanilla from batch {smallest} on{bounds}: switch it off"
+    return (
+        f"{name}: break-even at batch {size.value:.1f}{bounds}: "
+        f"switch it off from {useful + 1} on, --speculate-up-to {useful}"
+    )
+
+
+def notes(measured: Throughput) -> list[str]:
+    """Return what a reader has to know of these figures."""
+    found = []
+    if measured.differing:
+        reason = (
+            "a request was given what is not its own"
+            if measured.keeps_bits
+            else "this engine rounds a row one way alone and another way among others"
+        )
+        found.append(f"{measured.differing} requests differ from their tokens at batch 1: {reason}")
+    if measured.others > machine.NOISY:
+        found.append(
+            f"other work used {measured.others:.1f} cores meanwhile: these are no quiet figures"
+        )
+    return found
+
+
+def facts(measured: Throughput) -> dict[str, Any]:
+    """Return the measurement as JSON can hold it: an end of an interval that is unknown is None,
+    and so is a break-even that was not reached.
+    """
+    return {
+        "prompts": measured.prompts,
+        "rows": "same bits in any company" if measured.keeps_bits else "same up to rounding",
+        "other_work_cores": measured.others,
+        "cells": [_cell_facts(measured, cell) for cell in measured.cells],
+        "break_even": {
+            name: _numbers(measured.break_even(name))
+            for name in dict.fromkeys(cell.decoder for cell in measured.cells)
+            if name != VANILLA
+        },
+    }
+
+
+def _cell_facts(measured: Throughput, cell: Cell) -> dict[str, Any]:
+    return {
+        "decoder": cell.decoder,
+        "batch": cell.batch,
+        "tokens_per_second": cell.rate,
+        "tokens_per_step": _numbers(cell.tokens_per_step),
+        "nodes_per_step": cell.nodes_per_step,
+        "speedup": _numbers(measured.speedup(cell)),
+        "requests": cell.requests,
+        "differing": cell.differing,
+        "seconds": cell.seconds,
+        "tokens": cell.tokens,
+        "steps": cell.steps,
+    }
+
+
+def _numbers(interval: Interval) -> list[float | None]:
+    return [number if math.isfinite(number) else None for number in interval]
+
+
+def _interval(speedup: Interval) -> str:
+    if math.isnan(speedup.low):
+        return f"{speedup.value:.2f}"
+    return f"{speedup.value:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"
+
+
+def _size(size: float, largest: int) -> str:
+    return f"above {largest}" if math.isinf(size) else f"{size:.1f}"
