@@ -112,22 +112,31 @@ class Decoding:
         self.paths.append(AcceptedPath(tuple(tree.parents), tuple(accepted.path)))
         return len(kept)
 
-    def generation(self, prefill_seconds: float, decode_seconds: float, **counts: int) -> Generation:
-        """Return what was generated; `counts` are its forwards."""
+    def generation(
+        self,
+        prefill_seconds: float,
+        decode_seconds: float,
+        forwards: int,
+        partial_forwards: int = 0,
+        prefill_forwards: int = 0,
+    ) -> Generation:
+        """Return what was generated, in so much time and by so many forwards."""
         has_drafts = any(self.drafted)
         return Generation(
             tokens=self.context.new_tokens,
             prefill_seconds=prefill_seconds,
             decode_seconds=decode_seconds,
+            forwards=forwards,
             committed=self.committed,
             drafted=self.drafted,
             draft_seconds=self.draft_seconds,
             score_seconds=self.score_seconds,
             verify_seconds=self.verify_seconds,
+            partial_forwards=partial_forwards,
+            prefill_forwards=prefill_forwards,
             depths=[path.depth for path in self.paths] if has_drafts else None,
             ranks=[path.ranks for path in self.paths] if has_drafts else None,
             refused=[path.refused for path in self.paths] if has_drafts else None,
-            **counts,
         )
 
 

@@ -101,10 +101,10 @@ class SharedLoop:
         seconds = 0.0
         while self.waiting and self.idle:
             seconds += self._start(*self.waiting.popleft())
+            self._let_go()  # the prefill's token may be all of an answer
         began = perf_counter()
-        places = [place for place in self.working if not place.decoding.finished]
-        trees = self._trees(places)
-        tokens = self._scored(places, trees)
+        trees = self._trees()
+        tokens = self._scored(trees)
         self.target.synchronize()
         seconds += perf_counter() - began
         for place in self.working:
@@ -129,23 +129,22 @@ class SharedLoop:
         decoding.begin(scores)
         return perf_counter() - ready
 
-    def _trees(self, places: Sequence[Place]) -> list[Tree]:
+    def _trees(self) -> list[Tree]:
+        places = self.working
         if self.speculate_up_to is not None and len(places) > self.speculate_up_to:
             return [Tree.root(place.decoding.context.tokens[-1]) for place in places]
         for place in places:
             place.decoding.context.batch = len(places)
         return [place.decoding.propose() for place in places]
 
-    def _scored(self, places: Sequence[Place], trees: Sequence[Tree]) -> dict[int, int]:
+    def _scored(self, trees: Sequence[Tree]) -> dict[int, int]:
         """Score the trees together, verify each, and return the numbers of new tokens."""
-        if not places:
-            return {}
         began = perf_counter()
-        scores = self.target.score_together([place.session for place in places], trees)
+        scores = self.target.score_together([place.session for place in self.working], trees)
         seconds = perf_counter() - began
         return {
             place.number: place.decoding.take(tree, own, seconds)
-            for place, tree, own in zip(places, trees, scores, strict=True)
+            for place, tree, own in zip(self.working, trees, scores, strict=True)
         }
 
     def _let_go(self) -> None:

@@ -212,7 +212,9 @@ class HeadDrafter(Drafter):
             return DraftTree(tree)
         policy = self._policy(context).at(len(context.tokens), self.trust.share, context.batch)
         if context.batch > 1 and not policy.deepen([], [1.0], 0):
-            return DraftTree(Tree.root(context.tokens[-1]))  # so many share a forward that none pays
+            return DraftTree(
+                Tree.root(context.tokens[-1])
+            )  # so many share a forward that none pays
         return dynamic_tree(
             HeadLevels(self.draft),
             context,

@@ -66,8 +66,10 @@ class Cell:
 
 @dataclass
 class Throughput:
-    """All cells of a measurement. `keeps_bits`: whether the engine's rows are the same to the bit in
-    any company; `others`: cores that other work used meanwhile.
+    """All cells of a measurement.
+
+    `keeps_bits`: whether the engine's rows are the same to the bit in any company; `others`: cores
+    that other work used meanwhile.
     """
 
     prompts: int
@@ -95,11 +97,6 @@ class Throughput:
             for prompt in range(self.prompts)
             if vanilla.tokens[prompt] and cell.tokens[prompt]
         ]
-        if not both:
-            raise BenchError(
-                "no answer is longer than the token that its prefill gives",
-                "raise --max-new-tokens, or name another task",
-            )
         costs = [
             [Cost(one.seconds[prompt], one.tokens[prompt]) for prompt in both]
             for one in (vanilla, cell)
@@ -120,7 +117,8 @@ def measure(
 ) -> Throughput:
     """Measure decoders, vanilla among them, at these batch sizes.
 
-    Raises BenchError for a target or a decoder whose requests cannot be decoded together.
+    Raises BenchError for a target or a decoder whose requests cannot be decoded together, and where
+    answers are too short for a step.
     """
     check_shares(target)
     pools = {decoder.label: drafters(decoder, max(sizes)) for decoder in decoders}
@@ -139,6 +137,11 @@ def measure(
             }
             cells = _in_turns(loops, size, len(questions), progress)
             for cell in cells:
+                if not sum(cell.tokens):
+                    raise BenchError(
+                        f"no round had {size} answers that are longer than their first token",
+                        "raise --max-new-tokens, or name another task",
+                    )
                 _compare(cell, loops[cell.decoder], alone[cell.decoder])
             result.cells += cells
     result.others = load.others()

@@ -47,8 +47,9 @@ def _sentence(name: str, measured: Throughput) -> str:
     smallest = sizes[0]
     largest = sizes[-1]
     useful = last_useful(size.value, largest)
-    bounds = "" if math.isnan(size.low) else f" [{_size(size.low, largest)}, "
-    bounds += f"{_size(size.high, largest)}]" if bounds else ""
+    bounds = ""
+    if size.low < size.high:  # not nan, which a single prompt has
+        bounds = f" [{_size(size.low, largest)}, {_size(size.high, largest)}]"
     if useful is None:
         return f"{name}: break-even not reached{bounds}: faster than vanilla up to batch {largest}"
     if size.value == smallest:

@@ -51,8 +51,8 @@ class TreePolicy(Protocol):
     """Decides how large a tree grows. `chances` are those of whole paths, best first."""
 
     def at(self, prefix: int, trust: float, batch: int = 1) -> TreePolicy:
-        """Return this policy at a prefix length, for a text with so much trust, one of `batch` whose
-        trees share a forward.
+        """Return this policy at a prefix length, for a text with so much trust, which is one of
+        `batch` whose trees share a forward.
         """
 
     def grade(self, log_q: Sequence[float], level: int) -> list[float]:
