@@ -4,7 +4,7 @@
   that all meet the same state of the machine. Requests that end are replaced by the next ones.
 - Only rounds in which the batch was full count. Every request of such a round is charged an equal
   share of its seconds, so that prompts can be resampled as they are at batch 1.
-- Every request's tokens are compared with those that the same decoder gave it alone.
+- Every request's tokens are compared with those that the same decoder gave it alone (`company`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.engine.together import check_shares, keeps_bits
 from fspad_bench.errors import BenchError
 from fspad_bench.profiling.break_even import Pair, break_even
+from fspad_bench.profiling.company import LOSSY, Referee
 from fspad_bench.util import machine
 from fspad_bench.util.progress import Progress
 
@@ -38,7 +39,7 @@ class Cell:
     """What a decoder did at a batch size, in rounds with a full batch.
 
     By prompt: `seconds`, `tokens` and `steps`. `differing`: requests whose tokens are not those
-    that they get alone, of `requests`.
+    that they get alone, of `requests`; `verdict`: whether rounding explains them.
     """
 
     decoder: str
@@ -49,6 +50,7 @@ class Cell:
     nodes: int = 0
     requests: int = 0
     differing: int = 0
+    verdict: str = "exact"
 
     @property
     def rate(self) -> float:
@@ -104,8 +106,9 @@ class Throughput:
         return costs[0], costs[1]
 
     @property
-    def differing(self) -> int:
-        return sum(cell.differing for cell in self.cells)
+    def is_lossy(self) -> bool:
+        """Whether a request got tokens that it would not get alone, whatever the rounding."""
+        return any(cell.verdict == LOSSY for cell in self.cells)
 
 
 def measure(
@@ -127,6 +130,7 @@ def measure(
     total = len(pools) * (len(questions) + sum(map(len, _runs(questions, sizes))))
     with Progress("generations", total) as progress:
         alone = {label: _alone(target, label, pools[label][0], questions) for label in pools}
+        referee = Referee(target, questions, alone, alone[VANILLA])
         progress.advance(len(pools) * len(questions))
         for size, run in zip(sizes, _runs(questions, sizes), strict=True):
             loops = {
@@ -136,14 +140,13 @@ def measure(
                 for label, pool in pools.items()
             }
             cells = _in_turns(loops, size, len(questions), progress)
-            for cell in cells:
-                if not sum(cell.tokens):
-                    raise BenchError(
-                        f"no round had {size} answers that are longer than their first token",
-                        "raise --max-new-tokens, or name another task",
-                    )
-                _compare(cell, loops[cell.decoder], alone[cell.decoder])
-            result.cells += cells
+            for decoder in decoders:
+                cell = cells[decoder.label]
+                generations = loops[decoder.label].generations
+                cell.requests = len(generations)
+                cell.differing = len(referee.differing(decoder.label, generations))
+                cell.verdict = referee.verdict(decoder, generations)
+                result.cells.append(cell)
     result.others = load.others()
     return result
 
@@ -166,8 +169,11 @@ def _alone(
 
 def _in_turns(
     loops: dict[str, SharedLoop], size: int, prompts: int, progress: Progress
-) -> list[Cell]:
-    """Run all loops to their ends, a few rounds of each at a time, and return their cells."""
+) -> dict[str, Cell]:
+    """Run all loops to their ends, a few rounds of each at a time, and return their cells.
+
+    Raises BenchError where no round was full.
+    """
     cells = {
         label: Cell(label, size, [0.0] * prompts, [0] * prompts, [0] * prompts) for label in loops
     }
@@ -179,7 +185,12 @@ def _in_turns(
             with blamed(label, f"a batch of {size}"):
                 _run(loops[label], cells[label])
             progress.advance(len(loops[label].generations) - ended, f"{label}, batch {size}")
-    return list(cells.values())
+    if not all(sum(cell.tokens) for cell in cells.values()):
+        raise BenchError(
+            f"no round had {size} answers that are longer than their first token",
+            "raise --max-new-tokens, or name another task",
+        )
+    return cells
 
 
 def _turns(loops: dict[str, SharedLoop]) -> Iterator[str]:
@@ -204,12 +215,3 @@ def _run(loop: SharedLoop, cell: Cell) -> None:
             cell.seconds[prompt] += done.seconds / cell.batch
             cell.tokens[prompt] += tokens
             cell.steps[prompt] += 1
-
-
-def _compare(cell: Cell, loop: SharedLoop, alone: Sequence[Sequence[int]]) -> None:
-    """Count the requests whose tokens are not those that they get alone."""
-    cell.requests = len(loop.generations)
-    cell.differing = sum(
-        generation.tokens != alone[number % len(alone)]
-        for number, generation in loop.generations.items()
-    )

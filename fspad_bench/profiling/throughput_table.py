@@ -8,11 +8,21 @@ from typing import Any
 from fspad_bench.benchmark.record import VANILLA
 from fspad_bench.benchmark.stats import Interval
 from fspad_bench.profiling.break_even import last_useful
+from fspad_bench.profiling.company import LOSSY
 from fspad_bench.profiling.throughput import Cell, Throughput
 from fspad_bench.util import machine
 from fspad_bench.util.grid import grid
 
-HEADER = ["batch", "decoder", "tokens/s", "tokens/step", "nodes", "speedup (95%)", "as alone"]
+HEADER = [
+    "batch",
+    "decoder",
+    "tokens/s",
+    "tokens/step",
+    "nodes",
+    "speedup (95%)",
+    "as alone",
+    "verdict",
+]
 
 
 def render(measured: Throughput, *, is_markdown: bool = False) -> str:
@@ -32,6 +42,7 @@ def _line(measured: Throughput, cell: Cell) -> list[str]:
         f"{cell.nodes_per_step:.1f}",
         "1.00" if cell.decoder == VANILLA else _interval(measured.speedup(cell)),
         f"{same} of {cell.requests}",
+        cell.verdict,
     ]
 
 
@@ -63,13 +74,13 @@ def _sentence(name: str, measured: Throughput) -> str:
 def notes(measured: Throughput) -> list[str]:
     """Return what a reader has to know of these figures."""
     found = []
-    if measured.differing:
-        reason = (
-            "a request was given what is not its own"
-            if measured.keeps_bits
-            else "this engine rounds a row one way alone and another way among others"
-        )
-        found.append(f"{measured.differing} requests differ from their tokens at batch 1: {reason}")
+    verdicts = {cell.verdict for cell in measured.cells}
+    if LOSSY in verdicts:
+        found.append("lossy: requests got tokens that they do not get at batch 1")
+    if "tie" in verdicts:
+        found.append("tie: this engine rounds a row one way alone and another way among others")
+    if "unverified" in verdicts:
+        found.append("unverified: requests differ from batch 1, and nothing here can tell why")
     if measured.others > machine.NOISY:
         found.append(
             f"other work used {measured.others:.1f} cores meanwhile: these are no quiet figures"
@@ -104,6 +115,7 @@ def _cell_facts(measured: Throughput, cell: Cell) -> dict[str, Any]:
         "speedup": _numbers(measured.speedup(cell)),
         "requests": cell.requests,
         "differing": cell.differing,
+        "verdict": cell.verdict,
         "seconds": cell.seconds,
         "tokens": cell.tokens,
         "steps": cell.steps,
