@@ -52,6 +52,7 @@ SMALL = {
     "run": "--target tiny --device cpu --dtype float64 --limit 1 --max-new-tokens 6 --threads 1",
     "sweep": "--target tiny --device cpu --dtype float64 --limit 1 --max-new-tokens 6 --no-aa",
     "profile": "--device cpu --dtype float64 --limit 1 --max-new-tokens 6 --threads 1",
+    "throughput": "--target tiny --device cpu --limit 1 --max-new-tokens 4 --threads 1",
     "distill": "--target tiny --device cpu --rows 8 --shard 4 --threads 1",
     "train": "--target tiny --device cpu --epochs 1 --batch-tokens 256 --threads 1",
     "export": "--target tiny",

@@ -13,11 +13,11 @@ from typing import Any, Self
 
 import torch
 
+from fspad_bench.core.forwards import Forwards
 from fspad_bench.core.processors import check_functions, first_logits, node_logits
 from fspad_bench.core.protocols import (
     Context,
     Drafter,
-    Forwards,
     Generation,
     Limit,
     Scores,

@@ -17,7 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fspad_bench.core.protocols import Context, Forwards, Generation, Limit, Scores
+from fspad_bench.core.forwards import Forwards
+from fspad_bench.core.protocols import Context, Generation, Limit, Scores
 from fspad_bench.core.sampling import NotFiniteError, Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.cache import KVCache

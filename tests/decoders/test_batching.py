@@ -188,3 +188,15 @@ def test_a_decoder_that_fails_in_its_twin_is_named(tiny):
     decoder.drafter.draft = None
     with pytest.raises(BenchError, match=r"fspad: twin\(\) raised AttributeError"):
         drafters(decoder, 2)
+
+
+@pytest.mark.parametrize("name", ["fspad", "hybrid", "lookahead", "swift", "token_recycling"])
+def test_rounds_without_drafts_leave_each_drafter_in_step_with_its_text(tiny, vanillas, name):
+    pool = drafters(build_decoder(name, tiny, {name: OPTIONS.get(name, {})}), SIZE)
+    with SharedLoop(tiny, pool, questions(97), speculate_up_to=SIZE - 1) as loop:
+        rounds = []
+        while not loop.finished:
+            rounds.append(loop.step())
+    assert [loop.generations[number].tokens for number in range(4)] == vanillas
+    assert {done.nodes for done in rounds if len(done.tokens) == SIZE} == {SIZE}
+    assert any(done.nodes > len(done.tokens) for done in rounds if len(done.tokens) < SIZE)

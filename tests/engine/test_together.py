@@ -8,10 +8,12 @@ from doubles import WIDE, WIDTHS, random_target
 
 from fspad_bench.core.protocols import LayerPlan
 from fspad_bench.core.tree import Tree
-from fspad_bench.engine import together
+from fspad_bench.engine import gpu, together
 from fspad_bench.engine.cpu import compiler
+from fspad_bench.engine.gpu.backend import KernelAttention
 from fspad_bench.engine.together import groups, keeps_bits
 from fspad_bench.errors import BenchError
+from fspad_bench.models.load import load_target
 
 COMPILED = any(map(shutil.which, compiler.COMPILERS))
 PROMPTS = [list(range(n % 7, n % 7 + n)) for n in (3, 29, 11, 17, 5, 40)]
@@ -66,6 +68,17 @@ def test_torch_gives_each_session_its_own_scores_up_to_rounding(tiny, grown):
     assert not keeps_bits(tiny)
     trees = [grown(nodes, seed) for seed, nodes in enumerate([1, 12, 7, 60, 60, 60])]
     pairs, forwards = compared(tiny, trees)
+    for ours, alone in pairs:
+        torch.testing.assert_close(ours, alone, rtol=0, atol=1e-9)
+    assert forwards == 1
+
+
+def test_kernels_give_each_session_its_own_scores(monkeypatch, grown):
+    monkeypatch.setenv(gpu.VARIABLE, "reference")
+    target = load_target("tiny")
+    assert isinstance(target.attention, KernelAttention)
+    trees = [grown(nodes, seed) for seed, nodes in enumerate([1, 12, 7, 30, 2, 1])]
+    pairs, forwards = compared(target, trees)
     for ours, alone in pairs:
         torch.testing.assert_close(ours, alone, rtol=0, atol=1e-9)
     assert forwards == 1

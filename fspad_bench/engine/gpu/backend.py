@@ -104,7 +104,7 @@ def device_rule(rule: Rule, kernels: Kernels | None) -> Rule:
     return NodeRule(match_on_device)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=256)  # requests that may be decoded together
 def _tensors(sampler: Sampler, device: torch.device) -> SamplerTensors:
     """Return the sampler's settings on the device, copied once a generation."""
     return SamplerTensors.of(sampler, device)
