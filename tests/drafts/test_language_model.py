@@ -143,6 +143,7 @@ def test_reading_again_equals_the_stock_model_behind_a_shorter_prefix(start):
     draft = LanguageModel(target, target, PLAN)
     with target.session(40) as main:
         main.prefill(PROMPT)
+        draft.begin()
         before = main.cache.entries[..., : len(PROMPT), :].clone()
         window = PROMPT[start:]
         logits = draft.read_again(window, start, PLAN)
