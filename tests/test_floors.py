@@ -19,6 +19,7 @@ FLOORS = [  # lowest first; rooms of one floor are independent unless BESIDE say
     {"benchmark"},
     {"analysis"},
     {"lossless", "profiling", "publishing"},
+    {"serving"},
     {"cli"},
     {"integrations"},
     {"__main__"},

@@ -1,0 +1,1 @@
+"""Engines that others wrote, reached over HTTP: what is asked of them and what they answer."""

@@ -1,0 +1,79 @@
+"""What is asked of a served engine, and what it answers: the same for every server.
+
+- An `Ask` is one request, a `Reply` its answer; an `Engine` turns the first into the second.
+- Prompts and answers are token ids wherever a server speaks them. A server that gives text alone
+  answers with `tokens_known` False and no tokens.
+- What a server does not say is None, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request.
+
+    `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing; `presence` 0, `frequency` 0 and `repetition` 1
+    penalise nothing. `logprobs` alternatives are asked for per position. `extra` is merged into the
+    body of the request as it is: it switches speculation, its depth, and whatever a server knows.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    repetition: float = 1.0
+    seed: int | None = None
+    logprobs: int = 0
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer.
+
+    - `finish` is the server's word: `stop`, `length` or another.
+    - `chosen` are the log-probabilities of the returned tokens, `top` the alternatives at each of
+      their positions, by token id.
+    - `first_token_s` and `seconds` count from the moment the request is sent.
+    - `drafted` and `accepted` count draft tokens, as the server says.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    finish: str
+    chosen: tuple[float, ...] | None = None
+    top: tuple[Mapping[int, float], ...] | None = None
+    first_token_s: float = 0.0
+    seconds: float = 0.0
+    drafted: int | None = None
+    accepted: int | None = None
+    tokens_known: bool = True
+
+
+class Engine(Protocol):
+    """A served engine. A server that fails or cannot be reached is a BenchError."""
+
+    @property
+    def name(self) -> str: ...
+
+    def ask(self, ask: Ask) -> Reply:
+        """Send one request and wait for its answer."""
+
+    def ask_all(self, asks: Sequence[Ask], concurrency: int) -> list[Reply]:
+        """Send many requests, at most `concurrency` at once; the replies are in the asks' order."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known of the server.
+
+        `model`; `engine`, its kind, and `version`, where it says them; `token_ids`, `logprobs` and
+        `seeds`: whether it can give them.
+        """
