@@ -1,4 +1,4 @@
-"""The double over HTTP: `/v1/models`, `/v1/completions` (streamed or whole), `/version`, `/metrics`.
+"""The double over HTTP: `/v1/models`, `/v1/completions`, `/version` and `/metrics`.
 
     with serving(Double(Settings(fault="one-hot-residual"))) as url:
         ...
@@ -9,6 +9,7 @@ Requests run in threads, one each. A server with a `key` refuses other bearer to
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ class Server(ThreadingHTTPServer):
         super().__init__((host, port), Handler)
         self.double = double
         self.key = key
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a client that is gone; show other errors."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

@@ -194,7 +194,7 @@ class Direct:
             tokens=tuple(token for piece in pieces for token in piece.tokens),
             text="".join(piece.text for piece in pieces),
             finish=pieces[-1].finish,
-            chosen=tuple(x for piece in pieces for x in piece.chosen),
+            chosen=tuple(x for piece in pieces for x in piece.chosen) if ask.logprobs else None,
             top=tuple(row for piece in pieces for row in piece.top) if ask.logprobs else None,
             first_token_s=first,
             seconds=time.perf_counter() - start,

@@ -1,0 +1,228 @@
+"""HTTP to a served engine: JSON, server-sent events, and every failure as one clear error.
+
+- Retried, with growing pauses: status 429 and 5xx, and a connection that is reset before anything
+  of the answer has come. Nothing else is: a second answer would be another sample.
+- The bearer token is sent and shown nowhere: what a server says is shown without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import httpx2
+
+from fspad_bench.errors import BenchError
+
+TOKENS = ("FSPAD_BENCH_API_KEY", "OPENAI_API_KEY")
+CONNECT_SECONDS = 10.0
+LONGEST_PAUSE = 30.0
+SHOWN = 300  # characters of a server's own message
+LARGEST_EVENT = 1 << 26  # bytes; log-probabilities of a large vocabulary are long
+
+
+class Retry(Exception):
+    """A failure that may pass: the error that it is if it does not, and when to try again."""
+
+    def __init__(self, error: BenchError, after: float | None = None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.after = after
+
+
+def token_from_env() -> str | None:
+    """Return the bearer token that the environment holds, None without one."""
+    return next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
+
+
+class Client:
+    """A connection to one server. May be used by several threads."""
+
+    def __init__(
+        self, url: str, *, token: str | None = None, timeout: float = 120.0, retries: int = 3
+    ) -> None:
+        self.url = _checked(url)
+        self.timeout = timeout
+        self.retries = retries
+        self.sleep: Callable[[float], None] = time.sleep
+        self._token = token
+        try:
+            self._http = httpx2.Client(
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {token}"} if token else {},
+                timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
+            )
+        except (ValueError, UnicodeError) as error:  # a header cannot hold such a token
+            raise BenchError(
+                f"the bearer token in {' or '.join(TOKENS)} cannot be sent", "check its characters"
+            ) from error
+
+    @property
+    def shown(self) -> str:
+        """Return the server's address as messages and records show it: without a password."""
+        url = httpx2.URL(self.url)
+        return str(url.copy_with(username=None, password=None)) if url.userinfo else self.url
+
+    def get(self, path: str) -> str:
+        """Return the text of a page. Raises BenchError."""
+        return self._tried(lambda: self._got(path))
+
+    def get_json(self, path: str) -> Any:
+        """Return the JSON of a page. Raises BenchError."""
+        return self._parsed(self.get(path))
+
+    def optional(self, path: str) -> str:
+        """Return the text of a page that not every server has, empty without it."""
+        try:
+            return self._got(path)
+        except (BenchError, Retry):
+            return ""
+
+    def events(
+        self, path: str, body: Mapping[str, Any], on_send: Callable[[], None]
+    ) -> Iterator[dict[str, Any]]:
+        """Post a body and yield the JSON events of the answer; a whole answer is a single one.
+
+        `on_send` is called before each try. Raises BenchError.
+        """
+        for attempt in range(self.retries + 1):
+            on_send()
+            begun = False
+            try:
+                for event in self._posted(path, body):
+                    begun = True
+                    yield event
+                return
+            except Retry as retry:
+                if begun or attempt == self.retries:
+                    raise self._given_up(retry, attempt) from None
+                self._pause(attempt, retry.after)
+
+    def _tried(self, send: Callable[[], str]) -> str:
+        for attempt in range(self.retries + 1):
+            try:
+                return send()
+            except Retry as retry:
+                if attempt == self.retries:
+                    raise self._given_up(retry, attempt) from None
+                self._pause(attempt, retry.after)
+        raise AssertionError
+
+    def _given_up(self, retry: Retry, attempt: int) -> BenchError:
+        tries = f" (tried {attempt + 1} times)" if attempt else ""
+        return BenchError(f"{retry.error.message}{tries}", retry.error.hint)
+
+    def _pause(self, attempt: int, after: float | None) -> None:
+        wait = 0.5 * 2**attempt * random.uniform(0.75, 1.25)
+        self.sleep(min(LONGEST_PAUSE, wait if after is None else after))
+
+    def _got(self, path: str) -> str:
+        try:
+            response = self._http.get(path)
+            self._check_status(response, path)
+            return response.text
+        except httpx2.TransportError as error:
+            raise self._failure(error) from error
+
+    def _posted(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        try:
+            with self._http.sse(
+                path, method="POST", json=body, max_event_size=LARGEST_EVENT
+            ) as source:
+                self._check_status(source.response, path)
+                if "json" in source.response.headers.get("Content-Type", ""):
+                    source.response.read()
+                    yield self._event(source.response.text)
+                    return
+                for event in source:  # to its very end, or else the connection cannot be used again
+                    if event.data and event.data != "[DONE]":
+                        yield self._event(event.data)
+        except httpx2.TransportError as error:
+            raise self._failure(error) from error
+
+    def _event(self, text: str) -> dict[str, Any]:
+        event = self._parsed(text)
+        if not isinstance(event, dict):
+            raise self._foreign(text)
+        if event.get("error"):
+            raise BenchError(f"{self.shown} answered: {self._said(text)}", "see the server's log")
+        return event
+
+    def _parsed(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise self._foreign(text) from error
+
+    def _foreign(self, text: str) -> BenchError:
+        return BenchError(
+            f"{self.shown} does not speak the OpenAI API: {self._said(text)!r}",
+            "give the address of an engine's server, such as http://127.0.0.1:8000",
+        )
+
+    def _check_status(self, response: httpx2.Response, path: str) -> None:
+        status = response.status_code
+        if status < 300:
+            return
+        response.read()
+        said = self._said(response.text)
+        if status in (401, 403):
+            raise BenchError(
+                f"{self.shown} refuses the bearer token ({status})",
+                f"set {TOKENS[0]} to the server's key",
+            )
+        if status == 404:
+            raise BenchError(f"{self.shown} has no {path}: {said}", "is it the right server?")
+        error = BenchError(
+            f"{self.shown} answered {status}: {said}", "see the server's log and its arguments"
+        )
+        if status == 429 or status >= 500:
+            raise Retry(error, _seconds(response.headers.get("Retry-After")))
+        raise error
+
+    def _failure(self, error: httpx2.TransportError) -> Exception:
+        """Return the error that a failed exchange is."""
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+            return BenchError(f"no server answers at {self.shown}", "is it running there?")
+        if isinstance(error, httpx2.TimeoutException):
+            return BenchError(
+                f"{self.shown} was silent for {self.timeout:g} s", "allow it more time"
+            )
+        if isinstance(error, httpx2.NetworkError | httpx2.RemoteProtocolError):
+            broken = f"the answer of {self.shown} broke off: {self._said(str(error))}"
+            return Retry(BenchError(broken, "see the server's log"))
+        return BenchError(f"{self.shown}: {self._said(str(error))}", "check the address")
+
+    def _said(self, text: str) -> str:
+        """Return the message in a server's answer, shortened, without the token."""
+        try:
+            value = json.loads(text)
+            value = value.get("error", value.get("detail", value))
+            text = str(value["message"] if isinstance(value, dict) else value)
+        except (ValueError, AttributeError, KeyError):
+            pass
+        text = text.strip()
+        return (text.replace(self._token, "***") if self._token else text)[:SHOWN]
+
+
+def _checked(url: str) -> str:
+    """Return a server's address without the path of its API. Raises BenchError for no address."""
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise BenchError(f"'{url}' is not an address: {error}", "http://HOST:PORT") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise BenchError(f"'{url}' is not the address of a server", "http://HOST:PORT")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text)) if text else None
+    except ValueError:  # a date
+        return None

@@ -1,0 +1,34 @@
+"""Counters of a server's `/metrics` page, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Drafts(NamedTuple):
+    """Draft tokens since a server's start: proposed, and accepted."""
+
+    drafted: int
+    accepted: int
+
+
+VLLM = (
+    "vllm:spec_decode_num_draft_tokens_total",
+    "vllm:spec_decode_num_accepted_tokens_total",
+)
+
+
+def total(page: str, name: str) -> int | None:
+    """Return the sum of a counter over its labels, None where the page does not have it."""
+    values = []
+    for line in page.splitlines():
+        metric, _, rest = line.partition("{") if "{" in line else line.partition(" ")
+        if metric == name:
+            values.append(float(rest.rpartition("}")[2].split()[0]))
+    return int(sum(values)) if values else None
+
+
+def drafts(page: str, names: tuple[str, str]) -> Drafts | None:
+    """Return the draft counters of a page, None where it does not have both."""
+    drafted, accepted = (total(page, name) for name in names)
+    return None if drafted is None or accepted is None else Drafts(drafted, accepted)
