@@ -123,7 +123,8 @@ class Generation:
         tokens = self._verified(context, drafts)
         accepted = len(tokens) - 1
         self.left_behind = None
-        if self.fault == "short-rollback" and depth == self.fault_depth and not accepted:
+        too_short = self.fault == "short-rollback" and self.request.depth == self.fault_depth
+        if too_short and drafts and not accepted:
             self.left_behind = drafts[0]  # wrong: the state keeps it
         if self.fault == "shorter-outputs" and END in drafts[accepted:]:
             tokens.append(END)  # wrong: it was not accepted
