@@ -85,9 +85,7 @@ def test_no_server():
         OpenAIEngine(url)
 
 
-@pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "ftp://host", "http://", "", "served"
-)
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "", "served"])
 def test_no_address(url):
     with pytest.raises(BenchError, match="address") as caught:
         Client(url)
