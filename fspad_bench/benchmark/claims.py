@@ -11,10 +11,32 @@ Pairs = Sequence[tuple[Sample, Sample]]  # vanilla's and the engine's
 
 
 def tokens_per_step(samples: Sequence[Sample]) -> float | None:
-    """Return the tokens per step that an engine claims; None where it claims none."""
+    """Return the tokens per step that an engine claims; None where it claims none.
+
+    An engine that counts drafts, and not what each step committed, claims all that it decoded.
+    """
     forwards = sum(sample.claims.get("forwards", 0) for sample in samples)
-    committed = sum(sum(sample.claims.get("committed", ())) for sample in samples)
+    committed = sum(_committed(sample) for sample in samples)
     return committed / forwards if forwards and committed else None
+
+
+def _committed(sample: Sample) -> int:
+    if "committed" not in sample.claims and "accepted" in sample.claims:
+        return decoded(sample)
+    return sum(sample.claims.get("committed", ()))
+
+
+def acceptance(samples: Sequence[Sample]) -> float | None:
+    """Return the share of draft tokens that an engine claims to have accepted."""
+    drafted = sum(sample.claims.get("drafted", 0) for sample in samples)
+    accepted = sum(sample.claims.get("accepted", 0) for sample in samples)
+    return accepted / drafted if drafted else None
+
+
+def time_to_first_token(samples: Sequence[Sample]) -> float | None:
+    """Return the mean seconds to an engine's first token, None unless all samples have them."""
+    times = [sample.claims.get("prefill_seconds", 0.0) for sample in samples]
+    return sum(times) / len(times) if times and all(times) else None
 
 
 def decode_speedup(pairs: Pairs) -> float | None:

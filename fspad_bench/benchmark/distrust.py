@@ -43,4 +43,6 @@ def _claims(row: dict[str, Any]) -> list[str]:
         claims.append(f"{row['claimed_tokens_per_step']:.2f} tokens/step")
     if row["claimed_speedup"] is not None:
         claims.append(f"a decode speedup of {row['claimed_speedup']:.2f}")
+    if row["claimed_acceptance"] is not None:
+        claims.append(f"{row['claimed_acceptance']:.0%} of its drafts accepted")
     return [f"it claims {' and '.join(claims)}, which nothing here has measured"] if claims else []

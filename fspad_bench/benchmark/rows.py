@@ -204,6 +204,8 @@ def _row(evidence: Evidence) -> Row:
         "differing_prompts": differing_prompts(evidence.pooled),
         "claimed_tokens_per_step": claims.tokens_per_step(evidence.samples),
         "claimed_speedup": claims.decode_speedup(evidence.pairs),
+        "claimed_acceptance": claims.acceptance(evidence.samples),
+        "claimed_time_to_first_token": claims.time_to_first_token(evidence.samples),
         "findings": distrust.complaints(evidence.findings),
         **_without_loops(evidence),
         **_definitions(evidence),

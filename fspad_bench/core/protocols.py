@@ -336,6 +336,12 @@ class Engine(Protocol):
     def generate(self, prompt: list[int], sampler: Any, limit: Limit) -> Generation: ...
 
 
+def engine_settings(engine: Engine) -> dict[str, Any]:
+    """Return what an engine says that really runs; empty where it has no `settings` to call."""
+    settings = getattr(engine, "settings", None)
+    return dict(settings()) if callable(settings) else {}
+
+
 class _Adapted(Drafter):
     """An object with `propose` that does not inherit from `Drafter`.
 

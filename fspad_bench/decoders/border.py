@@ -18,6 +18,8 @@ from fspad_bench.errors import BenchError
 from fspad_bench.util.plain import LARGEST, LONGEST_STEP, seconds, whole
 from fspad_bench.util.strangers import contained, described, place_of
 
+DRAFT_COUNTS = ("drafted", "accepted")  # tokens, as a foreign engine claims them
+
 
 def received(generation: Any) -> Generation:
     """Return a decoder's generation in plain values, in lists that it cannot change later.
@@ -41,6 +43,11 @@ def received(generation: Any) -> Generation:
         depths=_known_wholes(generation.depths, "depths"),
         ranks=_ranks(generation.ranks),
         refused=_known_wholes(generation.refused, "refused"),
+        claims={
+            name: whole(generation.claims[name], name)
+            for name in DRAFT_COUNTS
+            if name in generation.claims
+        },
     )
 
 

@@ -17,6 +17,7 @@ from fspad_bench.core.protocols import (
     Scope,
     as_drafter,
     as_engine,
+    engine_settings,
 )
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
@@ -30,6 +31,8 @@ from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
 from fspad_bench.util.plain import plain
 from fspad_bench.util.strangers import contained
+
+SERVED_CLASS = "fspad_bench.serving.decoder:Served"
 
 
 class Decoder:
@@ -65,7 +68,10 @@ class Decoder:
         They are those that the decoder has resolved, or else the options given.
         """
         with blamed(self.label, "settings()"):
-            resolved = dict(self.drafter.settings()) if self.drafter else {}
+            if self.drafter:
+                resolved = dict(self.drafter.settings())
+            else:
+                resolved = engine_settings(self.engine) if self.engine else {}
             return dict(plain((resolved or self.given) | self.files))
 
     @property
@@ -180,11 +186,13 @@ def _claims(generation: Generation, to_stop: int | None) -> dict[str, Any]:
         "prefill_seconds": generation.prefill_seconds,
         "decode_seconds": generation.decode_seconds,
     }
-    return {name: value for name, value in claims.items() if value}
+    return {name: value for name, value in claims.items() if value} | generation.claims
 
 
 def find(label: Label) -> tuple[type, dict[str, Any]]:
     """Return the decoder's class and the preset's options."""
+    if label.served:
+        return registry.resolve(registry.DECODERS, SERVED_CLASS), {"url": label.served}
     decoder = registry.resolve(registry.DECODERS, label.decoder)
     if not label.preset:
         return decoder, {}

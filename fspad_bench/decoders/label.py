@@ -1,7 +1,8 @@
 """How a decoder is named on the command line, and how its options are read.
 
-A label is `name`, `name@preset` or `package.module:Class`; `other=` in front of it gives it a name
-of its own, so that one run can compare a decoder with itself: `fspad,deep=fspad -D deep.depth=5`.
+A label is `name`, `name@preset`, `package.module:Class` or `served:URL`; `other=` in front of it
+gives it a name of its own, so that one run can compare a decoder with itself: `fspad,deep=fspad -D
+deep.depth=5`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from fspad_bench.errors import BenchError, near
 
 LARGEST = 2**63 - 1  # of numbers: what computes with them has 64 bits
+SERVED = "served:"  # before the address of a served engine
 LONG = 40  # characters of a value that a message shows
 
 
@@ -27,7 +29,15 @@ class Label(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Label:
+        """Read a label. Raises BenchError for a server's address with a password in it."""
         own, _, rest = text.rpartition("=")
+        if rest.startswith(SERVED):
+            if "@" in rest:
+                raise BenchError(
+                    "the address of a served engine holds a password, and records hold addresses",
+                    "give the key in FSPAD_BENCH_API_KEY",
+                )
+            return cls(own, rest, "")
         decoder, _, preset = rest.partition("@")
         return cls(own, decoder, preset)
 
@@ -37,9 +47,16 @@ class Label(NamedTuple):
         return self.own or "@".join(filter(None, [self.decoder, self.preset]))
 
     @property
+    def served(self) -> str:
+        """The address of a served engine, empty for other decoders."""
+        return self.decoder.removeprefix(SERVED) if self.decoder.startswith(SERVED) else ""
+
+    @property
     def option_prefixes(self) -> tuple[str, ...]:
         """Accepted prefixes of `-D`, lowest precedence first."""
-        return (self.own,) if self.own else (self.decoder, self.shown)
+        if self.own:
+            return (self.own,)
+        return ("served",) if self.served else (self.decoder, self.shown)
 
 
 def read_options(decoder: type, raw: dict[str, str], label: str) -> dict[str, Any]:
