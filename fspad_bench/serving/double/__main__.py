@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fspad_bench.errors import BenchError
 from fspad_bench.serving.double.generation import FAULTS, RULES
-from fspad_bench.serving.double.server import Server
+from fspad_bench.serving.double.server import Completing, Server
 from fspad_bench.serving.double.service import Double, Settings
 from fspad_bench.util.terminal import note, show
 
@@ -26,6 +26,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"faults:{faults}\n\nA bearer token in {KEY} is asked of every client.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--model", help="one of our targets in place of the model of numbers")
+    made.add_argument("--decoder", default="prompt_lookup", help="of --model")
     made.add_argument("--host", default="127.0.0.1")
     made.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     made.add_argument("--depth", type=int, default=4, help="drafted tokens a step; 0: none")
@@ -38,11 +40,15 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until interrupted."""
-    chosen = parser().parse_args(arguments)
-    try:
-        settings = Settings(
+def served(chosen: argparse.Namespace) -> Completing:
+    """Return what the arguments ask to serve. Raises BenchError."""
+    if chosen.model:
+        from fspad_bench.models.load import load_target
+        from fspad_bench.serving.double.target import OwnTarget
+
+        return OwnTarget(load_target(chosen.model), chosen.decoder)
+    return Double(
+        Settings(
             depth=chosen.depth,
             rule=chosen.rule,
             fault=chosen.fault,
@@ -51,7 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             noise=chosen.noise,
             step_seconds=chosen.step_seconds,
         )
-        server = Server(Double(settings), chosen.host, chosen.port, os.environ.get(KEY))
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until interrupted."""
+    chosen = parser().parse_args(arguments)
+    try:
+        server = Server(served(chosen), chosen.host, chosen.port, os.environ.get(KEY))
     except BenchError as error:
         note(f"error: {error.message}")
         note(f"hint:  {error.hint}")

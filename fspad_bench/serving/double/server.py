@@ -11,27 +11,37 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 
 from fspad_bench import __version__
 from fspad_bench.errors import BenchError
-from fspad_bench.serving.double.service import Double, Piece, request_of
+from fspad_bench.serving.double.service import Piece
 
 MODEL = "double"
 OWNER = "fspad-bench"
 
 
+class Completing(Protocol):
+    """What is served: `Double`, or `OwnTarget`. The counters are of its whole life."""
+
+    drafted: int
+    accepted: int
+
+    def check(self, body: Mapping[str, Any]) -> None: ...
+    def pieces(self, body: Mapping[str, Any]) -> Iterator[Piece]: ...
+
+
 class Server(ThreadingHTTPServer):
-    """A server of one double; port 0 takes a free one."""
+    """A server of one model; port 0 takes a free one."""
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(
-        self, double: Double, host: str = "127.0.0.1", port: int = 0, key: str | None = None
+        self, double: Completing, host: str = "127.0.0.1", port: int = 0, key: str | None = None
     ) -> None:
         super().__init__((host, port), Handler)
         self.double = double
@@ -49,8 +59,8 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(double: Double, key: str | None = None) -> Iterator[str]:
-    """Serve a double on a free port of this machine until the block ends. Yields its address."""
+def serving(double: Completing, key: str | None = None) -> Iterator[str]:
+    """Serve a model on a free port of this machine until the block ends. Yields its address."""
     server = Server(double, key=key)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -92,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             body = json.loads(content)
-            request_of(body, 0)
+            self.server.double.check(body)
         except (BenchError, ValueError, TypeError, AttributeError) as error:
             self._send_error(400, str(error))
             return
@@ -192,7 +202,7 @@ def whole(pieces: list[Piece], body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def metrics(double: Double) -> str:
+def metrics(double: Completing) -> str:
     """Return the draft counters since the start in Prometheus' text format, by vLLM's names."""
     label = f'{{model_name="{MODEL}"}}'
     return (

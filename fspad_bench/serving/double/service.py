@@ -83,8 +83,12 @@ class Double:
         self.answers: dict[tuple[object, ...], list[Piece]] = {}
         self.lock = Lock()
 
+    def check(self, body: Mapping[str, Any]) -> None:
+        """Raise BenchError where the body asks what is not."""
+        request_of(body, self.settings.depth)
+
     def pieces(self, body: Mapping[str, Any]) -> Iterator[Piece]:
-        """Yield a completion step by step. Raises BenchError where the body asks what is not."""
+        """Yield a completion step by step."""
         request = request_of(body, self.settings.depth)
         alternatives = int(body.get("logprobs") or 0)
         if not (self.settings.fault == "cached-answers" and request.depth):
@@ -134,7 +138,7 @@ def _best(row: Sequence[float], alternatives: int) -> dict[int, float]:
     return {token: row[token] for token in order[:alternatives]}
 
 
-def request_of(body: Mapping[str, Any], depth: int) -> Request:
+def request_of(body: Mapping[str, Any], depth: int, vocabulary: int = VOCABULARY) -> Request:
     """Return the request that a body of the completions API asks for.
 
     Raises BenchError for a prompt of other tokens than the model has.
@@ -142,8 +146,8 @@ def request_of(body: Mapping[str, Any], depth: int) -> Request:
     prompt = body.get("prompt") or []
     if isinstance(prompt, str):
         prompt = [int(word) if word.isdecimal() else -1 for word in prompt.split()]
-    if not prompt or not all(isinstance(t, int) and 0 <= t < VOCABULARY for t in prompt):
-        raise BenchError(f"the prompt is not of tokens below {VOCABULARY}", "give token ids")
+    if not prompt or not all(isinstance(t, int) and 0 <= t < vocabulary for t in prompt):
+        raise BenchError(f"the prompt is not of tokens below {vocabulary}", "give token ids")
     seed = body.get("seed")
     sampler = Sampler(
         temperature=float(_given(body, "temperature", 1.0)),
