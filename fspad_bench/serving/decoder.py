@@ -74,6 +74,7 @@ class Served:
 
 def _generation(tokens: list[int], reply: Reply) -> Generation:
     """Return a reply as a generation; each step commits its accepted drafts and one more token."""
+    seen = reply.first_token_s < reply.seconds  # or else the answer came at once
     decoded = max(0, len(reply.tokens) - 1)
     steps = 0
     drafts: dict[str, int] = {}
@@ -82,7 +83,7 @@ def _generation(tokens: list[int], reply: Reply) -> Generation:
         steps = max(0, decoded - reply.accepted)
     return Generation(
         tokens,
-        prefill_seconds=reply.first_token_s,
+        prefill_seconds=reply.first_token_s if seen else 0.0,
         decode_seconds=reply.seconds - reply.first_token_s,
         forwards=steps,
         claims=drafts,

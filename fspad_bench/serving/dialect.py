@@ -29,6 +29,11 @@ class Answer:
     drafted: int | None = None
     accepted: int | None = None
 
+    @property
+    def size(self) -> int:
+        """Return how much has come, of tokens and text together."""
+        return len(self.tokens) + len(self.text)
+
 
 class Dialect:
     """A kind of server: where it is asked, what it can give, and its fields."""

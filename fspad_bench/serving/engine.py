@@ -43,7 +43,8 @@ class Reply:
     - `finish` is the server's word: `stop`, `length` or another.
     - `chosen` are the log-probabilities of the returned tokens, `top` the alternatives at each of
       their positions, by token id.
-    - `first_token_s` and `seconds` count from the moment the request is sent.
+    - `first_token_s` and `seconds` count from the moment the request is sent; they are equal where
+      the whole answer came at once, so that the first token was not seen apart.
     - `drafted` and `accepted` count draft tokens, as the server says.
     """
 

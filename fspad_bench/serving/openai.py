@@ -113,14 +113,15 @@ class OpenAIEngine:
                     f"name its dialect: {', '.join(sorted(DIALECTS))}",
                 ) from error
             if answer.tokens or answer.text:
-                clock.first_token()
+                clock.first_token(answer.size)
         seconds = clock.elapsed()
         if not answer.finish:
             raise BenchError(
                 f"the answer of {self.name} broke off after {len(answer.tokens)} tokens",
                 "see the server's log",
             )
-        return _reply(answer, clock.first or seconds, seconds, ask)
+        at_once = clock.size == answer.size and len(answer.tokens) != 1
+        return _reply(answer, seconds if at_once else clock.first, seconds, ask)
 
     def _models(self) -> list[dict[str, Any]]:
         listing = self.client.get_json("/v1/models")
@@ -175,12 +176,16 @@ class _Clock:
     def start(self) -> None:
         self.began = perf_counter()
         self.first = 0.0
+        self.size = 0  # of what came first
 
     def elapsed(self) -> float:
         return perf_counter() - self.began
 
-    def first_token(self) -> None:
-        self.first = self.first or self.elapsed()
+    def first_token(self, size: int) -> None:
+        """Note that something of the text has come, unless it had before."""
+        if not self.first:
+            self.first = self.elapsed()
+            self.size = size
 
 
 def _reply(answer: Answer, first: float, seconds: float, ask: Ask) -> Reply:

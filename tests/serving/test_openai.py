@@ -158,3 +158,12 @@ class TestCounters:
         assert total(page, "z") == 1000
         assert total(page, "q") is None
         assert drafts(page, ("x", "q")) is None
+
+
+def test_an_answer_that_comes_at_once_has_no_first_token_of_its_own():
+    with scripted([piece([7, 8], "length")]) as server:
+        reply = OpenAIEngine(server.url).ask(Ask(PROMPT, 4))
+    assert reply.first_token_s == reply.seconds > 0
+    with scripted(GOOD) as server:
+        reply = OpenAIEngine(server.url).ask(Ask(PROMPT, 4))
+    assert 0 < reply.first_token_s < reply.seconds
