@@ -37,6 +37,7 @@ from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import architecture
 from fspad_bench.drafts.shape import Shape
 from fspad_bench.integrations.pytest_plugin import pytest_addoption
+from fspad_bench.serving.double.__main__ import parser as double_parser
 
 COMMANDS = commands()
 RUNNABLE = [command for command in COMMANDS if not command.excuse]
@@ -47,6 +48,7 @@ OTHERS = {
 FOREIGN_FLAGS = {
     "--nproc-per-node", "--index-url",
     "--model_args", "--tasks", "--apply_chat_template", "--log_samples",  # of lm-eval
+    "--per-request-spec-decode-metrics", "--enable-deterministic-inference",  # of vLLM, SGLang
 }  # fmt: skip
 SMALL = {
     "run": "--target tiny --device cpu --dtype float64 --limit 1 --max-new-tokens 6 --threads 1",
@@ -106,6 +108,7 @@ def test_no_other_program_is_called_than_those_we_know():
 
 def test_flags_that_documents_mention_exist():
     known = {flag for verb in verbs().values() for a in verb._actions for flag in a.option_strings}
+    known |= {flag for action in double_parser()._actions for flag in action.option_strings}
     known |= plugin_flags() | FOREIGN_FLAGS
     for path in DOCUMENTS:
         text = re.sub(r"<!--.*?-->|^\|[:\s|-]+$", "", text_of(path), flags=re.M)

@@ -204,7 +204,7 @@ def _measured(reference: Reference, plan: Plan, given: set[str], output: Path) -
 def _add_subject(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--decoder",
-        help="names, name@preset or module:Class, comma-separated; vanilla always runs",
+        help="names, name@preset, module:Class or served:URL, comma-separated; vanilla always runs",
     )
     group.add_argument(
         "--task", help="names, card files (my_task.yaml) or lm_eval:NAME, comma-separated, or all"
