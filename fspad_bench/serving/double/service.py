@@ -98,7 +98,7 @@ class Double:
         cuts = (sampler.temperature, sampler.top_k, sampler.top_p, sampler.min_p)
         key = (request.prompt, request.max_tokens, *cuts, alternatives)
         if key not in self.answers:
-            self.answers[key] = list(self._made(request, alternatives))
+            self.answers.setdefault(key, list(self._made(request, alternatives)))
         yield from self.answers[key]  # wrong: another seed would give another text
 
     def _made(self, request: Request, alternatives: int) -> Iterator[Piece]:
