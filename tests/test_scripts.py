@@ -225,3 +225,10 @@ def test_data_that_failed_is_an_error(script, stub, tmp_path):
     done = script("baselines/heads/train.sh", tmp_path / "heads", **settings)
     assert done.returncode == 1
     assert "there is no data yet" in done.stderr
+
+
+def test_served_engines_that_are_not_there_are_skipped(script, tmp_path):
+    done = script("results/served.sh", "transformers", "llama", OUTPUT=str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("skipped, it needs") == 2
+    assert (tmp_path / "out" / "summary.txt").read_text() == ""
