@@ -82,7 +82,7 @@ class LlamaCpp(Dialect):
             "presence_penalty": ask.presence,
             "frequency_penalty": ask.frequency,
             "repeat_penalty": ask.repetition,
-            "repeat_last_n": -1,
+            "repeat_last_n": len(ask.prompt) + ask.max_tokens,
             "seed": -1 if ask.seed is None else ask.seed,
             "n_probs": ask.logprobs,
             "return_tokens": True,

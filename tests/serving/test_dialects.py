@@ -156,6 +156,7 @@ class TestLlamaCpp:
         _, body = asked([self.event([7]), self.end()], PLAIN, "llamacpp")
         assert body["seed"] == -1
         assert body["repeat_penalty"] == 1
+        assert body["repeat_last_n"] == len(PROMPT) + 8  # all of the text; -1 is refused
 
 
 class TestText:
