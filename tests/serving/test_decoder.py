@@ -131,3 +131,14 @@ def test_text_alone_is_refused(tiny):
         served = Served(tiny, url=server.url)
         with pytest.raises(BenchError, match="text without token ids"):
             served.generate([40], Sampler(), Limit(3))
+
+
+def test_the_bearer_token_reaches_no_record(data, tmp_path, quick_runs, monkeypatch, tiny, capsys):
+    monkeypatch.setenv("FSPAD_BENCH_API_KEY", "sk-very-secret")
+    with serving(OwnTarget(tiny), key="sk-very-secret") as url:
+        label = f"served:{url}"
+        path, records = run(plan_of(data, label), tmp_path / "out")
+    assert row_of(records, label)["verdict"] == "exact"
+    assert url in path.read_text()
+    printed = capsys.readouterr()
+    assert "sk-very-secret" not in path.read_text() + printed.out + printed.err
