@@ -58,6 +58,7 @@ SMALL = {
     "distill": "--target tiny --device cpu --rows 8 --shard 4 --threads 1",
     "train": "--target tiny --device cpu --epochs 1 --batch-tokens 256 --threads 1",
     "export": "--target tiny",
+    "invariance": "--target tiny --device cpu --dtype float64 --rows 1 --prefix 9 --threads 1",
 }
 TOKENS = "300"
 QUESTION = {"question_id": 1, "turns": ["who wrote it"], "reference": [["42"]]}

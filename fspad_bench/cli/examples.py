@@ -70,6 +70,12 @@ EXAMPLES: dict[str, str] = {
   fspad-bench certify --decoder my_decoder:MyDecoder --quick
   fspad-bench certify --decoder fspad -D fspad.verify=rejection
 """,
+    "invariance": """
+  fspad-bench invariance
+  fspad-bench invariance --target random:llama3-8b:2 --dtype bfloat16 --device cuda
+  fspad-bench invariance --of ours --rows 1,8,64 --prefix 1000 --format json
+  fspad-bench invariance --served http://127.0.0.1:8000 --target llama3-8b --concurrency 2,16
+""",
     "check": """
   fspad-bench check
   fspad-bench check --decoder prompt_lookup --target tiny

@@ -57,6 +57,7 @@ VERBS: dict[str, str] = {
     "throughput": "measure tokens a second of several requests at once, and the break-even batch",
     "project": "tell what recorded acceptance would give at other costs",
     "certify": "prove that decoders are lossless: a table of checks",
+    "invariance": "name the first operation that gives a row other bits in company",
     "check": "check baselines against their files: identity, tokens per step",
     "ls": "list decoders, tasks and targets",
     "fetch": "download the default target ahead of time",

@@ -117,6 +117,11 @@ class FusedForward:
         self._chains: dict[LayerPlan, Chain] = {}
         self.chain(ALL)
 
+    @property
+    def matrices(self) -> list[Matrix]:
+        """The products of all layers."""
+        return [m for x in self.layers for m in (x.qkv, x.out, x.gate_up, x.down)]
+
     @staticmethod
     def fits(model: PreTrainedModel) -> bool:
         """Whether this is the model's arithmetic.

@@ -86,6 +86,9 @@ class TransformersTarget:
         if self.kernels:
             self.forward_name += f", {self.kernels.name} kernels"
         self.logits = Matrix(self.lm_head.weight, getattr(self.lm_head, "bias", None))
+        if self.fused and self.kernels:
+            for matrix in (self.logits, *self.fused.matrices):
+                matrix.multiply = self.kernels.multiply
         self.forwards = 0
         self.partial_forwards = 0
         self._idle: list[KVCache] = []

@@ -68,7 +68,7 @@ def resolve(name: str) -> Checkpoint:
     if name.startswith(RANDOM):
         raise BenchError(
             f"'{name}' has random weights",
-            "time its steps with `fspad-bench profile`; no other command accepts it",
+            "time its steps with `fspad-bench profile`; besides it only `invariance` accepts it",
         )
     if name == "tiny":
         return Checkpoint(name, None, "tiny-1")

@@ -1,7 +1,7 @@
 """Targets of a known shape with random weights: the cost of a real model without its files.
 
 - `random:llama3-8b` has the shape of LLaMA-3-8B; `random:llama3-70b:8` has eight layers of the 70B.
-- Their text means nothing, so only `fspad-bench profile` accepts one.
+- Their text means nothing, so only `fspad-bench profile` and `invariance` accept one.
 """
 
 from __future__ import annotations

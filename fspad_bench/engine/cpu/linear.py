@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +29,8 @@ class Matrix:
         self.bias = bias
         self.native = native.fitting(weight, weight.shape[1])
         self.packed = self.native.pack(weight.detach()) if self.native else None
+        self.multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None
+        """What multiplies a few rows instead, where a device has its own."""
 
     @property
     def in_features(self) -> int:
@@ -37,7 +41,10 @@ class Matrix:
         return self.weight.shape[0]
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.native and self.packed is not None and x.numel() <= native.ROWS * x.shape[-1]:
+        few = x.numel() <= native.ROWS * x.shape[-1]
+        if self.multiply and few:
+            return self.multiply(x, self.weight, self.bias)
+        if self.native and self.packed is not None and few:
             return self.native.product(x.contiguous(), self.packed, self.out_features, self.bias)
         return F.linear(x, self.weight, self.bias)
 

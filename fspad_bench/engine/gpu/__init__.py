@@ -2,8 +2,8 @@
 
 - On a CUDA device Triton's kernels run if Triton is installed, otherwise the torch reference.
 - On the CPU there are none: the host walks the tree and evaluates only the nodes it reaches.
-- `FSPAD_KERNELS=host|reference|triton` overrides the choice on any device. On the CPU Triton's
-  kernels need its interpreter (TRITON_INTERPRET=1), which is slow and meant for tests.
+- `FSPAD_KERNELS=host|reference|triton|invariant` overrides the choice on any device. On the CPU
+  Triton's kernels need its interpreter (TRITON_INTERPRET=1), which is slow and meant for tests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk, interpre
 from fspad_bench.errors import BenchError, near
 
 HOST = "host"
-NAMES = (HOST, "reference", "triton")
+INVARIANT = "invariant"
+NAMES = (HOST, "reference", "triton", INVARIANT)
 VARIABLE = "FSPAD_KERNELS"
 
 
@@ -41,14 +42,21 @@ class Attend(Protocol):
     ) -> Tensor: ...
 
 
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
 class Kernels(NamedTuple):
-    """One implementation of every kernel; the module `reference` defines what each computes."""
+    """One implementation of every kernel; the module `reference` defines what each computes.
+
+    `multiply(x, weight, bias)` is the product of few rows, None where it is torch's.
+    """
 
     name: str
     attend: Attend
     choose: Callable[[Tensor, Tensor, Tensor, SamplerTensors], Tensor]
     walk: Callable[[Nodes, Tensor], Walk]
     compact: Callable[[Tensor, Tensor, Walk], None]
+    multiply: Multiply | None = None
 
 
 def chosen(device: torch.device) -> Kernels | None:
@@ -67,6 +75,8 @@ def chosen(device: torch.device) -> Kernels | None:
         return None
     if name == "triton":
         return triton(device)
+    if name == INVARIANT:
+        return invariant_triton(device)
     from fspad_bench.engine.gpu import reference
 
     return Kernels(name, reference.attend, reference.choose, reference.walk, reference.compact)
@@ -96,3 +106,14 @@ def triton(device: torch.device) -> Kernels:
         verification.walk,
         compaction.compact,
     )
+
+
+def invariant_triton(device: torch.device) -> Kernels:
+    """Return Triton's kernels whose rows get the same bits in any company, products among them.
+
+    Raise BenchError if they cannot run on this device.
+    """
+    kernels = triton(device)
+    from fspad_bench.engine.gpu import invariant
+
+    return kernels._replace(name=INVARIANT, attend=invariant.attend, multiply=invariant.product)

@@ -13,7 +13,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fspad_bench.engine.gpu import attention, compaction, top_k_top_p, verification
+from fspad_bench.engine.gpu import attention, compaction, invariant, top_k_top_p, verification
 
 TREE = {"GROUP": 3, "SPLITS": 8, "WIDE": tl.float32}
 POINTERS = {
@@ -74,6 +74,29 @@ def split(kind, rows, dim, splits=8, window=0):
     return attention._split, constants, kind, types, stages
 
 
+def path_split(kind, group, dim, window=0):
+    """The attention kernel of equal bits, as it is launched for this group and head dimension."""
+    dtype, factor = DTYPES[kind]
+    _, constants = invariant.attention_launch(1024, 1, 2 * group, 2, dim, dtype)
+    constants |= {"SCALE": 0.1, "WINDOW": window, "FACTOR": factor}
+    types = {"WORDS": "i32"}
+    if kind == "*fp64":
+        types |= dict.fromkeys(("PART", "MAXIMA", "SUMS"), "*fp64")
+    return invariant._path_split, constants, kind, types, 3
+
+
+def product(kind, outs, width, has_bias):
+    dtype, factor = DTYPES[kind]
+    _, constants = invariant.product_launch(1, outs, width, dtype)
+    return (
+        invariant._product,
+        constants | {"FACTOR": factor, "HAS_BIAS": has_bias},
+        kind,
+        {"COUNT": "i32"},
+        3,
+    )
+
+
 WORDS = {"WORDS": "*i32"}
 LARGE = {
     "V": 128256,
@@ -127,6 +150,8 @@ KERNELS = [
     gather(24, 32),
     walk(2, 128),
     (compaction._compact, {"DIM": 96, "DIMS": 128}, "*fp16", {}, 3),
+    path_split("*bf16", 3, 64),
+    product("*bf16", 960, 576, False),
 ]
 MORE = [
     split("*bf16", 32, 96, 8, 1024),
@@ -146,6 +171,11 @@ MORE = [
     best_kept(SMALL, True),
     gather(1, 1),
     walk(1, 1),
+    path_split("*bf16", 4, 128, 1024),
+    path_split("*fp32", 3, 64),
+    path_split("*fp64", 2, 16),
+    product("*fp32", 97, 64, True),
+    product("*fp64", 97, 64, False),
 ]
 for kernel, constants, kind, others, stages in [*KERNELS, *(MORE if "all" in sys.argv else [])]:
     names = kernel.arg_names

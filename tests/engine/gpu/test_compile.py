@@ -10,9 +10,20 @@ from pathlib import Path
 import pytest
 
 TOP_K_TOP_P = ["_tops", "_weigh", "_top_k", "_last", "_best_kept"]
-NAMES = ["_split", "_join", "_best", *TOP_K_TOP_P, "_gather", "_walk", "_compact"]
+NAMES = [
+    "_split",
+    "_join",
+    "_best",
+    *TOP_K_TOP_P,
+    "_gather",
+    "_walk",
+    "_compact",
+    "_path_split",
+    "_product",
+]
 MORE_TOP_K_TOP_P = [*["_weigh"] * 2, "_top_k", "_last", *["_best_kept"] * 2]
-MORE = [*["_split"] * 8, "_best", *MORE_TOP_K_TOP_P, "_gather", "_walk"]
+MORE_ROWS = [*["_path_split"] * 3, *["_product"] * 2]
+MORE = [*["_split"] * 8, "_best", *MORE_TOP_K_TOP_P, "_gather", "_walk", *MORE_ROWS]
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def test_without_triton_a_gpu_runs_the_reference(monkeypatch):
         kernels.chosen(CPU)
 
 
-@pytest.mark.parametrize("name", ["reference", "triton"])
-def test_both_can_be_requested(name, monkeypatch):
+@pytest.mark.parametrize("name", ["reference", "triton", "invariant"])
+def test_each_can_be_requested(name, monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, name)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert kernels.chosen(CPU).name == name
