@@ -1,8 +1,8 @@
 """Each patch spoils a copy of the package: its certification must then fail, or its baseline.
 
 - Patches are diffs of the package's sources (`mutants/*.patch`).
-- LOSSLESS ones draft worse and leave the output as it is: a baseline's tokens per step must detect
-  them.
+- LOSSLESS ones draft worse and leave the output as it is: a baseline's tokens per step, or the
+  steps of each output, must detect them.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fspad_bench.lossless.baselines import STEPS
 from fspad_bench.lossless.checks import WRONG
 
 CHECKOUT = Path(__file__).parent.parent
@@ -88,7 +89,9 @@ def test_a_worse_draft_fails_its_baseline(patch, mutant):
     result = mutant(patch)("check", "--decoder", "fspad", "--target", "smollm2-135m")
     assert result.returncode == 1, result.stdout + result.stderr
     assert [
-        line for line in result.stdout.splitlines() if "tokens per step" in line and "FAIL" in line
+        line
+        for line in result.stdout.splitlines()
+        if ("tokens per step" in line or STEPS in line) and "FAIL" in line
     ]
     assert not [
         line for line in result.stdout.splitlines() if "identity" in line and "FAIL" in line

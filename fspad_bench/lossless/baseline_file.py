@@ -41,13 +41,21 @@ def _edits(entry: MappingNode, fields: Mapping[str, str]) -> Iterator[Edit]:
     for name, figure in fields.items():
         value = _value(entry, name)
         if value is not None:
-            yield Edit(value.start_mark.index, value.end_mark.index, figure)
+            yield _replaced(value, figure)
             continue
         last = _value(entry, "tokens_per_step")
         assert last is not None
         indent = "\n" + " " * entry.start_mark.column
         between = ", " if entry.flow_style else indent
         yield Edit(last.end_mark.index, last.end_mark.index, f"{between}{name}: {figure}")
+
+
+def _replaced(value: Node, figure: str) -> Edit:
+    start = value.start_mark.index
+    if getattr(value, "flow_style", True):
+        return Edit(start, value.end_mark.index, figure)
+    # a list of one item a line: it may begin in its key's column, where text may not
+    return Edit(start, value.value[-1].end_mark.index, f"  {figure}")
 
 
 def _value(node: Node, name: str) -> Node | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fspad_bench.errors import BenchError
 from fspad_bench.lossless.baseline_file import edited
 from fspad_bench.lossless.baseline_runs import Outcome, outcomes
-from fspad_bench.lossless.bounds import Bound, bound_of
+from fspad_bench.lossless.bounds import Bound, bound_of, most_diverging
 from fspad_bench.lossless.checks import BASELINES, NOT_RUN, Check, Part
 from fspad_bench.lossless.promises import (
     IDENTITY,
@@ -19,6 +19,8 @@ from fspad_bench.lossless.promises import (
     shipped_baselines,
 )
 from fspad_bench.util.text import text_file
+
+STEPS = "steps of each output"
 
 
 def check_baselines(
@@ -42,7 +44,26 @@ def checks_of(outcome: Outcome) -> list[Check]:
     if outcome.refused:
         return [Check.of(NOT_RUN, expectation.subject, False, outcome.refused, "a run")]
     first, *others = expectation.judge(outcome.row)
+    if expectation.steps and not outcome.is_free:
+        others.append(_steps_check(outcome))
     return [first._replace(seconds=outcome.seconds), *others]
+
+
+def _steps_check(outcome: Outcome) -> Check:
+    """Compare the steps of each output with those that the expectation states.
+
+    Few outputs take other steps where the decoder is unchanged, however few tokens a step are lost.
+    """
+    expectation = outcome.expectation
+    most = most_diverging(outcome.steps, outcome.row["dtype"])
+    bound = f"more steps than when written in at most {most}"
+    now = [len(output) for output in outcome.steps]
+    if len(now) != len(expectation.steps):
+        figure = f"{len(now)} outputs, but steps of {len(expectation.steps)} are written"
+        return Check.of(STEPS, expectation.subject, False, figure, bound)
+    slower = sum(count > before for count, before in zip(now, expectation.steps, strict=True))
+    figure = f"more steps in {slower} of {len(now)} outputs"
+    return Check.of(STEPS, expectation.subject, slower <= most, figure, bound)
 
 
 def require_runs(part: Part) -> None:
@@ -66,6 +87,7 @@ class Update:
     expectation: Expectation
     bound: Bound | None
     reason: str = ""
+    steps: Sequence[int] = ()  # of each output; none where the same text may take others
 
     def __str__(self) -> str:
         subject = self.expectation.subject
@@ -111,7 +133,8 @@ def _update(path: Path, outcome: Outcome) -> Update:
     if not any(outcome.steps):
         return Update(path, expectation, None, "no output has a step")
     bound = bound_of(outcome.steps, outcome.row["dtype"], is_free=outcome.is_free)
-    return Update(path, expectation, bound)
+    steps = [] if outcome.is_free else [len(output) for output in outcome.steps]
+    return Update(path, expectation, bound, steps=steps)
 
 
 def _write(path: Path, updates: dict[int, Update]) -> None:
@@ -119,6 +142,7 @@ def _write(path: Path, updates: dict[int, Update]) -> None:
         number: {
             "tokens_per_step": f"{update.bound.least:g}",
             "measured": f"{update.bound.measured:.3f}",
+            **({"steps": str(list(update.steps))} if update.steps else {}),
         }
         for number, update in updates.items()
         if update.bound

@@ -8,6 +8,8 @@ each output do so by chance, and continues it with steps from elsewhere in the m
   to the rounding error of the precision: none to speak of in float64, one in bfloat16.
 - A decoder that sizes its trees by the machine, or learns across prompts, may take other steps from
   the first token on.
+- The sum of all steps hides a small loss: one output that diverges may change it by as much. The
+  number of outputs that take more steps than before does not, since few outputs diverge at all.
 """
 
 from __future__ import annotations
@@ -54,6 +56,17 @@ def bound_of(steps: Sequence[Sequence[int]], dtype: str, *, is_free: bool = Fals
     least = math.floor(low * DIGITS) / DIGITS
     loss = float(np.quantile(draws, POWER)) - least
     return Bound(measured, least, max(1, math.ceil(loss * DIGITS)) / DIGITS)
+
+
+def most_diverging(outputs: Sequence[Sequence[int]], dtype: str) -> int:
+    """Return a number of outputs: rounding changes more with probability `FALSE_ALARM` at most."""
+    chance = divergence_chance(dtype)
+    probability = np.ones(1)  # [n]: of each number of outputs that diverge, among those so far
+    for output in outputs:
+        same = (1 - chance) ** sum(output)
+        probability = np.convolve(probability, [same, 1 - same])
+    more = 1 - np.cumsum(probability)  # [n]: of more than each number
+    return int(np.argmax(more <= FALSE_ALARM))
 
 
 def divergence_chance(dtype: str) -> float:

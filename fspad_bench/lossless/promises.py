@@ -40,7 +40,7 @@ class Expectation:
     """An entry of a baseline.
 
     `tokens_per_step` is the least that must be reached, `measured` what was when the entry was
-    written; `options` are the decoder's.
+    written, and `steps` how many steps each output took then; `options` are the decoder's.
     """
 
     decoder: str
@@ -52,6 +52,7 @@ class Expectation:
     temperature: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
     measured: float | None = None
+    steps: list[int] = field(default_factory=list)
 
     @property
     def subject(self) -> str:
@@ -178,3 +179,8 @@ def _check_values(path: Path, entry: dict[str, Any]) -> None:
                 f"{path}: '{name}' is {entry[name]!r:.60}",
                 f"give a number from {least} to {LARGEST}",
             )
+    if not all(0 <= count <= LARGEST for count in entry.get("steps", [])):
+        raise BenchError(
+            f"{path}: 'steps' is {entry['steps']!r:.60}",
+            "give a number of steps for each output, or let `check --update` write them",
+        )

@@ -44,3 +44,13 @@ def test_what_is_written_is_read(text):
 def test_json_is_yaml():
     text = '{"decoder": "a", "promises": [{"target": "tiny", "tokens_per_step": 1}]}'
     assert edited(text, {0: FIGURES}) == text.replace(": 1}", ": 2.1, measured: 2.200}")
+
+
+def test_a_list_is_replaced_in_either_style():
+    figures = {0: {"steps": "[4, 5]"}}
+    flow = "promises:\n- {tokens_per_step: 1, steps: [1, 2], task: nq}\n"
+    assert edited(flow, figures) == flow.replace("[1, 2]", "[4, 5]")
+    block = "promises:\n- tokens_per_step: 1\n  steps:\n  - 1\n  - 2\n  task: nq\n"
+    (entry,) = yaml.safe_load(edited(block, figures))["promises"]
+    assert entry == {"tokens_per_step": 1, "steps": [4, 5], "task": "nq"}
+    assert edited(edited(block, figures), figures) == edited(block, figures)

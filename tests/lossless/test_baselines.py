@@ -12,6 +12,7 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.lossless import baseline_runs
 from fspad_bench.lossless.baseline_runs import grouped
+from fspad_bench.lossless.baselines import STEPS, checks_of
 from fspad_bench.lossless.promises import Expectation, read_baseline
 
 ENTRY = {"target": "tiny", "task": "gsm8k", "limit": 3, "max_new_tokens": 40, "tokens_per_step": 1}
@@ -72,10 +73,12 @@ def test_a_loss_of_a_tenth_is_found_and_an_unchanged_decoder_passes(baseline, mo
     capsys.readouterr()
     cripple(monkeypatch, 5)
     assert cli.main(["check", str(path), "--format", "json"]) == 1
-    identity, steps = json.loads(capsys.readouterr().out)["checks"]
+    identity, rate, steps = json.loads(capsys.readouterr().out)["checks"]
     assert identity["verdict"] == "PASS"
+    assert rate["verdict"] == "FAIL"
+    assert 0.05 < written.measured - float(rate["figure"]) < 0.15
     assert steps["verdict"] == "FAIL"
-    assert 0.05 < written.measured - float(steps["figure"]) < 0.15
+    assert steps["figure"] == "more steps in 3 of 3 outputs"
 
 
 def test_update_says_what_it_changed_and_keeps_the_rest(baseline, capsys):
@@ -88,7 +91,8 @@ def test_update_says_what_it_changed_and_keeps_the_rest(baseline, capsys):
     assert "finds a loss of 0.001 tokens a step" in line
     after = path.read_text().splitlines()
     assert after[0] == "# ours"
-    assert len(after) == len(before.splitlines()) + 1
+    assert len(after) == len(before.splitlines()) + 2  # `measured` and `steps`
+    assert len(read_baseline(path)[0].steps) == 3
     assert read_baseline(path)[1].tokens_per_step == 1
 
 
@@ -131,6 +135,29 @@ def test_results_stand_in_the_order_of_the_files(baseline, capsys):
         "prompt_lookup (ngram=2) on tiny, gsm8k, T=0",
     ]
     assert all(float(case.get("time")) > 0 for case in cases)
+
+
+TWELVE = [[2] * 6] * 12  # 144 tokens
+
+
+@pytest.mark.parametrize(
+    ("dtype", "written", "is_free", "verdict"),
+    [
+        ("float32", [6] * 12, False, "PASS"),
+        ("float32", [5, *[6] * 11], False, "PASS"),  # rounding may change one output
+        ("float32", [5, 5, *[7] * 10], False, "FAIL"),  # in sum they are fewer
+        ("float64", [5, *[7] * 11], False, "FAIL"),
+        ("bfloat16", [1] * 12, False, "PASS"),  # any output may diverge
+        ("float64", [6] * 11, False, "FAIL"),  # of another number of prompts
+        ("float64", [1] * 12, True, None),
+        ("float64", [], False, None),
+    ],
+)
+def test_few_outputs_take_more_steps_than_when_written(dtype, written, is_free, verdict):
+    entry = Expectation("a", "tiny", "nq", 1.0, steps=written)
+    row = {"verdict": "exact", "errors": 0, "tokens_per_step": 2.0, "dtype": dtype}
+    checks = checks_of(baseline_runs.Outcome(entry, row, TWELVE, is_free))
+    assert [check.verdict for check in checks if check.name == STEPS] == [verdict] * bool(verdict)
 
 
 def test_groups_are_by_what_vanilla_is_asked():

@@ -2,8 +2,14 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from fspad_bench.lossless.bounds import bound_of, divergence_chance, unchanged_runs
+from fspad_bench.lossless.bounds import (
+    bound_of,
+    divergence_chance,
+    most_diverging,
+    unchanged_runs,
+)
 
 STEPS = [[1, 2, 3, 2, 1, 3, 2], [2, 2, 2, 2, 2, 2], [3, 3, 1, 1, 3, 1]]
 MEASURED = 38 / 19
@@ -24,6 +30,16 @@ def outputs(rng, number, tokens, rate=2.3):
 def test_in_float64_the_bound_is_what_was_measured():
     bound = bound_of(STEPS, "float64")
     assert bound == (pytest.approx(MEASURED), 2.0, 0.001)
+
+
+def test_as_many_outputs_may_diverge_as_chance_lets():
+    outputs = [[2] * 6] * 12
+    chance = 1 - (1 - 1 / 5000) ** 12
+    most = most_diverging(outputs, "float32")
+    assert binom.sf(most, 12, chance) <= 1e-3 < binom.sf(most - 1, 12, chance)
+    assert most == 1
+    assert most_diverging(outputs, "float64") == 0
+    assert most_diverging(outputs, "bfloat16") == 12
 
 
 def test_chances_follow_the_precision():
