@@ -13,7 +13,7 @@ from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.lossless import baseline_runs
 from fspad_bench.lossless.baseline_runs import grouped
 from fspad_bench.lossless.baselines import STEPS, checks_of
-from fspad_bench.lossless.promises import Expectation, read_baseline
+from fspad_bench.lossless.promises import Expectation, read_baseline, shipped_baselines
 
 ENTRY = {"target": "tiny", "task": "gsm8k", "limit": 3, "max_new_tokens": 40, "tokens_per_step": 1}
 
@@ -158,6 +158,28 @@ def test_few_outputs_take_more_steps_than_when_written(dtype, written, is_free, 
     row = {"verdict": "exact", "errors": 0, "tokens_per_step": 2.0, "dtype": dtype}
     checks = checks_of(baseline_runs.Outcome(entry, row, TWELVE, is_free))
     assert [check.verdict for check in checks if check.name == STEPS] == [verdict] * bool(verdict)
+
+
+FED_BACK = {  # steps of the outputs where `mutants/h-logit-fed-back.patch` is applied
+    "tree=fixed": [5, 5, 7, 5, 5, 5, 4, 7, 6, 5, 5, 5, 4, 4, 5, 5, 8, 5, 4, 5, 6, 7, 6, 6],
+    "depth=5, nodes=16": [4, 4, 6, 4, 4, 4, 3, 7, 4, 5, 5, 5, 4, 3, 5, 4, 7, 5, 4, 3, 5, 7, 5, 5],
+}
+
+
+@pytest.mark.parametrize("options", FED_BACK)
+def test_a_loss_that_the_sum_hides_fails_a_shipped_expectation(options):
+    """Two steps of more than a hundred: one output that diverges may take as many."""
+    (path,) = [path for path in shipped_baselines() if path.stem == "fspad"]
+    subject = f"fspad ({options}) on smollm2-135m, mt_bench, T=0"
+    (entry,) = [entry for entry in read_baseline(path) if entry.subject == subject]
+    counts = FED_BACK[options]
+    outputs = [[1] * (count - 1) + [12 - count] for count in counts]  # 11 tokens each
+    rate = 11 * len(counts) / sum(counts)
+    row = {"verdict": "exact", "errors": 0, "tokens_per_step": rate, "dtype": "float32"}
+    verdicts = [check.verdict for check in checks_of(baseline_runs.Outcome(entry, row, outputs))]
+    assert verdicts == ["PASS", "PASS", "FAIL"]
+    same = [[1] * (count - 1) + [12 - count] for count in entry.steps]
+    assert checks_of(baseline_runs.Outcome(entry, row, same))[-1].verdict == "PASS"
 
 
 def test_groups_are_by_what_vanilla_is_asked():
