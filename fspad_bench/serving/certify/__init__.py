@@ -1,0 +1,1 @@
+"""Certify an engine through its API: speculation on against speculation off."""
