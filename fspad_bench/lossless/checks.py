@@ -9,10 +9,12 @@ from typing import NamedTuple
 DECODERS = "decoders"
 WRONG = "wrong rules"
 BASELINES = "baselines"
+SERVED_CELLS = "served engine"  # its subjects are many: a line each
 NOT_RUN = "run"  # the check of an expectation whose run was refused
 PASS = "PASS"
 FAIL = "FAIL"
 VACUOUS = "VACUOUS"
+INCONCLUSIVE = "INCONCLUSIVE"
 ELSEWHERE = "-"
 
 
@@ -29,6 +31,7 @@ class Check(NamedTuple):
     """A verdict with its reason: `figure` against `bound`, in words a reviewer can read.
 
     - VACUOUS does not hold: nothing was wrong, but the case under test never occurred.
+    - INCONCLUSIVE does not hold: what a served engine answered cannot tell.
     - `-` holds: another check covers this subject, and `figure` names it.
     - `seconds`: what it took, where that is known.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from fspad_bench.lossless.checks import DECODERS, Part, passed
+from fspad_bench.lossless.checks import DECODERS, SERVED_CELLS, Part, passed
 from fspad_bench.lossless.junit import junit
 from fspad_bench.util.grid import grid
 
@@ -33,15 +33,21 @@ def _as_text(parts: Sequence[Part]) -> str:
     summary = f"{len(checks)} checks, all hold"
     if bad:
         summary = f"{bad} of {len(checks)} checks do not hold"
-    overview = [_matrix(part) for part in parts if part.title == DECODERS]
+    overview = [_matrix(part) for part in parts if part.title in (DECODERS, SERVED_CELLS)]
     return "\n\n".join([*overview, *(_detail(part) for part in parts), summary])
 
 
 def _matrix(part: Part) -> str:
-    """Return the table of verdicts, checks by subjects."""
+    """Return the table of verdicts, checks by subjects; a served engine's by checks."""
     subjects = list(dict.fromkeys(check.subject for check in part.checks))
     names = dict.fromkeys(check.name for check in part.checks)
     verdicts = {(check.name, check.subject): check.verdict for check in part.checks}
+    if part.title == SERVED_CELLS:
+        lines = [
+            [subject, *(verdicts.get((name, subject), "") for name in names)]
+            for subject in subjects
+        ]
+        return grid(lines, [part.title, *names])
     lines = [[name, *(verdicts.get((name, subject), "") for subject in subjects)] for name in names]
     return grid(lines, [part.title, *subjects])
 

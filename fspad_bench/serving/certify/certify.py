@@ -1,0 +1,161 @@
+"""Certify a served engine: a grid of cells and checks, speculation on against speculation off.
+
+- A fault may show in one cell alone, so each combination of the sweeps is checked by itself.
+- The tests of distributions share one family-wise error, split evenly over cells and tests.
+- A cell in which nothing was drafted, or of which the server does not say, passes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from zlib import crc32
+
+from fspad_bench.lossless.checks import INCONCLUSIVE, PASS, SERVED_CELLS, Check, Part
+from fspad_bench.serving.certify.greedy import CONTROL, Judge, Scorer, check_greedy
+from fspad_bench.serving.certify.ledger import END, Ledger
+from fspad_bench.serving.certify.observation import Observation
+from fspad_bench.serving.certify.pair import Pair
+from fspad_bench.serving.certify.parameters import check_parameters
+from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell, Plan
+from fspad_bench.serving.certify.same_model import Scores, check_same_model
+from fspad_bench.serving.certify.sampled import (
+    Comparison,
+    Lengths,
+    LogProbabilities,
+    Pit,
+    Repeats,
+    Round,
+    Stops,
+    Tokens,
+    WholeTexts,
+)
+from fspad_bench.serving.certify.seeds import check_seeds
+from fspad_bench.serving.engine import Engine
+from fspad_bench.util.progress import Progress
+
+TESTS = 7  # of distributions, in a sampled cell
+DRAFTS = "drafts"
+
+LISTED = {
+    "bonus-without-temperature": ("parameters", "PIT", "tokens"),
+    "recovery-noise-reused": ("tokens", "texts"),
+    "one-hot-residual": ("tokens", "texts"),
+    "filter-order": ("texts", "tokens"),
+    "short-rollback": ("greedy identity", "PIT", "log-probs"),
+    "ignored-sampling": ("parameters", "PIT"),
+    "shorter-outputs": ("lengths", "stops"),
+    "cached-answers": ("repeats",),
+}
+"""The checks listed for each fault that served engines have had (`serving.double`)."""
+
+
+def certify(
+    served: Engine,
+    plain: Engine,
+    plan: Plan,
+    path: Path | None = None,
+    scorer: Scorer | None = None,
+) -> list[Part]:
+    """Run the checks of every cell; answers and verdicts are written to `path` as they come.
+
+    Raises BenchError where a server fails, or the two do not serve the same model.
+    """
+    facts = {"plan": asdict(plan), SERVED: served.facts(), PLAIN: plain.facts()}
+    ledger = Ledger(path, facts)
+    try:
+        certification = Certification(Pair(served, plain, plan, ledger), scorer)
+        checks = certification.run()
+        ledger.write({"kind": END, "certified": all(check.holds for check in checks)})
+        return [Part(SERVED_CELLS, checks)]
+    finally:
+        ledger.close()
+
+
+class Certification:
+    """The checks of a pair of servers, cell by cell."""
+
+    def __init__(self, pair: Pair, scorer: Scorer | None) -> None:
+        self.pair = pair
+        self.plan = pair.plan
+        self.scorer = scorer
+        self.cells = self.plan.cells()
+        sampled = sum(not cell.sampling.greedy for cell in self.cells)
+        self.alpha = self.plan.error / max(1, sampled * TESTS)
+
+    def run(self) -> list[Check]:
+        scores = check_same_model(self.pair)
+        checks = []
+        with Progress("cells", len(self.cells)) as progress:
+            for cell in self.cells:
+                progress.advance(0, cell.name)
+                found = self._cell(cell, scores, lambda note: progress.advance(0, note))
+                lines = [check._asdict() for check in found]
+                self.pair.ledger.write({"kind": "checks", "cell": cell.name, "checks": lines})
+                checks += found
+                progress.advance()
+        return checks
+
+    def _cell(self, cell: Cell, scores: Scores, on_round: Callable[[str], None]) -> list[Check]:
+        before = len(self.pair.served_answers)
+        judge = Judge(cell.sampling, scores.raw, self.scorer)
+        if cell.sampling.greedy:
+            checks = check_greedy(self.pair, cell, judge)
+        else:
+            checks = [check_parameters(self.pair, cell, judge), check_seeds(self.pair, cell)]
+            checks += self._tested(cell, scores.apart, on_round)
+        return with_drafts(checks, cell, self.pair.served_answers[before:])
+
+    def _tested(self, cell: Cell, apart: str, on_round: Callable[[str], None]) -> list[Check]:
+        """Run the tests of distributions, round by round."""
+        tests = self._tests(apart)
+        for i in range(self.plan.rounds):
+            answers = self._round(cell, i)
+            for test in tests:
+                test.round(answers, self.alpha)
+            findings = [test.name for test in tests if test.taken is not None]
+            on_round(f"{cell.name}: round {i + 1}{''.join(f', {name}' for name in findings)}")
+            if findings and self.plan.stop_early:
+                break
+        return [test.check(cell.name, self.alpha) for test in tests]
+
+    def _tests(self, apart: str) -> list[Comparison]:
+        tests = [Tokens(), WholeTexts(), Lengths(), Stops(self.plan.max_tokens), Repeats()]
+        return [*tests, LogProbabilities(apart), Pit(apart)]
+
+    def _round(self, cell: Cell, i: int) -> Round:
+        """Ask both sides; every answer has a seed of its own, or they would not be independent."""
+        sides = {}
+        prompts = self.plan.prompts_of(cell)
+        each = self.plan.each
+        first = crc32(cell.name.encode()) % 2**30  # other seeds in other cells
+        for k, side in enumerate((SERVED, PLAIN)):
+            asks = []
+            for j, prompt in enumerate(prompt for prompt in prompts for _ in range(each)):
+                seed = self.plan.seed + first + (2 * i + k) * len(prompts) * each + j
+                asks.append(self.plan.ask(side, cell, prompt, seed=seed))
+            answers = self.pair.sample(f"round {i} | {cell.name}", side, asks, cell.concurrency)
+            sides[side] = [answers[n : n + each] for n in range(0, len(answers), each)]
+        return Round(sides[SERVED], sides[PLAIN])
+
+
+def with_drafts(checks: Iterable[Check], cell: Cell, served: Sequence[Observation]) -> list[Check]:
+    """Return the checks of a cell, and one of its drafts.
+
+    None passes where no draft is known to have been made.
+    """
+    drafted = sum(answer.drafted or 0 for answer in served)
+    if drafted:
+        accepted = sum(answer.accepted or 0 for answer in served)
+        figure = f"{drafted} tokens drafted, {accepted / drafted:.0%} accepted"
+        return [Check(DRAFTS, cell.name, PASS, figure), *checks]
+    is_known = any(answer.drafted is not None for answer in served)
+    reason = "nothing was drafted" if is_known else "the server does not say what it drafted"
+    judged = [
+        check._replace(verdict=INCONCLUSIVE, figure=f"{reason}; {check.figure}")
+        if check.verdict == PASS and check.name != CONTROL
+        else check
+        for check in checks
+    ]
+    return [Check(DRAFTS, cell.name, INCONCLUSIVE, reason), *judged]

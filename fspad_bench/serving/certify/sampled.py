@@ -1,0 +1,277 @@
+"""Tests of sampled answers: do both sides draw them from one distribution?
+
+Both sides answer the same prompts with seeds of their own, round by round. Each test bets on the
+answers of a round by what earlier rounds taught it (`betting`), so that one may look after every
+round; a finding is kept with the number of answers that it took.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+from math import exp, log
+from typing import NamedTuple
+
+from fspad_bench.lossless.checks import ELSEWHERE, FAIL, INCONCLUSIVE, PASS, Check
+from fspad_bench.serving.certify.betting import (
+    Chains,
+    Drawn,
+    Families,
+    Group,
+    TwoSamples,
+    Wealth,
+    detectable,
+)
+from fspad_bench.serving.certify.observation import Observation
+
+BINS = 4  # of lengths and of log-probabilities
+U_BINS = 16
+BLOCK = 8  # answers to one prompt
+EIGHTHS = 8  # of an answer's limit, for stops
+
+
+class Round(NamedTuple):
+    """Answers of both sides, prompt by prompt, as many of each."""
+
+    served: list[list[Observation]]
+    plain: list[list[Observation]]
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.served))
+
+
+class Comparison(ABC):
+    """A test of one hypothesis; `taken` counts the served answers up to its finding."""
+
+    name: str
+    unit: str
+
+    def __init__(self) -> None:
+        self.wealth: Wealth = TwoSamples()
+        self.answers = 0
+        self.taken: int | None = None
+
+    def round(self, answers: Round, alpha: float) -> None:
+        """Bet on a round, and note whether that made it a finding."""
+        self.bet(answers)
+        self.answers += answers.size
+        if self.taken is None and self.wealth.rejects(alpha):
+            self.taken = self.answers
+
+    @abstractmethod
+    def bet(self, answers: Round) -> None: ...
+
+    def groups(self) -> list[Group]:
+        assert isinstance(self.wealth, TwoSamples)
+        return self.wealth.groups()
+
+    def shift(self, alpha: float) -> float:
+        """Return the least total variation that the answers so far reveal with 90% power."""
+        if self.wealth.most < -log(alpha):
+            return 1.0
+        return detectable(self.groups(), alpha, len(self.wealth.logs))
+
+    def absent(self) -> str:
+        """Return what the servers do not give the test, nothing where it has what it needs."""
+        return ""
+
+    def check(self, subject: str, alpha: float) -> Check:
+        """Return the verdict so far."""
+        bound = f"e {1 / alpha:.0f}"
+        e = f"e {_power_of_ten(self.wealth.highest)}"
+        if self.taken is not None:
+            figure = f"{e} after {self.taken} answers a side"
+            return Check(self.name, subject, FAIL, figure, bound)
+        if self.absent():
+            return Check(self.name, subject, ELSEWHERE, self.absent())
+        shift = self.shift(alpha)
+        seen = f"TV {shift:.3f} of {self.unit} detectable" if shift < 0.999 else "too few to tell"
+        figure = f"{e}, {self.answers} answers a side: {seen}"
+        verdict = PASS if shift < 0.999 else INCONCLUSIVE
+        return Check(self.name, subject, verdict, figure, bound)
+
+
+class Tokens(Comparison):
+    """The next token after each prefix that both sides came to."""
+
+    name = "tokens"
+    unit = "the next token"
+
+    def bet(self, answers: Round) -> None:
+        assert isinstance(self.wealth, TwoSamples)
+        self.wealth.round(_prefixes(answers.served), _prefixes(answers.plain))
+
+
+class WholeTexts(Comparison):
+    """Whole answers: their tokens after none, one and two others, and by position."""
+
+    name = "texts"
+    unit = "tokens, everywhere alike,"
+    families = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wealth: Chains = Chains(self.families)
+
+    def bet(self, answers: Round) -> None:
+        for served, plain in zip(answers.served, answers.plain, strict=True):
+            ours = [self.draws(answer) for answer in served]
+            theirs = [self.draws(answer) for answer in plain]
+            self.wealth.round(ours, theirs)
+
+    def draws(self, answer: Observation) -> Families:
+        """Return what the test knows of an answer; its end counts as a token."""
+        tokens = [*answer.tokens, answer.end]
+        after = [
+            [(tuple(tokens[max(0, i - n) : i]), token) for i, token in enumerate(tokens)]
+            for n in range(3)
+        ]
+        return [*after, list(enumerate(tokens))]
+
+    def groups(self) -> list[Group]:
+        return self.wealth.group()
+
+
+class Lengths(Comparison):
+    """How long answers are, by quarters of what the prompt's answers have been."""
+
+    name = "lengths"
+    unit = "lengths"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.past: dict[int, list[float]] = {}
+
+    def value(self, answer: Observation) -> float | None:
+        return float(len(answer.tokens))
+
+    def bet(self, answers: Round) -> None:
+        assert isinstance(self.wealth, TwoSamples)
+        self.wealth.round(self._binned(answers.served), self._binned(answers.plain))
+        if len(self.past) < len(answers.served):  # the edges are those of the first round
+            for prompt, sides in enumerate(zip(answers.served, answers.plain, strict=True)):
+                values = [self.value(answer) for side in sides for answer in side]
+                self.past[prompt] = sorted(value for value in values if value is not None)
+
+    def _binned(self, side: Sequence[Sequence[Observation]]) -> list[Drawn]:
+        drawn: list[Drawn] = []
+        for prompt, answers in enumerate(side):
+            past = self.past.get(prompt)
+            if past:
+                edges = [past[len(past) * i // BINS] for i in range(1, BINS)]
+                values = [self.value(answer) for answer in answers]
+                drawn += [(prompt, bisect_right(edges, v)) for v in values if v is not None]
+        return drawn
+
+
+class Stops(Comparison):
+    """Where answers stop, in eighths of the limit, and with which word."""
+
+    name = "stops"
+    unit = "places of stops"
+
+    def __init__(self, max_tokens: int) -> None:
+        super().__init__()
+        self.max_tokens = max_tokens
+
+    def bet(self, answers: Round) -> None:
+        assert isinstance(self.wealth, TwoSamples)
+        self.wealth.round(self._ends(answers.served), self._ends(answers.plain))
+
+    def _ends(self, side: Sequence[Sequence[Observation]]) -> list[Drawn]:
+        return [
+            (prompt, (answer.finish, len(answer.tokens) * EIGHTHS // self.max_tokens))
+            for prompt, answers in enumerate(side)
+            for answer in answers
+        ]
+
+
+class LogProbabilities(Lengths):
+    """The mean log-probability of an answer's tokens, by quarters as lengths are.
+
+    `reason`: why the two servers' are not compared.
+    """
+
+    name = "log-probs"
+    unit = "their means"
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__()
+        self.reason = reason
+
+    def bet(self, answers: Round) -> None:
+        both = all(any(answer.chosen for one in side for answer in one) for side in answers)
+        if not both:
+            self.reason = self.reason or "a server returns no log-probs"
+        if not self.reason:
+            super().bet(answers)
+
+    def value(self, answer: Observation) -> float | None:
+        return sum(answer.chosen) / len(answer.chosen) if answer.chosen else None
+
+    def absent(self) -> str:
+        return self.reason
+
+
+class Repeats(Comparison):
+    """How many of eight answers to one prompt are distinct: cached ones are too alike."""
+
+    name = "repeats"
+    unit = "the number of distinct answers"
+
+    def bet(self, answers: Round) -> None:
+        assert isinstance(self.wealth, TwoSamples)
+        self.wealth.round(_distinct(answers.served), _distinct(answers.plain))
+
+
+class Pit(WholeTexts):
+    """Where the tokens lie in their own server's distribution (`pit`).
+
+    `reason`: why the two servers' are not compared.
+    """
+
+    name = "PIT"
+    unit = "u"
+    families = 1
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__()
+        self.reason = reason
+
+    def bet(self, answers: Round) -> None:
+        both = all(any(answer.u for one in side for answer in one) for side in answers)
+        if not both:
+            self.reason = self.reason or "a server returns no alternatives with log-probs"
+        if not self.reason:
+            super().bet(answers)
+
+    def draws(self, answer: Observation) -> Families:
+        """Return the bins of u."""
+        return [[((), min(U_BINS - 1, int(u * U_BINS))) for u in answer.u or ()]]
+
+    def absent(self) -> str:
+        return self.reason
+
+
+def _prefixes(side: Sequence[Sequence[Observation]]) -> list[Drawn]:
+    drawn: list[Drawn] = []
+    for prompt, answers in enumerate(side):
+        for answer in answers:
+            tokens = (*answer.tokens, answer.end) if answer.end == -1 else answer.tokens
+            drawn += [((prompt, tokens[:i]), token) for i, token in enumerate(tokens)]
+    return drawn
+
+
+def _distinct(side: Sequence[Sequence[Observation]]) -> list[Drawn]:
+    """Return the number of distinct answers in every block of BLOCK to one prompt."""
+    return [
+        ("distinct", len({answer.tokens for answer in answers[i : i + BLOCK]}))
+        for answers in side
+        for i in range(0, len(answers), BLOCK)
+    ]
+
+
+def _power_of_ten(logarithm: float) -> str:
+    return f"{exp(logarithm):.2g}" if logarithm < 7 else f"10^{logarithm / log(10):.1f}"

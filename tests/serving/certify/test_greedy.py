@@ -1,0 +1,82 @@
+"""Greedy identity, and the audit of what differs."""
+
+import math
+
+import pytest
+from cells import answer, by_name, checks, pair, plan
+
+from fspad_bench.lossless.checks import FAIL, INCONCLUSIVE, PASS
+from fspad_bench.serving.certify.greedy import Difference, Judge, differences, judged, lead
+from fspad_bench.serving.certify.plan import Sampling
+
+GREEDY = Judge(Sampling())
+PROMPT = (1,)
+
+
+def test_a_right_engine_is_identical():
+    found = by_name(checks(pair(), plan("greedy", max_tokens=24)))
+    assert found["greedy identity"].verdict == PASS
+    assert found["greedy identity"].figure.startswith("4 of 4 answers identical, ")
+    assert found["plain repeats itself"].figure == "4 of 4 answers repeated"
+
+
+def test_a_short_rollback_is_found_at_its_depth_alone():
+    found = checks(pair("short-rollback"), plan("greedy", depths=(4, 5), max_tokens=24))
+    verdicts = {(check.subject[:7], check.name): check.verdict for check in found}
+    assert verdicts["depth 5", "greedy identity"] == FAIL
+    assert verdicts["depth 4", "greedy identity"] == PASS
+    assert verdicts["depth 5", "plain repeats itself"] == PASS
+
+
+def test_the_lead_is_the_plain_servers_after_the_shared_prefix():
+    plain = answer([4, 5, 6], rival=8, gap=0.2)
+    assert lead(plain, answer([4, 8, 1]), PROMPT, GREEDY) == pytest.approx(0.2)
+    assert lead(plain, answer([4, 7, 1]), PROMPT, GREEDY) == pytest.approx(8.9)  # not in the list
+    assert math.isnan(lead(answer([4, 5]), answer([4, 8]), PROMPT, GREEDY))
+
+
+def test_an_end_is_audited_by_the_longer_answer():
+    longer = answer([4, 5, 6], rival=8, gap=3.0)
+    ended = answer([4], "stop")
+    assert lead(longer, ended, PROMPT, GREEDY) == pytest.approx(3.0)
+    assert lead(ended, longer, PROMPT, GREEDY) == pytest.approx(3.0)
+    assert math.isnan(lead(answer([4, 5]), ended, PROMPT, GREEDY))
+    assert len(differences([answer([4])], [ended], [PROMPT], GREEDY)) == 1  # the word differs
+
+
+def test_raw_log_probabilities_are_penalised_before_they_are_compared():
+    """After 4 a rival loses 0.5: what led by raw -0.4 leads by 0.1."""
+    plain = answer([4, 5], rival=4, gap=-0.4)
+    judge = Judge(Sampling(presence=0.3, frequency=0.2))
+    assert lead(plain, answer([4, 4]), PROMPT, judge) == pytest.approx(0.1)
+    assert lead(plain, answer([4, 4]), PROMPT, judge._replace(raw=False)) == pytest.approx(-0.4)
+    repetition = Judge(Sampling(repetition=1.2))
+    assert math.isnan(lead(plain, answer([4, 4]), PROMPT, repetition))
+
+
+def test_a_target_of_ours_audits_without_log_probabilities():
+    def scorer(prompt, output, ours, theirs, sampling):
+        assert (prompt, output, ours, theirs) == (PROMPT, (4,), 5, 8)
+        return 0.7
+
+    assert lead(answer([4, 5]), answer([4, 8]), PROMPT, Judge(Sampling(), True, scorer)) == 0.7
+
+
+@pytest.mark.parametrize(
+    ("leads", "own", "verdict", "words"),
+    [
+        ([], [], PASS, "2 of 2 answers identical"),
+        ([0.2], [], PASS, "1 near ties, largest lead overturned 0.2 nats"),
+        ([0.2, 3.0], [], FAIL, "1 differ by more than a near tie, answer 1 at token 4 by 3 nats"),
+        ([math.inf], [], FAIL, "by inf nats"),
+        ([math.nan], [], INCONCLUSIVE, "cannot be audited"),
+        ([-3.0], [], INCONCLUSIVE, "no log-probs explain the plain token"),
+        ([3.0], [4.0], INCONCLUSIVE, "the plain server differs from itself as often (1)"),
+        ([3.0, 3.0], [4.0], FAIL, "2 differ by more"),
+    ],
+)
+def test_the_verdict_of_differences(leads, own, verdict, words):
+    found = [[Difference(0, 3, x) for x in kind] for kind in (leads, own)]
+    check = judged("greedy identity", "cell", found[0], [answer([1])] * 2, 0.25, found[1])
+    assert check.verdict == verdict
+    assert words in check.figure

@@ -1,0 +1,83 @@
+"""The report file: what is in it is not asked again, and nothing that was measured is lost."""
+
+import json
+
+import pytest
+from cells import answer
+
+from fspad_bench.errors import BenchError
+from fspad_bench.serving.certify.ledger import END, Ledger
+from fspad_bench.serving.certify.observation import Observation
+from fspad_bench.serving.engine import Reply
+
+PLAN = {"plan": {"rounds": 2}}
+ANSWERS = [answer([1, 2], "stop", rival=4), Observation((7,), "length")]
+
+
+def never():
+    raise AssertionError("asked again")
+
+
+def test_answers_come_back_as_they_were(tmp_path):
+    path = tmp_path / "a" / "report.jsonl"
+    first = Ledger(path, PLAN)
+    assert first.answers("q", lambda: ANSWERS) == ANSWERS
+    first.close()
+    again = Ledger(path, PLAN)
+    assert again.answers("q", never) == ANSWERS
+    again.close()
+    assert [json.loads(line)["kind"] for line in path.read_text().splitlines()] == [
+        "served",
+        "answers",
+    ]
+
+
+def test_a_torn_line_is_dropped(tmp_path):
+    path = tmp_path / "report.jsonl"
+    first = Ledger(path, PLAN)
+    first.answers("q", lambda: ANSWERS)
+    first.close()
+    with path.open("a") as file:
+        file.write('{"kind": "answers", "na')
+    again = Ledger(path, PLAN)
+    again.answers("other", lambda: ANSWERS)
+    again.close()
+    assert len([json.loads(line) for line in path.read_text().splitlines()]) == 3
+
+
+def test_another_plan_and_another_file_are_refused(tmp_path):
+    path = tmp_path / "report.jsonl"
+    Ledger(path, PLAN).close()
+    with pytest.raises(BenchError, match="of another plan, or of other servers"):
+        Ledger(path, {"plan": {"rounds": 3}})
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"kind": "run"}\n')
+    with pytest.raises(BenchError, match="of no certification"):
+        Ledger(other, PLAN)
+    Ledger(path, PLAN).close()  # a refusal keeps no lock
+
+
+def test_a_file_in_use_is_refused(tmp_path):
+    path = tmp_path / "report.jsonl"
+    first = Ledger(path, PLAN)
+    with pytest.raises(BenchError, match="another certification is writing"):
+        Ledger(path, PLAN)
+    first.close()
+
+
+def test_a_complete_file_is_kept_under_another_name(tmp_path, capsys):
+    path = tmp_path / "report.jsonl"
+    first = Ledger(path, PLAN)
+    first.write({"kind": END})
+    first.close()
+    again = Ledger(path, {"plan": "new"})
+    assert again.known == {}
+    again.close()
+    assert END in (tmp_path / "report-1.jsonl").read_text()
+    assert "report-1.jsonl" in capsys.readouterr().err
+
+
+def test_text_alone_is_kept_as_characters():
+    reply = Reply((), "ab", "stop", tokens_known=False)
+    assert Observation.of(reply) == Observation((97, 98), "stop")
+    assert Observation.of(reply).alternatives(0) == {}

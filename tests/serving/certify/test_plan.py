@@ -1,0 +1,66 @@
+"""Settings, cells and requests of a certification."""
+
+import pytest
+from cells import DEPTH_EXTRA, plan
+
+from fspad_bench.errors import BenchError
+from fspad_bench.serving.certify.plan import PLAIN, SERVED, Plan, Sampling, depth_body
+
+
+def test_sampling_is_read_and_named():
+    sampling = Sampling.parse("top_p=0.95,top_k=20")
+    assert sampling == Sampling(temperature=1.0, top_p=0.95, top_k=20)
+    assert sampling.name == "T=1 top-p=0.95 top-k=20"
+    assert Sampling.parse("greedy").name == "greedy"
+    assert Sampling.parse("temperature=0,presence=0.5").greedy
+    assert Sampling.parse("temperature=0,presence=0.5").penalised
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("topp=1", "unknown sampling parameter 'topp'"),
+        ("top_k=many", "'many' is not a value of top_k"),
+        ("", "unknown sampling parameter ''"),
+    ],
+)
+def test_sampling_that_is_none(text, message):
+    with pytest.raises(BenchError, match=message):
+        Sampling.parse(text)
+
+
+def test_the_grid_is_every_combination():
+    cells = plan("greedy", "temperature=1", depths=(1, 5), concurrency=(1, 8), lengths=(4,)).cells()
+    assert len({cell.name for cell in cells}) == len(cells) == 8
+    assert cells[-1].name == "depth 5, 8 at once, 4 tokens in, T=1"
+
+
+def test_a_request_says_what_its_cell_is():
+    one = plan("temperature=1,top_k=3", depths=(5,), extra={PLAIN: {"speculative": False}})
+    (cell,) = one.cells()
+    served = one.ask(SERVED, cell, (1, 2), seed=7)
+    assert (served.temperature, served.top_k, served.seed) == (1.0, 3, 7)
+    assert served.extra == {"num_speculative_tokens": 5}
+    assert one.ask(PLAIN, cell, (1, 2)).extra == {"speculative": False}
+
+
+def test_prompts_are_repeated_or_cut_to_a_length():
+    one = plan("greedy", prompts=((1, 2, 3),), lengths=(2, 5))
+    short, long = (one.prompts_of(cell) for cell in one.cells())
+    assert (short, long) == ([(2, 3)], [(2, 3, 1, 2, 3)])
+
+
+def test_a_depth_stands_in_place_of_a_whole_word():
+    assert depth_body('{"NUM": N, "on": true}', 3) == {"NUM": 3, "on": True}
+
+
+@pytest.mark.parametrize("template", ["", '{"depth": 3}', "N", "{N}"])
+def test_a_template_without_a_depth(template):
+    with pytest.raises(BenchError, match="not a JSON object with N"):
+        depth_body(template, 3)
+
+
+@pytest.mark.parametrize("sizes", [{"prompts": ()}, {"lengths": (0,)}, {"concurrency": (0,)}])
+def test_sizes_that_are_none(sizes):
+    with pytest.raises(BenchError):
+        Plan(**({"prompts": ((1,),), "depth_extra": DEPTH_EXTRA} | sizes))

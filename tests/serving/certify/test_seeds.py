@@ -1,0 +1,49 @@
+"""Seeded identity, where a server keys its noise by seed."""
+
+from dataclasses import replace
+
+from cells import by_name, checks, pair, plan
+
+from fspad_bench.lossless.checks import ELSEWHERE, FAIL, PASS
+
+
+def seeded(engines, **sizes):
+    found = checks(engines, plan("temperature=1", rounds=1, each=2, **sizes))
+    return by_name(found)["seeded identity"]
+
+
+def test_an_engine_that_matches_is_identical():
+    check = seeded(pair(rule="match"))
+    assert (check.verdict, check.figure) == (PASS, "2 of 2 answers identical by seed")
+
+
+def test_other_tokens_are_a_finding_only_where_identity_is_promised():
+    check = seeded(pair())
+    assert check.verdict == ELSEWHERE
+    assert check.figure.endswith("tests of the distribution decide")
+    assert seeded(pair(), seeded=True).verdict == FAIL
+
+
+class Seedless:
+    """A server that draws anew each time."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.name = engine.name
+        self.facts = engine.facts
+        self.asked = 0
+
+    def ask_all(self, asks, concurrency):
+        self.asked += 1000
+        return self.engine.ask_all(
+            [replace(ask, seed=self.asked + i) for i, ask in enumerate(asks)], concurrency
+        )
+
+
+def test_a_server_that_does_not_repeat_itself_says_nothing():
+    served, plain = pair(rule="match")
+    check = seeded((served, Seedless(plain)), seeded=True)
+    assert (check.verdict, check.figure) == (
+        ELSEWHERE,
+        "the plain server repeats 0 of 2 seeds itself",
+    )
