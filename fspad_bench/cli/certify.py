@@ -1,4 +1,4 @@
-"""The verb `certify`: prove that decoders are lossless, as a table of checks."""
+"""The verb `certify`: prove that decoders, or a served engine, are lossless: a table of checks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
+from fspad_bench.cli import certify_served
 from fspad_bench.cli.arguments import (
     REPORT_FORMATS,
     add_decoder_options,
@@ -17,17 +18,18 @@ from fspad_bench.cli.arguments import (
     add_target,
     add_threads,
 )
+from fspad_bench.errors import BenchError
 from fspad_bench.util.terminal import show
 
 if TYPE_CHECKING:
     from fspad_bench.core.sampling import Sampler
     from fspad_bench.lossless.certify import Effort
+    from fspad_bench.lossless.checks import Part
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoder",
-        required=True,
         help="names, name@preset or module:Class, comma-separated, or all",
     )
     add_target(parser, default="tiny")
@@ -40,18 +42,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     effort.add_argument("--thorough", action="store_true", help="more of everything, for a night")
     add_threads(parser)
     add_format(parser, REPORT_FORMATS)
+    certify_served.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.cli.environment import quiet_libraries, use_threads
-    from fspad_bench.decoders.options import decoder_labels, read_options
-    from fspad_bench.lossless.certify import certify
     from fspad_bench.lossless.checks import passed
     from fspad_bench.lossless.report import render
-    from fspad_bench.models.load import load_target
 
+    if bool(arguments.decoder) == bool(arguments.served):
+        raise BenchError(
+            "the following arguments are required: --decoder or --served, one of them",
+            "`fspad-bench certify --help` lists the arguments",
+        )
     quiet_libraries()
     use_threads(arguments.threads)
+    certified = certify_served.certify_served if arguments.served else _decoders
+    with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the report
+        parts = certified(arguments)
+    show(render(parts, arguments.format))
+    return 0 if passed(parts) else 1
+
+
+def _decoders(arguments: argparse.Namespace) -> list[Part]:
+    """Certify the decoders that the arguments name."""
+    from fspad_bench.decoders.options import decoder_labels, read_options
+    from fspad_bench.lossless.certify import certify
+    from fspad_bench.models.load import load_target
+
     like = _sampler(arguments)
     labels = decoder_labels(arguments.decoder)
     options = read_options(arguments.options)
@@ -60,10 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.target != "tiny" or arguments.dtype:
         dtype = arguments.dtype or "float32"
         target = load_target(arguments.target, device=arguments.device, dtype=dtype)
-    with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the report
-        parts = certify(labels, options, target, tiny, _effort(arguments), like)
-    show(render(parts, arguments.format))
-    return 0 if passed(parts) else 1
+    return certify(labels, options, target, tiny, _effort(arguments), like)
 
 
 def _sampler(arguments: argparse.Namespace) -> Sampler:

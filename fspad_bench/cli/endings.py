@@ -35,7 +35,7 @@ UNEXPECTED = 70
 INTERRUPTED = 130
 CLOSED_OUTPUT = 141
 SIGNALS = ("SIGTERM", "SIGHUP")  # of a batch system, and of a terminal that is closed
-RESUMED = "`run`, `sweep`, `train` or `distill`"
+RESUMED = "`run`, `sweep`, `train`, `distill` or `certify --served`"
 SIGNALLED = 128  # plus the signal's number, as shells have it
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -127,8 +127,8 @@ def test_ctrl_c_is_130_and_the_same_command_resumes(arguments, capsys, tmp_path,
     assert "Traceback" not in err
     assert (
         err.splitlines()[-1]
-        == "interrupted; the same `run`, `sweep`, `train` or `distill` command resumes "
-        "where it stopped"
+        == "interrupted; the same `run`, `sweep`, `train`, `distill` or `certify --served` command "
+        "resumes where it stopped"
     )
     (path,) = (tmp_path / "out").glob("*.jsonl")
     assert len(Records.read(path).samples) == 4

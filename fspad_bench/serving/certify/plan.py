@@ -134,6 +134,8 @@ class Plan:
             raise BenchError("no prompts", "give at least one")
         if self.depths:
             depth_body(self.depth_extra, self.depths[0])
+        if not 0 < self.error < 1:
+            raise BenchError(f"a family-wise error of {self.error:g}", "give such as 0.01")
         if min(self.lengths, default=1) < 1 or min(self.concurrency) < 1:
             raise BenchError("a prompt length or a concurrency below 1", "give 1 or more")
 

@@ -60,7 +60,9 @@ def test_a_template_without_a_depth(template):
         depth_body(template, 3)
 
 
-@pytest.mark.parametrize("sizes", [{"prompts": ()}, {"lengths": (0,)}, {"concurrency": (0,)}])
+@pytest.mark.parametrize(
+    "sizes", [{"prompts": ()}, {"lengths": (0,)}, {"concurrency": (0,)}, {"error": 1.0}]
+)
 def test_sizes_that_are_none(sizes):
     with pytest.raises(BenchError):
         Plan(**({"prompts": ((1,),), "depth_extra": DEPTH_EXTRA} | sizes))

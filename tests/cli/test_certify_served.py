@@ -1,0 +1,73 @@
+"""`certify --served`: exit codes, the report, and one clear error for bad input."""
+
+import json
+
+import pytest
+
+from fspad_bench.cli.main import main
+from fspad_bench.serving.double.server import serving
+from fspad_bench.serving.double.service import Double, Settings
+
+OFF = ("--plain-extra", '{"speculative": false}')
+DEPTH = ("--depths", "5", "--depth-extra", '{"num_speculative_tokens": N}')
+SMALL = ("--sampling", "greedy", "--max-new-tokens", "24", "--concurrency", "2")
+
+
+@pytest.fixture
+def certify(tmp_path, monkeypatch):
+    """Return a function that runs the verb in an empty folder with two prompts in token ids."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text('{"tokens": [3, 5]}\n{"tokens": [11, 5]}\n')
+    return lambda *words: main(["certify", *words])
+
+
+def test_a_right_server_is_certified_and_its_answers_are_kept(certify, capsys, tmp_path):
+    with serving(Double()) as url:
+        assert certify("--served", url, *OFF, *DEPTH, *SMALL, "--prompts", "p.jsonl") == 0
+    out = capsys.readouterr().out
+    columns = "served engine drafts greedy identity plain repeats itself"
+    assert out.splitlines()[0].split() == columns.split()
+    lines = (tmp_path / "certify-served.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1]) == {"kind": "end", "certified": True}
+    assert json.loads(lines[0])["served"]["url"] == url
+
+
+def test_a_fault_is_exit_code_1_and_in_the_json(certify, capsys):
+    fault = Double(Settings(fault="short-rollback"))
+    with serving(fault) as served, serving(Double(Settings(depth=0))) as plain:
+        words = ("--served", served, "--plain", plain, *DEPTH, *SMALL, "--prompts", "p.jsonl")
+        assert certify(*words, "--format", "json") == 1
+    report = json.loads(capsys.readouterr().out)
+    verdicts = {check["name"]: check["verdict"] for check in report["checks"]}
+    assert verdicts["greedy identity"] == "FAIL"
+    assert not report["certified"]
+
+
+def test_another_model_is_exit_code_2(certify, capsys):
+    with serving(Double(Settings(salt=9))) as served, serving(Double()) as plain:
+        words = ("--served", served, "--plain", plain, *SMALL, "--prompts", "p.jsonl")
+        assert certify(*words) == 2
+    assert "do not serve the same model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "required: --decoder or --served, one of them"),
+        (("--decoder", "vanilla", "--served", "http://x"), "--decoder or --served, one of them"),
+        (("--served", "http://x"), "needs a side without speculation"),
+        (("--served", "http://x", "--plain-extra", "[]"), "'[]' is not a JSON object"),
+        (("--served", "http://127.0.0.1:9", "--plain", "http://127.0.0.1:9"), "127.0.0.1:9"),
+    ],
+)
+def test_bad_input_is_one_clear_error(certify, capsys, words, message):
+    assert certify(*words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_prompts_need_a_tokenizer_or_token_ids(certify, capsys):
+    with serving(Double()) as url:
+        assert certify("--served", url, *OFF) == 2
+    assert "needs prompts in token ids" in capsys.readouterr().err
