@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from served import Served, printed
 
+pytestmark = pytest.mark.wide
+
 CHECKOUT = Path(__file__).parent.parent
 SMALL = {
     "TARGET": "tiny",

@@ -12,6 +12,8 @@ from served import Served
 from fspad_bench.benchmark import runner
 from fspad_bench.profiling import timing
 
+pytestmark = pytest.mark.wide
+
 CHECKOUT = Path(__file__).parent.parent
 # Stands for the interpreter: a verb prints a line and does what the variable STUB_<verb> says.
 STUB = f"""#!/usr/bin/env bash

@@ -13,6 +13,8 @@ import pytest
 
 from fspad_bench.benchmark.cards import read_card
 
+pytestmark = pytest.mark.wide
+
 CHECKOUT = Path(__file__).parent.parent
 
 

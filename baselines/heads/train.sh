@@ -36,7 +36,7 @@ make_data() {
     if [ -n "${AGAIN:-}" ] || [ ! -e "$output/data.done" ]; then
         part data "$data_seconds" "$python" -m fspad_bench distill --target "$target" \
             --device "$device" --output "$data" --tokens "$tokens" --rows "$rows" \
-            --shard "${SHARD:-128}" --seed "${DATA_SEED:-0}"
+            --shard "${SHARD:-$((rows < 128 ? rows : 128))}" --seed "${DATA_SEED:-0}"
     fi
     shards=("$data"/shard-*.jsonl)
     if [ ! -e "${shards[0]}" ]; then

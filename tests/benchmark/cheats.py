@@ -49,7 +49,7 @@ class InThePrefill(Knowing):
     @property
     def rule(self):
         """Its rule; asked for by the loop, it wraps the session that will be opened next."""
-        if sys._getframe(1).f_code.co_name == "generate":
+        if sys._getframe(1).f_code.co_qualname == "Decoding.__init__":
             self.wrap(self.target)
         return match
 
@@ -143,13 +143,17 @@ class Thief(Knowing):
     """D4: looks for another decoder's answer to this prompt among all objects."""
 
     stolen = 0
+    left = ()  # answers that other tests have left among all objects
 
     def begin(self, context, scores):
         self.answer = []
+        left = {id(thing) for thing in self.left}
         prompt = context.tokens[: context.prompt_length]
         digest = hashlib.sha256(str(prompt).encode()).hexdigest()[:16]
         for thing in gc.get_objects():
-            if type(thing) is Sample and thing.prompt_sha256 == digest and thing.tokens:
+            if type(thing) is not Sample or id(thing) in left:
+                continue
+            if thing.prompt_sha256 == digest and thing.tokens:
                 self.answer = thing.tokens
                 type(self).stolen += 1
 

@@ -75,6 +75,7 @@ def uninterrupted(tmp_path_factory, tiny):
         return tokens_of(run(plan, folder / "out")[1])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("where", "name", "count"), PLACES)
 def test_an_interrupted_run_continues_where_it_stopped(
     uninterrupted, data, tmp_path, calls, monkeypatch, where, name, count

@@ -35,6 +35,7 @@ def raising(error):
     return run
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("style", ["text", "markdown", "csv", "json"])
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_a_terminal_of_few_characters_gets_the_table(arguments, stdout, encoding, style):

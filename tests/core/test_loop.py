@@ -117,6 +117,7 @@ def assert_identical(shape: str, sampler: Sampler, limit: Limit) -> None:
 class TestIdentity:
     """Stops fall inside accepted runs, on bonus tokens, and on the first token of all."""
 
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize(("shape", "sampler", "limit"), pairs(LIMITS) + pairs(STOPS), ids=str)
     def test_with_autoregressive_decoding(self, shape, sampler, limit):
         assert_identical(shape, sampler, limit)

@@ -61,6 +61,7 @@ def test_vanilla_greedy_on_tiny_equals_generate(tiny, attention):
     assert stopped
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_vanilla_greedy_equals_generate(name):
     stock = random_model(name)

@@ -38,6 +38,7 @@ def warped(sampler: Sampler, logits: torch.Tensor) -> torch.Tensor:
 
 
 class TestDistribution:
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize(
         "sampler", SAMPLERS, ids=lambda s: f"{s.temperature}-{s.top_k}-{s.top_p}"
     )
@@ -58,6 +59,7 @@ class TestDistribution:
             sampler.distribution(logits), warped(sampler, logits), rtol=0, atol=1e-12
         )
 
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s.top_p < 1], ids=lambda s: f"{s}")
     def test_shortlist_equals_the_full_sort(self, sampler, monkeypatch):
         dtypes = (torch.float32, torch.float64)

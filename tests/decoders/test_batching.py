@@ -96,6 +96,7 @@ def wide(request, tmp_path_factory):
     return target, alone(target, Vanilla(target), questions(61)), folder
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_the_compiled_step_keeps_this_in_low_precision(wide, name):
     target, expected, folder = wide

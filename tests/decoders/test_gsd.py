@@ -18,6 +18,7 @@ PROMPT = list(range(30, 52))
 PRESETS = ("gsd", "gsd@chain", "gsd@tree", "gsd@graph")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_tokens_are_vanillas(tiny, name, temperature):

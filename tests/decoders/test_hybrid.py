@@ -27,6 +27,7 @@ def output(target, drafter, temperature, prompt, tokens=32):
     return generate(target, drafter, Sampler(temperature, seed=3), prompt, Limit(tokens))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("of", ["fspad,suffix", "eagle, fspad@fixed,prompt_lookup"])
 def test_the_output_is_vanillas(tiny, of, temperature):

@@ -42,6 +42,7 @@ def run(target, drafter, prompt=PROMPTS[0], temperature=0.0, tokens=30):
     return generate(target, drafter, sampler, prompt, Limit(tokens))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("options", "temperature"),
     [

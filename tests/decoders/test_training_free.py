@@ -66,6 +66,7 @@ def test_steps_of_other_drafters_are_learned_from(name, other):
     assert output(drafter, PROMPTS[0], sampler) == output(Vanilla(TARGET), PROMPTS[0], sampler)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("scope", ["prompt", "run"])
 @pytest.mark.parametrize("name", DECODERS)
 def test_tokens_are_vanillas_in_any_order_of_prompts(name, scope):

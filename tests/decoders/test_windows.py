@@ -75,6 +75,7 @@ def test_vanilla_is_generate(target):
     assert vanilla_tokens(target, GREEDY, PROMPT, LIMIT) == out[0, len(PROMPT) :].tolist()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "sampler"), FREE, ids=str)
 def test_training_free_decoders(target, name, sampler):
     options = OPTIONS.get(name, {})

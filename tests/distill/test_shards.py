@@ -61,6 +61,7 @@ def folder(written, tmp_path):
     return shutil.copytree(written, tmp_path / "set")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_shard_is_refused_by_train_and_made_again_by_distill(write, folder, damage):
     whole = content(folder)

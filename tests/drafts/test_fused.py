@@ -36,6 +36,7 @@ def last_row(fused, e, states):
     return fused.output(fused.residual(x, f)[-1:], seen)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "changes",
     [{}, {"kv_heads": 4}, {"kv_heads": 1}, {"head_dim": 4}, {"capture": (0, 1, 2)}],

@@ -95,6 +95,7 @@ def test_the_network_equals_plain_transformers_with_these_layers(name):
         assert_close(target.lm_head(level.h_logit[0]), expected)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("vocabulary", ["prompt", "head"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_path_of_every_step_has_the_logits_of_plain_transformers(name, vocabulary):

@@ -72,6 +72,7 @@ class TestFunction:
         visible = torch.ones(7, 7).tril().bool()
         self.check(*random_heads(heads, kv_heads, 7, 7), visible, scaling, None)
 
+    @pytest.mark.sampled(4)
     @pytest.mark.parametrize("nodes", [2, 3, 20, 70])
     @pytest.mark.parametrize("prefix", [0, 1, 11])
     def test_a_node_attends_to_the_prefix_and_its_path(

@@ -189,6 +189,7 @@ def conversation(number, waves, temperature=0.0):
     return number, texts
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("slots", "ahead"), [(1, 1), (3, 2), (50, 5), (4, 50)])
 def test_streams_return_in_order_what_each_returns_alone(tiny, slots, ahead, temperature):

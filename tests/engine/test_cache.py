@@ -58,6 +58,7 @@ def test_keys_and_values_are_views_of_one_tensor(cache):
         assert view.untyped_storage().data_ptr() == empty.entries.untyped_storage().data_ptr()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(20))
 def test_random_steps_keep_exactly_the_paths(cache, seed):
     rng = random.Random(seed)

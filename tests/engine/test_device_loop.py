@@ -32,6 +32,7 @@ def target(monkeypatch):
     return load_target("tiny")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("length", [1, 2, 16])
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=["greedy", "T=1", "cut"])
 @pytest.mark.parametrize("decoder", ON_DEVICE)
@@ -49,6 +50,7 @@ def test_device_and_host_agree_step_for_step(target, decoder, sampler, length):
         assert device.draft_seconds is device.score_seconds is None
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "shape",
     [
@@ -73,6 +75,7 @@ def test_trees_of_any_shape(target, shape):
         assert device.drafted[0] == host.drafted[0]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("decoder", ON_DEVICE)
 def test_certification_holds_the_device_to_identity(target, decoder, monkeypatch):
     from fspad_bench.lossless import identity

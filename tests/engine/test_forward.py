@@ -76,6 +76,7 @@ def without_sublayers(model, plan):
     return model
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_prefill_equals_the_stock_forward(name, dtype):
@@ -84,6 +85,7 @@ def test_a_prefill_equals_the_stock_forward(name, dtype):
     torch.testing.assert_close(features, expected, rtol=0, atol=BOUND[dtype])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("nodes", [1, 2, 9, 40])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_tree_equals_its_paths(name, nodes):

@@ -16,6 +16,7 @@ from fspad_bench.models.tiny import tiny_model
 PROMPT = [5, 9, 1, 30, 30, 2, 17]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("count", [1, 3, 6])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_tree_is_scored_as_behind_the_shorter_prefix(name, count):

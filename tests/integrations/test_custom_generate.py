@@ -101,6 +101,7 @@ GREEDY = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", GREEDY)
 @pytest.mark.parametrize("decoder", ["fspad", "prompt_lookup"])
 def test_greedy_output_is_generates(plain, ours, decoder, name):

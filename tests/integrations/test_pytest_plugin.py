@@ -61,6 +61,7 @@ def third_party(package, tiny, monkeypatch, capsys):
     return third_party
 
 
+@pytest.mark.wide
 def test_a_lossless_decoder_passes_every_check_beside_the_packages_own_tests(third_party, package):
     (package / "test_own.py").write_text(OWN.format(module="acme_decoder"))
     code, out = third_party(

@@ -65,6 +65,7 @@ def cheapest(fault):
     return next((check for check in CHEAP if check in fault.caught), None)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name, fault in BY_NAME.items() if cheapest(fault)])
 def test_each_is_refused_by_its_cheapest_check(name, target):
     fault = fault_named(name)
@@ -72,6 +73,7 @@ def test_each_is_refused_by_its_cheapest_check(name, target):
     assert (outcome.passed, outcome.reached) == (False, True), cheapest(fault)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NARROW)
 def test_the_others_are_refused_on_one_engine(name, tiny):
     holds = NARROW[name]

@@ -21,6 +21,7 @@ def test_the_reference_is_a_distribution():
     assert sum(outputs.values()) == pytest.approx(1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("draft", ["ranked", "drawn, own vocabulary"])
 def test_every_rule_keeps_the_distribution(rule, draft):

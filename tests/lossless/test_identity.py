@@ -50,6 +50,7 @@ def test_every_registered_decoder_is_lossless(name, tiny, grid, vanilla):
     assert {check.verdict for check in checks} <= {"PASS", "-"}, checks
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "options",
     [{"verify": rule, "drafting": how} for rule, how in product(RULES, ["ranked", "sampled"])],

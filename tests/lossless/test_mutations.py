@@ -29,6 +29,7 @@ def target(tiny):
         return TrialTarget(tiny)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "name",  # one that a statistical test alone refuses takes as long as ten others: by night
     [

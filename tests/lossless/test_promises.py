@@ -131,6 +131,7 @@ def test_nothing_to_check_is_bad_input(capsys):
     assert "no baseline matches these filters" in capsys.readouterr().err
 
 
+@pytest.mark.wide
 def test_the_shipped_baselines_on_tiny_hold(tiny, capsys, monkeypatch):
     monkeypatch.setattr(runner, "load_target", lambda name, *, device, dtype: tiny)
     monkeypatch.setattr(runner, "WARM_UP_TOKENS", 2)

@@ -40,6 +40,7 @@ def opened(measured, tmp_path_factory):
     return read(done.stdout)
 
 
+@pytest.mark.wide
 def test_rows_are_sorted_and_filtered(opened):
     header, _ = table(opened)
     shown = [row for row in opened.by_id("table").all("tr") if "hidden" not in row.attributes][1:]

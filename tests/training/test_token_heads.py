@@ -45,6 +45,7 @@ def test_the_texts_tokens_are_those_that_follow_each_row(tiny, trainer):
     assert at == len(inputs.token)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", TRAINERS)
 def test_it_learns_resumes_and_leaves_the_target_alone(
     tiny, trainer, recipe, tmp_path, monkeypatch, name

@@ -39,6 +39,7 @@ def begun(one_step, tmp_path):
     return shutil.copytree(one_step, tmp_path / "begun")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("variant", [n for n, kind in architectures().items() if kind.reads_states])
 def test_losses_fall(trainer, recipe, tmp_path, variant):
     training = trainer(variant, replace(recipe, epochs=2))

@@ -68,6 +68,7 @@ def test_a_level_weighs_decay_times_the_one_before(tiny, trainer, recipe, decay)
     torch.testing.assert_close(reported.logit, first)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("variant", TRAINERS)
 def test_it_learns_by_its_own_recipe_and_resumes(trainer, tmp_path, monkeypatch, variant):
     monkeypatch.setattr(Trainer, "evaluate", lambda self: {})

@@ -38,6 +38,7 @@ def inputs(dtype, rows, written, kv_heads):
     return [torch.randn(*shape, generator=stream).to(dtype) for shape in shapes]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("rows", "written"), [(1, 1), (1, 9), (4, 4), (7, 20)])

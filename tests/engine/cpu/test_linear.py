@@ -12,6 +12,7 @@ BOUND = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float64: 0}
 WIDTHS = {24: "torch's", 64: "the compiled product's"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("width", WIDTHS, ids=WIDTHS.get)

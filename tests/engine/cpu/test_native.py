@@ -156,6 +156,7 @@ def attended(q, kv, rope, keys, values, start, visible, scale, first=None):
     return seen.transpose(0, 1).flatten(1), keys, values
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (2, 2, 128), (7, 1, 64)])
 @pytest.mark.parametrize(
@@ -268,6 +269,7 @@ def by_parts(fused, parts, x, seen):
     return x, parts.following(normed) if parts.following else normed
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_tail_in_one_call_has_the_bits_of_its_parts(deep, plan, monkeypatch):
     fused = deep.fused
@@ -302,6 +304,7 @@ def path_to(tree, node):
     return [i for i in range(len(tree)) if tree.ancestry[node] >> i & 1]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("nodes", "prefix", "threads"),
     [(9, 3, 2), (9, 121, 1), (9, 250, 2), (64, 3, 1), (64, 121, 2), (64, 250, 1)],  # all pairs
@@ -329,6 +332,7 @@ def test_a_trees_node_has_the_bits_of_its_path(target, nodes, prefix, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("plan", ["all", "attentions in a row", "every other"])
 def test_a_tree_in_parts_has_the_bits_of_the_tree_at_once(deep, plan):
     plans = PLANS | {"every other": LayerPlan(frozenset([0, 2]), frozenset([1, 3]))}

@@ -130,6 +130,7 @@ def test_the_reference_is_soft_max_over_what_a_node_sees(prefix, window, device,
             torch.testing.assert_close(output[head, node], weights @ values[head // 2, entries])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("prefix", "window", "splits"),
     [(0, 3, 1), (5, 4, 1), (130, 40, 4), (300, 33, 1), (300, 200, 8)],

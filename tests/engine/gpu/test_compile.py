@@ -26,6 +26,7 @@ MORE_ROWS = [*["_path_split"] * 3, *["_product"] * 2]
 MORE = [*["_split"] * 8, "_best", *MORE_TOP_K_TOP_P, "_gather", "_walk", *MORE_ROWS]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("capability", "more"),
     [

@@ -50,6 +50,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("name", "decoder"), EVERY)
 def test_kernels_and_host_give_the_same_tokens(target, decoder, name, device):
     tokens = 5 if name == "triton" and device.type == "cpu" else 14  # its interpreter is slow

@@ -43,6 +43,7 @@ def choices(kernels, sampler, logits, position, device):
     return kernels.choose(logits, depths, at, SamplerTensors.of(sampler, device)).tolist()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
 @pytest.mark.parametrize(
     "sampler", SAMPLERS, ids=lambda s: f"{s.temperature:g}-{s.top_k}-{s.top_p:g}"
@@ -57,6 +58,7 @@ def test_every_node_gets_the_token_of_the_sampler(kernels, sampler, vocabulary, 
     assert choices(kernels, sampler, logits.to(device), 17, device) == expected(sampler, logits, 17)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "sampler", [SAMPLERS[4], SAMPLERS[6], SAMPLERS[9]], ids=["top-k", "top-p", "both"]
 )
