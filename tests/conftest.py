@@ -3,8 +3,8 @@ import torch and transformers, which takes seconds before the first worker start
 
 Where there is no GPU, Triton runs in its interpreter.
 
-The default run takes a sample of the widest grids of cases: those marked `sampled(every)`, of which
-it takes every so manieth. `tox -e wide` runs the others, which are marked `wide`.
+The default run takes a sample of the widest grids of cases: of those marked `sampled(n)` every
+n-th. `tox -e wide` runs the others, which are marked `wide`.
 """
 
 import os

@@ -27,7 +27,7 @@ def wide(cases):
     return [case.nodeid for case in cases if "wide" in case.markers]
 
 
-def test_every_so_manieth_case_of_each_test_is_taken(mark_wide):
+def test_every_nth_case_of_each_test_is_taken(mark_wide):
     third = pytest.mark.sampled(3).mark
     cases = [Case(f"{test}[{n}]", third) for n in range(5) for test in ("a.py::f", "a.py::g")]
     mark_wide(cases)

@@ -138,10 +138,13 @@ class SharedLoop:
         return [place.decoding.propose() for place in places]
 
     def _scored(self, trees: Sequence[Tree]) -> dict[int, int]:
-        """Score the trees together, verify each, and return the numbers of new tokens."""
+        """Score the trees together, verify each, and return the numbers of new tokens.
+
+        Each request is charged an equal share of the forward.
+        """
         began = perf_counter()
         scores = self.target.score_together([place.session for place in self.working], trees)
-        seconds = perf_counter() - began
+        seconds = (perf_counter() - began) / max(1, len(self.working))
         return {
             place.number: place.decoding.take(tree, own, seconds)
             for place, tree, own in zip(self.working, trees, scores, strict=True)

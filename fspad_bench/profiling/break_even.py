@@ -1,4 +1,4 @@
-"""The batch size at which speculation stops to pay.
+"""The batch size at which speculation stops paying off.
 
 - The more requests share a forward, the more each drafted node costs: a forward of a few rows costs
   what reading the weights does, one of many rows what multiplying does.
@@ -23,13 +23,13 @@ def break_even(pairs: Mapping[int, Pair]) -> Interval:
     """Return the smallest batch size, a fraction, from which on a decoder is slower than vanilla.
 
     `pairs`: by batch size, vanilla's and the decoder's costs of the same prompts. `inf` where it is
-    faster at every size measured; the smallest size where it is nowhere. Both ends are nan for one
-    prompt.
+    not slower at the largest size measured; the smallest size where it is slower at all. Both ends
+    are nan where a size has one prompt.
     """
     sizes = sorted(pairs)
     measured = [speedup_draws(*pairs[size]) for size in sizes]
     value = crossing(sizes, [float(speedup) for speedup, _ in measured])
-    if len(pairs[sizes[0]][0]) == 1:
+    if any(len(vanilla) == 1 for vanilla, _ in pairs.values()):
         return Interval(value, math.nan, math.nan)
     draws = np.column_stack([draws for _, draws in measured])
     crossings = sorted(crossing(sizes, draw) for draw in draws.tolist())
@@ -40,16 +40,17 @@ def break_even(pairs: Mapping[int, Pair]) -> Interval:
 
 
 def crossing(sizes: Sequence[int], speedups: Sequence[float]) -> float:
-    """Return the first size at which speedups fall below 1, `inf` where none does."""
-    for number, speedup in enumerate(speedups):
-        if speedup >= 1:
-            continue
-        if number == 0:
-            return float(sizes[0])
-        before = math.log(speedups[number - 1])
-        share = before / (before - math.log(speedup))
-        return float(sizes[number - 1] * (sizes[number] / sizes[number - 1]) ** share)
-    return math.inf
+    """Return the size from which on speedups are below 1, `inf` where the last one is not."""
+    slower = len(sizes)
+    while slower and speedups[slower - 1] < 1:
+        slower -= 1
+    if slower == len(sizes):
+        return math.inf
+    if slower == 0:
+        return float(sizes[0])
+    before = math.log(speedups[slower - 1])
+    share = before / (before - math.log(speedups[slower]))
+    return float(sizes[slower - 1] * (sizes[slower] / sizes[slower - 1]) ** share)
 
 
 def last_useful(size: float, largest: int) -> int | None:

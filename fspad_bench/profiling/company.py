@@ -1,8 +1,10 @@
 """Whether requests that are decoded together get the tokens that each gets alone.
 
-- Where the engine gives a row the same bits in any company, every difference is a fault.
-- Elsewhere a difference is audited as one from vanilla is (`benchmark.audit`): rounding at a near
-  tie explains it, or does not.
+- `match` gives tokens that depend on the text alone. Where the engine gives a row the same bits in
+  any company, every difference is a fault; elsewhere it is audited as one from vanilla is
+  (`benchmark.audit`): rounding at a near tie explains it, or does not.
+- Under other rules tokens depend on the tree, which may be smaller in a batch: a difference proves
+  nothing.
 """
 
 from __future__ import annotations
@@ -53,14 +55,13 @@ class Referee:
         ]
 
     def verdict(self, decoder: Decoder, generations: Mapping[int, Generation]) -> str:
-        """Return `exact`, `tie`, `unverified` or `lossy`, as the verdict of a row says it."""
+        """Return `exact`, `tie`, `unverified` or `lossy`, of tokens in a batch and alone."""
         differing = self.differing(decoder.label, generations)
-        if differing and keeps_bits(self.target):
-            return LOSSY
         assert decoder.drafter is not None
-        audits = []
-        if decoder.drafter.rule is match:
-            audits = self._audits(differing, generations)
+        is_match = decoder.drafter.rule is match
+        if differing and is_match and keeps_bits(self.target):
+            return LOSSY
+        audits = self._audits(differing, generations) if is_match else []
         tokens = sum(len(generation.tokens) for generation in generations.values())
         dtype = str(self.target.dtype).removeprefix("torch.")
         return verdict(len(differing), tokens, audits, audits, dtype)

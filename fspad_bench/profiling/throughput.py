@@ -28,6 +28,7 @@ from fspad_bench.errors import BenchError
 from fspad_bench.profiling.break_even import Pair, break_even
 from fspad_bench.profiling.company import LOSSY, Referee
 from fspad_bench.util import machine
+from fspad_bench.util.memory import is_out_of_memory
 from fspad_bench.util.progress import Progress
 
 TURN = 8  # rounds that a decoder runs before the next one's turn
@@ -71,12 +72,13 @@ class Throughput:
     """All cells of a measurement.
 
     `keeps_bits`: whether the engine's rows are the same to the bit in any company; `others`: cores
-    that other work used meanwhile.
+    that other work used meanwhile; `too_large`: the batch size that did not fit the memory.
     """
 
     prompts: int
     keeps_bits: bool
     others: float = 0.0
+    too_large: int | None = None
     cells: list[Cell] = field(default_factory=list)
 
     def of(self, decoder: str) -> dict[int, Cell]:
@@ -120,8 +122,8 @@ def measure(
 ) -> Throughput:
     """Measure decoders, vanilla among them, at these batch sizes.
 
-    Raises BenchError for a target or a decoder whose requests cannot be decoded together, and where
-    answers are too short for a step.
+    A size that does not fit the memory ends the measurement. Raises BenchError for a target or a
+    decoder whose requests cannot be decoded together, and where answers are too short for a step.
     """
     check_shares(target)
     pools = {decoder.label: drafters(decoder, max(sizes)) for decoder in decoders}
@@ -139,7 +141,11 @@ def measure(
                 )
                 for label, pool in pools.items()
             }
-            cells = _in_turns(loops, size, len(questions), progress)
+            try:
+                cells = _in_turns(loops, size, len(questions), progress)
+            except BenchError as error:
+                _check_fits(error, size, result)
+                break
             for decoder in decoders:
                 cell = cells[decoder.label]
                 generations = loops[decoder.label].generations
@@ -149,6 +155,17 @@ def measure(
                 result.cells.append(cell)
     result.others = load.others()
     return result
+
+
+def _check_fits(error: BenchError, size: int, result: Throughput) -> None:
+    """Note a batch size that does not fit the memory. Raise what else went wrong, and that too
+    where nothing was measured before.
+    """
+    if error.__cause__ is None or not is_out_of_memory(error.__cause__):
+        raise error
+    if not result.cells:
+        raise BenchError(f"a batch of {size} does not fit the memory", "lower --batch") from error
+    result.too_large = size
 
 
 def _runs(questions: Sequence[Question], sizes: Sequence[int]) -> list[list[Question]]:

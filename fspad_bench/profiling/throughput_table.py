@@ -61,14 +61,25 @@ def _sentence(name: str, measured: Throughput) -> str:
     bounds = ""
     if size.low < size.high:  # not nan, which a single prompt has
         bounds = f" [{_size(size.low, largest)}, {_size(size.high, largest)}]"
-    if useful is None:
-        return f"{name}: break-even not reached{bounds}: faster than vanilla up to batch {largest}"
     if size.value == smallest:
         return f"{name}: slower than vanilla from batch {smallest} on{bounds}: switch it off"
+    slower = _slower_below(name, measured, size.value)
+    if useful is None:
+        return f"{name}: break-even not reached{bounds} up to batch {largest}{slower}"
     return (
-        f"{name}: break-even at batch {size.value:.1f}{bounds}: "
+        f"{name}: break-even at batch {size.value:.1f}{bounds}{slower}: "
         f"switch it off from {useful + 1} on, --speculate-up-to {useful}"
     )
+
+
+def _slower_below(name: str, measured: Throughput, size: float) -> str:
+    """Return in words at which smaller batch sizes it is slower than vanilla all the same."""
+    slower = [
+        str(batch)
+        for batch, cell in sorted(measured.of(name).items())
+        if batch < size and measured.speedup(cell).value < 1
+    ]
+    return f", but slower than vanilla at {', '.join(slower)}" if slower else ""
 
 
 def notes(measured: Throughput) -> list[str]:
@@ -81,9 +92,11 @@ def notes(measured: Throughput) -> list[str]:
         found.append("tie: this engine rounds a row one way alone and another way among others")
     if "unverified" in verdicts:
         found.append("unverified: requests differ from batch 1, and nothing here can tell why")
+    if measured.too_large is not None:
+        found.append(f"a batch of {measured.too_large} does not fit the memory: left out")
     if measured.others > machine.NOISY:
         found.append(
-            f"other work used {measured.others:.1f} cores meanwhile: these are no quiet figures"
+            f"other work used {measured.others:.1f} cores meanwhile: these times are noisy"
         )
     return found
 
@@ -96,6 +109,7 @@ def facts(measured: Throughput) -> dict[str, Any]:
         "prompts": measured.prompts,
         "rows": "same bits in any company" if measured.keeps_bits else "same up to rounding",
         "other_work_cores": measured.others,
+        "does_not_fit": measured.too_large,
         "cells": [_cell_facts(measured, cell) for cell in measured.cells],
         "break_even": {
             name: _numbers(measured.break_even(name))

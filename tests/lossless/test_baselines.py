@@ -147,7 +147,7 @@ TWELVE = [[2] * 6] * 12  # 144 tokens
         ("float32", [5, *[6] * 11], False, "PASS"),  # rounding may change one output
         ("float32", [5, 5, *[7] * 10], False, "FAIL"),  # in sum they are fewer
         ("float64", [5, *[7] * 11], False, "FAIL"),
-        ("bfloat16", [1] * 12, False, "PASS"),  # any output may diverge
+        ("bfloat16", [1] * 12, False, ""),  # any output may diverge: a check could not fail
         ("float64", [6] * 11, False, "FAIL"),  # of another number of prompts
         ("float64", [1] * 12, True, None),
         ("float64", [], False, None),

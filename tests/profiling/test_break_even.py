@@ -1,4 +1,4 @@
-"""The batch size at which speculation stops to pay, by hand."""
+"""The batch size at which speculation stops paying off, by hand."""
 
 import math
 
@@ -22,9 +22,10 @@ def at(*speedups):
     [
         ([2.0, 1.5, 1.2, 1.01], math.inf),
         ([2.0, 1.5, 1.0, 1.0], math.inf),
-        ([0.9, 1.5, 1.2, 1.1], 1.0),
+        ([0.9, 1.5, 1.2, 1.1], math.inf),  # slower at the smallest size alone
+        ([0.9, 0.8, 0.7, 0.6], 1.0),
         ([2.0, 1.5, 1.2, 1 / 1.2], 4 * 2**0.5),  # as far above as below: half-way
-        ([2.0, 0.25, 2.0, 2.0], 2 ** (1 / 3)),
+        ([2.0, 0.25, 2.0, 0.25], 4 * 2 ** (1 / 3)),
         ([2.0, 1.0, 0.5, 0.4], 2.0),
     ],
 )

@@ -50,7 +50,9 @@ def test_a_difference_is_a_tie_only_where_rounding_explains_it(tiny, referee, mo
     assert referee.verdict(decoder, changed) == "lossy"
 
 
-def test_other_tokens_of_a_rule_that_draws_are_unverified(tiny, referee):
+@pytest.mark.parametrize("equal_bits", [False, True])
+def test_other_tokens_of_a_rule_that_draws_are_unverified(equal_bits, tiny, referee, monkeypatch):
+    monkeypatch.setattr(company, "keeps_bits", lambda target: equal_bits)
     decoder = build_decoder("eagle", tiny, {"eagle": {"verify": "rejection"}})
     assert referee.verdict(decoder, given(referee)) == "exact"
     assert referee.verdict(decoder, given(referee, changed=1)) == "unverified"

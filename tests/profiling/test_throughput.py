@@ -117,7 +117,7 @@ def test_the_sentence_says_from_which_batch_on_it_is_to_be_switched_off():
     slow = {size: cell("vanilla", size, [1.0, 1.0], [4, 4]) for size in (1, 4)}
     cases = {
         (2.0, 0.5): "x: break-even at batch 2.0: switch it off from 2 on, --speculate-up-to 1",
-        (2.0, 1.5): "x: break-even not reached: faster than vanilla up to batch 4",
+        (2.0, 1.5): "x: break-even not reached up to batch 4",
         (0.5, 0.5): "x: slower than vanilla from batch 1 on: switch it off",
     }
     for speedups, sentence in cases.items():
@@ -128,7 +128,7 @@ def test_the_sentence_says_from_which_batch_on_it_is_to_be_switched_off():
         assert sentences(measured(*slow.values(), *own)) == [sentence]
     spread = cell("x", 4, [0.4, 1.2], [4, 4])
     (sentence,) = sentences(measured(*slow.values(), cell("x", 1, [0.5, 0.5], [4, 4]), spread))
-    assert sentence.startswith("x: break-even not reached [3.0, above 4]: faster")
+    assert sentence.startswith("x: break-even not reached [3.0, above 4] up to batch 4")
 
 
 def test_json_holds_none_for_what_has_no_number():
@@ -142,9 +142,9 @@ def test_json_holds_none_for_what_has_no_number():
 
 def test_other_work_is_told(monkeypatch):
     result = measured(cell("vanilla", 1, [1.0, 1.0], [4, 4]))
-    assert "quiet" not in render(result)
+    assert "noisy" not in render(result)
     result.others = machine.NOISY + 1
-    assert "other work used 1.1 cores meanwhile: these are no quiet figures" in render(result)
+    assert "other work used 1.1 cores meanwhile: these times are noisy" in render(result)
 
 
 def arguments(*more):
@@ -192,3 +192,39 @@ def test_answers_without_a_step_have_no_speed(tiny):
     short = [question._replace(limit=Limit(1)) for question in QUESTIONS]
     with pytest.raises(BenchError, match="no round had 2 answers that are longer than"):
         measure(tiny, [build_decoder("vanilla", tiny)], short, [2])
+
+
+def test_a_smaller_batch_that_is_slower_is_told_beside_the_break_even():
+    speedups = {1: 0.5, 2: 1.5, 4: 0.5}
+    cells = [
+        cell(name, batch, [20.0 / (speedup if name == "x" else 1.0)] * 2, [10, 10])
+        for batch, speedup in speedups.items()
+        for name in ("vanilla", "x")
+    ]
+    (sentence,) = sentences(measured(*cells))
+    assert "but slower than vanilla at 1: switch it off from 3 on" in sentence
+    (sentence,) = sentences(measured(*cells[:4]))
+    assert sentence.endswith("not reached up to batch 2, but slower than vanilla at 1")
+
+
+@pytest.mark.parametrize(("sizes", "kept"), [([1, 3], [1]), ([3], None)])
+def test_a_batch_that_does_not_fit_the_memory_keeps_the_smaller_ones(
+    sizes, kept, tiny, monkeypatch
+):
+    real = throughput.SharedLoop.step
+
+    def step(loop):
+        if len(loop.idle) + len(loop.working) == 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(loop)
+
+    monkeypatch.setattr(throughput.SharedLoop, "step", step)
+    decoders = [build_decoder("vanilla", tiny)]
+    if kept is None:
+        with pytest.raises(BenchError, match="a batch of 3 does not fit the memory"):
+            measure(tiny, decoders, QUESTIONS, sizes)
+        return
+    result = measure(tiny, decoders, QUESTIONS, sizes)
+    assert [own.batch for own in result.cells] == kept
+    assert "a batch of 3 does not fit the memory: left out" in render(result)
+    assert facts(result)["does_not_fit"] == 3

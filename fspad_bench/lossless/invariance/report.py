@@ -97,9 +97,13 @@ def _line(group: list[Finding]) -> list[object]:
 
 
 def as_json(findings: Sequence[Finding], setting: dict[str, object]) -> str:
-    """Return all findings, one object for each subject, company and size."""
+    """Return all findings, one object for each subject, company and size.
+
+    `kept` is null where nothing of ours was asked.
+    """
     fields = [_fields(finding) for finding in findings]
-    return json.dumps({**setting, "kept": kept(findings), "findings": fields}, indent=2)
+    ours = kept(findings) if any(finding.own for finding in findings) else None
+    return json.dumps({**setting, "kept": ours, "findings": fields}, indent=2)
 
 
 def _fields(finding: Finding) -> dict[str, object]:

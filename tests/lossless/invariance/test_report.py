@@ -62,6 +62,7 @@ def test_json_holds_every_finding_and_no_infinity():
     told = json.loads(as_json([*SAME[:1], OURS], {"target": "tiny"}))
     assert told["target"] == "tiny"
     assert told["kept"] is False
+    assert json.loads(as_json(STOCK, {}))["kept"] is None
     assert [finding["same"] for finding in told["findings"]] == [True, False]
     assert told["findings"][1] == {
         "subject": "product 4 -> 8",
