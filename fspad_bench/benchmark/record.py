@@ -268,7 +268,7 @@ class Pit:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a guard holds against a row, in words. `guard` is one of `watch.GUARDS`, or `repeats`,
+    """An objection of a guard to a row, in words. `guard` is one of `watch.GUARDS`, or `repeats`,
     which a table finds.
 
     `files` are those that a complaint is about: a row names the files of all its complaints.

@@ -80,7 +80,7 @@ class Evidence:
 
     @cached_property
     def hidden_work(self) -> str:
-        """What of the decoding ran before the decode clock, in words; empty where nothing did.
+        """The decoding that ran before the decode clock, in words; empty where none did.
 
         A foreign engine has a prefill of its own, whose work no vanilla here does.
         """

@@ -55,7 +55,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: the exit code of its run, negative where a signal ended it, and its last
+    """The end of a cell: the exit code of its run, negative where a signal ended it, and its last
     words.
 
     `files` holds its records, name -> content, where they are not in the sweep's folder already.
@@ -83,7 +83,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Resources:
-    """What each cell may use, and how often one that was killed is tried again.
+    """The resources of each cell, and how often one that was killed is tried again.
 
     `workers` cells run at once, 0 for as many as the executor has room for. `settings` are the
     executor's own, such as a partition of Slurm.
@@ -97,7 +97,7 @@ class Resources:
 
 
 class Executor(Protocol):
-    """Where cells run."""
+    """An executor, which runs cells."""
 
     def __init__(self, resources: Resources, output: Path) -> None: ...
 

@@ -28,7 +28,7 @@ ONLY_FUNCTIONS = "only a function of (input_ids, scores) can process the nodes o
 
 
 class Processing(Protocol):
-    """What applies processors: a sampler."""
+    """A sampler, which applies processors."""
 
     @property
     def processors(self) -> tuple[Processor, ...]: ...

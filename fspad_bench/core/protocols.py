@@ -156,7 +156,7 @@ class Step(NamedTuple):
 
     @property
     def tokens(self) -> list[int]:
-        """What the target said: the accepted tokens and the bonus."""
+        """The target's answer: the accepted tokens and the bonus."""
         accepted = [self.tree.tokens[node] for node in self.accepted.path[1:]]
         return [*accepted, self.accepted.bonus]
 

@@ -31,7 +31,7 @@ class SharedTarget(Target, Protocol):
 
 
 class Question(NamedTuple):
-    """What a request asks for."""
+    """A request: its prompt, and how its answer is drawn and ends."""
 
     prompt: Sequence[int]
     sampler: Chooser

@@ -13,7 +13,9 @@ NEEDS = ("nothing", "a trained head", "a draft model", "a table")
 
 @dataclass(frozen=True)
 class About:
-    """How a decoder drafts (`summary`), and what it `needs` beside the target: one of `NEEDS`."""
+    """A decoder in a line: how it drafts (`summary`), and what it `needs` beside the target, one of
+    `NEEDS`.
+    """
 
     summary: str
     needs: str

@@ -33,7 +33,7 @@ class Proposal(NamedTuple):
 
 
 class TrackRecord:
-    """How often a drafter's guesses were right, by how far it drafted, by depth and by rank.
+    """The share of right guesses of a drafter, by how far it drafted, by depth and by rank.
 
     A drafter that copies goes far where its match is long, and is right more often there.
     """

@@ -74,7 +74,7 @@ class Output(nn.Module):
 
 
 class HeadNetwork(nn.Module, ABC):
-    """What a head's file holds, whatever it computes: it guesses tokens from the target's states.
+    """The network of a head, whatever it computes: it guesses tokens from the target's states.
 
     A `DraftNetwork` is stepped through a tree level by level; a `parallel.ParallelNetwork` predicts
     all levels at once.

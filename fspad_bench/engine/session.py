@@ -28,7 +28,7 @@ LARGEST_TREE = 128  # pending entries of a session
 
 
 class Scores(NamedTuple):
-    """What a forward says of its tokens: `logits [N, V]` and `features [N, d]`.
+    """The result of a forward for its tokens: `logits [N, V]` and `features [N, d]`.
 
     A prefill has the logits of its last token alone, `[1, V]`. With k captured layers, features are
     `[N, k d]`.

@@ -231,7 +231,7 @@ class TransformersTarget:
 
     @property
     def stop_source(self) -> str:
-        """Where `stop_ids` come from."""
+        """The source of `stop_ids`."""
         if self._generation_stop_ids:
             return GENERATION
         return "tokenizer" if self.tokenizer_stop_ids else "nowhere"

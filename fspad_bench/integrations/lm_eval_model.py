@@ -82,7 +82,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class Request:
-    """What lm-eval asks for, as the loop takes it; `until` cuts the text."""
+    """A request of lm-eval's, as the loop takes it; `until` cuts the text."""
 
     prompt: list[int]
     sampler: Sampler

@@ -56,7 +56,7 @@ COMPACTIONS = 4  # random paths of each length
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an effort looks at.
+    """The parts of the engine that an effort looks at.
 
     `nodes` of trees; `prefixes` of whole forwards; `lengths` of the attention alone.
     """

@@ -62,7 +62,7 @@ class Expectation:
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """What vanilla's answers depend on: expectations of one setting share a run."""
+        """The settings of vanilla: expectations that agree in it share a run."""
         return self.target, self.task, self.limit, self.max_new_tokens, self.temperature
 
     def judge(self, row: dict[str, Any]) -> list[Check]:

@@ -37,7 +37,7 @@ FILLS = 2  # a batch is filled at least so many times over
 
 @dataclass
 class Cell:
-    """What a decoder did at a batch size, in rounds with a full batch.
+    """The work of a decoder at a batch size, in rounds with a full batch.
 
     By prompt: `seconds`, `tokens` and `steps`. `differing`: requests whose tokens are not those
     that they get alone, of `requests`; `verdict`: whether rounding explains them.

@@ -32,7 +32,7 @@ Entry = dict[str, Any]
 
 
 class Published(NamedTuple):
-    """Where results go: a benchmark of speeds, and the address of the record, if there are any."""
+    """Addresses of results: a benchmark of speeds, and the record, if there are any."""
 
     benchmark: str | None = None
     source: str | None = None

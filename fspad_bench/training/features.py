@@ -62,7 +62,7 @@ class Batch(NamedTuple):
 
     @property
     def states(self) -> Tensor:
-        """What the network reads, as a session with its `capture` hands it out."""
+        """The states that the network reads, as a session with its `capture` hands it out."""
         return self.features if self.captured is None else self.captured
 
     def to(self, device: torch.device) -> Batch:

@@ -34,7 +34,7 @@ EXECUTORS = f"{PACKAGE}.executors"
 
 @dataclass(frozen=True)
 class Claim:
-    """What a package says that a name stands for: `value` is `module:attribute`."""
+    """A package's claim of what a name stands for: `value` is `module:attribute`."""
 
     value: str
     distribution: Distribution | None = None

@@ -16,7 +16,9 @@ DESCRIPTORS = (staticmethod, classmethod, property)
 
 
 class Known(NamedTuple):
-    """What a name of a module or class stood for; `code` is a function's, which can be replaced."""
+    """The object that a name of a module or class stood for; `code` is a function's, which can be
+    replaced.
+    """
 
     path: str
     namespace: Mapping[str, Any]

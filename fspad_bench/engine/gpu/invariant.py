@@ -143,7 +143,7 @@ def _product(
 
 
 class Launch(NamedTuple):
-    """How a kernel is launched: `grid` and the constants that it is compiled with."""
+    """The launch of a kernel: `grid` and the constants that it is compiled with."""
 
     grid: tuple[int, ...]
     constants: dict[str, Any]

@@ -90,7 +90,7 @@ class Step:
 
 
 class Recorder:
-    """Where the operations of one forward write what they gave."""
+    """A trace that the operations of one forward write their outputs to."""
 
     def __init__(self) -> None:
         self.trace: Trace = {}

@@ -43,13 +43,13 @@ class Company(NamedTuple):
 
     @property
     def compared(self) -> int:
-        """How many of its rows are compared with the same alone."""
+        """The number of its rows that are compared with the same alone."""
         return self.rows if self.kind in WHOLE else 1
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is asked.
+    """A company: its kind, and its number of rows.
 
     `own`: whether it is ours, which has to keep bits. `alone(n)`: the trace of the first n rows,
     each asked by itself; `path(n)`: that of a branch's node after its ancestors, one by one.
@@ -66,7 +66,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of the rows of one company.
+    """The outcome for the rows of one company.
 
     `difference`: None where all bits are the same. `choices`: of how many rows the likeliest token
     changed, None where there are no logits.
