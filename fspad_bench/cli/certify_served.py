@@ -92,14 +92,17 @@ def certify_served(arguments: argparse.Namespace) -> list[Part]:
     """Certify the engine that the arguments name."""
     from fspad_bench.serving.certify.certify import certify
 
-    if not arguments.plain and arguments.served_extra == arguments.plain_extra:
+    plain_url = arguments.plain or arguments.served
+    is_one = plain_url.rstrip("/") == arguments.served.rstrip("/")
+    if is_one and arguments.served_extra == arguments.plain_extra:
         raise BenchError(
             "certify --served needs a side without speculation",
-            "give --plain URL, or --plain-extra JSON with what switches speculation off",
+            "give --plain URL of another server, or --plain-extra JSON with what switches speculation "
+            "off",
         )
     tokenizer = _tokenizer(arguments)
     served = _engine(arguments, arguments.served, tokenizer)
-    plain = _engine(arguments, arguments.plain or arguments.served, tokenizer)
+    plain = _engine(arguments, plain_url, tokenizer)
     plan = _plan(arguments, _prompts(arguments, tokenizer))
     return certify(served, plain, plan, arguments.output, _scorer(arguments))
 

@@ -50,6 +50,16 @@ def test_another_model_is_exit_code_2(certify, capsys):
     assert "do not serve the same model" in capsys.readouterr().err
 
 
+def test_a_plain_side_that_speculates_is_exit_code_2(certify, capsys):
+    """The switch is misspelt, so both sides make the same fault and would agree."""
+    off = ("--plain-extra", '{"speculativ": false}')
+    with serving(Double(Settings(fault="short-rollback", depth=5))) as url:
+        assert certify("--served", url, *off, *SMALL, "--prompts", "p.jsonl") == 2
+    err = capsys.readouterr().err
+    assert "the plain side speculates: it drafted " in err
+    assert "--plain-extra" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -57,7 +67,8 @@ def test_another_model_is_exit_code_2(certify, capsys):
         (("--decoder", "vanilla", "--served", "http://x"), "--decoder or --served, one of them"),
         (("--served", "http://x"), "needs a side without speculation"),
         (("--served", "http://x", "--plain-extra", "[]"), "'[]' is not a JSON object"),
-        (("--served", "http://127.0.0.1:9", "--plain", "http://127.0.0.1:9"), "127.0.0.1:9"),
+        (("--served", "http://x", "--plain", "http://x/"), "needs a side without speculation"),
+        (("--served", "http://127.0.0.1:9", "--plain", "http://127.0.0.1:8"), "127.0.0.1:9"),
     ],
 )
 def test_bad_input_is_one_clear_error(certify, capsys, words, message):

@@ -2,18 +2,21 @@
 
 - A fault may show in one cell alone, so each combination of the sweeps is checked by itself.
 - The tests of distributions share one family-wise error, split evenly over cells and tests.
-- A cell in which nothing was drafted, or of which the server does not say, passes nothing.
+- A check passes only where enough was drafted in the answers that it compares.
+- A plain side that drafts is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from zlib import crc32
 
-from fspad_bench.lossless.checks import INCONCLUSIVE, PASS, SERVED_CELLS, Check, Part
-from fspad_bench.serving.certify.greedy import CONTROL, Judge, Scorer, check_greedy
+from fspad_bench.lossless.checks import SERVED_CELLS, Check, Part
+from fspad_bench.serving.certify.drafts import check_drafts, with_drafts
+from fspad_bench.serving.certify.greedy import Judge, Scorer, check_greedy
 from fspad_bench.serving.certify.ledger import END, Ledger
 from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pair import Pair
@@ -36,7 +39,6 @@ from fspad_bench.serving.engine import Engine
 from fspad_bench.util.progress import Progress
 
 TESTS = 7  # of distributions, in a sampled cell
-DRAFTS = "drafts"
 
 LISTED = {
     "bonus-without-temperature": ("parameters", "PIT", "tokens"),
@@ -98,27 +100,28 @@ class Certification:
         return checks
 
     def _cell(self, cell: Cell, scores: Scores, on_round: Callable[[str], None]) -> list[Check]:
-        before = len(self.pair.served_answers)
         judge = Judge(cell.sampling, scores.raw, self.scorer)
         if cell.sampling.greedy:
-            checks = check_greedy(self.pair, cell, judge)
-        else:
-            checks = [check_parameters(self.pair, cell, judge), check_seeds(self.pair, cell)]
-            checks += self._tested(cell, scores.apart, on_round)
-        return with_drafts(checks, cell, self.pair.served_answers[before:])
+            return check_greedy(self.pair, cell, judge)
+        by_token = [check_parameters(self.pair, cell, judge), check_seeds(self.pair, cell)]
+        drafts, *tested = self._tested(cell, scores.apart, on_round)
+        return [drafts, *by_token, *tested]
 
     def _tested(self, cell: Cell, apart: str, on_round: Callable[[str], None]) -> list[Check]:
-        """Run the tests of distributions, round by round."""
+        """Run the tests of distributions, round by round; the first check is of their drafts."""
         tests = self._tests(apart)
+        served: list[Observation] = []
         for i in range(self.plan.rounds):
             answers = self._round(cell, i)
+            served += itertools.chain.from_iterable(answers.served)
             for test in tests:
                 test.round(answers, self.alpha)
             findings = [test.name for test in tests if test.taken is not None]
             on_round(f"{cell.name}: round {i + 1}{''.join(f', {name}' for name in findings)}")
             if findings and self.plan.stop_early:
                 break
-        return [test.check(cell.name, self.alpha) for test in tests]
+        checks = [with_drafts(test.check(cell.name, self.alpha), served) for test in tests]
+        return [check_drafts(cell.name, served), *checks]
 
     def _tests(self, apart: str) -> list[Comparison]:
         tests = [Tokens(), WholeTexts(), Lengths(), Stops(self.plan.max_tokens), Repeats()]
@@ -138,24 +141,3 @@ class Certification:
             answers = self.pair.sample(f"round {i} | {cell.name}", side, asks, cell.concurrency)
             sides[side] = [answers[n : n + each] for n in range(0, len(answers), each)]
         return Round(sides[SERVED], sides[PLAIN])
-
-
-def with_drafts(checks: Iterable[Check], cell: Cell, served: Sequence[Observation]) -> list[Check]:
-    """Return the checks of a cell, and one of its drafts.
-
-    None passes where no draft is known to have been made.
-    """
-    drafted = sum(answer.drafted or 0 for answer in served)
-    if drafted:
-        accepted = sum(answer.accepted or 0 for answer in served)
-        figure = f"{drafted} tokens drafted, {accepted / drafted:.0%} accepted"
-        return [Check(DRAFTS, cell.name, PASS, figure), *checks]
-    is_known = any(answer.drafted is not None for answer in served)
-    reason = "nothing was drafted" if is_known else "the server does not say what it drafted"
-    judged = [
-        check._replace(verdict=INCONCLUSIVE, figure=f"{reason}; {check.figure}")
-        if check.verdict == PASS and check.name != CONTROL
-        else check
-        for check in checks
-    ]
-    return [Check(DRAFTS, cell.name, INCONCLUSIVE, reason), *judged]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from fspad_bench.benchmark.stats import agreement
 from fspad_bench.lossless.checks import FAIL, INCONCLUSIVE, PASS, Check
+from fspad_bench.serving.certify.drafts import check_drafts, with_drafts
 from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pair import Pair
 from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell, Sampling
@@ -115,7 +116,7 @@ def _lead_of_end(plain: Observation, served: Observation, at: int) -> float:
 
 
 def check_greedy(pair: Pair, cell: Cell, judge: Judge) -> list[Check]:
-    """Check greedy identity in a cell, and what the plain server does by itself."""
+    """Check drafts and greedy identity in a cell, and what the plain server does by itself."""
     times = pair.plan.greedy_repeats
     alone = pair.greedy("alone", PLAIN, cell, cell.sampling, alone=True) * times
     plain = pair.greedy("together", PLAIN, cell, cell.sampling, times=times, alone=False)
@@ -124,7 +125,8 @@ def check_greedy(pair: Pair, cell: Cell, judge: Judge) -> list[Check]:
     own = differences(alone, plain, prompts, judge)
     found = differences(plain, served, prompts, judge)
     control = control_check(cell.name, own, len(plain))
-    return [judged(IDENTITY, cell.name, found, served, pair.plan.tie, own), control]
+    identity = judged(IDENTITY, cell.name, found, served, pair.plan.tie, own)
+    return [check_drafts(cell.name, served), with_drafts(identity, served), control]
 
 
 def control_check(subject: str, own: Sequence[Difference], answers: int) -> Check:

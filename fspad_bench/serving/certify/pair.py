@@ -7,6 +7,7 @@ from dataclasses import replace
 from random import Random
 
 from fspad_bench.errors import BenchError
+from fspad_bench.serving.certify.drafts import refuse_plain_drafts
 from fspad_bench.serving.certify.ledger import Ledger
 from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pit import transformed
@@ -25,7 +26,6 @@ class Pair:
         self.engines: Mapping[str, Engine] = {SERVED: served, PLAIN: plain}
         self.plan = plan
         self.ledger = ledger
-        self.served_answers: list[Observation] = []  # all so far, in order
 
     def ask(self, name: str, side: str, asks: Sequence[Ask], concurrency: int) -> list[Observation]:
         """Return the answers to `asks`, from the report file where it holds them."""
@@ -47,12 +47,21 @@ class Pair:
         self, question: str, side: str, send: Callable[[], list[Observation]]
     ) -> list[Observation]:
         answers = self.ledger.answers(question, send)
-        if side == SERVED:
-            self.served_answers += answers
+        if side == PLAIN:
+            refuse_plain_drafts(answers)
         return answers
 
     def send(self, side: str, asks: Sequence[Ask], concurrency: int) -> list[Observation]:
-        """Return a server's answers to `asks`, asked now."""
+        """Return a server's answers to `asks`, asked now.
+
+        Raises BenchError where the server fails, or is the plain side and drafted something.
+        """
+        answers = self._sent(side, asks, concurrency)
+        if side == PLAIN:
+            refuse_plain_drafts(answers)
+        return answers
+
+    def _sent(self, side: str, asks: Sequence[Ask], concurrency: int) -> list[Observation]:
         engine = self.engines[side]
         try:
             before = _counters(engine)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from fspad_bench.lossless.checks import ELSEWHERE, FAIL, INCONCLUSIVE, PASS, Check
+from fspad_bench.serving.certify.drafts import with_drafts
 from fspad_bench.serving.certify.greedy import Judge, differences, judged
 from fspad_bench.serving.certify.pair import Pair
 from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell, Sampling
@@ -69,4 +70,5 @@ def _checked(pair: Pair, cell: Cell, probe: Probe, judge: Judge) -> Check:
         return Check(NAME, cell.name, ELSEWHERE, figure)
     found = differences(greedy, served, prompts, judge)
     check = judged(NAME, cell.name, found, served, tie)
+    check = with_drafts(check, served)
     return check._replace(figure=f"{probe.parameter}: {check.figure}")

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from fspad_bench.lossless.checks import ELSEWHERE, FAIL, PASS, Check
+from fspad_bench.serving.certify.drafts import with_drafts
 from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pair import Pair
 from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell
@@ -28,7 +29,7 @@ def check_seeds(pair: Pair, cell: Cell) -> Check:
     same = _same(plain, served)
     figure = f"{same} of {len(plain)} answers identical by seed"
     if same == len(plain):
-        return Check(NAME, cell.name, PASS, figure, "all")
+        return with_drafts(Check(NAME, cell.name, PASS, figure, "all"), served)
     if pair.plan.seeded:
         return Check(NAME, cell.name, FAIL, figure, "all")
     return Check(NAME, cell.name, ELSEWHERE, f"{figure}: tests of the distribution decide")

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from cells import PROMPTS, by_name, checks, pair, plan
@@ -12,6 +13,7 @@ from fspad_bench.lossless.checks import ELSEWHERE, FAIL, INCONCLUSIVE, PASS, SER
 from fspad_bench.lossless.report import render
 from fspad_bench.serving.certify.certify import LISTED, Certification
 from fspad_bench.serving.double.generation import FAULTS
+from fspad_bench.serving.double.service import Direct, Double, Settings
 
 ONE = {"prompts": ((11, 5),), "depths": (1,), "max_tokens": 2, "each": 64, "stop_early": True}
 QUICK = {
@@ -132,6 +134,39 @@ def test_nothing_passes_where_nothing_was_drafted():
     assert found["drafts"].figure == "nothing was drafted"
     assert found["greedy identity"].verdict == INCONCLUSIVE
     assert found["plain repeats itself"].verdict == PASS  # it is of the plain server alone
+
+
+class Cautious:
+    """A server that speculates at a low temperature alone."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.name = engine.name
+        self.facts = engine.facts
+
+    def ask_all(self, asks, concurrency):
+        off = {"num_speculative_tokens": 0}
+        cold = [ask if ask.temperature <= 0.05 else replace(ask, extra=off) for ask in asks]
+        return self.engine.ask_all(cold, concurrency)
+
+
+def test_drafts_are_counted_in_the_answers_that_a_check_compares():
+    served, plain = pair()
+    found = by_name(checks((Cautious(served), plain), plan("temperature=1,top_k=6", rounds=8)))
+    assert found["drafts"].figure == "nothing was drafted"
+    assert {check.verdict for check in found.values()} == {INCONCLUSIVE}
+    assert found["parameters"].figure.startswith("top-k: nothing was drafted")
+    found = by_name(checks((Cautious(served), plain), plan("temperature=1", rounds=1)))
+    assert found["parameters"].verdict == PASS  # its answers are those of a low temperature
+
+
+def test_a_plain_side_that_speculates_is_refused(tmp_path):
+    path = tmp_path / "report.jsonl"
+    engines = Direct(Double(Settings())), Direct(Double(Settings()))
+    with pytest.raises(BenchError, match="the plain side speculates: it drafted") as error:
+        checks(engines, plan("greedy"), path)
+    assert "switch speculation off" in error.value.hint
+    assert len(path.read_text().splitlines()) == 1  # its answers are not kept
 
 
 def test_a_server_without_log_probabilities_is_checked_by_the_rest():
