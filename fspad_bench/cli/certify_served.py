@@ -97,8 +97,7 @@ def certify_served(arguments: argparse.Namespace) -> list[Part]:
     if is_one and arguments.served_extra == arguments.plain_extra:
         raise BenchError(
             "certify --served needs a side without speculation",
-            "give --plain URL of another server, or --plain-extra JSON with what switches speculation "
-            "off",
+            "give --plain URL of another server, or --plain-extra JSON with what switches it off",
         )
     tokenizer = _tokenizer(arguments)
     served = _engine(arguments, arguments.served, tokenizer)

@@ -100,7 +100,7 @@ class Certification:
         return checks
 
     def _cell(self, cell: Cell, scores: Scores, on_round: Callable[[str], None]) -> list[Check]:
-        judge = Judge(cell.sampling, scores.raw, self.scorer)
+        judge = Judge(cell.sampling, scores.raw, self.scorer, self.plan.tie)
         if cell.sampling.greedy:
             return check_greedy(self.pair, cell, judge)
         by_token = [check_parameters(self.pair, cell, judge), check_seeds(self.pair, cell)]

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from fspad_bench.benchmark.stats import agreement
 from fspad_bench.lossless.checks import FAIL, INCONCLUSIVE, PASS, Check
 from fspad_bench.serving.certify.drafts import check_drafts, with_drafts
-from fspad_bench.serving.certify.observation import Observation
+from fspad_bench.serving.certify.observation import CUT, Observation
 from fspad_bench.serving.certify.pair import Pair
 from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell, Sampling
 
@@ -26,25 +26,28 @@ CONTROL = "plain repeats itself"
 NO_AUDIT = "no log-probs explain the plain token: give --target"
 
 Scorer = Callable[[tuple[int, ...], tuple[int, ...], int, int, Sampling], float]
-"""The lead of one token over another after prompt and output, by a target of our own."""
+"""The lead of one token over another after prompt and output, by a target of our own.
+
+Either token may be `observation.END`.
+"""
 
 
 class Judge(NamedTuple):
     """What judges a difference: log-probabilities as the server has them, or a target of ours.
 
-    `raw`: the server's log-probabilities are those before penalties.
+    `raw`: the server's log-probabilities are those before penalties. `tie` is `Plan.tie`.
     """
 
     sampling: Sampling
     raw: bool = True
     scorer: Scorer | None = None
+    tie: float = 0.25
 
 
 class Difference(NamedTuple):
     """Where two answers part, and by how much the plain server preferred its own token.
 
-    `lead` is nan where nothing can tell, and infinite where the served token is not among the
-    alternatives and these leave no room for a tie.
+    `lead` is nan where nothing can tell; where it is a lower bound, it exceeds a tie.
     """
 
     answer: int
@@ -67,52 +70,66 @@ def differences(
 
 
 def lead(plain: Observation, served: Observation, prompt: tuple[int, ...], judge: Judge) -> float:
-    """Return the log-probability of the plain token less that of the served, where they part."""
+    """Return the log-probability of the plain token less that of the served, where they part.
+
+    A token that is not listed, and an end, which never is, give a lower bound: it is returned where
+    it exceeds a tie, and is nan otherwise. A target of ours gives the lead itself.
+    """
+    if plain.is_text or served.is_text:
+        return math.nan  # characters are not token ids
     at = agreement(plain.tokens, served.tokens)
-    if at >= min(len(plain.tokens), len(served.tokens)):
-        return _lead_of_end(plain, served, at)
-    ours = plain.tokens[at]
-    theirs = served.tokens[at]
+    ours = plain.choice(at)
+    theirs = served.choice(at)
     output = plain.tokens[:at]
-    if judge.scorer:
+    if judge.scorer and CUT not in (ours, theirs):
         return judge.scorer(prompt, output, ours, theirs, judge.sampling)
-    known = penalised(plain.alternatives(at), output, judge)
-    if ours not in known or len(known) < 2:
+    if judge.raw and judge.sampling.repetition != 1:
+        return math.nan  # this penalty needs the signs of logits
+    if ours < 0 or theirs < 0:
+        longer = plain if ours >= 0 else served
+        return _lead_over_end(longer, at, output, judge)
+    return _lead_over_token(plain.alternatives(at), ours, theirs, output, judge)
+
+
+def _lead_over_token(
+    known: dict[int, float], ours: int, theirs: int, output: Sequence[int], judge: Judge
+) -> float:
+    """Return the lead of one token over another by the log-probabilities of the likeliest."""
+    others = [p for token, p in known.items() if token != ours]
+    if ours not in known or not others:
         return math.nan
+    penalty = penalties(output, judge)
+    own = known[ours] - penalty(ours)
     if theirs in known:
-        return known[ours] - known[theirs]
-    return known[ours] - min(known.values()) if len(known) > 2 else math.nan
+        return own - (known[theirs] - penalty(theirs))
+    return _beyond_tie(own - (min(others) - penalty(theirs)), judge)
 
 
-def penalised(
-    known: Mapping[int, float], output: Sequence[int], judge: Judge
-) -> Mapping[int, float]:
-    """Return raw log-probabilities less the penalties of `output`, up to a constant.
+def _lead_over_end(longer: Observation, at: int, output: Sequence[int], judge: Judge) -> float:
+    """Return the lead of the longer answer's token over an end, whose id is not known.
 
-    Nothing is known under a repetition penalty, which needs the signs of logits.
+    The end is one of the alternatives, or below them all; it is never penalised.
     """
-    sampling = judge.sampling
-    if not judge.raw or not sampling.penalised:
-        return known
-    if sampling.repetition != 1:
-        return {}
-    counts = Counter(output)
-    return {
-        token: p - sampling.presence * (token in counts) - sampling.frequency * counts[token]
-        for token, p in known.items()
-    }
-
-
-def _lead_of_end(plain: Observation, served: Observation, at: int) -> float:
-    """Return the lead where one answer ends, by the longer one's log-probabilities.
-
-    The token that ends an answer is not returned, so the lead is that over the best alternative: a
-    lower bound.
-    """
-    longer = plain if len(plain.tokens) > at else served
     known = longer.alternatives(at)
-    own = known.pop(longer.tokens[at], math.nan) if at < len(longer.tokens) else math.nan
-    return own - max(known.values()) if known else math.nan
+    own = known.pop(longer.choice(at), math.nan)
+    if not known:
+        return math.nan
+    penalty = penalties(output, judge)
+    end = max(*(p - penalty(token) for token, p in known.items()), min(known.values()))
+    return _beyond_tie(own - penalty(longer.choice(at)) - end, judge)
+
+
+def _beyond_tie(bound: float, judge: Judge) -> float:
+    return bound if bound > judge.tie else math.nan
+
+
+def penalties(output: Sequence[int], judge: Judge) -> Callable[[int], float]:
+    """Return what is still to be taken from a token's log-probability after `output`."""
+    sampling = judge.sampling
+    counts = Counter(output)
+    if not judge.raw:
+        return lambda token: 0.0  # the server's are those after penalties
+    return lambda token: sampling.presence * (token in counts) + sampling.frequency * counts[token]
 
 
 def check_greedy(pair: Pair, cell: Cell, judge: Judge) -> list[Check]:

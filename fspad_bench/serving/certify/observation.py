@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from fspad_bench.serving.engine import Reply
 
 DIGITS = 6  # of a log-probability in a report
+END = -1  # stands for what ended an answer, which is no token's id
+CUT = -2  # for what would have followed where the limit cut it
 
 
 class Observation(NamedTuple):
     """A reply as the report file holds it.
 
-    - `tokens` are the characters of a server that gives text alone.
+    - `tokens` are the characters of a server that gives text alone: `is_text`, or else None.
     - `chosen` are log-probabilities of the tokens; `top` the alternatives by position. Sampled
       replies keep `u` in place of `top` (`pit`), a tenth of its size.
     - `drafted` is None where the server does not say.
@@ -26,6 +28,7 @@ class Observation(NamedTuple):
     drafted: int | None = None
     accepted: int | None = None
     u: tuple[float, ...] | None = None
+    is_text: bool | None = None
 
     @classmethod
     def of(cls, reply: Reply) -> Observation:
@@ -37,6 +40,7 @@ class Observation(NamedTuple):
             top=tuple(map(_rounded_row, reply.top)) if known and reply.top is not None else None,
             drafted=reply.drafted,
             accepted=reply.accepted,
+            is_text=None if known else True,
         )
 
     @classmethod
@@ -55,6 +59,7 @@ class Observation(NamedTuple):
             drafted=line.get("drafted"),
             accepted=line.get("accepted"),
             u=None if u is None else tuple(u),
+            is_text=line.get("is_text"),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -63,7 +68,11 @@ class Observation(NamedTuple):
     @property
     def end(self) -> int:
         """The id that stands for an end, which is no token's."""
-        return -1 if self.finish != "length" else -2
+        return END if self.finish != "length" else CUT
+
+    def choice(self, position: int) -> int:
+        """Return the token at a position, or what stands for the end there."""
+        return self.tokens[position] if position < len(self.tokens) else self.end
 
     def alternatives(self, position: int) -> dict[int, float]:
         """Return the log-probabilities known at a position, the chosen token's among them."""

@@ -10,11 +10,17 @@ from fspad_bench.engine.penalties import Penalties
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.greedy import Scorer
+from fspad_bench.serving.certify.observation import END
 from fspad_bench.serving.certify.plan import Sampling
+
+TINY = 1e-300
 
 
 def scorer_of(target: TransformersTarget) -> Scorer:
-    """Return what scores the lead of one token over another, in one forward of the target."""
+    """Return what scores the lead of one token over another, in one forward of the target.
+
+    An end is the likeliest of the target's stop ids; of a target without any the lead is nan.
+    """
     vocabulary = target.model.get_output_embeddings().weight.shape[0]
 
     def lead(
@@ -27,8 +33,12 @@ def scorer_of(target: TransformersTarget) -> Scorer:
             )
         penalties = Penalties(settings.repetition, settings.presence, settings.frequency)
         sampler = Sampler(1.0, processors=penalties.processors)
-        *_, p = distributions(target, list(prompt), [*output, ours], sampler)
-        tiny = 1e-300
-        return math.log(max(tiny, float(p[ours]))) - math.log(max(tiny, float(p[theirs])))
+        *_, p = distributions(target, list(prompt), [*output, max(ours, theirs)], sampler)
+
+        def log_p(token: int) -> float:
+            ids = target.stop_ids if token == END else {token}
+            return max((math.log(max(TINY, float(p[i]))) for i in ids), default=math.nan)
+
+        return log_p(ours) - log_p(theirs)
 
     return lead

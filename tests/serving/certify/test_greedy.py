@@ -7,6 +7,7 @@ from cells import answer, by_name, checks, pair, plan
 
 from fspad_bench.lossless.checks import FAIL, INCONCLUSIVE, PASS
 from fspad_bench.serving.certify.greedy import Difference, Judge, differences, judged, lead
+from fspad_bench.serving.certify.observation import END, Observation
 from fspad_bench.serving.certify.plan import Sampling
 
 GREEDY = Judge(Sampling())
@@ -42,6 +43,56 @@ def test_an_end_is_audited_by_the_longer_answer():
     assert lead(ended, longer, PROMPT, GREEDY) == pytest.approx(3.0)
     assert math.isnan(lead(answer([4, 5]), ended, PROMPT, GREEDY))
     assert len(differences([answer([4])], [ended], [PROMPT], GREEDY)) == 1  # the word differs
+
+
+def test_a_lower_bound_within_a_tie_tells_nothing():
+    """The alternatives are 0.1 and more behind: an end or another token may be 19 nats behind."""
+    plain = answer([4, 5, 6])
+    plain = plain._replace(top=tuple({t: -0.1, 8: -0.2} for t in plain.tokens))
+    ended = answer([4], "stop")
+    assert math.isnan(lead(plain, ended, PROMPT, GREEDY))
+    assert math.isnan(lead(ended, plain, PROMPT, GREEDY))
+    assert math.isnan(lead(plain, answer([4, 7]), PROMPT, GREEDY))
+    assert lead(plain, answer([4, 8]), PROMPT, GREEDY) == pytest.approx(0.1)
+    assert lead(plain, ended, PROMPT, GREEDY._replace(tie=0.05)) == pytest.approx(0.1)
+
+
+def test_a_target_of_ours_audits_ends():
+    def scorer(prompt, output, ours, theirs, sampling):
+        assert output == (4,)
+        return {(5, END): 19.0, (END, 5): -19.0}[ours, theirs]
+
+    judge = GREEDY._replace(scorer=scorer)
+    longer = answer([4, 5, 6], rival=8, gap=0.1)
+    assert lead(longer, answer([4], "stop"), PROMPT, judge) == 19.0
+    assert lead(answer([4], "stop"), longer, PROMPT, judge) == -19.0
+    cut = answer([4], "length")  # what would have followed is not known
+    assert math.isnan(lead(longer, cut, PROMPT, judge))
+
+
+def test_penalties_do_not_lower_what_is_not_listed():
+    """After 4 its raw -0.2 falls to -0.7, but an unlisted token may lie at -0.2."""
+    plain = answer([4, 5])
+    plain = plain._replace(top=({4: -0.1}, {5: -0.1, 4: -0.2}))
+    judge = Judge(Sampling(presence=0.5))
+    assert lead(plain, answer([4, 4]), PROMPT, judge) == pytest.approx(0.6)
+    assert math.isnan(lead(plain, answer([4, 7]), PROMPT, judge))
+    assert math.isnan(lead(plain, answer([4], "stop"), PROMPT, judge))
+
+
+def test_a_chosen_token_below_the_list_is_not_its_floor():
+    """The penalised choice is far below the list; an unlisted token may lie just below -0.5."""
+    plain = answer([4, 5], likely=-3.0)._replace(top=({4: -0.1}, {4: -0.2, 8: -0.5}))
+    judge = Judge(Sampling(presence=9.0))
+    assert math.isnan(lead(plain, answer([4, 7]), PROMPT, judge))
+
+
+def test_characters_are_not_scored_as_token_ids():
+    def scorer(*arguments):
+        raise AssertionError("asked")
+
+    plain, served = (Observation(tokens, "stop", is_text=True) for tokens in ((97, 98), (97, 99)))
+    assert math.isnan(lead(plain, served, PROMPT, GREEDY._replace(scorer=scorer)))
 
 
 def test_raw_log_probabilities_are_penalised_before_they_are_compared():

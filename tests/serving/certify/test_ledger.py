@@ -79,5 +79,7 @@ def test_a_complete_file_is_kept_under_another_name(tmp_path, capsys):
 
 def test_text_alone_is_kept_as_characters():
     reply = Reply((), "ab", "stop", tokens_known=False)
-    assert Observation.of(reply) == Observation((97, 98), "stop")
+    kept = Observation.of(reply)
+    assert kept == Observation((97, 98), "stop", is_text=True)
+    assert Observation.read(json.loads(json.dumps(kept.as_json()))) == kept
     assert Observation.of(reply).alternatives(0) == {}
