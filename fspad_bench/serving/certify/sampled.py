@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import exp, log
 from typing import NamedTuple
 
@@ -202,9 +202,7 @@ class LogProbabilities(Lengths):
         self.reason = reason
 
     def bet(self, answers: Round) -> None:
-        both = all(any(answer.chosen for one in side for answer in one) for side in answers)
-        if not both:
-            self.reason = self.reason or "a server returns no log-probs"
+        self.reason = self.reason or missing("log-probs", answers, lambda one: one.chosen)
         if not self.reason:
             super().bet(answers)
 
@@ -241,9 +239,7 @@ class Pit(WholeTexts):
         self.reason = reason
 
     def bet(self, answers: Round) -> None:
-        both = all(any(answer.u for one in side for answer in one) for side in answers)
-        if not both:
-            self.reason = self.reason or "a server returns no alternatives with log-probs"
+        self.reason = self.reason or missing("alternatives", answers, lambda one: one.u)
         if not self.reason:
             super().bet(answers)
 
@@ -253,6 +249,19 @@ class Pit(WholeTexts):
 
     def absent(self) -> str:
         return self.reason
+
+
+def missing(what: str, answers: Round, of: Callable[[Observation], Sequence[float] | None]) -> str:
+    """Return that a side's answers lack one value a token, nothing where none does.
+
+    A part of the answers is not enough: a server may leave out those in which a draft was accepted.
+    """
+    for side, kept in answers._asdict().items():
+        every = [answer for one in kept for answer in one if answer.tokens]
+        lacking = sum(len(of(answer) or ()) != len(answer.tokens) for answer in every)
+        if lacking:
+            return f"the {side} side returns no {what} with {lacking} of {len(every)} answers"
+    return ""
 
 
 def _prefixes(side: Sequence[Sequence[Observation]]) -> list[Drawn]:

@@ -88,6 +88,32 @@ def test_without_log_probabilities_the_others_go_on(kind):
 
 
 @pytest.mark.parametrize("kind", [LogProbabilities, Pit])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_log_probabilities_of_a_part_of_the_answers_are_no_sample(kind, kept):
+    """Answers that begin with 1 come without, or lack their last token's."""
+
+    def selected(dice):
+        made = usual(dice)
+        if made.tokens[0] == 0:
+            return made
+        return made._replace(chosen=made.chosen[:-1] * kept, u=made.u[:-1] * kept)
+
+    check = run(kind(), selected, usual)
+    assert check.verdict == ELSEWHERE
+    assert check.figure.startswith("the served side returns no ")
+    assert run(kind(), usual, selected).figure.startswith("the plain side returns no ")
+
+
+@pytest.mark.parametrize("kind", [LogProbabilities, Pit])
+def test_an_empty_answer_has_no_log_probabilities_to_lack(kind):
+    def often_empty(dice):
+        made = usual(dice)
+        return made if made.tokens[0] else answer([])._replace(chosen=(), u=None)
+
+    assert run(kind(), often_empty, often_empty).verdict == PASS
+
+
+@pytest.mark.parametrize("kind", [LogProbabilities, Pit])
 def test_log_probabilities_of_two_kinds_are_not_compared(kind):
     check = run(kind("of two kinds"), usual, usual)
     assert (check.verdict, check.figure) == (ELSEWHERE, "of two kinds")
