@@ -1,7 +1,8 @@
 """Certify a served engine: a grid of cells and checks, speculation on against speculation off.
 
 - A fault may show in one cell alone, so each combination of the sweeps is checked by itself.
-- The tests of distributions share one family-wise error, split evenly over cells and tests.
+- The tests of distributions, and the greedy cells' tests against the control, share one family-wise
+  error, split evenly.
 - A check passes only where enough was drafted in the answers that it compares.
 - A plain side that drafts is refused.
 """
@@ -84,7 +85,8 @@ class Certification:
         self.scorer = scorer
         self.cells = self.plan.cells()
         sampled = sum(not cell.sampling.greedy for cell in self.cells)
-        self.alpha = self.plan.error / max(1, sampled * TESTS)
+        greedy = len(self.cells) - sampled  # one test each, where the control differs
+        self.alpha = self.plan.error / (sampled * TESTS + greedy)
 
     def run(self) -> list[Check]:
         scores = check_same_model(self.pair)
@@ -102,7 +104,7 @@ class Certification:
     def _cell(self, cell: Cell, scores: Scores, on_round: Callable[[str], None]) -> list[Check]:
         judge = Judge(cell.sampling, scores.raw, self.scorer, self.plan.tie)
         if cell.sampling.greedy:
-            return check_greedy(self.pair, cell, judge)
+            return check_greedy(self.pair, cell, judge, self.alpha)
         by_token = [check_parameters(self.pair, cell, judge), check_seeds(self.pair, cell)]
         drafts, *tested = self._tested(cell, scores.apart, on_round)
         return [drafts, *by_token, *tested]

@@ -3,8 +3,9 @@
 - An answer that differs is audited at its first difference by the plain server's own
   log-probabilities after the same prefix: the lead of its token over the served one. A lead below
   `Plan.tie` is rounding; a larger one is a finding.
-- The control asks the plain server twice, alone and at the cell's concurrency: what an engine does
-  by itself is not the fault of speculation.
+- The control asks the plain server again at the cell's concurrency: what an engine does by itself
+  is not the fault of speculation. Where it differs from itself by more than near ties, the served
+  side must do so significantly more often.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+
+from scipy.stats import fisher_exact
 
 from fspad_bench.benchmark.stats import agreement
 from fspad_bench.lossless.checks import FAIL, INCONCLUSIVE, PASS, Check
@@ -132,17 +135,17 @@ def penalties(output: Sequence[int], judge: Judge) -> Callable[[int], float]:
     return lambda token: sampling.presence * (token in counts) + sampling.frequency * counts[token]
 
 
-def check_greedy(pair: Pair, cell: Cell, judge: Judge) -> list[Check]:
+def check_greedy(pair: Pair, cell: Cell, judge: Judge, alpha: float) -> list[Check]:
     """Check drafts and greedy identity in a cell, and what the plain server does by itself."""
     times = pair.plan.greedy_repeats
-    alone = pair.greedy("alone", PLAIN, cell, cell.sampling, alone=True) * times
     plain = pair.greedy("together", PLAIN, cell, cell.sampling, times=times, alone=False)
+    again = pair.greedy("together again", PLAIN, cell, cell.sampling, times=times, alone=False)
     served = pair.greedy("together", SERVED, cell, cell.sampling, times=times, alone=False)
     prompts = pair.plan.prompts_of(cell) * times
-    own = differences(alone, plain, prompts, judge)
+    own = differences(plain, again, prompts, judge)
     found = differences(plain, served, prompts, judge)
     control = control_check(cell.name, own, len(plain))
-    identity = judged(IDENTITY, cell.name, found, served, pair.plan.tie, own)
+    identity = judged(IDENTITY, cell.name, found, served, judge.tie, own, alpha)
     return [check_drafts(cell.name, served), with_drafts(identity, served), control]
 
 
@@ -161,29 +164,51 @@ def judged(
     served: Sequence[Observation],
     tie: float,
     own: Sequence[Difference] = (),
+    alpha: float = 0.0,
 ) -> Check:
-    """Return the verdict of an identity from its differences."""
+    """Return the verdict of an identity from its differences.
+
+    `own` are the plain server's from itself, in as many answers. Where some of these are more than
+    near ties, the served side's are a finding only if Fisher's exact test of both counts rejects
+    at `alpha`.
+    """
     tokens = sum(len(answer.tokens) for answer in served)
     figure = f"{len(served) - len(found)} of {len(served)} answers identical, {tokens} tokens"
     bound = f"a lead of {tie:g} nats"
     if not found:
         return Check(name, subject, PASS, figure, bound)
     large = [d for d in found if d.lead > tie]
-    unknown = [d for d in found if math.isnan(d.lead) or d.lead < -tie]
+    unknown = [d for d in found if is_unknown(d, tie)]
     if large:
-        first = max(large, key=lambda d: d.lead)
-        figure += f"; {len(large)} differ by more than a near tie, answer {first.answer + 1} at "
-        figure += f"token {first.position + 1} by {first.lead:.2g} nats"
-        own_large = [d for d in own if d.lead > tie]
-        if len(own_large) >= len(large):
-            figure += f"; the plain server differs from itself as often ({len(own_large)})"
-            return Check(name, subject, INCONCLUSIVE, figure, bound)
-        return Check(name, subject, FAIL, figure, bound)
+        figure += f"; {len(large)} differ by more than a near tie, {_worst(large)}"
+        noisy = [d for d in own if d.lead > tie or is_unknown(d, tie)]
+        if not noisy:
+            return Check(name, subject, FAIL, figure, bound)
+        p = more_often(len(large), len(noisy), len(served))
+        figure += f"; the plain server differs so from itself in {len(noisy)}, p {p:.2g}"
+        verdict = FAIL if p <= alpha else INCONCLUSIVE
+        return Check(name, subject, verdict, figure, f"{bound}, p {alpha:.2g}")
     if unknown:
         figure += f"; {len(unknown)} differ and cannot be audited: {NO_AUDIT}"
         return Check(name, subject, INCONCLUSIVE, figure, bound)
     figure += f"; {len(found)} near ties, largest lead overturned {_largest(found):.2g} nats"
     return Check(name, subject, PASS, figure, bound)
+
+
+def is_unknown(difference: Difference, tie: float) -> bool:
+    """Whether nothing tells if a difference is a near tie."""
+    return math.isnan(difference.lead) or difference.lead < -tie
+
+
+def more_often(served: int, own: int, answers: int) -> float:
+    """Return the one-sided p-value of Fisher's exact test that `served` is above `own`."""
+    table = [[served, answers - served], [own, answers - own]]
+    return float(fisher_exact(table, alternative="greater").pvalue)
+
+
+def _worst(found: Sequence[Difference]) -> str:
+    first = max(found, key=lambda d: d.lead)
+    return f"answer {first.answer + 1} at token {first.position + 1} by {first.lead:.2g} nats"
 
 
 def _largest(found: Iterable[Difference]) -> float:

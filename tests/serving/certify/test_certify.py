@@ -89,7 +89,7 @@ def test_a_right_engine_passes_50_of_50_runs():
 def test_the_family_wise_error_is_split_over_cells_and_tests():
     of = plan("greedy", "temperature=1", "top_k=3", depths=(1, 2, 3), error=0.02)
     certification = Certification(type("", (), {"plan": of})(), None)
-    assert certification.alpha == pytest.approx(0.02 / (6 * 7))
+    assert certification.alpha == pytest.approx(0.02 / (6 * 7 + 3))
 
 
 class Dying:

@@ -1,6 +1,7 @@
 """Greedy identity, and the audit of what differs."""
 
 import math
+import random
 
 import pytest
 from cells import answer, by_name, checks, pair, plan
@@ -9,6 +10,7 @@ from fspad_bench.lossless.checks import FAIL, INCONCLUSIVE, PASS
 from fspad_bench.serving.certify.greedy import Difference, Judge, differences, judged, lead
 from fspad_bench.serving.certify.observation import END, Observation
 from fspad_bench.serving.certify.plan import Sampling
+from fspad_bench.serving.double.service import Direct, Double, Settings
 
 GREEDY = Judge(Sampling())
 PROMPT = (1,)
@@ -19,6 +21,43 @@ def test_a_right_engine_is_identical():
     assert found["greedy identity"].verdict == PASS
     assert found["greedy identity"].figure.startswith("4 of 4 answers identical, ")
     assert found["plain repeats itself"].figure == "4 of 4 answers repeated"
+
+
+class Noisy:
+    """A server that gives greedy answers of other weights with a probability of `share`."""
+
+    def __init__(self, engine, other, share, seed):
+        self.engine = engine
+        self.other = other
+        self.share = share
+        self.name = engine.name
+        self.facts = engine.facts
+        self.dice = random.Random(seed)
+
+    def ask_all(self, asks, concurrency):
+        right = self.engine.ask_all(asks, concurrency)
+        if asks[0].max_tokens == 1:  # the first tokens, which tell the model
+            return right
+        wrong = self.other.ask_all(asks, concurrency)
+        return [
+            b if self.dice.random() < self.share else a for a, b in zip(right, wrong, strict=True)
+        ]
+
+
+def noisy_identity(share, seed):
+    """Return the identity of a noisy plain server and one that errs with this probability."""
+    right = pair()
+    others = pair(salt=9)[0], Direct(Double(Settings(depth=0, salt=9)))
+    engines = Noisy(right[0], others[0], share, seed), Noisy(right[1], others[1], 0.3, 100 + seed)
+    return by_name(checks(engines, plan("greedy", greedy_repeats=16)))["greedy identity"]
+
+
+def test_noise_of_both_servers_is_no_finding_and_more_of_it_is_one():
+    """The control has the noise of both of its sides, as the comparison has."""
+    assert {noisy_identity(0.3, seed).verdict for seed in range(6)} == {INCONCLUSIVE}
+    check = noisy_identity(1.0, 0)
+    assert check.verdict == FAIL
+    assert check.bound == "a lead of 0.25 nats, p 0.01"
 
 
 def test_a_short_rollback_is_found_at_its_depth_alone():
@@ -116,18 +155,21 @@ def test_a_target_of_ours_audits_without_log_probabilities():
 @pytest.mark.parametrize(
     ("leads", "own", "verdict", "words"),
     [
-        ([], [], PASS, "2 of 2 answers identical"),
+        ([], [], PASS, "12 of 12 answers identical"),
         ([0.2], [], PASS, "1 near ties, largest lead overturned 0.2 nats"),
         ([0.2, 3.0], [], FAIL, "1 differ by more than a near tie, answer 1 at token 4 by 3 nats"),
         ([math.inf], [], FAIL, "by inf nats"),
         ([math.nan], [], INCONCLUSIVE, "cannot be audited"),
         ([-3.0], [], INCONCLUSIVE, "no log-probs explain the plain token"),
-        ([3.0], [4.0], INCONCLUSIVE, "the plain server differs from itself as often (1)"),
-        ([3.0, 3.0], [4.0], FAIL, "2 differ by more"),
+        ([3.0], [0.2], FAIL, "1 differ by more"),
+        ([3.0], [4.0], INCONCLUSIVE, "the plain server differs so from itself in 1, p 0.76"),
+        ([3.0] * 4, [4.0], INCONCLUSIVE, "in 1, p 0.16"),
+        ([3.0] * 4, [math.nan], INCONCLUSIVE, "in 1, p 0.16"),
+        ([3.0] * 11, [4.0], FAIL, "in 1, p 5.4e-05"),
     ],
 )
 def test_the_verdict_of_differences(leads, own, verdict, words):
     found = [[Difference(0, 3, x) for x in kind] for kind in (leads, own)]
-    check = judged("greedy identity", "cell", found[0], [answer([1])] * 2, 0.25, found[1])
+    check = judged("greedy identity", "cell", found[0], [answer([1])] * 12, 0.25, found[1], 1e-3)
     assert check.verdict == verdict
     assert words in check.figure
