@@ -85,10 +85,10 @@ class TwoSamples(Wealth):
     def _bet(
         self, context: Hashable, served: Sequence[Hashable], plain: Sequence[Hashable]
     ) -> None:
-        pairs = min(len(served), len(plain))
-        self.pairs[context] += pairs
         if context not in self.served and context not in self.plain:
             return  # nothing is known, and nothing bet
+        pairs = min(len(served), len(plain))
+        self.pairs[context] += pairs
         for sign, outcomes in ((1, served[:pairs]), (-1, plain[:pairs])):
             for outcome, times in Counter(outcomes).items():
                 self.logs += times * np.log1p(sign * self._lean(context, outcome))
@@ -122,7 +122,8 @@ class Chains(Wealth):
         super().__init__(families * len(self.PRIORS))
         self.served: Counter[Hashable] = Counter()
         self.plain: Counter[Hashable] = Counter()
-        self.pairs = 0
+        self.pairs = 0  # of answers that were bet on
+        self.draws: Counter[int] = Counter()  # in these, by family
 
     @property
     def most(self) -> float:
@@ -130,15 +131,21 @@ class Chains(Wealth):
 
     def round(self, served: Sequence[Families], plain: Sequence[Families]) -> None:
         """Bet on pairs of answers, then learn from them."""
-        for ours, theirs in zip(served, plain, strict=False):
-            self.logs += np.log1p(self._lean(ours)) + np.log1p(-self._lean(theirs))
-            self.pairs += 1
+        if self.served or self.plain:
+            for ours, theirs in zip(served, plain, strict=False):
+                self._bet(ours, theirs)
         for counts, answers in ((self.served, served), (self.plain, plain)):
             for answer in answers:
                 for family, draws in enumerate(answer):
                     counts.update((family, context) for context, _ in draws)
                     counts.update((family, context, outcome) for context, outcome in draws)
         self.close_round()
+
+    def _bet(self, served: Families, plain: Families) -> None:
+        self.logs += np.log1p(self._lean(served)) + np.log1p(-self._lean(plain))
+        self.pairs += 1
+        for family, draws in enumerate(zip(served, plain, strict=True)):
+            self.draws[family] += sum(map(len, draws))
 
     def _lean(self, answer: Families) -> np.ndarray:
         """Return d of an answer, [strategies]."""
@@ -162,13 +169,13 @@ class Chains(Wealth):
         return np.log(ratio).sum(axis=0)
 
     def group(self, family: int = 0) -> list[Group]:
-        """Return what was drawn in a family, its contexts aside."""
+        """Return what was bet on in a family, its contexts aside."""
         counts: Counter[Hashable] = Counter()
         for side in (self.served, self.plain):
             for key, n in side.items():
                 if isinstance(key, tuple) and len(key) == 3 and key[0] == family:
                     counts[key[2]] += n
-        pairs = counts.total() // 2
+        pairs = self.draws[family] // 2
         return [Group(pairs, effective_outcomes(counts))] if pairs else []
 
 

@@ -51,6 +51,8 @@ def test_a_draw_without_a_partner_is_not_bet_on_but_learned_from():
     test = TwoSamples()
     test.round([("c", "x"), ("c", "x"), ("c", "x")], [("c", "y")])
     assert test.served["c"] == Counter(x=3)
+    assert test.pairs["c"] == 0  # nothing was known before
+    test.round([("c", "x"), ("c", "x")], [("c", "y")])
     assert test.pairs["c"] == 1
 
 
@@ -100,7 +102,18 @@ def test_chains_see_what_single_tokens_do_not():
         null.round(*([chain(rng, t, 12) for _ in range(4)] for t in (0.5, 0.5)))
     assert test.rejects(1e-4)
     assert not null.rejects(ALPHA)
-    assert test.group() == [Group(480, pytest.approx(2, abs=0.01))]
+    assert test.group() == [Group(432, pytest.approx(2, abs=0.01))]
+
+
+def test_a_first_round_is_not_bet_on():
+    """However many draws it has, they reveal nothing yet."""
+    many = [("c", "x")] * 10_000
+    single = TwoSamples()
+    single.round(many, many)
+    assert single.groups() == []
+    whole = Chains(1)
+    whole.round([[many]], [[many]])
+    assert (whole.group(), whole.most) == ([], 0)
 
 
 def test_one_answer_never_costs_everything():

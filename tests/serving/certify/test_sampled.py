@@ -70,6 +70,29 @@ def test_each_sees_what_it_is_for(kind, served):
     assert 16 <= taken <= 384
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_round_does_not_pass_however_large(kind):
+    """Nothing was known before it, so that nothing was bet."""
+    prompt = [usual(random.Random(i)) for i in range(400)]
+    test = kind()
+    test.round(Round([prompt], [prompt]), ALPHA)
+    check = test.check("cell", ALPHA)
+    assert check.verdict == INCONCLUSIVE
+    assert check.figure == "too few answers; e 1, 400 answers a side: nothing detectable"
+
+
+def test_the_second_round_is_bet_on_by_the_first():
+    test = Lengths()
+    run(test, usual, usual, rounds=2)
+    assert dict(test.wealth.pairs) == {0: 8, 1: 8}
+
+
+def test_a_shift_above_a_half_is_too_large_to_pass_by():
+    check = run(Stops(8), usual, usual, rounds=3)
+    assert check.verdict == INCONCLUSIVE
+    assert check.figure.startswith("too few answers; ")
+
+
 @pytest.mark.parametrize("rounds", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_too_few_answers_do_not_pass(kind, rounds):
@@ -110,7 +133,7 @@ def test_an_empty_answer_has_no_log_probabilities_to_lack(kind):
         made = usual(dice)
         return made if made.tokens[0] else answer([])._replace(chosen=(), u=None)
 
-    assert run(kind(), often_empty, often_empty).verdict == PASS
+    assert run(kind(), often_empty, often_empty, rounds=24).verdict == PASS
 
 
 @pytest.mark.parametrize("kind", [LogProbabilities, Pit])
@@ -131,7 +154,7 @@ def test_a_finding_stays_one():
 def test_repeats_are_counted_in_blocks_of_eight():
     test = Repeats()
     run(test, usual, usual, rounds=3, each=16)
-    assert test.wealth.pairs["distinct"] == 3 * 2 * 2
+    assert test.wealth.pairs["distinct"] == (3 - 1) * 2 * 2  # the first round is not bet on
 
 
 @pytest.mark.nightly
