@@ -89,6 +89,7 @@ class Certification:
         self.alpha = self.plan.error / (sampled * TESTS + greedy)
 
     def run(self) -> list[Check]:
+        self._try_plain()
         scores = check_same_model(self.pair)
         checks = []
         with Progress("cells", len(self.cells)) as progress:
@@ -100,6 +101,15 @@ class Certification:
                 checks += found
                 progress.advance()
         return checks
+
+    def _try_plain(self) -> None:
+        """Ask the plain side once, so that one that speculates is refused before anything is kept.
+
+        Its later answers are held to the same.
+        """
+        cell = self.cells[0]
+        asks = [self.plan.ask(PLAIN, cell, prompt, seed=1) for prompt in self.plan.prompts]
+        self.pair.send(PLAIN, asks, cell.concurrency)
 
     def _cell(self, cell: Cell, scores: Scores, on_round: Callable[[str], None]) -> list[Check]:
         judge = Judge(cell.sampling, scores.raw, self.scorer, self.plan.tie)

@@ -12,19 +12,36 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from fspad_bench.serving.certify.observation import Observation
 
 DIGITS = 4  # of u: far below a bin
-SAME = 1e-3  # nats; two lists of log-probabilities of one distribution
+HALFWAY = 1.5  # of distances at the temperature 0.5 over those at 1: 1 if raw, 2 if not
 
 
-def is_raw(hot: Observation, cold: Observation) -> bool:
-    """Whether log-probabilities ignore the temperature, from answers at two of them."""
+def is_raw(hot: Sequence[Observation], cold: Sequence[Observation]) -> bool:
+    """Whether log-probabilities ignore the temperature, from first tokens at 1 and at 0.5.
+
+    The distance of two tokens is the same in both if they do, and twice as large at 0.5 if not.
+    """
+    gaps = [_gaps(*answers) for answers in zip(hot, cold, strict=True)]
+    at_hot = sum(gap for gap, _ in gaps)
+    at_cold = sum(gap for _, gap in gaps)
+    return at_cold <= HALFWAY * at_hot
+
+
+def _gaps(hot: Observation, cold: Observation) -> tuple[float, float]:
+    """Return the distance of the likeliest token from the unlikeliest that both list, in each."""
     a = hot.top[0] if hot.top else {}
     b = cold.top[0] if cold.top else {}
-    return all(abs(a[token] - b[token]) < SAME for token in a.keys() & b.keys())
+    both = [token for token in a.keys() & b.keys() if isfinite(a[token]) and isfinite(b[token])]
+    if not both:
+        return 0.0, 0.0
+    first = max(both, key=lambda token: a[token])
+    last = min(both, key=lambda token: a[token])
+    return a[first] - a[last], b[first] - b[last]
 
 
 def transform(logs: Mapping[int, float], token: int, uniform: float) -> float:

@@ -11,6 +11,7 @@ from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pair import Pair
 from fspad_bench.serving.certify.pit import is_raw
 from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell, Sampling
+from fspad_bench.serving.engine import Ask
 
 LIKELIEST = 5
 NATS = 0.5  # between two servers' log-probabilities of a token, on the usual prompt
@@ -33,25 +34,33 @@ class Scores(NamedTuple):
 def check_same_model(pair: Pair) -> Scores:
     """Compare both sides on the control prompts, asked anew each time.
 
-    Raises BenchError where they serve different models.
+    Which distribution is scored is told from answers that the report file keeps, because verdicts
+    depend on it. Raises BenchError where the sides serve different models.
     """
     hot = {side: _first(pair, side, HOT) for side in (SERVED, PLAIN)}
     if not all(answers[0].top for answers in hot.values()):
         _compare_tokens({side: _first(pair, side, Sampling()) for side in (SERVED, PLAIN)})
         return Scores()
     _compare_scores(hot)
-    raw = {side: is_raw(hot[side][0], _first(pair, side, COLD)[0]) for side in hot}
+    raw = {side: is_raw(_kept(pair, side, HOT), _kept(pair, side, COLD)) for side in hot}
     apart = "" if raw[SERVED] == raw[PLAIN] else "only one side's are those before the temperature"
     return Scores(raw[PLAIN], apart)
 
 
 def _first(pair: Pair, side: str, sampling: Sampling) -> list[Observation]:
+    return pair.send(side, _asks(pair, side, sampling), 1)
+
+
+def _kept(pair: Pair, side: str, sampling: Sampling) -> list[Observation]:
+    return pair.ask(f"first tokens | {sampling.name}", side, _asks(pair, side, sampling), 1)
+
+
+def _asks(pair: Pair, side: str, sampling: Sampling) -> list[Ask]:
     cell = Cell(sampling)
-    asks = [
+    return [
         pair.plan.ask(side, cell, prompt, seed=1, max_tokens=1)
         for prompt in pair.plan.prompts_of(cell)
     ]
-    return pair.send(side, asks, 1)
 
 
 def _compare_scores(hot: dict[str, list[Observation]]) -> None:

@@ -6,6 +6,7 @@ import random
 import pytest
 from cells import answer
 
+from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pit import is_raw, transform, transformed
 
 LOGS = {7: math.log(0.5), 3: math.log(0.25), 5: math.log(0.25)}
@@ -42,5 +43,19 @@ def test_u_stands_in_place_of_the_alternatives():
 
 
 def test_log_probabilities_of_two_temperatures_tell_whether_they_are_raw():
-    assert is_raw(answer([1], rival=2), answer([1], rival=2))
-    assert not is_raw(answer([1], rival=2), answer([1], rival=2, gap=2.0))
+    def at(factor):
+        return [Observation((1,), "stop", top=({1: 0.0, 2: -3 * factor, 3: -9 * factor},))]
+
+    assert is_raw(at(1), at(1.02))  # rounding, or another batch
+    assert is_raw(at(1), at(1.4))
+    assert not is_raw(at(1), at(1.6))
+    assert not is_raw(at(1), at(1.98))
+    assert is_raw([answer([1])], [answer([1])])
+
+
+def test_prompts_tell_together_whether_log_probabilities_are_raw():
+    """One prompt with a near tie is all noise."""
+    tie = Observation((1,), "stop", top=({1: -0.7, 2: -0.701},))
+    noisy = Observation((1,), "stop", top=({1: -0.7, 2: -0.703},))
+    clear = Observation((1,), "stop", top=({1: -0.1, 2: -8.0},))
+    assert is_raw([tie, clear], [noisy, clear])

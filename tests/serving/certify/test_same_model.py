@@ -59,6 +59,21 @@ class Processed(Silent):
         ]
 
 
+class Wavering(Silent):
+    """A server whose log-probabilities differ by 0.01 nats from time to time."""
+
+    def ask_all(self, asks, concurrency):
+        replies = self.engine.ask_all(asks, concurrency)
+        return [
+            replace(reply, top=tuple(wavered(row, ask.temperature) for row in reply.top))
+            for ask, reply in zip(asks, replies, strict=True)
+        ]
+
+
+def wavered(row, temperature):
+    return {token: x + (0.01 if temperature < 1 and token % 2 else 0) for token, x in row.items()}
+
+
 def heated(row, temperature):
     total = sum(math.exp(x / temperature) for x in row.values())
     return {token: x / temperature - math.log(total) for token, x in row.items()}
@@ -70,6 +85,8 @@ def test_log_probabilities_of_two_kinds_are_told_apart():
     found = by_name(checks((Processed(served), plain), one))
     for name in ("log-probs", "PIT"):
         assert found[name].figure == "only one side's are those before the temperature"
+    noisy = check_same_model(Pair(*map(Wavering, (served, plain)), one, Ledger(None, {})))
+    assert noisy == Scores()
     raw, processed = (
         check_same_model(Pair(*engines, one, Ledger(None, {})))
         for engines in ((served, plain), (Processed(served), Processed(plain)))
