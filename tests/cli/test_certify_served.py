@@ -44,7 +44,8 @@ def test_a_fault_is_exit_code_1_and_in_the_json(certify, capsys):
 
 
 def test_another_model_is_exit_code_2(certify, capsys):
-    with serving(Double(Settings(salt=9))) as served, serving(Double()) as plain:
+    other = Double(Settings(salt=9))
+    with serving(other) as served, serving(Double(Settings(depth=0))) as plain:
         words = ("--served", served, "--plain", plain, *SMALL, "--prompts", "p.jsonl")
         assert certify(*words) == 2
     assert "do not serve the same model" in capsys.readouterr().err
@@ -55,9 +56,10 @@ def test_a_plain_side_that_speculates_is_exit_code_2(certify, capsys):
     off = ("--plain-extra", '{"speculativ": false}')
     with serving(Double(Settings(fault="short-rollback", depth=5))) as url:
         assert certify("--served", url, *off, *SMALL, "--prompts", "p.jsonl") == 2
-    err = capsys.readouterr().err
-    assert "the plain side speculates: it drafted " in err
-    assert "--plain-extra" in err
+        err = capsys.readouterr().err
+        assert "the plain side speculates: it drafted " in err
+        assert "--plain-extra" in err
+        assert certify("--served", url, *OFF, *SMALL, "--prompts", "p.jsonl") == 1  # corrected
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""The report file: every answer on disk before the next is asked for.
+"""The report file: the answers of a batch are on disk before the next batch is asked for.
 
 - A question that the file already answers is not asked again: the same command resumes, and what
   was measured is kept when a server dies. All verdicts are functions of the file's answers.
-- The first line holds the plan and what is known of the servers; another is refused. A torn last
-  line is dropped. A complete file is kept under another name.
+- The first line holds the plan and what is known of the servers; another is refused where the file
+  holds answers. A torn last line is dropped. A complete file is kept under another name.
 """
 
 from __future__ import annotations
@@ -92,30 +92,64 @@ class Ledger:
                 f"another certification is writing {path}", "wait for it, or give another --output"
             ) from error
         except OSError as error:
-            raise BenchError(
-                f"cannot write {path}: {error.strerror}", "give another --output"
-            ) from error
+            raise _unwritable(path, error) from error
 
     def _read(self, path: Path, header: dict[str, Any]) -> None:
         held = list(lines(path))
-        if not held or held[0]["kind"] != KIND:
+        if held[0]["kind"] != KIND if held else not _is_torn_header(path):
             raise BenchError(f"{path} is of no certification", "give another --output")
-        if held[-1]["kind"] == END:
-            old = _free_name(path)
-            path.rename(old)
-            note(f"{path} was complete, and is now {old}")
+        if held and held[-1]["kind"] == END:
+            self._put_aside(path)
             self.write(header)
-            return
-        if held[0] != header:
+        elif not any(line["kind"] == ANSWERS for line in held):
+            _cut(path, 0)  # nothing is lost, and what was asked may have been mended since
+            self.write(header)
+        elif held[0] != header:
             raise BenchError(
                 f"{path} is of another plan, or of other servers",
                 "give this one another --output, or move the file away",
             )
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
-        for line in held[1:]:
-            if line["kind"] == ANSWERS:
+        else:
+            _cut(path, path.read_bytes().rfind(b"\n") + 1)
+            self._take(path, held)
+
+    def _put_aside(self, path: Path) -> None:
+        old = _free_name(path)
+        try:
+            path.rename(old)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        note(f"{path} was complete, and is now {old}")
+
+    def _take(self, path: Path, held: Sequence[dict[str, Any]]) -> None:
+        """Keep the answers of a file's lines."""
+        for number, line in enumerate(held, start=1):
+            if line["kind"] != ANSWERS:
+                continue
+            try:
                 self.known[line["name"]] = list(map(Observation.read, line["answers"]))
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise BenchError(
+                    f"{path}:{number}: not answers of a certification",
+                    "restore the file, or give another --output",
+                ) from error
+
+
+def _is_torn_header(path: Path) -> bool:
+    """Whether a file without a whole line is the beginning of a report."""
+    begins = json.dumps({"kind": KIND}).removesuffix("}").encode()
+    return path.read_bytes()[: len(begins)] == begins
+
+
+def _cut(path: Path, size: int) -> None:
+    try:
+        os.truncate(path, size)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> BenchError:
+    return BenchError(f"cannot write {path}: {error.strerror}", "give another --output")
 
 
 def _free_name(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """The report file: what is in it is not asked again, and nothing that was measured is lost."""
 
 import json
+import os
 
 import pytest
 from cells import answer
@@ -32,6 +33,64 @@ def test_answers_come_back_as_they_were(tmp_path):
     ]
 
 
+def held(path):
+    """Write a file with answers."""
+    ledger = Ledger(path, PLAN)
+    ledger.answers("q", lambda: ANSWERS)
+    ledger.close()
+
+
+@pytest.mark.parametrize("size", [None, 28])
+def test_a_file_without_answers_takes_a_corrected_plan(tmp_path, size):
+    """A run that was refused leaves its header, and one that was killed a part of it."""
+    path = tmp_path / "report.jsonl"
+    Ledger(path, {"plan": "misspelt"}).close()
+    path.write_bytes(path.read_bytes()[:size])
+    held(path)
+    assert [json.loads(line)["kind"] for line in path.read_text().splitlines()] == [
+        "served",
+        "answers",
+    ]
+    assert json.loads(path.read_text().splitlines()[0])["plan"] == PLAN["plan"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"name": "q"},
+        {"answers": []},
+        {"name": "q", "answers": [{"tokens": [1]}]},
+        {"name": "q", "answers": [3]},
+        {"name": "q", "answers": [{"tokens": 1, "finish": "stop"}]},
+        {"name": "q", "answers": [{"tokens": [1], "finish": "stop", "top": [{"a": 1}]}]},
+        {"name": [], "answers": []},
+    ],
+)
+def test_a_bad_line_of_answers_is_one_error(tmp_path, line):
+    path = tmp_path / "report.jsonl"
+    held(path)
+    with path.open("a") as file:
+        file.write(json.dumps({"kind": "answers"} | line) + "\n")
+    with pytest.raises(BenchError, match="jsonl:3: not answers of a certification"):
+        Ledger(path, PLAN)
+
+
+@pytest.mark.parametrize(("name", "end"), [("truncate", ""), ("rename", '{"kind": "end"}\n')])
+def test_a_file_that_cannot_be_changed_is_one_error(tmp_path, monkeypatch, name, end):
+    path = tmp_path / "report.jsonl"
+    held(path)
+    with path.open("a") as file:
+        file.write(end)
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(type(path), "rename", refuse)
+    with pytest.raises(BenchError, match=r"cannot write .*: Permission denied"):
+        Ledger(path, PLAN)
+
+
 def test_a_torn_line_is_dropped(tmp_path):
     path = tmp_path / "report.jsonl"
     first = Ledger(path, PLAN)
@@ -47,9 +106,11 @@ def test_a_torn_line_is_dropped(tmp_path):
 
 def test_another_plan_and_another_file_are_refused(tmp_path):
     path = tmp_path / "report.jsonl"
-    Ledger(path, PLAN).close()
+    held(path)
+    before = path.read_bytes()
     with pytest.raises(BenchError, match="of another plan, or of other servers"):
         Ledger(path, {"plan": {"rounds": 3}})
+    assert path.read_bytes() == before
     other = tmp_path / "other.jsonl"
     other.write_text('{"kind": "run"}\n')
     with pytest.raises(BenchError, match="of no certification"):
