@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from zlib import crc32
 
-from fspad_bench.lossless.checks import SERVED_CELLS, Check, Part
+from fspad_bench.lossless.checks import ELSEWHERE, INCONCLUSIVE, SERVED_CELLS, Check, Part
 from fspad_bench.serving.certify.drafts import check_drafts, with_drafts
 from fspad_bench.serving.certify.greedy import Judge, Scorer, check_greedy
 from fspad_bench.serving.certify.ledger import END, Ledger
@@ -35,7 +35,7 @@ from fspad_bench.serving.certify.sampled import (
     Tokens,
     WholeTexts,
 )
-from fspad_bench.serving.certify.seeds import check_seeds
+from fspad_bench.serving.certify.seeds import check_seeds, ignored
 from fspad_bench.serving.engine import Engine
 from fspad_bench.util.progress import Progress
 
@@ -83,6 +83,7 @@ class Certification:
         self.pair = pair
         self.plan = pair.plan
         self.scorer = scorer
+        self.dependent = ""  # why sampled answers are not independent
         self.cells = self.plan.cells()
         sampled = sum(not cell.sampling.greedy for cell in self.cells)
         greedy = len(self.cells) - sampled  # one test each, where the control differs
@@ -91,6 +92,8 @@ class Certification:
     def run(self) -> list[Check]:
         self._try_plain()
         scores = check_same_model(self.pair)
+        if any(not cell.sampling.greedy for cell in self.cells):
+            self.dependent = ignored(self.pair)
         checks = []
         with Progress("cells", len(self.cells)) as progress:
             for cell in self.cells:
@@ -132,8 +135,16 @@ class Certification:
             on_round(f"{cell.name}: round {i + 1}{''.join(f', {name}' for name in findings)}")
             if findings and self.plan.stop_early:
                 break
-        checks = [with_drafts(test.check(cell.name, self.alpha), served) for test in tests]
+        checks = [with_drafts(self._verdict(test, cell), served) for test in tests]
         return [check_drafts(cell.name, served), *checks]
+
+    def _verdict(self, test: Comparison, cell: Cell) -> Check:
+        """Return a test's check; answers that are not independent prove nothing."""
+        check = test.check(cell.name, self.alpha)
+        if not self.dependent or check.verdict == ELSEWHERE:
+            return check
+        figure = f"{self.dependent}; {check.figure}"
+        return check._replace(verdict=INCONCLUSIVE, figure=figure)
 
     def _tests(self, apart: str) -> list[Comparison]:
         tests = [Tokens(), WholeTexts(), Lengths(), Stops(self.plan.max_tokens), Repeats()]

@@ -2,6 +2,8 @@
 
 - The control asks the plain server twice with the same seeds: if it does not repeat itself, seeds
   say nothing.
+- The tests of distributions need answers that are independent: a plain server that draws alike
+  whatever the seed gives none.
 - An engine that verifies by rejection is right with other tokens, so a difference is no finding
   unless the engine promises identity (`Plan.seeded`). Equal answers are the strongest evidence.
 """
@@ -12,9 +14,10 @@ from fspad_bench.lossless.checks import ELSEWHERE, FAIL, PASS, Check
 from fspad_bench.serving.certify.drafts import with_drafts
 from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pair import Pair
-from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell
+from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell, Sampling
 
 NAME = "seeded identity"
+SEEDS = 4  # a prompt, in the control of independence
 
 
 def check_seeds(pair: Pair, cell: Cell) -> Check:
@@ -33,6 +36,21 @@ def check_seeds(pair: Pair, cell: Cell) -> Check:
     if pair.plan.seeded:
         return Check(NAME, cell.name, FAIL, figure, "all")
     return Check(NAME, cell.name, ELSEWHERE, f"{figure}: tests of the distribution decide")
+
+
+def ignored(pair: Pair) -> str:
+    """Return that the plain server gives one answer to a prompt whatever the seed, or nothing."""
+    cell = Cell(Sampling(temperature=1.0), concurrency=pair.plan.concurrency[0])
+    asks = [
+        pair.plan.ask(PLAIN, cell, prompt, seed=seed)
+        for prompt in pair.plan.prompts
+        for seed in range(SEEDS)
+    ]
+    answers = pair.sample(f"other seeds | {cell.name}", PLAIN, asks, cell.concurrency)
+    by_prompt = [answers[i : i + SEEDS] for i in range(0, len(answers), SEEDS)]
+    if any(_same(kept[:-1], kept[1:]) < SEEDS - 1 for kept in by_prompt):
+        return ""
+    return "the plain server gives one answer whatever the seed"
 
 
 def _answers(pair: Pair, cell: Cell, side: str, name: str) -> list[Observation]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from cells import by_name, checks, pair, plan
 
-from fspad_bench.lossless.checks import ELSEWHERE, FAIL, PASS
+from fspad_bench.lossless.checks import ELSEWHERE, FAIL, INCONCLUSIVE, PASS
 
 
 def seeded(engines, **sizes):
@@ -22,6 +22,27 @@ def test_other_tokens_are_a_finding_only_where_identity_is_promised():
     assert check.verdict == ELSEWHERE
     assert check.figure.endswith("tests of the distribution decide")
     assert seeded(pair(), seeded=True).verdict == FAIL
+
+
+class Fixed:
+    """A server that was started with a seed of its own, and heeds no other."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.name = engine.name
+        self.facts = engine.facts
+
+    def ask_all(self, asks, concurrency):
+        return self.engine.ask_all([replace(ask, seed=5) for ask in asks], concurrency)
+
+
+def test_answers_that_are_not_independent_prove_nothing():
+    """Both servers are right, but each draws one answer a prompt, and not the other's."""
+    found = by_name(checks(tuple(map(Fixed, pair())), plan("temperature=1", rounds=12)))
+    tested = [found[name] for name in ("tokens", "texts", "lengths", "stops", "repeats", "PIT")]
+    assert {check.verdict for check in tested} == {INCONCLUSIVE}
+    assert "the plain server gives one answer whatever the seed" in found["tokens"].figure
+    assert found["parameters"].verdict == PASS
 
 
 class Seedless:
