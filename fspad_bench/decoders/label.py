@@ -14,6 +14,7 @@ from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 from fspad_bench.errors import BenchError, near
+from fspad_bench.util.address import check_no_secret
 
 LARGEST = 2**63 - 1  # of numbers: what computes with them has 64 bits
 SERVED = "served:"  # before the address of a served engine
@@ -29,15 +30,12 @@ class Label(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Label:
-        """Read a label. Raises BenchError for a server's address with a password in it."""
+        """Read a label. Raises BenchError for a server's address that may hold a secret."""
+        own, is_served, address = f"={text}".partition(f"={SERVED}")
+        if is_served:
+            check_no_secret(address)
+            return cls(own.removeprefix("="), SERVED + address, "")
         own, _, rest = text.rpartition("=")
-        if rest.startswith(SERVED):
-            if "@" in rest:
-                raise BenchError(
-                    "the address of a served engine holds a password, and records hold addresses",
-                    "give the key in FSPAD_BENCH_API_KEY",
-                )
-            return cls(own, rest, "")
         decoder, _, preset = rest.partition("@")
         return cls(own, decoder, preset)
 

@@ -106,7 +106,7 @@ def _object(text: str) -> dict[str, Any]:
     """Read a JSON object. Raises BenchError."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise BenchError(f"extra={text:.60} is not a JSON object", 'write it like {"top_k": 5}')

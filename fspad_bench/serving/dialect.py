@@ -34,6 +34,24 @@ class Answer:
         """Return how much has come, of tokens and text together."""
         return len(self.tokens) + len(self.text)
 
+    def fault(self) -> str:
+        """Return what is of another type than it must be, empty where nothing is."""
+        named = {
+            "token ids": all(map(_is_count, self.tokens)),
+            "text": isinstance(self.text, str),
+            "finish reason": isinstance(self.finish, str),
+            "log-probabilities": all(map(_is_number, self.chosen)),
+            "alternatives' token ids": all(_is_count(token) for row in self.top for token in row),
+            "alternatives' log-probabilities": all(
+                _is_number(value) for row in self.top for value in row.values()
+            ),
+            "draft counts": all(
+                count is None or _is_count(count) for count in (self.drafted, self.accepted)
+            ),
+        }
+        wrong = [name for name, right in named.items() if not right]
+        return f"its {' and '.join(wrong)} are none" if wrong else ""
+
 
 class Dialect:
     """A kind of server: where it is asked, what it can give, and its fields."""
@@ -136,6 +154,14 @@ def merged(body: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(own, Mapping) and isinstance(value, Mapping)
         result[name] = merged(dict(own), value) if own is not None and both else value
     return result
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and value == value  # NaN is none
 
 
 def _ids(tokens: Sequence[str]) -> list[int]:

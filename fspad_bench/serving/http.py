@@ -2,23 +2,27 @@
 
 - Retried, with growing pauses: status 429 and 5xx, and a connection that is reset before anything
   of the answer has come. Nothing else is: a second answer would be another sample.
-- The bearer token is sent and shown nowhere: what a server says is shown without it.
+- The bearer token is sent and shown nowhere: what a server says is shown without it, and no error
+  keeps what caused it, which may hold headers.
+- A server on this machine is asked directly; others through the proxy that the environment names.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
 
 from fspad_bench.errors import BenchError
+from fspad_bench.serving.bearer import NAMES, Bearer
+from fspad_bench.util.address import check_no_secret
 
-TOKENS = ("FSPAD_BENCH_API_KEY", "OPENAI_API_KEY")
 CONNECT_SECONDS = 10.0
 LONGEST_PAUSE = 30.0
 SHOWN = 300  # characters of a server's own message
@@ -34,11 +38,6 @@ class Retry(Exception):
         self.after = after
 
 
-def token_from_env() -> str | None:
-    """Return the bearer token that the environment holds, None without one."""
-    return next((os.environ[name] for name in TOKENS if os.environ.get(name)), None)
-
-
 class Client:
     """A connection to one server. May be used by several threads."""
 
@@ -49,24 +48,34 @@ class Client:
         self.timeout = timeout
         self.retries = retries
         self.sleep: Callable[[float], None] = time.sleep
-        self._token = token
+        self._bearer = Bearer(token)
+        self._http = self._opened()
+
+    def _opened(self) -> httpx2.Client:
+        """Return the connections. Raises BenchError for a proxy that cannot be used."""
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=256)
+        direct = (
+            httpx2.HTTPTransport(limits=limits) if _is_here(httpx2.URL(self.url).host) else None
+        )
         try:
-            self._http = httpx2.Client(
+            return httpx2.Client(
                 base_url=self.url,
-                headers={"Authorization": f"Bearer {token}"} if token else {},
-                timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
+                headers=self._bearer.headers,
+                timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS)),
+                limits=limits,
+                transport=direct,
             )
-        except (ValueError, UnicodeError) as error:  # a header cannot hold such a token
+        except (ValueError, ImportError, httpx2.InvalidURL):  # its text may hold a password
             raise BenchError(
-                f"the bearer token in {' or '.join(TOKENS)} cannot be sent", "check its characters"
-            ) from error
+                f"the proxy that the environment names for {self.url} cannot be used",
+                "give HTTP_PROXY, HTTPS_PROXY or ALL_PROXY an http address, or name the server in "
+                "NO_PROXY",
+            ) from None
 
     @property
     def shown(self) -> str:
-        """Return the server's address as messages and records show it: without a password."""
-        url = httpx2.URL(self.url)
-        return str(url.copy_with(username=None, password=None)) if url.userinfo else self.url
+        """Return the server's address as messages and records show it."""
+        return self.url
 
     def get(self, path: str) -> str:
         """Return the text of a page. Raises BenchError."""
@@ -121,47 +130,59 @@ class Client:
         wait = 0.5 * 2**attempt * random.uniform(0.75, 1.25)
         self.sleep(min(LONGEST_PAUSE, wait if after is None else after))
 
-    def _got(self, path: str) -> str:
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Turn every way in which an exchange can fail into a BenchError or a Retry."""
         try:
+            yield
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, UnicodeError) as error:
+            raise self._failure(error) from None
+
+    def _got(self, path: str) -> str:
+        with self._exchange():
             response = self._http.get(path)
             self._check_status(response, path)
             return response.text
-        except httpx2.TransportError as error:
-            raise self._failure(error) from error
 
     def _posted(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        try:
-            with self._http.sse(
-                path, method="POST", json=body, max_event_size=LARGEST_EVENT
-            ) as source:
-                self._check_status(source.response, path)
-                if "json" in source.response.headers.get("Content-Type", ""):
-                    source.response.read()
-                    yield self._event(source.response.text)
-                    return
-                for event in source:  # to its very end, or else the connection cannot be used again
-                    if event.data and event.data != "[DONE]":
-                        yield self._event(event.data)
-        except httpx2.TransportError as error:
-            raise self._failure(error) from error
+        content = _encoded(body)
+        headers = {"Content-Type": "application/json"}
+        with (
+            self._exchange(),
+            self._http.sse(
+                path,
+                method="POST",
+                content=content,
+                headers=headers,
+                max_event_size=LARGEST_EVENT,
+            ) as source,
+        ):
+            self._check_status(source.response, path)
+            if "json" in source.response.headers.get("Content-Type", ""):
+                source.response.read()
+                yield self._event(source.response.text)
+                return
+            for event in source:  # to its very end, or else the connection cannot be used again
+                if event.data and event.data != "[DONE]":
+                    yield self._event(event.data)
 
     def _event(self, text: str) -> dict[str, Any]:
         event = self._parsed(text)
         if not isinstance(event, dict):
             raise self._foreign(text)
         if event.get("error"):
-            raise BenchError(f"{self.shown} answered: {self._said(text)}", "see the server's log")
+            raise BenchError(f"{self.shown} answered: {self.said(text)}", "see the server's log")
         return event
 
     def _parsed(self, text: str) -> Any:
         try:
             return json.loads(text)
-        except ValueError as error:
-            raise self._foreign(text) from error
+        except (ValueError, RecursionError):
+            raise self._foreign(text) from None
 
     def _foreign(self, text: str) -> BenchError:
         return BenchError(
-            f"{self.shown} does not speak the OpenAI API: {self._said(text)!r}",
+            f"{self.shown} does not speak the OpenAI API: {self.said(text)!r}",
             "give the address of an engine's server, such as http://127.0.0.1:8000",
         )
 
@@ -170,11 +191,11 @@ class Client:
         if status < 300:
             return
         response.read()
-        said = self._said(response.text)
+        said = self.said(response.text)
         if status in (401, 403):
             raise BenchError(
                 f"{self.shown} refuses the bearer token ({status})",
-                f"set {TOKENS[0]} to the server's key",
+                f"set {NAMES[0]} to the server's key",
             )
         if status == 404:
             raise BenchError(f"{self.shown} has no {path}: {said}", "is it the right server?")
@@ -185,8 +206,17 @@ class Client:
             raise Retry(error, _seconds(response.headers.get("Retry-After")))
         raise error
 
-    def _failure(self, error: httpx2.TransportError) -> Exception:
+    def _failure(self, error: Exception) -> Exception:
         """Return the error that a failed exchange is."""
+        if isinstance(error, httpx2.LocalProtocolError):  # its text holds what was to be sent
+            return BenchError(f"a request to {self.shown} cannot be sent", "check the address")
+        if isinstance(error, UnicodeError | httpx2.InvalidURL):
+            return BenchError(f"'{self.url}' is not an address", "http://HOST:PORT")
+        if isinstance(error, httpx2.DecodingError):
+            return BenchError(
+                f"the answer of {self.shown} cannot be decompressed: {self.said(str(error))}",
+                "see the server, or what stands between",
+            )
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return BenchError(f"no server answers at {self.shown}", "is it running there?")
         if isinstance(error, httpx2.TimeoutException):
@@ -194,31 +224,57 @@ class Client:
                 f"{self.shown} was silent for {self.timeout:g} s", "allow it more time"
             )
         if isinstance(error, httpx2.NetworkError | httpx2.RemoteProtocolError):
-            broken = f"the answer of {self.shown} broke off: {self._said(str(error))}"
+            broken = f"the answer of {self.shown} broke off: {self.said(str(error))}"
             return Retry(BenchError(broken, "see the server's log"))
-        return BenchError(f"{self.shown}: {self._said(str(error))}", "check the address")
+        return BenchError(f"{self.shown}: {self.said(str(error))}", "check the address")
 
-    def _said(self, text: str) -> str:
+    def said(self, text: str) -> str:
         """Return the message in a server's answer, shortened, without the token."""
         try:
             value = json.loads(text)
             value = value.get("error", value.get("detail", value))
             text = str(value["message"] if isinstance(value, dict) else value)
-        except (ValueError, AttributeError, KeyError):
+        except (ValueError, AttributeError, KeyError, RecursionError):
             pass
-        text = text.strip()
-        return (text.replace(self._token, "***") if self._token else text)[:SHOWN]
+        return self.hidden(text.strip())[:SHOWN]
+
+    def hidden(self, text: str) -> str:
+        """Return a server's text without the token."""
+        return self._bearer.hide(text)
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    """Return a body as JSON. Raises BenchError for what JSON cannot say."""
+    try:
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode()
+    except (ValueError, TypeError, RecursionError):
+        raise BenchError(
+            "a request holds what JSON cannot say, such as NaN or half of a character",
+            "check the prompt, the sampling settings and the extra fields",
+        ) from None
 
 
 def _checked(url: str) -> str:
     """Return a server's address without the path of its API. Raises BenchError for no address."""
+    check_no_secret(url)
     try:
         parsed = httpx2.URL(url)
-    except httpx2.InvalidURL as error:
-        raise BenchError(f"'{url}' is not an address: {error}", "http://HOST:PORT") from error
+        parsed.host.encode("idna")  # as the connection does
+    except (httpx2.InvalidURL, UnicodeError) as error:
+        raise BenchError(f"'{url}' is not an address: {error}", "http://HOST:PORT") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise BenchError(f"'{url}' is not the address of a server", "http://HOST:PORT")
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _is_here(host: str) -> bool:
+    """Return whether a host is this machine by its name."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def _seconds(text: str | None) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite, nan
 from typing import NamedTuple
 
 
@@ -19,13 +20,25 @@ VLLM = (
 
 
 def total(page: str, name: str) -> int | None:
-    """Return the sum of a counter over its labels, None where the page does not have it."""
+    """Return the sum of a counter over its labels.
+
+    None where the page does not have it, or where a value of it is not a number.
+    """
     values = []
     for line in page.splitlines():
         metric, _, rest = line.partition("{") if "{" in line else line.partition(" ")
         if metric == name:
-            values.append(float(rest.rpartition("}")[2].split()[0]))
-    return int(sum(values)) if values else None
+            values.append(_value(rest.rpartition("}")[2]))
+    whole = sum(values)
+    return int(whole) if values and isfinite(whole) else None
+
+
+def _value(text: str) -> float:
+    """Return the number before an optional time stamp, NaN without one."""
+    try:
+        return float(text.split()[0])
+    except (ValueError, IndexError):
+        return nan
 
 
 def drafts(page: str, names: tuple[str, str]) -> Drafts | None:

@@ -16,10 +16,11 @@ from time import perf_counter
 from typing import Any
 
 from fspad_bench.errors import BenchError, near
+from fspad_bench.serving.bearer import token_from_env
 from fspad_bench.serving.dialect import Answer, Completions, Dialect, TextOf, merged
 from fspad_bench.serving.dialects import DIALECTS, Transformers, finished
 from fspad_bench.serving.engine import Ask, Reply
-from fspad_bench.serving.http import Client, token_from_env
+from fspad_bench.serving.http import Client
 from fspad_bench.serving.metrics import Drafts, drafts
 
 
@@ -83,11 +84,12 @@ class OpenAIEngine:
 
     def facts(self) -> dict[str, Any]:
         """Return what is known of the server."""
+        version = self._version()
         return {
             "url": self.name,
-            "model": self.dialect.model,
-            "engine": self.owner or self.dialect.name,
-            "version": self._version(),
+            "model": self.client.hidden(self.dialect.model),
+            "engine": self.client.hidden(self.owner) or self.dialect.name,
+            "version": version and self.client.hidden(version),
             "dialect": self.dialect.name,
             "token_ids": self.dialect.token_ids,
             "logprobs": self.dialect.logprobs,
@@ -106,12 +108,8 @@ class OpenAIEngine:
         for event in self.client.events(self.dialect.path, body, clock.start):
             try:
                 self.dialect.read(event, answer)
-            except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-                raise BenchError(
-                    f"an answer of {self.name} is not of the dialect '{self.dialect.name}': "
-                    f"{json.dumps(event)[:200]}",
-                    f"name its dialect: {', '.join(sorted(DIALECTS))}",
-                ) from error
+            except (TypeError, ValueError, KeyError, IndexError, AttributeError):
+                raise self._foreign(_shown(event)) from None
             if answer.tokens or answer.text:
                 clock.first_token(answer.size)
         seconds = clock.elapsed()
@@ -121,7 +119,38 @@ class OpenAIEngine:
                 "see the server's log",
             )
         at_once = clock.size == answer.size and len(answer.tokens) != 1
-        return _reply(answer, seconds if at_once else clock.first, seconds, ask)
+        return self._reply(answer, seconds if at_once else clock.first, seconds, ask)
+
+    def _foreign(self, what: str) -> BenchError:
+        return BenchError(
+            f"an answer of {self.name} is not of the dialect '{self.dialect.name}': "
+            f"{self.client.hidden(what)[:200]}",
+            f"name its dialect: {', '.join(sorted(DIALECTS))}",
+        )
+
+    def _reply(self, answer: Answer, first: float, seconds: float, ask: Ask) -> Reply:
+        """Return a whole answer; log-probabilities that are not one a token are left out.
+
+        Raises BenchError for what is not of its type.
+        """
+        fault = answer.fault()
+        if fault:
+            raise self._foreign(fault)
+        count = len(answer.tokens)
+        whole = bool(ask.logprobs and count) and len(answer.chosen) == count
+        top = whole and len(answer.top) == count and all(answer.top)
+        return Reply(
+            tokens=tuple(answer.tokens),
+            text=self.client.hidden(answer.text),
+            finish=self.client.hidden(answer.finish),
+            chosen=tuple(answer.chosen) if whole else None,
+            top=tuple(answer.top) if top else None,
+            first_token_s=first,
+            seconds=seconds,
+            drafted=answer.drafted,
+            accepted=answer.accepted,
+            tokens_known=bool(answer.tokens) or not answer.text,
+        )
 
     def _models(self) -> list[dict[str, Any]]:
         listing = self.client.get_json("/v1/models")
@@ -136,10 +165,11 @@ class OpenAIEngine:
         if model is None and cards:
             return cards[0]
         known = [str(card["id"]) for card in cards]
+        names = [self.client.hidden(name) for name in known]
         if model is None:
             raise BenchError(f"{self.name} serves no model", "name one that it can load")
         if known and model not in known:
-            raise BenchError(f"{self.name} does not serve '{model}'", near(model, known))
+            raise BenchError(f"{self.name} does not serve '{model}'", near(model, names))
         return next((card for card in cards if card["id"] == model), {"id": model})
 
     def _kind(self, dialect: str | None) -> type[Dialect]:
@@ -162,7 +192,7 @@ class OpenAIEngine:
         try:
             about = json.loads(self.client.optional(self.dialect.version_path) or "{}")
             version = about.get(self.dialect.version_field)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             return None
         return None if version is None else str(version)
 
@@ -188,21 +218,8 @@ class _Clock:
             self.size = size
 
 
-def _reply(answer: Answer, first: float, seconds: float, ask: Ask) -> Reply:
-    """Return a whole answer; log-probabilities that are not one a token are left out."""
-    known = bool(answer.tokens) or not answer.text
-    count = len(answer.tokens)
-    whole = bool(ask.logprobs and count) and len(answer.chosen) == count
-    top = whole and len(answer.top) == count and all(answer.top)
-    return Reply(
-        tokens=tuple(answer.tokens),
-        text=answer.text,
-        finish=answer.finish,
-        chosen=tuple(answer.chosen) if whole else None,
-        top=tuple(answer.top) if top else None,
-        first_token_s=first,
-        seconds=seconds,
-        drafted=answer.drafted,
-        accepted=answer.accepted,
-        tokens_known=known,
-    )
+def _shown(event: object) -> str:
+    try:
+        return json.dumps(event)
+    except RecursionError:
+        return "nested too deep to be shown"

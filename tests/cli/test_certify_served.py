@@ -80,6 +80,19 @@ def test_bad_input_is_one_clear_error(certify, capsys, words, message):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("side", ["--served", "--plain"])
+@pytest.mark.parametrize("url", ["http://me:hidden@h", "http://me:hidden@h:abc", "http://h?hidden"])
+def test_an_address_with_a_secret_is_refused_and_not_shown(certify, capsys, tmp_path, side, url):
+    with serving(Double()) as good:
+        words = {"--served": good, "--plain": good} | {side: url}
+        flags = [word for pair in words.items() for word in pair]
+        assert certify(*flags, "--prompts", "p.jsonl") == 2
+    printed = capsys.readouterr()
+    assert "records hold addresses" in printed.err
+    assert "hidden" not in printed.out + printed.err
+    assert not list(tmp_path.glob("certify-served.jsonl"))
+
+
 def test_prompts_need_a_tokenizer_or_token_ids(certify, capsys):
     with serving(Double()) as url:
         assert certify("--served", url, *OFF) == 2

@@ -111,13 +111,18 @@ class TestLabel:
         with pytest.raises(BenchError, match="no option 'modle'"):
             check_options([f"served:{self.URL}"], {"served": {"modle": "m"}})
 
-    def test_holds_no_password(self):
-        with pytest.raises(BenchError, match="password") as caught:
-            Label.of("served:http://me:hidden@host:1")
+    def test_may_be_of_a_host_of_that_name(self):
+        assert Label.of("a=served:http://served:1").served == "http://served:1"
+
+    @pytest.mark.parametrize("own", ["", "mine="])
+    @pytest.mark.parametrize("end", ["me:hidden@host:1", "host?key=hidden", "host#hidden"])
+    def test_holds_no_secret(self, own, end):
+        with pytest.raises(BenchError, match="records hold addresses") as caught:
+            Label.of(f"{own}served:http://{end}")
         assert "hidden" not in str(caught.value)
 
 
-@pytest.mark.parametrize("extra", ["3", "{", "[]"])
+@pytest.mark.parametrize("extra", ["3", "{", "[]", "[" * 100_000])
 def test_extra_is_an_object(tiny, extra):
     with pytest.raises(BenchError, match="not a JSON object"):
         Served(tiny, url="http://127.0.0.1:1", extra=extra)

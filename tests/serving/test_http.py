@@ -1,6 +1,7 @@
 """A server's failures are one error each, some after more tries; the token is shown nowhere."""
 
 import json
+import traceback
 
 import pytest
 from serving.scripts import RESET, piece, scripted
@@ -9,10 +10,19 @@ from fspad_bench.errors import BenchError
 from fspad_bench.serving.double.server import serving
 from fspad_bench.serving.double.service import Double, Settings
 from fspad_bench.serving.engine import Ask
-from fspad_bench.serving.http import Client, token_from_env
+from fspad_bench.serving.http import Client
 from fspad_bench.serving.openai import OpenAIEngine
 
-SECRET = "sk-very-secret"
+SECRET = "sk/very'secret"
+ECHOES = [
+    (400, f"bad key {SECRET}"),
+    (400, json.dumps({"error": {"message": SECRET}})),
+    (404, SECRET),
+    (503, SECRET),
+    [f"<html>{SECRET}"],
+    [{"error": {"message": SECRET}}],
+    [{"choices": 3, "headers": {"Authorization": f"Bearer {SECRET}"}}],
+]
 ASK = Ask((3, 4), 4)
 GOOD = [piece([7, 8]), piece([9], "length")]
 
@@ -113,15 +123,6 @@ def test_a_server_of_something_else(page):
 class TestTheToken:
     """It is sent, and stands nowhere else."""
 
-    def test_comes_from_the_environment(self, monkeypatch):
-        monkeypatch.delenv("FSPAD_BENCH_API_KEY", raising=False)
-        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-        assert token_from_env() is None
-        monkeypatch.setenv("OPENAI_API_KEY", "second")
-        assert token_from_env() == "second"
-        monkeypatch.setenv("FSPAD_BENCH_API_KEY", "first")
-        assert token_from_env() == "first"
-
     def test_is_sent_with_every_request(self):
         with scripted(GOOD) as server:
             engine(server).ask(ASK)
@@ -147,6 +148,139 @@ class TestTheToken:
         assert "bad key ***" in shown[0]
         assert not [text for text in shown if SECRET in text]
 
-    def test_nor_is_a_password_in_the_address(self):
-        client = Client("http://me:hidden@host:1/v1")
-        assert client.shown == "http://host:1"
+    def test_may_stand_on_a_line_of_its_own(self):
+        with scripted(GOOD) as server:
+            OpenAIEngine(server.url, lambda: f" {SECRET}\n").ask(ASK)
+        assert set(server.tokens) == {f"Bearer {SECRET}"}
+
+    @pytest.mark.parametrize("answer", ECHOES)
+    def test_echoed_in_an_answer_is_in_no_message(self, answer):
+        with scripted(answer) as server, pytest.raises(BenchError) as caught:
+            engine(server, retries=0).ask(ASK)
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+        assert "***" in caught.value.message
+
+    def test_echoed_in_what_is_recorded_is_hidden(self):
+        pages = {
+            "/v1/models": json.dumps({"data": [{"id": "m", "owned_by": SECRET}]}),
+            "/version": json.dumps({"version": f"1 {SECRET}"}),
+        }
+        with scripted([piece([7], f"stop {SECRET}", text=SECRET)], pages=pages) as server:
+            asked = engine(server)
+            recorded = [str(asked.facts()), str(asked.ask(ASK))]
+        assert not [text for text in recorded if SECRET in text]
+
+
+class TestTheAddress:
+    """It is kept and shown, and so it may hold no secret."""
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://me:hidden@host:1/v1",
+            "http://hidden@host",
+            "http://me:hidden@h:abc",
+            "me:hidden@",
+            "http://host?key=hidden",
+            "http://host#hidden",
+            "ftp://host?hidden",
+        ],
+    )
+    def test_with_a_user_or_a_query_is_refused_and_not_shown(self, url):
+        with pytest.raises(BenchError, match="address of a served engine holds a") as caught:
+            Client(url)
+        assert "FSPAD_BENCH_API_KEY" in caught.value.hint
+        assert "hidden" not in "".join(traceback.format_exception(caught.value))
+
+    @pytest.mark.parametrize("host", ["a..b", "a" * 70, ".", "[::"])
+    def test_that_no_connection_can_use(self, host):
+        with pytest.raises(BenchError, match=r"is not (an|the) address"):
+            Client(f"http://{host}:1")
+
+
+class TestTheProxy:
+    @pytest.mark.parametrize("name", ["ALL_PROXY", "HTTP_PROXY"])
+    @pytest.mark.parametrize(
+        "proxy", ["socks5://me:hidden@h:1", "ftp://me:hidden@h", "http://me:hidden@h:abc"]
+    )
+    def test_that_cannot_be_used_is_named(self, name, proxy, monkeypatch):
+        monkeypatch.setenv(name, proxy)
+        with pytest.raises(BenchError, match="proxy that the environment names") as caught:
+            Client("http://host:1", token=SECRET)
+        assert "NO_PROXY" in caught.value.hint
+        assert "hidden" not in "".join(traceback.format_exception(caught.value))
+
+    @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://h:1", "ftp://h"])
+    def test_is_not_asked_for_this_machine(self, proxy, monkeypatch):
+        for name in ("ALL_PROXY", "HTTP_PROXY", "http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        with scripted(GOOD) as server:
+            port = server.server_address[1]
+            for host in ("127.0.0.1", "localhost", "0.0.0.0"):
+                assert OpenAIEngine(f"http://{host}:{port}").ask(ASK).tokens == (7, 8, 9)
+
+
+DEEP = "[" * 100_000
+
+
+class TestWhatNoServerShouldSay:
+    @pytest.mark.parametrize(
+        ("answer", "said"),
+        [
+            (
+                (200, "not gzip", {"Content-Encoding": "gzip", "Content-Type": "application/json"}),
+                "cannot be decompressed",
+            ),
+            ((400, "not gzip", {"Content-Encoding": "gzip"}), "cannot be decompressed"),
+            ([DEEP], "does not speak the OpenAI API"),
+            ((400, DEEP), "answered 400"),
+            ([piece([7], 3)], "finish reason"),
+            ([piece([7], {"type": "stop"})], "finish reason"),
+            ([piece("ab", "stop")], "token ids"),
+            ([piece([7.5], "stop")], "token ids"),
+            ([piece([True], "stop")], "token ids"),
+            ([piece([-1], "stop")], "token ids"),
+            ([piece([7], "stop", logprobs={"token_logprobs": [None]})], "log-probabilities"),
+            ([piece([7], "stop", logprobs={"token_logprobs": "x"})], "log-probabilities"),
+            (
+                ['{"choices": [{"logprobs": {"token_logprobs": [NaN]}, "finish_reason": "stop"}]}'],
+                "log-probabilities",
+            ),
+            (
+                [piece([7], "stop", logprobs={"top_logprobs": [{"token_id:7": None}]})],
+                "alternatives",
+            ),
+            (
+                [
+                    piece([7], "stop")
+                    | {"metrics": {"speculative_decoding": {"num_draft_tokens": "3"}}}
+                ],
+                "draft counts",
+            ),
+        ],
+    )
+    def test_is_one_error(self, answer, said):
+        with scripted(answer) as server, pytest.raises(BenchError, match=said) as caught:
+            engine(server).ask(ASK)
+        assert caught.value.exit_code == 2
+        assert caught.value.hint
+
+    @pytest.mark.parametrize("page", ["/v1/models", "/version", "/metrics", "/openapi.json"])
+    def test_is_one_error_or_nothing_on_a_page(self, page):
+        with scripted(GOOD, pages={page: DEEP}) as server:
+            if page == "/v1/models":
+                with pytest.raises(BenchError, match="does not speak"):
+                    engine(server)
+            else:
+                assert engine(server).facts()["version"] is None
+
+    @pytest.mark.parametrize(
+        "extra", [{"x": float("nan")}, {"x": float("inf")}, {"x": "\ud800"}, {"x": {1, 2}}]
+    )
+    def test_nor_a_request(self, extra):
+        with scripted(GOOD) as server:
+            with pytest.raises(BenchError, match="what JSON cannot say"):
+                engine(server).ask(Ask((3, 4), 4, extra=extra))
+            assert not server.bodies

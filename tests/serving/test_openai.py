@@ -159,6 +159,13 @@ class TestCounters:
         assert total(page, "q") is None
         assert drafts(page, ("x", "q")) is None
 
+    @pytest.mark.parametrize("value", ["NaN", "+Inf", "", "many", "{"])
+    def test_what_is_no_number_is_not_told(self, value):
+        page = self.page(5, 2) + f'{VLLM[0]}{{engine="1"}} {value}\n'
+        assert total(page, VLLM[0]) is None
+        with scripted(GOOD, pages={"/metrics": page}) as server:
+            assert OpenAIEngine(server.url).ask(Ask(PROMPT, 4)).drafted is None
+
 
 def test_an_answer_that_comes_at_once_has_no_first_token_of_its_own():
     with scripted([piece([7, 8], "length")]) as server:
