@@ -10,7 +10,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from math import inf, isfinite
+from typing import Any, NamedTuple, Protocol
+
+from fspad_bench.errors import BenchError
+
+
+class Range(NamedTuple):
+    """The values of a setting: `low` to `high`, without `low` itself where it `is_open`."""
+
+    low: float
+    high: float = inf
+    is_whole: bool = False
+    is_open: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        kinds = int if self.is_whole else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not isfinite(value):
+            return False
+        return self.low <= value <= self.high and not (self.is_open and value == self.low)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.is_whole else "a finite number"
+        low = "" if self.low == -inf else f" {'above' if self.is_open else 'from'} {self.low:g}"
+        return f"{kind}{low}" + ("" if self.high == inf else f" to {self.high:g}")
+
+
+RANGES = {
+    "max_tokens": Range(1, is_whole=True),
+    "temperature": Range(0),
+    "top_p": Range(0, 1, is_open=True),
+    "top_k": Range(0, is_whole=True),
+    "min_p": Range(0, 1),
+    "presence": Range(-inf),
+    "frequency": Range(-inf),
+    "repetition": Range(0, is_open=True),
+    "logprobs": Range(0, is_whole=True),
+}
+
+
+def check_settings(settings: Mapping[str, object]) -> None:
+    """Raise BenchError for a setting, by the name of `Ask`'s field, that no request can have."""
+    for name, allowed in RANGES.items():
+        if name in settings and settings[name] not in allowed:
+            raise BenchError(f"{name}={settings[name]} is out of range", f"give {allowed}")
 
 
 @dataclass(frozen=True)
@@ -20,6 +63,7 @@ class Ask:
     `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing; `presence` 0, `frequency` 0 and `repetition` 1
     penalise nothing. `logprobs` alternatives are asked for per position. `extra` is merged into the
     body of the request as it is: it switches speculation, its depth, and whatever a server knows.
+    Raises BenchError for a setting outside of `RANGES`.
     """
 
     prompt: tuple[int, ...]
@@ -34,6 +78,9 @@ class Ask:
     seed: int | None = None
     logprobs: int = 0
     extra: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_settings(vars(self))
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,13 @@ def test_bad_input_is_one_clear_error(certify, capsys, words, message):
     assert "Traceback" not in err
 
 
+def test_sampling_out_of_range_is_refused_before_anything_is_asked(certify, capsys):
+    with serving(Double()) as url:
+        words = ("--served", url, *OFF, "--prompts", "p.jsonl", "--sampling", "temperature=nan")
+        assert certify(*words) == 2
+    assert "temperature=nan is out of range" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("side", ["--served", "--plain"])
 @pytest.mark.parametrize("url", ["http://me:hidden@h", "http://me:hidden@h:abc", "http://h?hidden"])
 def test_an_address_with_a_secret_is_refused_and_not_shown(certify, capsys, tmp_path, side, url):

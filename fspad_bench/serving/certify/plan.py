@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fspad_bench.errors import BenchError, near
-from fspad_bench.serving.engine import Ask
+from fspad_bench.serving.engine import Ask, check_settings
 
 SERVED = "served"
 PLAIN = "plain"
@@ -49,6 +49,9 @@ class Sampling:
     presence: float = 0.0
     frequency: float = 0.0
     repetition: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_settings(vars(self))
 
     @classmethod
     def parse(cls, text: str) -> Sampling:

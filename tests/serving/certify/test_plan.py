@@ -22,6 +22,11 @@ def test_sampling_is_read_and_named():
         ("topp=1", "unknown sampling parameter 'topp'"),
         ("top_k=many", "'many' is not a value of top_k"),
         ("", "unknown sampling parameter ''"),
+        ("temperature=nan", "temperature=nan is out of range"),
+        ("temperature=-1", "temperature=-1.0 is out of range"),
+        ("top_p=0", "top_p=0.0 is out of range"),
+        ("min_p=inf", "min_p=inf is out of range"),
+        ("top_k=-3", "top_k=-3 is out of range"),
     ],
 )
 def test_sampling_that_is_none(text, message):
