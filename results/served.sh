@@ -6,27 +6,43 @@
 # - OUTPUT (fspad-results/served) gets a report a part. PYTHON: the interpreter.
 # - MODEL: a folder of a transformers model (transformers), GGUF: its weights for llama.cpp, whose
 #   LLAMA_SERVER (llama-server) must be on the path. A part whose engine is not there is skipped.
+# - DRAFT: a smaller model's weights, with which llama.cpp drafts (GGUF).
 # - CERTIFY: more flags of `fspad-bench certify --served`, such as "--quick --concurrency 1,8".
+# - FAULTS: those of part faults (all). PORT: the first of five ports (8461).
+# - Exit code 1: the double has a finding, a fault of it passes, or a part comes to no verdict. A
+#   finding in an engine that others wrote is a result: its report and the summary tell it.
 set -euo pipefail
 output=${OUTPUT:-fspad-results/served}
 python=${PYTHON:-python}
+first=${PORT:-8461}
 read -r -a more <<< "${CERTIFY:-}"
+read -r -a every_fault <<< "${FAULTS:-bonus-without-temperature recovery-noise-reused \
+one-hot-residual filter-order short-rollback ignored-sampling shorter-outputs cached-answers}"
 mkdir -p "$output"
 servers=()
+wrong=0
 trap 'for server in "${servers[@]}"; do kill "$server" 2> /dev/null || true; done' EXIT
+
+answers() {  # answers PORT: whether a server there lists its models
+    "$python" -c "import urllib.request as u
+u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:$1/v1/models', timeout=10)" 2> /dev/null
+}
 
 serve() {  # serve PORT COMMAND...: starts a server and waits until it lists its models
     local port=$1
     shift
+    if (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then
+        echo "port $port is another process's: give PORT, the first of five free ones" >&2
+        return 1
+    fi
     "$@" > "$output/server-$port.log" 2>&1 &
     servers+=($!)
     for _ in $(seq 600); do
-        if "$python" -c "import httpx2; httpx2.get('http://127.0.0.1:$port/v1/models').raise_for_status()" \
-            2> /dev/null; then
-            return
-        fi
         if ! kill -0 $! 2> /dev/null; then
             break
+        fi
+        if answers "$port" && kill -0 $! 2> /dev/null; then
+            return
         fi
         sleep 0.2
     done
@@ -40,13 +56,17 @@ stop() {
     servers=()
 }
 
-certify() {  # certify NAME FLAGS...: keeps the report, prints its exit code
-    local name=$1 code=0
-    shift
+certify() {  # certify NAME CODES FLAGS...: keeps the report, prints its exit code, counts others
+    local name=$1 codes=$2 code=0 note=""
+    shift 2
     rm -f "$output/$name.jsonl"
     "$python" -m fspad_bench certify --output "$output/$name.jsonl" "${more[@]}" "$@" \
         > "$output/$name.txt" 2> "$output/$name.err" || code=$?
-    printf '%s: exit code %d\n' "$name" "$code" | tee -a "$output/summary.txt"
+    if [[ $code != [$codes] ]]; then
+        note=", which is wrong: see $output/$name.txt and $output/$name.err"
+        wrong=$((wrong + 1))
+    fi
+    printf '%s: exit code %d%s\n' "$name" "$code" "$note" | tee -a "$output/summary.txt"
 }
 
 numbers() {  # prompts of the double's model
@@ -55,20 +75,19 @@ numbers() {  # prompts of the double's model
 
 double() {
     numbers
-    serve 8461 "$python" -m fspad_bench.serving.double --port 8461
-    certify double --served http://127.0.0.1:8461 --plain-extra '{"speculative": false}' \
+    serve "$first" "$python" -m fspad_bench.serving.double --port "$first"
+    certify double 0 --served "http://127.0.0.1:$first" --plain-extra '{"speculative": false}' \
         --prompts "$output/numbers.jsonl"
     stop
 }
 
 faults() {
-    local fault
+    local fault port=$((first + 1))
     numbers
-    for fault in bonus-without-temperature recovery-noise-reused one-hot-residual filter-order \
-        short-rollback ignored-sampling shorter-outputs cached-answers; do
-        serve 8462 "$python" -m fspad_bench.serving.double --port 8462 --fault "$fault"
-        certify "fault-$fault" --served http://127.0.0.1:8462 --prompts "$output/numbers.jsonl" \
-            --plain-extra '{"speculative": false}' \
+    for fault in "${every_fault[@]}"; do
+        serve "$port" "$python" -m fspad_bench.serving.double --port "$port" --fault "$fault"
+        certify "fault-$fault" 1 --served "http://127.0.0.1:$port" \
+            --prompts "$output/numbers.jsonl" --plain-extra '{"speculative": false}' \
             --depths 3,5 --depth-extra '{"num_speculative_tokens": N}'
         stop
     done
@@ -79,30 +98,37 @@ transformers() {
         echo "transformers: skipped, it needs MODEL and transformers[serving]"
         return
     fi
-    serve 8463 "$python" -c "from transformers.cli.transformers import main; main()" \
-        serve "$MODEL" --host 127.0.0.1 --port 8463 --device cpu --dtype float32
-    certify transformers --served http://127.0.0.1:8463 --tokenizer "$MODEL" --concurrency 1 \
-        --served-extra '{"generation_config": {"prompt_lookup_num_tokens": 4}}'
+    local port=$((first + 2))
+    serve "$port" "$python" -c "from transformers.cli.transformers import main; main()" \
+        serve "$MODEL" --host 127.0.0.1 --port "$port" --device cpu --dtype float32
+    certify transformers 01 --served "http://127.0.0.1:$port" --tokenizer "$MODEL" \
+        --concurrency 1 --served-extra '{"generation_config": {"prompt_lookup_num_tokens": 4}}'
     stop
 }
 
 llama() {
-    local engine=${LLAMA_SERVER:-llama-server} kind flags
+    local engine=${LLAMA_SERVER:-llama-server} plain=$((first + 3)) served=$((first + 4)) kind flags
     if [ -z "${GGUF:-}" ] || [ -z "${MODEL:-}" ] || ! command -v "$engine" > /dev/null; then
         echo "llama: skipped, it needs GGUF, MODEL (for its tokenizer) and llama-server"
         return
     fi
+    if [ -z "${DRAFT:-}" ]; then
+        echo "llama-draft-simple: the target drafts for itself, so almost no draft is refused and" \
+            "little of the refusals is tested; give DRAFT, a smaller model's weights" \
+            | tee -a "$output/summary.txt"
+    fi
     for kind in draft-simple ngram-simple; do
         flags=(--spec-type "$kind")
         case $kind in
-            draft-simple) flags+=(--spec-draft-model "$GGUF" --spec-draft-n-max 4) ;;
+            draft-simple) flags+=(--spec-draft-model "${DRAFT:-$GGUF}" --spec-draft-n-max 4) ;;
             ngram-simple) flags+=(--spec-ngram-simple-size-n 2 --spec-ngram-simple-size-m 4) ;;
         esac
-        serve 8464 "$engine" -m "$GGUF" --host 127.0.0.1 --port 8464 --parallel 4 --no-webui
-        serve 8465 "$engine" -m "$GGUF" --host 127.0.0.1 --port 8465 --parallel 4 --no-webui \
-            "${flags[@]}"
-        certify "llama-$kind" --served http://127.0.0.1:8465 --plain http://127.0.0.1:8464 \
-            --tokenizer "$MODEL"
+        serve "$plain" "$engine" -m "$GGUF" --host 127.0.0.1 --port "$plain" --parallel 4 \
+            --no-webui
+        serve "$served" "$engine" -m "$GGUF" --host 127.0.0.1 --port "$served" --parallel 4 \
+            --no-webui "${flags[@]}"
+        certify "llama-$kind" 01 --served "http://127.0.0.1:$served" \
+            --plain "http://127.0.0.1:$plain" --tokenizer "$MODEL"
         stop
     done
 }
@@ -115,3 +141,7 @@ fi
 for part in "${parts[@]}"; do
     "$part"
 done
+if [ "$wrong" -gt 0 ]; then
+    echo "$wrong of the exit codes are wrong" >&2
+    exit 1
+fi

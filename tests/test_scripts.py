@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,25 @@ echo "$*" >> "$CALLS"
 echo "report of $name"
 action=STUB_$name
 eval "${{!action:-true}}"
+"""
+# Stands for the interpreter of served.sh: a double that lists models, a certification that exits
+# with the variable STUB_<its report's name>.
+ENGINE = f"""#!/usr/bin/env bash
+if [ "$1" = -m ] && [ "$2" = fspad_bench.serving.double ]; then
+    exec {sys.executable} -c "
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
+" "$4"
+elif [ "$1" = -m ]; then
+    name=$(basename "$5" .jsonl)
+    code=STUB_${{name//-/_}}
+    exit "${{!code}}"
+fi
+exec {sys.executable} "$@"
 """
 TRACEBACK = "printf 'Traceback (most recent call last):\\nValueError: kept\\n' >&2; exit 1"
 SMALL = {
@@ -85,6 +105,7 @@ def summary(folder):
         "results/gpu.sh",
         "results/variants.sh",
         "results/trees.sh",
+        "results/served.sh",
     ],
 )
 def test_scripts_parse(path):
@@ -234,3 +255,56 @@ def test_served_engines_that_are_not_there_are_skipped(script, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("skipped, it needs") == 2
     assert (tmp_path / "out" / "summary.txt").read_text() == ""
+
+
+@pytest.fixture
+def engine(tmp_path):
+    path = tmp_path / "engine-python"
+    path.write_text(ENGINE)
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("double", "fault", "code"), [(0, 1, 0), (1, 1, 1), (2, 1, 1), (0, 0, 1), (0, 2, 1)]
+)
+def test_a_fault_that_passes_and_a_double_that_does_not_fail(
+    script, engine, port, tmp_path, double, fault, code
+):
+    settings = {"STUB_double": str(double), "STUB_fault_filter_order": str(fault)}
+    settings |= {"PYTHON": engine, "PORT": port, "FAULTS": "filter-order", "OUTPUT": "out"}
+    done = script("results/served.sh", "double", "faults", **settings)
+    assert done.returncode == code, done.stderr
+    lines = (tmp_path / "out" / "summary.txt").read_text().splitlines()
+    assert lines[0].startswith(f"double: exit code {double}")
+    assert lines[1].startswith(f"fault-filter-order: exit code {fault}")
+    assert sum("which is wrong" in line for line in lines) == code
+
+
+def test_another_process_on_the_port_is_not_taken_for_the_server(script, engine, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        settings = {"PYTHON": engine, "PORT": taken, "OUTPUT": "out", "STUB_double": "0"}
+        done = script("results/served.sh", "double", **settings)
+    assert done.returncode == 1
+    assert f"port {taken} is another process's" in done.stderr
+    assert (tmp_path / "out" / "summary.txt").read_text() == ""
+
+
+def test_llama_that_drafts_with_its_target_says_so(script, engine, port, tmp_path):
+    settings = {"PYTHON": engine, "PORT": port, "OUTPUT": "out", "MODEL": "m", "GGUF": "g"}
+    settings |= {"LLAMA_SERVER": "false"}  # a server that ends at once
+    done = script("results/served.sh", "llama", **settings)
+    assert done.returncode == 1
+    assert "the target drafts for itself" in done.stdout
+    assert "no server on port" in done.stderr
+    assert (
+        "drafts for itself"
+        not in script("results/served.sh", "llama", **settings, DRAFT="d").stdout
+    )
