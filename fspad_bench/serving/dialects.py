@@ -107,7 +107,8 @@ class Transformers(Dialect):
     """`transformers serve`: text in, text out.
 
     All settings go through `generation_config`, a JSON text that may also hold
-    `prompt_lookup_num_tokens` and the like; `extra` may give it as a mapping.
+    `prompt_lookup_num_tokens` and the like; `extra` may give it as a mapping. Cuts are left out at
+    temperature 0, where they would change nothing.
     """
 
     name = "transformers"
@@ -127,7 +128,7 @@ class Transformers(Dialect):
         }
         if ask.temperature:
             settings |= {"temperature": ask.temperature, "top_p": ask.top_p, "top_k": ask.top_k}
-            settings |= {"min_p": ask.min_p} if ask.min_p else {}
+            settings |= {"min_p": ask.min_p}
         body = {
             "model": self.model,
             "prompt": text_of(self, ask),
@@ -143,7 +144,10 @@ class Transformers(Dialect):
 
 
 class Chat(Dialect):
-    """A server that has the chat API alone: the prompt's text is one message of a user."""
+    """A server that has the chat API alone: the prompt's text is one message of a user.
+
+    The API has no top-k, no min-p and no repetition penalty: the server's own defaults count.
+    """
 
     name = "chat"
     path = "/v1/chat/completions"

@@ -45,6 +45,11 @@ class Client:
         self, url: str, *, token: str | None = None, timeout: float = 120.0, retries: int = 3
     ) -> None:
         self.url = _checked(url)
+        if not timeout > 0 or retries < 0:
+            raise BenchError(
+                f"a timeout of {timeout:g} s and {retries} retries",
+                "give a timeout above 0 and 0 retries or more",
+            )
         self.timeout = timeout
         self.retries = retries
         self.sleep: Callable[[float], None] = time.sleep

@@ -191,6 +191,17 @@ class TestText:
         assert body.keys() == allowed
         assert body["prompt"] == "3 4 5"
 
+    @pytest.mark.parametrize(
+        ("temperature", "cuts"),
+        [(1.0, {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}), (0.0, {})],
+    )
+    def test_transformers_is_told_neutral_cuts_where_they_count(self, temperature, cuts):
+        events = [{"choices": [{"text": "a", "finish_reason": "stop"}]}]
+        ask = Ask(PROMPT, 8, temperature=temperature)
+        _, body = asked(events, ask, "transformers", text_of=self.text_of)
+        other = {"max_new_tokens": 8, "do_sample": temperature > 0, "repetition_penalty": 1.0}
+        assert json.loads(body["generation_config"]) == other | cuts
+
     def test_chat(self):
         events = [
             {"choices": [{"delta": {"role": "assistant"}}]},
@@ -200,6 +211,14 @@ class TestText:
         reply, body = asked(events, PLAIN, "chat", text_of=self.text_of)
         assert (reply.text, reply.finish) == ("ab", "length")
         assert body["messages"] == [{"role": "user", "content": "3 4 5"}]
+        settings = {name: body[name] for name in body.keys() - {"model", "messages", "stream"}}
+        assert settings == {
+            "max_tokens": 8,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+        }
 
     @pytest.mark.parametrize(
         ("dialect", "options", "said"),

@@ -1,6 +1,7 @@
 """A server's failures are one error each, some after more tries; the token is shown nowhere."""
 
 import json
+import math
 import traceback
 
 import pytest
@@ -107,6 +108,14 @@ def test_silence_is_a_timeout():
         asked = OpenAIEngine(url, timeout=0.2)
         with pytest.raises(BenchError, match=r"silent for 0\.2 s"):
             asked.ask(ASK)
+
+
+@pytest.mark.parametrize(
+    "options", [{"timeout": 0.0}, {"timeout": -1.0}, {"timeout": math.nan}, {"retries": -1}]
+)
+def test_no_timeout_and_no_tries(options):
+    with pytest.raises(BenchError, match="a timeout of"):
+        Client("http://host:1", **options)
 
 
 @pytest.mark.parametrize("tail", ["", "/", "/v1", "/v1/"])
