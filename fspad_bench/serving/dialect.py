@@ -6,6 +6,8 @@ compatible server", "Per-Request Acceptance Metrics"); other dialects differ in 
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,7 +163,10 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and value == value  # NaN is none
+    """Return whether a value is a number of 64 bits or -inf; NaN is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value == -math.inf or abs(value) <= sys.float_info.max
 
 
 def _ids(tokens: Sequence[str]) -> list[int]:

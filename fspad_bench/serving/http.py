@@ -26,6 +26,7 @@ from fspad_bench.util.address import check_no_secret
 CONNECT_SECONDS = 10.0
 LONGEST_PAUSE = 30.0
 SHOWN = 300  # characters of a server's own message
+ENCODING = "utf-8"  # of JSON and of events, whatever a header says
 LARGEST_EVENT = 1 << 26  # bytes; log-probabilities of a large vocabulary are long
 
 
@@ -146,6 +147,7 @@ class Client:
     def _got(self, path: str) -> str:
         with self._exchange():
             response = self._http.get(path)
+            response.encoding = ENCODING
             self._check_status(response, path)
             return response.text
 
@@ -162,6 +164,7 @@ class Client:
                 max_event_size=LARGEST_EVENT,
             ) as source,
         ):
+            source.response.encoding = ENCODING
             self._check_status(source.response, path)
             if "json" in source.response.headers.get("Content-Type", ""):
                 source.response.read()
@@ -244,8 +247,8 @@ class Client:
         return self.hidden(text.strip())[:SHOWN]
 
     def hidden(self, text: str) -> str:
-        """Return a server's text without the token."""
-        return self._bearer.hide(text)
+        """Return a server's text without the token, half characters (surrogates) as escapes."""
+        return self._bearer.hide(text.encode(ENCODING, "backslashreplace").decode(ENCODING))
 
 
 def _encoded(body: Mapping[str, Any]) -> bytes:

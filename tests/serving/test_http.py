@@ -253,6 +253,7 @@ class TestWhatNoServerShouldSay:
             ([piece([-1], "stop")], "token ids"),
             ([piece([7], "stop", logprobs={"token_logprobs": [None]})], "log-probabilities"),
             ([piece([7], "stop", logprobs={"token_logprobs": "x"})], "log-probabilities"),
+            ([piece([7], "stop", logprobs={"token_logprobs": [10**400]})], "log-probabilities"),
             (
                 ['{"choices": [{"logprobs": {"token_logprobs": [NaN]}, "finish_reason": "stop"}]}'],
                 "log-probabilities",
@@ -275,6 +276,16 @@ class TestWhatNoServerShouldSay:
             engine(server).ask(ASK)
         assert caught.value.exit_code == 2
         assert caught.value.hint
+
+    @pytest.mark.parametrize("charset", ["base64", "idna", "undefined", "none"])
+    def test_of_its_encoding_is_not_believed(self, charset):
+        kind = {"Content-Type": f"application/json; charset={charset}"}
+        with scripted((200, json.dumps(piece([7], "stop")), kind)) as server:
+            assert engine(server).ask(ASK).tokens == (7,)
+
+    def test_half_a_character_is_an_escape(self):
+        with scripted(['{"choices": [{"text": "\\ud800", "finish_reason": "stop"}]}']) as server:
+            assert engine(server).ask(ASK).text == r"\ud800"
 
     @pytest.mark.parametrize("page", ["/v1/models", "/version", "/metrics", "/openapi.json"])
     def test_is_one_error_or_nothing_on_a_page(self, page):
