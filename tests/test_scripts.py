@@ -42,6 +42,8 @@ http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
 elif [ "$1" = -m ]; then
     name=$(basename "$5" .jsonl)
     code=STUB_${{name//-/_}}
+    said=${{code}}_SAYS
+    echo "${{!said:-}}"
     exit "${{!code}}"
 fi
 exec {sys.executable} "$@"
@@ -272,19 +274,27 @@ def port():
 
 
 @pytest.mark.parametrize(
-    ("double", "fault", "code"), [(0, 1, 0), (1, 1, 1), (2, 1, 1), (0, 0, 1), (0, 2, 1)]
+    ("double", "fault", "says", "wrong"),
+    [
+        (0, 1, "FAIL", 0),
+        (1, 1, "FAIL", 1),
+        (2, 0, "PASS", 2),
+        (0, 1, "INCONCLUSIVE", 1),
+        (0, 2, "", 1),
+    ],
 )
 def test_a_fault_that_passes_and_a_double_that_does_not_fail(
-    script, engine, port, tmp_path, double, fault, code
+    script, engine, port, tmp_path, double, fault, says, wrong
 ):
     settings = {"STUB_double": str(double), "STUB_fault_filter_order": str(fault)}
-    settings |= {"PYTHON": engine, "PORT": port, "FAULTS": "filter-order", "OUTPUT": "out"}
+    settings |= {"STUB_fault_filter_order_SAYS": says, "PYTHON": engine, "PORT": port}
+    settings |= {"FAULTS": "filter-order", "OUTPUT": "out"}
     done = script("results/served.sh", "double", "faults", **settings)
-    assert done.returncode == code, done.stderr
+    assert done.returncode == min(1, wrong), done.stderr
     lines = (tmp_path / "out" / "summary.txt").read_text().splitlines()
     assert lines[0].startswith(f"double: exit code {double}")
     assert lines[1].startswith(f"fault-filter-order: exit code {fault}")
-    assert sum("which is wrong" in line for line in lines) == code
+    assert sum("and not: it" in line for line in lines) == wrong
 
 
 def test_another_process_on_the_port_is_not_taken_for_the_server(script, engine, tmp_path):
