@@ -95,13 +95,21 @@ double() {
 }
 
 faults() {
-    local fault port=$((first + 1))
+    local fault flags prompts noise port=$((first + 1))
     numbers
+    printf '{"tokens": [11, 5]}\n' > "$output/small.jsonl"
     for fault in "${every_fault[@]}"; do
-        serve "$port" "$python" -m fspad_bench.serving.double --port "$port" --fault "$fault"
-        certify "fault-$fault" fails --served "http://127.0.0.1:$port" \
-            --prompts "$output/numbers.jsonl" --plain-extra '{"speculative": false}' \
-            --depths 3,5 --depth-extra '{"num_speculative_tokens": N}'
+        noise=1 prompts=$output/numbers.jsonl flags=(--depths 3,5)
+        if [ "$fault" = recovery-noise-reused ]; then  # so small that it takes thousands of answers
+            noise=2 prompts=$output/small.jsonl
+            flags=(--depths 1 --sampling temperature=0.7 --max-new-tokens 2 --rounds 1024)
+            flags+=(--stop-at-finding)
+        fi
+        serve "$port" "$python" -m fspad_bench.serving.double --port "$port" --fault "$fault" \
+            --noise "$noise"
+        certify "fault-$fault" fails --served "http://127.0.0.1:$port" --prompts "$prompts" \
+            --plain-extra '{"speculative": false}' "${flags[@]}" \
+            --depth-extra '{"num_speculative_tokens": N}'
         stop
     done
 }
