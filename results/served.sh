@@ -104,6 +104,9 @@ faults() {
             noise=2 prompts=$output/small.jsonl
             flags=(--depths 1 --sampling temperature=0.7 --max-new-tokens 2 --rounds 1024)
             flags+=(--stop-at-finding)
+        elif [ "$fault" = filter-order ]; then  # shows where both cuts remove much
+            noise=2 flags=(--depths 1 --sampling top_k=6,top_p=0.9 --max-new-tokens 2 --rounds 256)
+            flags+=(--stop-at-finding)
         fi
         serve "$port" "$python" -m fspad_bench.serving.double --port "$port" --fault "$fault" \
             --noise "$noise"
