@@ -21,7 +21,7 @@ TOKEN = "token_id:"
 
 @dataclass
 class Answer:
-    """What has come of a reply so far."""
+    """A reply as far as it has come."""
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""

@@ -24,7 +24,7 @@ HEAD = ("asked", "prompts", "other answers", "first at token", "log-probability 
 
 @dataclass(frozen=True)
 class Served:
-    """What one way of asking changed.
+    """A way of asking, and what it changed.
 
     `different`: prompts with another answer. `first`: the earliest token at which one differs, None
     where the server tells no tokens or none differs. `gap`: the largest difference of a

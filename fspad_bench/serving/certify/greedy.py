@@ -36,7 +36,7 @@ Either token may be `observation.END`.
 
 
 class Judge(NamedTuple):
-    """What judges a difference: log-probabilities as the server has them, or a target of ours.
+    """A judge of differences: log-probabilities as the server has them, or a target of ours.
 
     `raw`: the server's log-probabilities are those before penalties. `tie` is `Plan.tie`.
     """
@@ -48,7 +48,7 @@ class Judge(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Where two answers part, and by how much the plain server preferred its own token.
+    """The place where two answers part, and by how much the plain server preferred its own token.
 
     `lead` is nan where nothing can tell; where it is a lower bound, it exceeds a tie.
     """

@@ -40,7 +40,7 @@ HINT = "give greedy, or such as temperature=0.7,top_p=0.95"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: what a request says, by the names of `Ask`'s fields."""
+    """The settings of sampling: what a request says, by the names of `Ask`'s fields."""
 
     temperature: float = 0.0
     top_p: float = 1.0

@@ -25,7 +25,7 @@ HINT = 'one object a line: {"tokens": [1, 2, 3]}, or {"text": "..."} with --toke
 
 
 class Tokenizer(Protocol):
-    """What turns a text into token ids."""
+    """A tokenizer: it turns a text into token ids."""
 
     def encode(self, text: str) -> list[int]: ...
 

@@ -21,7 +21,7 @@ COLD = Sampling(temperature=0.5)
 
 
 class Scores(NamedTuple):
-    """Of which distribution the log-probabilities are.
+    """The distribution that log-probabilities are of.
 
     `raw`: the plain server's are those before the temperature. `apart`: why the two servers' are
     not compared, nothing where they are of one kind.

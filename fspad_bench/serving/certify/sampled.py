@@ -141,7 +141,7 @@ class WholeTexts(Comparison):
 
 
 class Lengths(Comparison):
-    """How long answers are, by quarters of what the prompt's answers have been."""
+    """The lengths of answers, by quarters of what the prompt's answers have been."""
 
     name = "lengths"
     unit = "lengths"
@@ -173,7 +173,7 @@ class Lengths(Comparison):
 
 
 class Stops(Comparison):
-    """Where answers stop, in eighths of the limit, and with which word."""
+    """The places where answers stop, in eighths of the limit, and with which word."""
 
     name = "stops"
     unit = "places of stops"
@@ -220,7 +220,7 @@ class LogProbabilities(Lengths):
 
 
 class Repeats(Comparison):
-    """How many of eight answers to one prompt are distinct: cached ones are too alike."""
+    """The number of distinct ones among eight answers to a prompt: cached ones are too alike."""
 
     name = "repeats"
     unit = "the number of distinct answers"
@@ -232,7 +232,7 @@ class Repeats(Comparison):
 
 
 class Pit(WholeTexts):
-    """Where the tokens lie in their own server's distribution (`pit`).
+    """The places of tokens in their own server's distribution (`pit`).
 
     `reason`: why the two servers' are not compared.
     """

@@ -42,7 +42,7 @@ NEUTRAL = Penalties()
 
 @dataclass(frozen=True)
 class Request:
-    """What one generation needs to know. `depth` 0 is decoding without speculation."""
+    """The settings of one generation. `depth` 0 is decoding without speculation."""
 
     prompt: tuple[int, ...]
     max_tokens: int

@@ -25,7 +25,7 @@ OWNER = "fspad-bench"
 
 
 class Completing(Protocol):
-    """What is served: `Double`, or `OwnTarget`. The counters are of its whole life."""
+    """A service: `Double`, or `OwnTarget`. The counters are of its whole life."""
 
     drafted: int
     accepted: int

@@ -29,7 +29,7 @@ SEEDS = 2**63
 
 @dataclass(frozen=True)
 class Settings:
-    """What a double is.
+    """The settings of a double.
 
     `fault` is in force whenever a request speculates; `fault_depth` is the draft depth at which
     `short-rollback` shows. `depth` 0 serves without speculation. `noise` is how far the draft is
@@ -56,7 +56,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step adds to a completion; `finish` is empty until the last one."""
+    """The part that one step adds to a completion; `finish` is empty until the last one."""
 
     tokens: list[int]
     chosen: list[float]
