@@ -82,6 +82,7 @@ def test_speeds_of_results_are_their_record(measured):
     ("script", "record", "names"),
     [
         ("variants.py", "float32-arms", None),
+        ("variants.py", "float32-heads", None),
         ("variants.py", "bfloat16-all", {"eagle", "fspad"}),
         ("trees.py", "bfloat16-trees", None),
     ],
