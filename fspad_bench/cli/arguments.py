@@ -110,6 +110,24 @@ def add_penalties(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_samples(parser: argparse._ActionsContainer, max_new_tokens: int) -> None:
+    """Add the flags of a verb that decodes a few bundled samples."""
+    parser.add_argument(
+        "--task",
+        default="mt_bench",
+        help="task whose bundled samples are decoded (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="number of samples (default: %(default)s)",
+    )
+    parser.add_argument("--max-new-tokens", type=positive, default=max_new_tokens, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T")
+
+
 def add_threads(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--threads", type=threads, help="CPU threads (default: torch's choice)")
 
@@ -177,6 +195,18 @@ def numbers(text: str) -> list[float]:
 def sizes(text: str) -> tuple[int, ...]:
     """Read comma-separated whole numbers above 0."""
     return tuple(positive(part) for part in text.split(","))
+
+
+def json_object(text: str) -> dict[str, Any]:
+    from fspad_bench.util.text import json_value
+
+    try:
+        value = json_value(text.encode())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"'{text:.60}' is not a JSON object")
+    return value
 
 
 def picture(text: str) -> Path:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fspad_bench.cli.arguments import above_zero, positive, sizes, whole
+from fspad_bench.cli.arguments import above_zero, json_object, positive, sizes, whole
 from fspad_bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for side in ("served", "plain"):
         group.add_argument(
             f"--{side}-extra",
-            type=_json,
+            type=json_object,
             default={},
             metavar="JSON",
             help=f"merged into {side} requests",
@@ -167,13 +166,3 @@ def _scorer(arguments: argparse.Namespace) -> Scorer | None:
         return None
     dtype = arguments.dtype or "float32"
     return scorer_of(load_target(arguments.target, device=arguments.device, dtype=dtype))
-
-
-def _json(text: str) -> dict[str, object]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a JSON object")
-    return value

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fspad_bench.cli.arguments import (
@@ -19,12 +17,9 @@ from fspad_bench.cli.arguments import (
     positive,
     sizes,
 )
-from fspad_bench.errors import BenchError
 from fspad_bench.util.terminal import show
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from fspad_bench.engine.target import TransformersTarget
     from fspad_bench.lossless.invariance.probe import Subject
     from fspad_bench.lossless.invariance.problem import Problem
@@ -84,7 +79,6 @@ def _add_served(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--depth-extra",
-        type=of_depth,
         default='{"num_speculative_tokens": N}',
         metavar="JSON",
         help="what sets a request's depth, N standing for it (default: %(default)s)",
@@ -94,22 +88,6 @@ def _add_served(group: argparse._ActionsContainer) -> None:
         "--limit", type=positive, default=8, metavar="N", help="prompts (default: %(default)s)"
     )
     group.add_argument("--max-new-tokens", type=positive, default=64, metavar="N")
-
-
-def of_depth(text: str) -> str:
-    """Check that a text is a JSON object wherever its N is a number."""
-    try:
-        value = json.loads(at_depth(text, 1))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is not JSON: {error}") from error
-    if not isinstance(value, dict) or value == json.loads(at_depth(text, 2)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a JSON object in which N is a value")
-    return text
-
-
-def at_depth(text: str, depth: int) -> str:
-    """Put a draft depth in the place of N as a word of its own."""
-    return re.sub(r"\bN\b", str(depth), text)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -123,11 +101,16 @@ def _ask_served(arguments: argparse.Namespace) -> int:
 
     from fspad_bench.benchmark.tasks import load, load_card
     from fspad_bench.cli.environment import quiet_libraries
+    from fspad_bench.models.tokenizers import load_tokenizer
     from fspad_bench.serving import invariance
+    from fspad_bench.serving.engine import depth_body
     from fspad_bench.serving.openai import OpenAIEngine
 
     quiet_libraries()
-    tokenizer = _tokenizer(arguments.target)
+    others = {
+        f"depth {depth}": depth_body(arguments.depth_extra, depth) for depth in arguments.depths
+    }
+    tokenizer = load_tokenizer(arguments.target)
     engine = OpenAIEngine(
         arguments.served,
         model=arguments.model,
@@ -136,10 +119,6 @@ def _ask_served(arguments: argparse.Namespace) -> int:
     )
     questions = load(load_card("mt_bench"), "bundled", arguments.limit).questions
     prompts = [tuple(tokenizer.encode(question.turns[0])) for question in questions]
-    others: Mapping[str, Mapping[str, object]] = {
-        f"depth {depth}": json.loads(at_depth(arguments.depth_extra, depth))
-        for depth in arguments.depths
-    }
     findings = invariance.ask_in_company(
         engine,
         prompts,
@@ -154,31 +133,6 @@ def _ask_served(arguments: argparse.Namespace) -> int:
     else:
         show(invariance.render(findings))
     return 0 if invariance.kept(findings) else 1
-
-
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a target, without its model."""
-    from transformers import AutoTokenizer
-
-    from fspad_bench.models.presets import RANDOM, resolve
-    from fspad_bench.models.tiny import tiny_tokenizer
-    from fspad_bench.util.strangers import message_of
-
-    if name.startswith(RANDOM):
-        raise BenchError(f"{name} has no tokenizer", "name the target that the engine serves")
-    path = resolve(name).path
-    if path is None:
-        return tiny_tokenizer()
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, trust_remote_code=False
-        )
-    except Exception as error:  # strangers' files: libraries raise whatever they stumble over
-        raise BenchError(
-            f"cannot load the tokenizer of '{name}': {message_of(error)[:240]}",
-            "name the target that the engine serves: a preset, folder or hub id",
-        ) from error
-    return tokenizer
 
 
 def _probe(arguments: argparse.Namespace) -> int:

@@ -14,9 +14,9 @@ from fspad_bench.cli.arguments import (
     add_decoder_options,
     add_device,
     add_dtype,
+    add_samples,
     add_threads,
     picture,
-    positive,
     sizes,
 )
 from fspad_bench.errors import BenchError
@@ -40,20 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_kernels(parser)
     add_decoder_options(parser)
-    parser.add_argument(
-        "--task",
-        default="mt_bench",
-        help="task whose bundled samples are decoded (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--limit",
-        type=positive,
-        default=4,
-        metavar="N",
-        help="number of samples (default: %(default)s)",
-    )
-    parser.add_argument("--max-new-tokens", type=positive, default=96, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T")
+    add_samples(parser, max_new_tokens=96)
     add_dtype(parser, ["float32", "bfloat16", "float16", "float64"])
     add_device(parser)
     add_threads(parser)

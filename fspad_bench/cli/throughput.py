@@ -12,9 +12,9 @@ from fspad_bench.cli.arguments import (
     add_device,
     add_dtype,
     add_format,
+    add_samples,
     add_target,
     add_threads,
-    positive,
     sizes,
     whole,
 )
@@ -53,20 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="draft nothing in rounds of more requests (default: always draft)",
     )
-    parser.add_argument(
-        "--task",
-        default="mt_bench",
-        help="task whose bundled samples are decoded (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--limit",
-        type=positive,
-        default=4,
-        metavar="N",
-        help="number of samples (default: %(default)s)",
-    )
-    parser.add_argument("--max-new-tokens", type=positive, default=48, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T")
+    add_samples(parser, max_new_tokens=48)
     parser.add_argument("--seed", type=int, default=0)
     add_dtype(parser, ["float32", "bfloat16", "float16", "float64"])
     add_device(parser)

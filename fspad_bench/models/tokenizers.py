@@ -5,11 +5,13 @@ from __future__ import annotations
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from fspad_bench.errors import BenchError
-from fspad_bench.models.presets import resolve
+from fspad_bench.models.presets import RANDOM, resolve
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a preset, folder or hub id. Raises BenchError if there is none."""
+    if name.startswith(RANDOM):
+        raise BenchError(f"'{name}' has no tokenizer", "name a preset, folder or hub id")
     path = resolve(name).path
     if path is None:
         from fspad_bench.models.tiny import tiny_tokenizer

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fspad_bench.core.protocols import Generation, Limit
@@ -17,6 +16,7 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.serving.engine import Ask, Engine, Reply
 from fspad_bench.serving.openai import OpenAIEngine
+from fspad_bench.util.text import json_value
 
 SEEDS = 2**31
 
@@ -105,8 +105,8 @@ def _with_stop(reply: Reply, limit: Limit) -> list[int]:
 def _object(text: str) -> dict[str, Any]:
     """Read a JSON object. Raises BenchError."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = json_value(text.encode())
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise BenchError(f"extra={text:.60} is not a JSON object", 'write it like {"top_k": 5}')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,7 +56,7 @@ class Answer:
         return f"its {' and '.join(wrong)} are none" if wrong else ""
 
 
-class Dialect:
+class Dialect(ABC):
     """A kind of server: where it is asked, what it can give, and its fields."""
 
     name = ""
@@ -72,13 +73,13 @@ class Dialect:
         self.model = model
         self.text_of = text_of
 
+    @abstractmethod
     def body(self, ask: Ask) -> dict[str, Any]:
         """Return the body of a request, without `extra`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, event: Mapping[str, Any], answer: Answer) -> None:
         """Add an event to what has come of the reply."""
-        raise NotImplementedError
 
 
 class Completions(Dialect):

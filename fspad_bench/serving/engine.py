@@ -8,12 +8,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any, NamedTuple, Protocol
 
 from fspad_bench.errors import BenchError
+from fspad_bench.serving.metrics import Drafts
+from fspad_bench.util.text import json_value
+
+DEPTH = re.compile(r"\bN\b")
 
 
 class Range(NamedTuple):
@@ -49,25 +54,14 @@ RANGES = {
 }
 
 
-def check_settings(settings: Mapping[str, object]) -> None:
-    """Raise BenchError for a setting, by the name of `Ask`'s field, that no request can have."""
-    for name, allowed in RANGES.items():
-        if name in settings and settings[name] not in allowed:
-            raise BenchError(f"{name}={settings[name]} is out of range", f"give {allowed}")
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One request.
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How tokens are chosen.
 
     `top_k` 0, `top_p` 1 and `min_p` 0 cut nothing; `presence` 0, `frequency` 0 and `repetition` 1
-    penalise nothing. `logprobs` alternatives are asked for per position. `extra` is merged into the
-    body of the request as it is: it switches speculation, its depth, and whatever a server knows.
-    Raises BenchError for a setting outside of `RANGES`.
+    penalise nothing. Raises BenchError for a value outside of `RANGES`.
     """
 
-    prompt: tuple[int, ...]
-    max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -75,12 +69,47 @@ class Ask:
     presence: float = 0.0
     frequency: float = 0.0
     repetition: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in RANGES.items():
+            if hasattr(self, name) and getattr(self, name) not in allowed:
+                raise BenchError(f"{name}={getattr(self, name)} is out of range", f"give {allowed}")
+
+
+@dataclass(frozen=True)
+class Ask(SamplingSettings):
+    """One request, with the settings of its sampling.
+
+    `logprobs` alternatives are asked for per position. `extra` is merged into the body of the
+    request as it is: it switches speculation, its depth, and whatever a server knows.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int
     seed: int | None = None
     logprobs: int = 0
     extra: Mapping[str, object] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        check_settings(vars(self))
+
+def depth_body(template: str, depth: int) -> dict[str, object]:
+    """Return what a request of this draft depth says: the template's JSON with N replaced.
+
+    Raises BenchError unless that is an object in which N, as a word of its own, is a value.
+    """
+
+    def filled(number: int) -> Any:
+        try:
+            return json_value(DEPTH.sub(str(number), template).encode())
+        except ValueError:
+            return None
+
+    body = filled(depth)
+    if not isinstance(body, dict) or body == filled(depth + 1):
+        raise BenchError(
+            f"'{template:.60}' is not a JSON object in which N is a value",
+            """such as --depth-extra '{"num_speculative_tokens": N}'""",
+        )
+    return body
 
 
 @dataclass(frozen=True)
@@ -118,6 +147,11 @@ class Engine(Protocol):
 
     def ask_all(self, asks: Sequence[Ask], concurrency: int) -> list[Reply]:
         """Send many requests, at most `concurrency` at once; the replies are in the asks' order."""
+
+    def drafts(self) -> Drafts | None:
+        """Return the draft tokens that the server has counted so far, over all requests; None where
+        it counts none.
+        """
 
     def facts(self) -> dict[str, Any]:
         """Return what is known of the server.

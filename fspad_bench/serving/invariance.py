@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fspad_bench.benchmark.stats import agreement
 from fspad_bench.serving.engine import Ask, Engine, Reply
 from fspad_bench.util.grid import grid
 
@@ -72,7 +73,7 @@ def ask_in_company(
 def _compared(way: str, alone: Sequence[Reply], replies: Sequence[Reply]) -> Served:
     pairs = list(zip(alone, replies, strict=True))
     different = [pair for pair in pairs if _answer(pair[0]) != _answer(pair[1])]
-    places = [_parting(*pair) for pair in different if _knows_tokens(*pair)]
+    places = [agreement(a.tokens, b.tokens) for a, b in different if _knows_tokens(a, b)]
     gaps = [gap for pair in pairs if (gap := _gap(*pair)) is not None]
     drafted = [reply.drafted for reply in replies if reply.drafted is not None]
     return Served(
@@ -93,21 +94,11 @@ def _answer(reply: Reply) -> tuple[object, ...]:
     return (reply.tokens if reply.tokens_known else reply.text, reply.finish)
 
 
-def _parting(alone: Reply, reply: Reply) -> int:
-    """Return the first place at which two answers differ, the length of one that ends earlier."""
-    same = 0
-    for ours, other in zip(alone.tokens, reply.tokens, strict=False):
-        if ours != other:
-            break
-        same += 1
-    return same
-
-
 def _gap(alone: Reply, reply: Reply) -> float | None:
     """Return the largest difference of log-probabilities before the answers part."""
     if alone.chosen is None or reply.chosen is None or not _knows_tokens(alone, reply):
         return None
-    shared = _parting(alone, reply)
+    shared = agreement(alone.tokens, reply.tokens)
     pairs = zip(alone.chosen[:shared], reply.chosen[:shared], strict=True)
     return max((abs(ours - other) for ours, other in pairs), default=0.0)
 

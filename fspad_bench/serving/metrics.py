@@ -12,6 +12,11 @@ class Drafts(NamedTuple):
     drafted: int
     accepted: int
 
+    def since(self, before: Drafts) -> Drafts | None:
+        """Return what was counted since `before`, None where the server has begun anew."""
+        counted = Drafts(self.drafted - before.drafted, self.accepted - before.accepted)
+        return counted if min(counted) >= 0 else None
+
 
 VLLM = (
     "vllm:spec_decode_num_draft_tokens_total",

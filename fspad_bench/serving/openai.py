@@ -60,12 +60,9 @@ class OpenAIEngine:
         if reply.drafted is not None:
             self._uses_metrics = False
             return reply
-        after = self.drafts() or before
-        return replace(
-            reply,
-            drafted=after.drafted - before.drafted,
-            accepted=after.accepted - before.accepted,
-        )
+        after = self.drafts()
+        counted = after.since(before) if after else None
+        return replace(reply, **counted._asdict()) if counted else reply
 
     def ask_all(self, asks: Sequence[Ask], concurrency: int) -> list[Reply]:
         """Send many requests, at most `concurrency` at once; the replies are in the asks' order.

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fspad_bench.errors import BenchError
-from fspad_bench.serving.engine import RANGES, Ask
+from fspad_bench.serving.engine import RANGES, Ask, depth_body
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,13 @@ def test_what_is_out_of_range_is_refused(name, value, hint):
     with pytest.raises(BenchError, match=f"{name}={value} is out of range") as caught:
         Ask((3,), **{"max_tokens": 4} | {name: value})
     assert caught.value.hint == hint
+
+
+def test_a_depth_stands_in_place_of_a_whole_word():
+    assert depth_body('{"NUM": N, "on": true}', 3) == {"NUM": 3, "on": True}
+
+
+@pytest.mark.parametrize("template", ["", '{"depth": 3}', "N", "{N}", "[" * 99_999 + "N"])
+def test_a_template_without_a_depth(template):
+    with pytest.raises(BenchError, match="not a JSON object in which N"):
+        depth_body(template, 3)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from fspad_bench.cli import invariance as verb
 from fspad_bench.cli.main import main
+from fspad_bench.models import tokenizers
 from fspad_bench.serving import invariance, openai
 from fspad_bench.serving.double.server import serving
 from fspad_bench.serving.double.service import Direct, Double, Settings
@@ -98,7 +98,7 @@ def at_the_url(monkeypatch):
         def encode(self, text):
             return [len(text) % 20 + 1, 3]
 
-    monkeypatch.setattr(verb, "_tokenizer", lambda name: Tokenizer())
+    monkeypatch.setattr(tokenizers, "load_tokenizer", lambda name: Tokenizer())
 
     def at_the_url(engine):
         monkeypatch.setattr(openai, "OpenAIEngine", lambda url, **_: engine)
@@ -123,9 +123,9 @@ def test_the_verb_asks_the_engine_and_tells_its_verdict(at_the_url, capsys):
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ("--depth-extra nonsense", "is not JSON"),
-        ("--depth-extra [N]", "is not a JSON object in which N is a value"),
-        ('--depth-extra {"NONE":1}', "is not a JSON object in which N is a value"),
+        ("--depths 2 --depth-extra nonsense", "is not a JSON object in which N is a value"),
+        ("--depths 2 --depth-extra [N]", "is not a JSON object in which N is a value"),
+        ('--depths 2 --depth-extra {"NONE":1}', "is not a JSON object in which N is a value"),
         ("--depths 0", "'0' is not a whole number above 0"),
         ("--target tinny", "unknown target 'tinny'"),
         ("--target random:tiny", "has no tokenizer"),

@@ -147,6 +147,11 @@ class TestCounters:
             reply = OpenAIEngine(server.url).ask(Ask(PROMPT, 4))
         assert (reply.drafted, reply.accepted) == (4, 1)
 
+    def test_counters_that_fall_are_of_a_server_that_began_anew(self):
+        counts = iter([(50, 20), (50, 20), (5, 2)])
+        with scripted(GOOD, pages={"/metrics": lambda: self.page(*next(counts))}) as server:
+            assert OpenAIEngine(server.url).ask(Ask(PROMPT, 4)).drafted is None
+
     def test_no_counters(self):
         with scripted(GOOD) as server:
             reply = OpenAIEngine(server.url).ask(Ask(PROMPT, 4))

@@ -35,7 +35,6 @@ class Ledger:
     def __init__(self, path: Path | None, plan: dict[str, Any]) -> None:
         self.path = path
         self.known: dict[str, list[Observation]] = {}
-        self.asked = 0
         self.lock: FileLock | None = None
         if path is not None:
             self._open(path, json.loads(json.dumps(plan, default=plain)))
@@ -44,7 +43,6 @@ class Ledger:
         """Return the answers to a question, asking it if the file does not hold them."""
         if name not in self.known:
             answers = list(ask())
-            self.asked += len(answers)
             self.known[name] = answers
             content = [answer.as_json() for answer in answers]
             self.write({"kind": ANSWERS, "name": name, "answers": content})

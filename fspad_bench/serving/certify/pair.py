@@ -13,8 +13,6 @@ from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pit import transformed
 from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell, Plan, Sampling
 from fspad_bench.serving.engine import Ask, Engine
-from fspad_bench.serving.metrics import Drafts
-from fspad_bench.serving.openai import OpenAIEngine
 
 RESUMES = "the same command resumes where this one stopped"
 
@@ -64,17 +62,19 @@ class Pair:
     def _sent(self, side: str, asks: Sequence[Ask], concurrency: int) -> list[Observation]:
         engine = self.engines[side]
         try:
-            before = _counters(engine)
+            before = engine.drafts()
             answers = list(map(Observation.of, engine.ask_all(asks, concurrency)))
             if before is None or any(answer.drafted is not None for answer in answers):
                 return answers
-            after = _counters(engine) or before  # of all together: the first answer has them
+            after = engine.drafts()
         except BenchError as error:
             hint = f"{error.hint}; {RESUMES}" if error.hint else RESUMES
             raise BenchError(f"{side}: {error.message}", hint) from error
-        drafted = after.drafted - before.drafted
-        accepted = after.accepted - before.accepted
-        return [answers[0]._replace(drafted=drafted, accepted=accepted), *answers[1:]]
+        counted = after.since(before) if after else None
+        if counted is None:
+            return answers
+        # of all together: the first answer has them
+        return [answers[0]._replace(**counted._asdict()), *answers[1:]]
 
     def greedy(
         self, name: str, side: str, cell: Cell, sampling: Sampling, *, times: int = 1, alone: bool
@@ -87,8 +87,3 @@ class Pair:
             where = replace(where, depth=None, concurrency=1)
         concurrency = 1 if alone else cell.concurrency
         return self.ask(f"{name} | {where.name}", side, asks, concurrency)
-
-
-def _counters(engine: Engine) -> Drafts | None:
-    """Return a server's own counters, which tell of answers that were given at once."""
-    return engine.drafts() if isinstance(engine, OpenAIEngine) else None

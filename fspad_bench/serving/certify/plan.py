@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fspad_bench.errors import BenchError, near
-from fspad_bench.serving.engine import Ask, check_settings
+from fspad_bench.serving.engine import Ask, SamplingSettings, depth_body
 
 SERVED = "served"
 PLAIN = "plain"
@@ -34,24 +32,12 @@ SAMPLING = (
     "temperature=1,top_k=20,top_p=0.95",
     "temperature=1,presence=0.5,frequency=0.5",
 )
-DEPTH = re.compile(r"\bN\b")
 HINT = "give greedy, or such as temperature=0.7,top_p=0.95"
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """The settings of sampling: what a request says, by the names of `Ask`'s fields."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence: float = 0.0
-    frequency: float = 0.0
-    repetition: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_settings(vars(self))
+@dataclass(frozen=True, kw_only=True)
+class Sampling(SamplingSettings):
+    """The settings of sampling of a cell or a probe."""
 
     @classmethod
     def parse(cls, text: str) -> Sampling:
@@ -173,17 +159,3 @@ class Plan:
             extra |= depth_body(self.depth_extra, cell.depth)
         limit = self.max_tokens if max_tokens is None else max_tokens
         return Ask(prompt, limit, seed=seed, logprobs=self.logprobs, extra=extra, **settings)
-
-
-def depth_body(template: str, depth: int) -> dict[str, object]:
-    """Return what a request of this depth says: the template's JSON with N replaced."""
-    try:
-        body = json.loads(DEPTH.sub(str(depth), template)) if DEPTH.search(template) else None
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise BenchError(
-            f"not a JSON object with N for the depth: {template or 'nothing'}",
-            """such as --depth-extra '{"num_speculative_tokens": N}'""",
-        )
-    return body

@@ -23,7 +23,7 @@ from fspad_bench.serving.certify.betting import (
     Wealth,
     detectable,
 )
-from fspad_bench.serving.certify.observation import Observation
+from fspad_bench.serving.certify.observation import END, Observation
 
 BINS = 4  # of lengths and of log-probabilities
 U_BINS = 16
@@ -275,7 +275,7 @@ def _prefixes(side: Sequence[Sequence[Observation]]) -> list[Drawn]:
     drawn: list[Drawn] = []
     for prompt, answers in enumerate(side):
         for answer in answers:
-            tokens = (*answer.tokens, answer.end) if answer.end == -1 else answer.tokens
+            tokens = (*answer.tokens, answer.end) if answer.end == END else answer.tokens
             drawn += [((prompt, tokens[:i]), token) for i, token in enumerate(tokens)]
     return drawn
 

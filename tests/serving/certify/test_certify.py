@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from cells import PROMPTS, by_name, checks, pair, plan
+from cells import PROMPTS, Through, by_name, checks, pair, plan
 from test_same_model import Silent
 
 from fspad_bench.errors import BenchError
@@ -92,13 +92,11 @@ def test_the_family_wise_error_is_split_over_cells_and_tests():
     assert certification.alpha == pytest.approx(0.02 / (6 * 7 + 3))
 
 
-class Dying:
+class Dying(Through):
     """A server that ends after so many requests."""
 
     def __init__(self, engine, after):
-        self.engine = engine
-        self.name = engine.name
-        self.facts = engine.facts
+        super().__init__(engine)
         self.left = after
         self.asked = 0
 
@@ -136,13 +134,8 @@ def test_nothing_passes_where_nothing_was_drafted():
     assert found["plain repeats itself"].verdict == PASS  # it is of the plain server alone
 
 
-class Cautious:
+class Cautious(Through):
     """A server that speculates at a low temperature alone."""
-
-    def __init__(self, engine):
-        self.engine = engine
-        self.name = engine.name
-        self.facts = engine.facts
 
     def ask_all(self, asks, concurrency):
         off = {"num_speculative_tokens": 0}
@@ -192,11 +185,9 @@ def test_a_plan_asks_both_sides_with_other_seeds():
     """The same seed on both sides would make answers of a matching engine dependent."""
     seeds = {"served": [], "plain": []}
 
-    class Noting:
+    class Noting(Through):
         def __init__(self, engine, side):
-            self.engine = engine
-            self.name = engine.name
-            self.facts = engine.facts
+            super().__init__(engine)
             self.side = side
 
         def ask_all(self, asks, concurrency):

@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from cells import answer, by_name, checks, pair, plan
+from cells import Through, answer, by_name, checks, pair, plan
 
 from fspad_bench.lossless.checks import FAIL, INCONCLUSIVE, PASS
 from fspad_bench.serving.certify.greedy import Difference, Judge, differences, judged, lead
@@ -23,15 +23,13 @@ def test_a_right_engine_is_identical():
     assert found["plain repeats itself"].figure == "4 of 4 answers repeated"
 
 
-class Noisy:
+class Noisy(Through):
     """A server that gives greedy answers of other weights with a probability of `share`."""
 
     def __init__(self, engine, other, share, seed):
-        self.engine = engine
+        super().__init__(engine)
         self.other = other
         self.share = share
-        self.name = engine.name
-        self.facts = engine.facts
         self.dice = random.Random(seed)
 
     def ask_all(self, asks, concurrency):

@@ -1,7 +1,7 @@
 """Settings that leave one token show whether a parameter is heeded."""
 
 import pytest
-from cells import by_name, checks, pair, plan
+from cells import Through, by_name, checks, pair, plan
 
 from fspad_bench.lossless.checks import ELSEWHERE, FAIL, PASS
 from fspad_bench.serving.certify.parameters import probes
@@ -40,13 +40,8 @@ def test_a_bonus_token_without_the_temperature_is_found():
 
 
 def test_what_the_plain_server_ignores_is_not_asked_of_the_other():
-    class Deaf:
+    class Deaf(Through):
         """Answers as the double does at temperature 1."""
-
-        def __init__(self, engine):
-            self.engine = engine
-            self.name = engine.name
-            self.facts = engine.facts
 
         def ask_all(self, asks, concurrency):
             from dataclasses import replace

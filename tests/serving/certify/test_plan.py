@@ -4,7 +4,7 @@ import pytest
 from cells import DEPTH_EXTRA, plan
 
 from fspad_bench.errors import BenchError
-from fspad_bench.serving.certify.plan import PLAIN, SERVED, Plan, Sampling, depth_body
+from fspad_bench.serving.certify.plan import PLAIN, SERVED, Plan, Sampling
 
 
 def test_sampling_is_read_and_named():
@@ -53,16 +53,6 @@ def test_prompts_are_repeated_or_cut_to_a_length():
     one = plan("greedy", prompts=((1, 2, 3),), lengths=(2, 5))
     short, long = (one.prompts_of(cell) for cell in one.cells())
     assert (short, long) == ([(2, 3)], [(2, 3, 1, 2, 3)])
-
-
-def test_a_depth_stands_in_place_of_a_whole_word():
-    assert depth_body('{"NUM": N, "on": true}', 3) == {"NUM": 3, "on": True}
-
-
-@pytest.mark.parametrize("template", ["", '{"depth": 3}', "N", "{N}"])
-def test_a_template_without_a_depth(template):
-    with pytest.raises(BenchError, match="not a JSON object with N"):
-        depth_body(template, 3)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from cells import answer, by_name, checks, pair, plan
+from cells import Through, answer, by_name, checks, pair, plan
 
 from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.ledger import Ledger
@@ -12,13 +12,8 @@ from fspad_bench.serving.certify.pair import Pair
 from fspad_bench.serving.certify.same_model import Scores, check_same_model, distance
 
 
-class Silent:
+class Silent(Through):
     """A server that returns no log-probabilities."""
-
-    def __init__(self, engine):
-        self.engine = engine
-        self.name = engine.name
-        self.facts = engine.facts
 
     def ask_all(self, asks, concurrency):
         replies = self.engine.ask_all(asks, concurrency)

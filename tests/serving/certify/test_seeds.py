@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from cells import by_name, checks, pair, plan
+from cells import Through, by_name, checks, pair, plan
 
 from fspad_bench.lossless.checks import ELSEWHERE, FAIL, INCONCLUSIVE, PASS
 
@@ -24,13 +24,8 @@ def test_other_tokens_are_a_finding_only_where_identity_is_promised():
     assert seeded(pair(), seeded=True).verdict == FAIL
 
 
-class Fixed:
+class Fixed(Through):
     """A server that was started with a seed of its own, and heeds no other."""
-
-    def __init__(self, engine):
-        self.engine = engine
-        self.name = engine.name
-        self.facts = engine.facts
 
     def ask_all(self, asks, concurrency):
         return self.engine.ask_all([replace(ask, seed=5) for ask in asks], concurrency)
@@ -45,13 +40,11 @@ def test_answers_that_are_not_independent_prove_nothing():
     assert found["parameters"].verdict == PASS
 
 
-class Seedless:
+class Seedless(Through):
     """A server that draws anew each time."""
 
     def __init__(self, engine):
-        self.engine = engine
-        self.name = engine.name
-        self.facts = engine.facts
+        super().__init__(engine)
         self.asked = 0
 
     def ask_all(self, asks, concurrency):
