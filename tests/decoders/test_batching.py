@@ -1,10 +1,10 @@
 """Every decoder that may share a batch: each request gets the very tokens that it gets alone."""
 
-import shutil
 from dataclasses import asdict
 
 import pytest
 import torch
+from compiled import needs_compiler
 from doubles import WIDE, WIDTHS, random_model
 
 from fspad_bench.core.loop import generate
@@ -18,7 +18,6 @@ from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import architectures
 from fspad_bench.drafts.sizing.costs import TINY
-from fspad_bench.engine.cpu import compiler
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.engine.together import keeps_bits
 from fspad_bench.errors import BenchError
@@ -81,8 +80,6 @@ def test_rules_that_draw_draw_for_each_request_as_for_it_alone(tiny):
 @pytest.fixture(scope="module", params=DTYPES, ids=str)
 def wide(request, tmp_path_factory):
     """A target of the compiled step, vanilla's tokens on it, and heads for it, untrained."""
-    if not any(map(shutil.which, compiler.COMPILERS)):
-        pytest.skip("no C++ compiler is installed")
     model = random_model("llama", request.param, **WIDE, **WIDTHS["llama"])
     target = TransformersTarget(model, None, "wide", "wide")
     assert keeps_bits(target)
@@ -96,6 +93,7 @@ def wide(request, tmp_path_factory):
     return target, alone(target, Vanilla(target), questions(61)), folder
 
 
+@needs_compiler
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_the_compiled_step_keeps_this_in_low_precision(wide, name):

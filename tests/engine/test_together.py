@@ -1,21 +1,18 @@
 """Trees of several sessions in one forward: each gets the scores of a forward of its own."""
 
-import shutil
-
 import pytest
 import torch
+from compiled import needs_compiler
 from doubles import WIDE, WIDTHS, random_target
 
 from fspad_bench.core.protocols import LayerPlan
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine import gpu, together
-from fspad_bench.engine.cpu import compiler
 from fspad_bench.engine.gpu.backend import KernelAttention
 from fspad_bench.engine.together import groups, keeps_bits
 from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
 
-COMPILED = any(map(shutil.which, compiler.COMPILERS))
 PROMPTS = [list(range(n % 7, n % 7 + n)) for n in (3, 29, 11, 17, 5, 40)]
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -42,7 +39,7 @@ def compared(target, trees, capture=()):
     return pairs, target.forwards - before - 2 * len(PROMPTS) - len(trees)
 
 
-@pytest.mark.skipif(not COMPILED, reason="no C++ compiler is installed")
+@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral-window", "gemma3"])
 def test_the_compiled_step_gives_each_session_its_own_bits(name, dtype, grown):
@@ -54,7 +51,7 @@ def test_the_compiled_step_gives_each_session_its_own_bits(name, dtype, grown):
     assert forwards == 1
 
 
-@pytest.mark.skipif(not COMPILED, reason="no C++ compiler is installed")
+@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_more_rows_than_the_compiled_step_takes_are_several_forwards(dtype, grown):
     target = random_target("llama", dtype, **{**WIDE, **WIDTHS["llama"]})

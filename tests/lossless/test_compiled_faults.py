@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from compiled import needs_compiler
 
 from fspad_bench.engine.cpu import compiler, native
 from fspad_bench.lossless import engine, engines
@@ -14,9 +15,7 @@ from fspad_bench.lossless.reference import Reference
 
 pytestmark = [
     pytest.mark.nightly,
-    pytest.mark.skipif(
-        not any(map(shutil.which, compiler.COMPILERS)), reason="no C++ compiler is installed"
-    ),
+    needs_compiler,
 ]
 COUNT = "const long blocks = (call.length + KEY_BLOCK - 1) / KEY_BLOCK;"
 FAULTS = {  # name -> (file, the line that is right, the line that is wrong, precision, the check)

@@ -1,11 +1,11 @@
 """The compiled functions compute what torch does, and a row gets the same bits in any company."""
 
 import random
-import shutil
 from itertools import product
 
 import pytest
 import torch
+from compiled import needs_compiler
 from doubles import VOCABULARY, WIDE, WIDTHS, random_model, random_tree
 from torch.nn import functional as F
 
@@ -21,9 +21,7 @@ from fspad_bench.engine.cpu.torch_ops import ACTIVATIONS
 from fspad_bench.engine.forward import FusedForward
 from fspad_bench.engine.target import TransformersTarget
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, compiler.COMPILERS)), reason="no C++ compiler is installed"
-)
+pytestmark = needs_compiler
 DTYPES = (torch.float32, torch.bfloat16)
 BOUND = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 BUILDS = {"as it is": ()}

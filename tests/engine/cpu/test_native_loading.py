@@ -4,14 +4,13 @@ import shutil
 
 import pytest
 import torch
+from compiled import needs_compiler
 from doubles import WIDE, WIDTHS, random_model
 
 from fspad_bench.engine.cpu import compiler, native
 from fspad_bench.engine.target import TransformersTarget
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, compiler.COMPILERS)), reason="no C++ compiler is installed"
-)
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
