@@ -201,7 +201,7 @@ def in_this_process(cell, folder, environment=None, started=None):
     return Outcome(cell, 0)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "command",
     [c for c in RUNNABLE if c.arguments[0] != "certify"],  # see the test of the examples

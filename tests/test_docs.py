@@ -28,6 +28,7 @@ LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)]+))?\)")
 # examples -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("label", ["my_decoder:RepeatLast", "n_gram:FollowLastToken"])
 def test_the_decoders_of_the_examples_are_lossless(label, tiny, tmp_path, imported, monkeypatch):
     """The checks of `certify --decoder LABEL --quick` that are about the decoder, in small."""

@@ -37,6 +37,7 @@ def test_links_of_the_repository_lead_to_pages_of_the_site(path, link):
     assert link in build_site.site_text(path)
 
 
+@pytest.mark.wide
 def test_it_builds_and_no_link_is_broken(tmp_path):
     pytest.importorskip("zensical")
     assert build_site.build(tmp_path / "site") == 0

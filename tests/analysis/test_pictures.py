@@ -12,6 +12,7 @@ from fspad_bench.analysis.pictures import draw
 from fspad_bench.errors import BenchError
 
 
+@pytest.mark.wide
 def test_the_same_record_gives_the_same_pictures(tmp_path):
     """Names of decoders are drawn as they are, not as formulas or tags."""
     odd = replace(FAST, decoder="$x^2$ & <b>")

@@ -114,6 +114,7 @@ def regret_by_definition(z, margin, token):
     return high
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("law", LAWS)
 def test_regret_is_its_definition(law):
     sampler = sampler_of(law, seed=1, stream="regret")
@@ -129,6 +130,7 @@ def test_regret_is_its_definition(law):
             assert regret(logits, token, position, sampler) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("law", [law for law in LAWS if law[0] and law[1:] != (0, 1.0)])
 def test_margins_agree_with_shifting_one_logit(law):
     sampler = sampler_of(law)
@@ -142,6 +144,7 @@ def test_margins_agree_with_shifting_one_logit(law):
             assert (margin > 0) == kept(logits, token, sampler)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("law", LAWS)
 def test_the_samplers_own_choice_has_no_regret(law):
     sampler = sampler_of(law, seed=2, stream="own")
@@ -149,6 +152,7 @@ def test_the_samplers_own_choice_has_no_regret(law):
         assert regret(logits, sampler.next(logits, position), position, sampler) == 0.0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("law", LAWS)
 def test_every_other_token_has_some(law):
     sampler = sampler_of(law, seed=2, stream="other")
@@ -186,6 +190,7 @@ def test_a_junk_token_in_a_large_vocabulary_is_judged_at_once():
     assert regret(logits, int(logits.argmin()), 7, sampler) > 5
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("law", LAWS)
 def test_the_recorder_changes_nothing_and_notes_each_lead(law):
     sampler = sampler_of(law, seed=8, stream="lead")

@@ -123,6 +123,7 @@ class TestHash:
             Sampler(1.0, seed=3).streamed("a").key == Sampler(0.5, 4, 0.9, seed=3, stream="a").key
         )
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("axis", AXES)
     def test_uniform_and_independent_along(self, axis):
         u = uniform(hashes_over(axis))
@@ -234,6 +235,7 @@ class TestNoise:
         assert abs(uniformity_z(torch.exp(-torch.exp(math.log(VOCABULARY) - best)), bins=50)) < Z
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("draws", [3_000, pytest.param(200_000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     "sampler", [Sampler(1.0, seed=1), Sampler(0.6, top_k=4), Sampler(1.5, top_p=0.9), Sampler(0.8)]

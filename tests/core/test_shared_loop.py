@@ -95,6 +95,8 @@ def test_seconds_of_a_round_are_shared_and_prefills_are_not_among_them(tiny, mon
     assert [round(done.seconds, 3) for done in rounds] == [1.0] * 8
     seconds = [loop.generations[number].decode_seconds for number in range(2)]
     assert seconds == pytest.approx([1.0, 7.0], abs=1e-3)  # halves of 2, and 6 by itself
+    scored = [loop.generations[number].score_seconds for number in range(2)]
+    assert scored == pytest.approx(seconds, abs=1e-3)
     assert loop.generations[0].prefill_seconds == pytest.approx(100.0, abs=1e-3)
 
 

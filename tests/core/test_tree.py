@@ -23,6 +23,7 @@ def tree(request):
     return random_tree(random.Random(f"{nodes} {reach}"), nodes, vocabulary=300, reach=reach)
 
 
+@pytest.mark.sampled(4)
 def test_bits_are_the_ancestors(tree):
     words = (len(tree) + 63) // 64
     assert tree.bits.shape == (len(tree), words)
@@ -33,6 +34,7 @@ def test_bits_are_the_ancestors(tree):
         assert tree.ancestry[node] == sum(1 << j for j in seen)
 
 
+@pytest.mark.sampled(4)
 def test_visible_is_the_bits_as_a_mask(tree):
     visible = tree.visible()
     assert visible.dtype == torch.bool
@@ -41,6 +43,7 @@ def test_visible_is_the_bits_as_a_mask(tree):
     ]
 
 
+@pytest.mark.sampled(4)
 def test_depths_and_children(tree):
     assert tree.depths == [len(line_of(tree, node)) - 1 for node in range(len(tree))]
     assert len(tree.children) == len(tree) - 1

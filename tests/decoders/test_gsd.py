@@ -27,6 +27,7 @@ def test_the_tokens_are_vanillas(tiny, name, temperature):
     assert drafter.rule is match
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("name", ["gsd", "gsd@chain"])
 def test_the_tokens_are_vanillas_with_a_trained_draft_model(tiny, heads, name, temperature):

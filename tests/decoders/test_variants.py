@@ -14,6 +14,7 @@ from fspad_bench.errors import BenchError
 PROMPT = list(range(30, 52))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [n for n, kind in architectures().items() if kind.reads_states])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_architecture_drafts_losslessly(tiny, heads, name, temperature):

@@ -86,6 +86,7 @@ def test_training_free_decoders(target, name, sampler):
     check(target, name, options, sampler)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "sampler"), HEADS, ids=str)
 def test_trained_heads(target, name, sampler, tmp_path):
     check(target, name, {"head": head_of(name, target, tmp_path / name)}, sampler)

@@ -276,6 +276,7 @@ def damaged(target, token):
     return forward
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=["greedy", "T=1", "cut"])
 @pytest.mark.parametrize("decoder", ON_DEVICE)
 def test_logits_that_are_not_finite_end_the_generation(target, decoder, sampler, monkeypatch):

@@ -53,6 +53,7 @@ def assert_cache_is_of(session: Session, tokens: list[int], tolerance: float = 1
         assert_same(*entries, tolerance)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tree_in_one_forward_equals_its_paths_token_by_token(name, dtype):

@@ -74,6 +74,7 @@ def test_a_lossless_decoder_passes_every_check_beside_the_packages_own_tests(thi
     assert "6 passed" in out
 
 
+@pytest.mark.wide
 def test_a_lossy_decoder_fails_with_figure_and_bound(third_party):
     code, out = third_party("--fspad-decoder", "spoiled:Lossy")
     assert code == 1

@@ -65,6 +65,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
 @pytest.mark.parametrize("stock", STOCK)
 def test_settings_of_the_target_change_neither_text_nor_steps(tiny, monkeypatch, stock, settings):

@@ -139,6 +139,7 @@ def test_the_transform_orders_by_probability():
     assert transform(torch.tensor([1.0, 0.0]).double(), 1, dice) == 1.0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", [{}, {"verify": "rejection"}, {"verify": "traversal"}])
 def test_pit_of_every_rule(options, tiny):
     method = build_decoder("fspad", tiny, {"fspad": options})

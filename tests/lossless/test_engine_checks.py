@@ -23,6 +23,7 @@ def small(tiny):
     return engines.small_engines(tiny)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", range(len(SUBJECTS)), ids=SUBJECTS)
 def test_every_small_engine_holds(small, number):
     subject, target = list(small.items())[number]
@@ -55,6 +56,7 @@ def test_a_shallow_target_keeps_windows_and_scales(name):
     assert found.reference < 1e-9
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", [1, 3], ids=[SUBJECTS[1], SUBJECTS[3]])
 def test_every_step_of_a_loop_holds(small, number):
     subject, target = list(small.items())[number]

@@ -56,6 +56,7 @@ def test_rows_are_sorted_and_filtered(opened):
     assert sorted_by == ["speedup 95%"]
 
 
+@pytest.mark.wide
 def test_what_is_filtered_out_is_hidden_everywhere(opened):
     details = list(opened.by_id("facts").all("details"))
     hidden = [d for d in details if "hidden" in d.attributes]

@@ -86,6 +86,7 @@ def test_live_features_train_like_stored_ones(tiny, trainer, recipe):
     torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.wide
 def test_the_curve_is_drawn(trainer, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(curve, "draw", DRAW)
     training = trainer(recipe=replace(recipe, epochs=0.4))

@@ -138,6 +138,7 @@ def test_the_variable_may_hold_arguments(calls, monkeypatch):
     assert calls()[0].startswith("--first --second with a space -O3")
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
 def test_a_wrapped_compiler_compiles(home, monkeypatch):
     monkeypatch.setenv("CXX", "env A=1 g++")
