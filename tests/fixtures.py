@@ -6,6 +6,7 @@ import random
 import sys
 
 import interpreter
+import numpy as np
 import pytest
 import torch
 from documents import OURS
@@ -36,6 +37,14 @@ from fspad_bench.util import provenance
 torch.set_num_threads(1)
 if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.hasten()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Let every test, and the fixtures that it is the first to use, draw the same each time."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

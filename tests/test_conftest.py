@@ -1,6 +1,12 @@
-"""The default run takes a sample of wide grids, the first case of each test in it."""
+"""The default run takes a sample of wide grids, the first case of each test in it; no test draws
+something else from time to time.
+"""
 
+import random
+
+import numpy as np
 import pytest
+import torch
 
 
 class Case:
@@ -47,3 +53,9 @@ def test_the_environments_leave_no_case_out(pytestconfig):
     left_out = "wide and not real and not nightly and not gpu"
     assert any(f'-m "{left_out}"' in line for line in lines)
     assert f"not {left_out}" in pytestconfig.getini("addopts")
+
+
+@pytest.mark.parametrize("time", range(2))
+def test_every_test_draws_the_same(time):
+    drawn = [random.random(), float(np.random.random()), float(torch.rand(()))]
+    assert drawn == pytest.approx([0.8444218515250481, 0.5488135039273248, 0.49625658988952637])

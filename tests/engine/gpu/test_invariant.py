@@ -134,8 +134,10 @@ def test_a_product_has_right_values_and_rows_that_keep_their_bits(dtype, has_bia
     bias = torch.randn(45, device=device).to(dtype) if has_bias else None
     whole = invariant.product(x, weight, bias)
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    bound = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.2}[dtype]
-    assert (whole.double() - exact).abs().max() <= bound
+    half = 2**-7 if interpreted() else 2**-8  # the interpreter cuts bits off
+    rounding = {torch.float64: 2**-53, torch.float32: 2**-24, torch.bfloat16: half}[dtype]
+    summing = 1e-12 if dtype == torch.float64 else 1e-4  # over 70 inputs
+    torch.testing.assert_close(whole.double(), exact, rtol=rounding, atol=summing)
     for rows in (1, 2, 16, 17):
         assert torch.equal(invariant.product(x[:rows], weight, bias), whole[:rows])
     assert torch.equal(invariant.product(x[18:], weight, bias), whole[18:])
