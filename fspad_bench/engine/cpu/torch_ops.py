@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,6 +16,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     TANH_GELU: partial(F.gelu, approximate="tanh"),
 }
 """A gate's activation by transformers' name; the compiled functions number them in this order."""
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether torch has fast products in bfloat16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class TorchOps:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fspad_bench.engine.cpu import native
+from fspad_bench.engine.cpu import linear, native
 from fspad_bench.engine.cpu.linear import Matrix, stacked
 
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float64: 0}
@@ -40,6 +40,26 @@ def test_weights_are_packed_where_the_compiled_product_serves_them():
     assert Matrix(torch.randn(5, 64, dtype=torch.bfloat16)).packed is not None
     assert Matrix(torch.randn(5, 24)).packed is None
     assert Matrix(torch.randn(5, 64, dtype=torch.float64)).packed is None
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_many_rows_are_multiplied_in_float32_where_bfloat16_is_slow(monkeypatch, bias, is_fast):
+    monkeypatch.setattr(linear, "multiplies_bfloat16", lambda: is_fast)
+    widths = []
+    multiplied = F.linear
+    monkeypatch.setattr(
+        F, "linear", lambda x, *rest: widths.append(x.dtype) or multiplied(x, *rest)
+    )
+    weight = (torch.randn(40, 64) / 8).bfloat16()
+    given = torch.randn(40).bfloat16() if bias else None
+    x = torch.randn(native.ROWS + 1, 64).bfloat16()
+    with torch.inference_mode():
+        product = Matrix(weight, given)(x)
+    assert widths == [torch.bfloat16 if is_fast or native.native() is None else torch.float32]
+    exact = x.double() @ weight.double().t() + (0 if given is None else given.double())
+    assert product.dtype == torch.bfloat16
+    torch.testing.assert_close(product.double(), exact, rtol=2**-7, atol=2**-9)
 
 
 @pytest.mark.parametrize("width", [4, 64])
