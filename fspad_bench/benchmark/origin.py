@@ -26,7 +26,7 @@ def origin_of(target: TransformersTarget, prompts: Prompts) -> dict[str, Any]:
         "target_sha256": target.files_sha256,
         "dtype": str(target.dtype).removeprefix("torch."),
         "forward": target.forward_name,
-        "device": str(target.device),
+        "device": str(target.placement),
         "threads": torch.get_num_threads(),
         "machine": machine.describe(target.gpu),
         "version": __version__,

@@ -314,8 +314,7 @@ class Runner:
         }
         limit = self._limit(prompt.unit.data.card)
         load = machine.Load()
-        if self._on_gpu:
-            torch.cuda.reset_peak_memory_stats(self.target.device)
+        self.target.forget_peak_memory()
         try:
             with self.watch.turn(decoder) as turn:
                 generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
@@ -354,7 +353,7 @@ class Runner:
             "ranks": generation.ranks,
             "refused": generation.refused,
             "overshoot": generation.overshoot or None,
-            "peak_memory": self._peak_memory(),
+            "peak_memory": self.target.peak_memory(),
         }
 
     def _texts(self, prompt: Prompt, generation: Generation) -> dict[str, Any]:
@@ -374,14 +373,6 @@ class Runner:
         for data in self.data:
             for score in scores(data, records, self.prompts.text):
                 self.record.add(score)
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.target.device.type == "cuda"
-
-    def _peak_memory(self) -> int | None:
-        """Return a generation's peak memory in bytes; None on a CPU, where it is not known."""
-        return torch.cuda.max_memory_allocated(self.target.device) if self._on_gpu else None
 
 
 def _failure(error: Exception, where: str) -> str:

@@ -68,15 +68,16 @@ def _decoders(arguments: argparse.Namespace) -> list[Part]:
     """Certify the decoders that the arguments name."""
     from fspad_bench.decoders.options import decoder_labels, read_options
     from fspad_bench.lossless.certify import certify
-    from fspad_bench.models.load import load_target
+    from fspad_bench.models.load import devices_named, load_target
 
     like = _sampler(arguments)
     labels = decoder_labels(arguments.decoder)
     options = read_options(arguments.options)
-    tiny = load_target("tiny", device=arguments.device)
+    devices = devices_named(arguments.device)
+    tiny = load_target("tiny", device=devices[0])
     target = tiny
-    if arguments.target != "tiny" or arguments.dtype:
-        dtype = arguments.dtype or "float32"
+    if arguments.target != "tiny" or arguments.dtype or len(devices) > 1:
+        dtype = arguments.dtype or ("float64" if arguments.target == "tiny" else "float32")
         target = load_target(arguments.target, device=arguments.device, dtype=dtype)
     return certify(labels, options, target, tiny, _effort(arguments), like)
 

@@ -65,8 +65,9 @@ class StockForward:
             output_hidden_states=bool(capture),
             **{self.cache_argument: _StockCache(cache, start)},
         )
-        captured = [out.hidden_states[index][0] for index in capture]
-        return out.last_hidden_state[0], captured
+        features = out.last_hidden_state[0]
+        captured = [out.hidden_states[index][0].to(features.device) for index in capture]
+        return features, captured
 
 
 def stock_copy(model: PreTrainedModel) -> PreTrainedModel:

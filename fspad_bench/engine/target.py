@@ -1,7 +1,8 @@
-"""A target: a transformers causal LM on one device, over which sessions are opened.
+"""A target: a transformers causal LM over which sessions are opened.
 
 - No modeling file is forked. Tokens go through the fused forward (`forward`), or the stock one
   where that does not fit.
+- It lies on one device, or its layers are spread over several (`placement`).
 - How its tokens attend is one object, chosen when the target is built: torch's, the compiled CPU
   one, GPU kernels.
 - Features are the hidden states after the final norm, the LM head's input; loading checks that the
@@ -31,6 +32,7 @@ from fspad_bench.engine.cpu.native import Native
 from fspad_bench.engine.forward import FusedForward
 from fspad_bench.engine.gpu.backend import KernelAttention, device_rule, kernel_compaction
 from fspad_bench.engine.gpu.tree_forward import TreeForward
+from fspad_bench.engine.placement import Placement
 from fspad_bench.engine.session import LARGEST_TREE, Scores, Session
 from fspad_bench.errors import BenchError
 
@@ -62,7 +64,7 @@ class TransformersTarget:
         files_sha256: str = "",
     ) -> None:
         check_architecture(model.config)
-        check_one_device(model)
+        self.placement = Placement.of(model)
         model.set_attn_implementation(stock.ATTENTION)
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -72,9 +74,10 @@ class TransformersTarget:
         self.config = model.config
         self.lm_head = model.get_output_embeddings()
         self.embedding = model.get_input_embeddings()
-        self.device: torch.device = self.embedding.weight.device
+        self.device: torch.device = self.placement.first
         self.dtype: torch.dtype = self.embedding.weight.dtype
-        self.fused = FusedForward(model) if FusedForward.fits(model) else None
+        is_fused = self.placement.is_single and FusedForward.fits(model)
+        self.fused = FusedForward(model) if is_fused else None
         self.stock = stock.StockForward(model)
         self.kernels = gpu.chosen(self.device) if self.fused else None
         self.heads = head_shape(model)
@@ -85,6 +88,8 @@ class TransformersTarget:
         self.forward_name = self.fused.name if self.fused else self.stock.name
         if self.kernels:
             self.forward_name += f", {self.kernels.name} kernels"
+        if not self.placement.is_single:
+            self.forward_name += f", spread over {len(self.placement.devices)} devices"
         self.logits = Matrix(self.lm_head.weight, getattr(self.lm_head, "bias", None))
         if self.fused and self.kernels:
             for matrix in (self.logits, *self.fused.matrices):
@@ -238,8 +243,8 @@ class TransformersTarget:
 
     @property
     def gpu(self) -> str:
-        """The name of its GPU, empty on a CPU."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        """The names of its GPUs, none twice; empty on a CPU."""
+        return ", ".join(dict.fromkeys(map(torch.cuda.get_device_name, self.placement.gpus)))
 
     @property
     def entry_bytes(self) -> int:
@@ -254,9 +259,19 @@ class TransformersTarget:
         return self.fused.ops.signature if self.fused else ""
 
     def synchronize(self) -> None:
-        """Wait for the device; a clock that is read after this has seen all the work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        """Wait for its devices; a clock that is read after this has seen all the work."""
+        for device in self.placement.gpus:
+            torch.cuda.synchronize(device)
+
+    def forget_peak_memory(self) -> None:
+        """Begin anew to note how much memory its GPUs hold at most."""
+        for device in self.placement.gpus:
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def peak_memory(self) -> int | None:
+        """Return the bytes its GPUs held at most, all together; None on a CPU: not known."""
+        gpus = self.placement.gpus
+        return sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None
 
     def check_tokens(self, tokens: Sequence[int], guess: str) -> None:
         """Raise BenchError for token ids outside the vocabulary."""
@@ -276,15 +291,8 @@ class TransformersTarget:
 
     def _new_cache(self, slots: int) -> KVCache:
         compact: Compact | None = kernel_compaction(self.kernels) if self.kernels else None
-        return KVCache(
-            self.config.num_hidden_layers,
-            self.heads.kv_heads,
-            slots,
-            self.heads.dim,
-            self.dtype,
-            self.device,
-            compact,
-        )
+        shape = self.heads
+        return KVCache(self.placement.layers, shape.kv_heads, slots, shape.dim, self.dtype, compact)
 
     def check_plan(self, layers: LayerPlan, capture: Sequence[int] = ()) -> None:
         """Raise BenchError or ValueError for layers or captured states that it cannot run."""
@@ -292,7 +300,8 @@ class TransformersTarget:
         if not layers.whole and not self.fused:
             raise BenchError(
                 f"{self.name} runs by its stock forward, which skips no layers",
-                "layer skipping needs a plain Llama, Mistral, Qwen or Gemma 3 in full precision",
+                "layer skipping needs a plain Llama, Mistral, Qwen or Gemma 3 in full precision, "
+                "on one device",
             )
         if capture and not layers.whole:
             raise ValueError("hidden states can be captured from a whole forward only")
@@ -341,13 +350,3 @@ class TransformersTarget:
                 f"{self.name}: its layers are not those of a plain {self.config.model_type} "
                 f"(gap {gap:.2g})"
             )
-
-
-def check_one_device(model: PreTrainedModel) -> None:
-    """Raise BenchError for a model that is spread over several devices."""
-    devices = sorted({str(parameter.device) for parameter in model.parameters()})
-    if len(devices) > 1:
-        raise BenchError(
-            f"the model lies on several devices: {', '.join(devices)}",
-            "a target runs on one device: name it with --device, such as cuda:0",
-        )

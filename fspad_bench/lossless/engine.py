@@ -162,7 +162,8 @@ def _attention_error(target: TransformersTarget, tree: Tree, length: int, layer:
     _look_at_ancestors(rows, tree, shape)
     rope = torch.zeros(2, len(tree), shape.dim, device=target.device, dtype=dtype)
     rope[0] = 1  # turns nothing
-    cache = KVCache(layer + 1, shape.kv_heads, length + len(tree), shape.dim, dtype, target.device)
+    devices = [target.device] * (layer + 1)
+    cache = KVCache(devices, shape.kv_heads, length + len(tree), shape.dim, dtype)
     for entries in (cache.keys[layer], cache.values[layer]):
         entries[:, :length] = some(shape.kv_heads, length, shape.dim)
     pending = Pending(length, tree.ancestry, len(tree))
@@ -278,19 +279,21 @@ def wrong_compactions(target: TransformersTarget) -> list[int]:
     with target.session(max(starts)) as session:
         cache = session.cache
         generator = torch.Generator().manual_seed(17)
-        random_entries = torch.rand(cache.entries.shape, generator=generator)
-        original = random_entries.to(cache.entries.device, cache.entries.dtype)
+        originals = [torch.rand(part.shape, generator=generator).to(part) for part in cache.parts]
         for count in range(1, DEEPEST + 2):
             for number in range(COMPACTIONS):
                 start = starts[(count * COMPACTIONS + number) % len(starts)]
                 path = _random_path(dice, count)
-                cache.entries.copy_(original)
+                for part, original in zip(cache.parts, originals, strict=True):
+                    part.copy_(original)
                 cache.keep(start, path)
-                if not _is_compact(original, cache.entries, start, path):
+                pairs = zip(originals, cache.parts, strict=True)
+                if not all(_is_compact(original, part, start, path) for original, part in pairs):
                     wrong.add(count)
-                if target.kernels and not _kernel_compacts(target, original, start, path):
+                if target.kernels and not _kernel_compacts(target, originals[0], start, path):
                     wrong.add(count)
-        cache.entries.zero_()
+        for part in cache.parts:
+            part.zero_()
     return sorted(wrong)
 
 

@@ -51,10 +51,11 @@ def nine_without_the_last(self: KVCache, start: int, path: Sequence[int]) -> Non
 
 
 def sixteen_without_values(self: KVCache, start: int, path: Sequence[int]) -> None:
-    values = self.entries[:, 1].clone()
+    values = [part[:, 1].clone() for part in self.parts]
     RIGHT_KEEP(self, start, path)
     if len(path) == 16:
-        self.entries[:, 1] = values  # wrong: only keys are moved
+        for part, held in zip(self.parts, values, strict=True):
+            part[:, 1] = held  # wrong: only keys are moved
 
 
 def twelve_one_short(self: Session, path: Sequence[int]) -> None:
@@ -65,7 +66,7 @@ def twelve_one_short(self: Session, path: Sequence[int]) -> None:
 
 def not_a_number_at_the_end(self: Session) -> None:
     if self._length and not self.closed:
-        self.cache.entries[0, 1, :, self._length - 1] = math.nan  # wrong: the last value is lost
+        self.cache.values[0][:, self._length - 1] = math.nan  # wrong: the last value is lost
     RIGHT_CLOSE(self)
 
 

@@ -55,8 +55,10 @@ def small_engines(tiny: TransformersTarget) -> dict[str, TransformersTarget]:
 
 
 def described(target: TransformersTarget) -> str:
-    """Return a target's name, precision and engine."""
+    """Return a target's name, precision and engine, and its devices where there are several."""
     parts = [target.name, str(target.dtype).removeprefix("torch."), target.attention.name]
+    if not target.placement.is_single:
+        parts.append(str(target.placement))
     return ", ".join(parts)
 
 

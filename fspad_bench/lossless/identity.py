@@ -197,10 +197,10 @@ def cache_error(target: TransformersTarget, tokens: Sequence[int]) -> float:
     length = min(last.length, len(tokens))  # entries accepted after a stop do not count
     if length < len(tokens) - 1:
         return float("inf")
-    held = last.cache.entries[..., :length, :].clone()  # [layers, 2, H_kv, length, D]
+    held = last.cache.first(length)
     with target.session(length) as session:
         session.prefill(tokens[:length])
-        fresh = session.cache.entries[..., :length, :]
+        fresh = session.cache.first(length)
         return float((held - fresh).abs().max())
 
 

@@ -2,7 +2,8 @@
 
 - A repository's own code never runs: `trust_remote_code` is off, and weights are safetensors,
   GGUF, or `.bin` read with `weights_only`.
-- A target lives on one device. `auto` is a GPU if there is one, else the CPU.
+- A target lives on one device, or its layers are spread over several. `auto` is a GPU if there is
+  one, else the CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -20,6 +22,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from fspad_bench.engine.cpu.torch_ops import multiplies_bfloat16
+from fspad_bench.engine.placement import is_rehearsal, spread, spread_model
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.models.digests import files_digest
@@ -34,22 +38,21 @@ DEVICES = "cpu, cuda, cuda:1 or auto"
 SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # what reads a `tokenizer.model`
 BUFFERS = (".inv_freq",)  # what old checkpoints hold of tables that are computed
 RETURNED = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
-DEVICE_MAPS = ("balanced", "balanced_low_0", "sequential")  # accelerate's ways to share a model
 
 
 def load_target(name: str, *, device: str = "cpu", dtype: str | None = None) -> TransformersTarget:
     """Load a preset, folder or hub id.
 
-    `dtype` defaults to float32 on the CPU, bfloat16 elsewhere, and float64 for the preset `tiny`.
-    Raises BenchError if the name, the device or the files are not usable.
+    `device`: one, or several over which its layers are spread, `cuda:0,cuda:1`. `dtype` defaults to
+    float32 on the CPU, bfloat16 elsewhere, and float64 for the preset `tiny`. Raises BenchError if
+    the name, a device or the files are not usable.
     """
     checkpoint = resolve(name)
-    device = device_named(device)
+    devices = devices_named(device)
     if checkpoint.path is None:
-        return _tiny(checkpoint, device, dtype)
-    return _from_files(
-        checkpoint, checkpoint.path, device, getattr(torch, dtype or default_dtype(device))
-    )
+        return _tiny(checkpoint, devices, dtype)
+    precision = getattr(torch, dtype or default_dtype(devices[0]))
+    return _from_files(checkpoint, checkpoint.path, devices, precision)
 
 
 def default_dtype(device: str) -> str:
@@ -70,18 +73,38 @@ def training_dtype(name: str, device: str) -> str | None:
     return "float32" if on_processor and not multiplies_bfloat16() else "bfloat16"
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether torch has fast products in bfloat16 on this processor."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def devices_named(name: str) -> list[str]:
+    """Return the devices of a comma-separated list, checked as `device_named` checks one.
+
+    Raises BenchError for a device that is named twice too.
+    """
+    names = [part.strip() for part in name.split(",")]
+    if len(names) == 1:
+        return [device_named(name)]
+    for number, part in enumerate(names):
+        _check_one_of_several(part)
+        if part in names[:number]:
+            raise BenchError(f"--device {name} names {part} twice", "name each device once")
+    return names
+
+
+def _check_one_of_several(name: str) -> None:
+    """Raise BenchError unless a name is of one device with its number, and can be used."""
+    device_named(name)
+    if not name.rpartition(":")[2].isdigit():
+        raise BenchError(
+            f"--device names '{name}' among several devices, without a number",
+            "number each, such as cuda:0,cuda:1",
+        )
 
 
 def device_named(name: str) -> str:
     """Resolve `auto`, and check that torch can use the device. Raises BenchError."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if "," in name or name in DEVICE_MAPS:
+    if "," in name:
         raise BenchError(
-            f"--device {name} names several devices, and a target runs on one",
+            f"--device {name} names several devices, where one is needed",
             f"give one of {DEVICES}",
         )
     try:
@@ -118,15 +141,17 @@ def _check_cuda(name: str, device: torch.device) -> None:
         )
 
 
-def _tiny(checkpoint: Checkpoint, device: str, dtype: str | None) -> TransformersTarget:
+def _tiny(checkpoint: Checkpoint, devices: list[str], dtype: str | None) -> TransformersTarget:
     from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
 
-    model = tiny_model().to(device, getattr(torch, dtype or "float64"))
+    model = tiny_model().to(devices[0], getattr(torch, dtype or "float64"))
+    if len(devices) > 1:
+        model = spread_model(model, devices)
     return TransformersTarget(model, tiny_tokenizer(), checkpoint.name, checkpoint.identity)
 
 
 def _from_files(
-    checkpoint: Checkpoint, path: str, device: str, dtype: torch.dtype
+    checkpoint: Checkpoint, path: str, devices: list[str], dtype: torch.dtype
 ) -> TransformersTarget:
     _check_generation_settings(checkpoint, path)
     try:
@@ -135,7 +160,7 @@ def _from_files(
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=dtype,
-                device_map=device,
+                device_map=_device_map(path, devices),
                 trust_remote_code=False,
                 output_loading_info=True,
                 **RETURNED,
@@ -146,6 +171,8 @@ def _from_files(
             f"cannot load target '{checkpoint.name}': {reason}", _loading_hint(path, error)
         ) from error
     model, report = loaded
+    if is_rehearsal(devices):
+        model = spread_model(model, devices)
     if report["missing_keys"]:  # transformers would fill them with random numbers
         missing = sorted(report["missing_keys"])
         raise BenchError(
@@ -165,6 +192,15 @@ def _from_files(
     target = TransformersTarget(model, tokenizer, checkpoint.name, identity, files)
     _ = target.stop_ids  # raises now where the settings name something else
     return target
+
+
+def _device_map(path: str, devices: list[str]) -> str | dict[str, str]:
+    """Return where a checkpoint's modules go, before its weights are read."""
+    if len(devices) == 1 or is_rehearsal(devices):
+        return devices[0]
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    with torch.device("meta"):
+        return spread(AutoModelForCausalLM.from_config(config), devices)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:

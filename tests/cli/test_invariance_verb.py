@@ -67,7 +67,7 @@ def doubled(parts, tokens):
         ("--target tiny --rows 200", "200 rows are too many"),
         ("--target tiny --prefix 9000", "exceed the context"),
         ("--target tiny --of theirs", "invalid choice: 'theirs'"),
-        ("--target tiny --device cuda:0,cuda:1", "names several devices"),
+        ("--target tiny --device cpu:0,cpu", "'cpu' among several devices, without a number"),
     ],
 )
 def test_bad_input_is_one_clear_error(refused, words, error):

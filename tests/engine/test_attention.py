@@ -133,7 +133,7 @@ class TestBackends:
         def some(*sizes):
             return torch.randn(*sizes, dtype=torch.float64, generator=generator)
 
-        cache = KVCache(2, kv_heads, prefix + nodes + 3, self.DIM, torch.float64, CPU)
+        cache = KVCache([CPU] * 2, kv_heads, prefix + nodes + 3, self.DIM, torch.float64)
         cache.entries[...] = some(*cache.entries.shape)
         angles = some(nodes, self.DIM // 2)
         sin = torch.cat([-angles.sin(), angles.sin()], dim=1)
@@ -227,7 +227,7 @@ def test_what_lies_before_the_window_is_not_read():
     pending = pending_of(Tree([1, 2, 3], [-1, 0, 1]), 50)
     assert pending.first_slot(6) == 45
     assert additive_mask(pending, 1, torch.float64, CPU, 6, 45).shape == (3, 8)
-    cache = KVCache(1, 1, 60, 8, torch.float64, CPU)
+    cache = KVCache([CPU], 1, 60, 8, torch.float64)
     cache.entries[..., :45, :] = torch.nan
     rope = torch.zeros(2, 3, 8, dtype=torch.float64)
     seen = TorchAttention(shape).tree(cache, pending)(0, torch.randn(3, 4, 8).double(), rope)

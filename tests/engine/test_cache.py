@@ -25,7 +25,7 @@ def cache(request, monkeypatch):
     compact = kernel_compaction(kernels) if kernels else None
 
     def cache(slots):
-        return KVCache(LAYERS, HEADS, slots, DIM, torch.float64, CPU, compact)
+        return KVCache([CPU] * LAYERS, HEADS, slots, DIM, torch.float64, compact)
 
     return cache
 
@@ -88,12 +88,27 @@ def test_keep_leaves_earlier_entries_as_they_are(cache, path):
 def test_a_path_that_lies_in_place_moves_nothing():
     moves = []
     filled = KVCache(
-        LAYERS, HEADS, 8, DIM, torch.float64, CPU, lambda *move: moves.append(move[1:])
+        [CPU] * LAYERS, HEADS, 8, DIM, torch.float64, lambda *move: moves.append(move[1:])
     )
     for path in ([], [0], [0, 1, 2]):
         filled.keep(3, path)
     filled.keep(3, [0, 2])
     assert moves == [(3, [0, 2])]
+
+
+def test_of_layers_on_several_devices_each_part_is_compacted():
+    filled = KVCache([CPU, torch.device("cpu:1"), torch.device("cpu:1")], 1, 4, 1, torch.float64)
+    assert [part.shape[0] for part in filled.parts] == [1, 2]
+    for part in filled.parts:
+        part[...] = torch.arange(4.0)[:, None]
+    filled.keep(1, [0, 2])
+    expected = torch.tensor([0.0, 1.0, 3.0])[:, None].expand(3, 2, 1, 3, 1).double()
+    assert filled.first(3).equal(expected)
+    for layer in range(3):
+        assert filled.keys[layer][0, :3].equal(expected[layer, 0, 0])
+        assert filled.values[layer][0, :3].equal(expected[layer, 1, 0])
+    with pytest.raises(RuntimeError, match="no one tensor of entries"):
+        _ = filled.entries
 
 
 def test_overlapping_moves_read_before_they_write():

@@ -42,8 +42,8 @@ def stock(model, tokens):
 
 def empty_cache(model, forward, slots=256):
     shape = forward.shape
-    layers = model.config.num_hidden_layers
-    return KVCache(layers, shape.kv_heads, slots, shape.dim, forward.embedding.dtype, CPU)
+    devices = [CPU] * model.config.num_hidden_layers
+    return KVCache(devices, shape.kv_heads, slots, shape.dim, forward.embedding.dtype)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from fspad_bench.benchmark.prompts import Prompts
 from fspad_bench.errors import BenchError
 from fspad_bench.models import digests, load
 from fspad_bench.models.digests import files_digest, folder_digest
-from fspad_bench.models.load import default_dtype, device_named, load_target
+from fspad_bench.models.load import default_dtype, device_named, devices_named, load_target
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
 
 
@@ -32,14 +32,36 @@ def test_auto_is_a_gpu_if_there_is_one(gpus, count, device):
     assert device_named("auto") == device
 
 
-@pytest.mark.parametrize(
-    "name", ["cuda:0,cuda:1", "0,1", "balanced", "balanced_low_0", "sequential"]
-)
-def test_several_devices_are_refused(gpus, name):
+def test_several_devices_are_refused_where_one_is_needed(gpus):
     gpus(2)
-    with pytest.raises(BenchError, match=f"--device {name} names several devices") as caught:
-        device_named(name)
-    assert "cuda:1" in caught.value.hint
+    with pytest.raises(BenchError, match="--device cuda:0,cuda:1 names several devices") as caught:
+        device_named("cuda:0,cuda:1")
+    assert caught.value.hint == "give one of cpu, cuda, cuda:1 or auto"
+
+
+def test_a_target_may_have_several(gpus):
+    gpus(2)
+    assert devices_named("cuda:0, cuda:1") == ["cuda:0", "cuda:1"]
+    assert devices_named("cpu:1") == ["cpu"]
+    assert devices_named("auto") == ["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("cuda:0,cuda:2", "no CUDA device 2: there are 2"),
+        ("cuda:1,cuda:1", "--device cuda:1,cuda:1 names cuda:1 twice"),
+        ("cuda,cuda:1", "--device names 'cuda' among several devices, without a number"),
+        ("cuda:0,auto", "--device names 'auto' among several devices, without a number"),
+        ("0,1", "unknown device '0'"),
+        ("cuda:0,", "unknown device ''"),
+        ("balanced", "unknown device 'balanced'"),
+    ],
+)
+def test_devices_that_are_not_there_or_not_told_apart_are_refused(gpus, names, message):
+    gpus(2)
+    with pytest.raises(BenchError, match=message):
+        devices_named(names)
 
 
 def test_a_gpu_beyond_the_last_is_refused(gpus):

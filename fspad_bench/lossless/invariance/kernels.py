@@ -132,9 +132,8 @@ class AttentionProbe:
         self.prefix = len(problem.prefix)
         rows = len(problem.chain)
         slots = self.prefix + rows
-        self.cache = KVCache(
-            layer + 1, shape.kv_heads, slots, shape.dim, target.dtype, target.device
-        )
+        devices = [target.device] * (layer + 1)
+        self.cache = KVCache(devices, shape.kv_heads, slots, shape.dim, target.dtype)
         sizes = (2, shape.kv_heads, self.prefix, shape.dim)
         self.cache.entries[layer, :, :, : self.prefix] = _random(target, *sizes)
         self.projections = _random(target, rows, shape.heads + 2 * shape.kv_heads, shape.dim)

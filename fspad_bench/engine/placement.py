@@ -1,0 +1,150 @@
+"""The devices of a target: one, or several over which its layers are spread.
+
+- The first device holds the embedding, the final norm and the LM head: whatever a step hands in or
+  gets back lies there, and so do draft heads. A layer's cache entries lie with the layer.
+- A spread model runs by transformers' own forward; hooks of accelerate move hidden states from one
+  device to the next.
+- `cpu:0,cpu:1` is a rehearsal without GPUs: one processor under two names, so nothing moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from accelerate import dispatch_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from fspad_bench.errors import BenchError
+
+LAYERS = "layers"
+DISK = "disk"  # where accelerate leaves what fits no device
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`first`: the device of embedding and LM head; `layers`: the device of each layer."""
+
+    first: torch.device
+    layers: tuple[torch.device, ...]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Placement:
+        """Read where a model lies. Raises BenchError where it cannot be a target as it lies."""
+        first: torch.device = model.get_input_embeddings().weight.device
+        stated: dict[str, Any] = getattr(model, "hf_device_map", None) or {}
+        if len(set(stated.values())) > 1:
+            return _stated(model, {name: _place(name, place) for name, place in stated.items()})
+        others = {parameter.device for parameter in model.parameters()}
+        if len(others) > 1:
+            raise _misplaced(f"its weights lie on {', '.join(sorted(map(str, others)))}")
+        return cls(first, (first,) * len(model.base_model.layers))
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Its devices, the first one first, none twice."""
+        return tuple(dict.fromkeys((self.first, *self.layers)))
+
+    @property
+    def gpus(self) -> tuple[torch.device, ...]:
+        return tuple(device for device in self.devices if device.type == "cuda")
+
+    @property
+    def is_single(self) -> bool:
+        return len(self.devices) == 1
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.devices))
+
+
+def runs(devices: Sequence[torch.device]) -> Iterator[tuple[torch.device, int]]:
+    """Yield each device with the number of layers, one after the other, that lie on it."""
+    for device, group in groupby(devices):
+        yield device, len(list(group))
+
+
+def spread(model: PreTrainedModel, devices: Sequence[str]) -> dict[str, str]:
+    """Return transformers' device map that shares a model's layers out evenly, by their bytes.
+
+    The model may be without memory (on `meta`).
+    """
+    layers = getattr(model.base_model, LAYERS)
+    sizes = [_bytes(layer) for layer in layers]
+    total = _bytes(model)
+    placed = dict.fromkeys(_outside(model), devices[0])
+    before = total - sum(sizes)  # embedding and LM head are on the first device
+    for number, size in enumerate(sizes):
+        middle = (before + size / 2) / total
+        prefix = f"{model.base_model_prefix}.{LAYERS}"
+        placed[f"{prefix}.{number}"] = devices[int(middle * len(devices))]
+        before += size
+    return placed
+
+
+def spread_model(model: PreTrainedModel, devices: Sequence[str]) -> PreTrainedModel:
+    """Spread a model that has its weights over several devices."""
+    placed = spread(model, devices)
+    if is_rehearsal(devices):
+        model.hf_device_map = placed
+        return model
+    moved: PreTrainedModel = dispatch_model(model, placed)
+    return moved
+
+
+def is_rehearsal(devices: Sequence[str]) -> bool:
+    """Whether all of several devices are names of one processor."""
+    return len(devices) > 1 and all(torch.device(name).type == "cpu" for name in devices)
+
+
+def _outside(model: PreTrainedModel) -> Iterator[str]:
+    """Yield the names of all modules beside the layers."""
+    for name, module in model.named_children():
+        if module is not model.base_model:
+            yield name
+    for name, _ in model.base_model.named_children():
+        if name != LAYERS:
+            yield f"{model.base_model_prefix}.{name}"
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(weight.nbytes for weight in module.parameters())
+
+
+def _stated(model: PreTrainedModel, stated: dict[str, torch.device]) -> Placement:
+    """Return the placement that a device map states."""
+    first = _device_of(f"{model.base_model_prefix}.embed_tokens", stated)
+    for name in _outside(model):
+        if _device_of(name, stated) != first:
+            raise _misplaced(f"{name} lies on {_device_of(name, stated)}, the embedding on {first}")
+    prefix = f"{model.base_model_prefix}.{LAYERS}"
+    count = len(getattr(model.base_model, LAYERS))
+    return Placement(
+        first, tuple(_device_of(f"{prefix}.{number}", stated) for number in range(count))
+    )
+
+
+def _device_of(name: str, stated: dict[str, torch.device]) -> torch.device:
+    """Return the device of a module: its own entry, or the nearest one above it."""
+    while name not in stated:
+        if not name:
+            raise _misplaced("its device map does not name each of its modules")
+        name = name.rpartition(".")[0]
+    return stated[name]
+
+
+def _place(name: str, place: Any) -> torch.device:
+    """Return a device as transformers states it: its number, its name, or itself."""
+    if place == DISK:
+        raise _misplaced(f"{name} lies on {DISK}")
+    return torch.device(place)
+
+
+def _misplaced(reason: str) -> BenchError:
+    return BenchError(
+        f"the model lies on several devices as no target can: {reason}",
+        "spread it by --device cuda:0,cuda:1, which keeps all but its layers on the first",
+    )
