@@ -48,10 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from fspad_bench.benchmark import sweep
+    from fspad_bench.decoders.build import check_options
     from fspad_bench.decoders.options import split_names
+    from fspad_bench.models.presets import resolve
 
     plan = run_verb.plan_from(arguments)
-    every = sweep.cells(plan, split_names(arguments.target), arguments.cpus)
+    targets = split_names(arguments.target)
+    check_options(plan.decoders, plan.options)  # once, here, and not in each cell
+    for target in targets:
+        resolve(target)
+    every = sweep.cells(plan, targets, arguments.cpus)
     output = arguments.output
     resources = sweep.Resources(
         arguments.workers,

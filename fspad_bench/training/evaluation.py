@@ -29,6 +29,7 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.training.features import Features, by_length, supervised_count
 from fspad_bench.training.losses import Losses
 from fspad_bench.training.objective import Inputs, Objective, load_inputs
+from fspad_bench.training.precision import autocast
 
 PROBES = 8
 PROBE_TOKENS = 64
@@ -66,7 +67,7 @@ class HeldOut:
         in_vocabulary = []
         for group in self._groups():
             inputs = self._inputs(group, objective)
-            with torch.autocast(self.target.device.type, torch.bfloat16):
+            with autocast(self.target.device):
                 _, own = objective(inputs)
             losses.append([float(x) for x in own])
             weights.append(supervised_count(self.features, group))
@@ -116,7 +117,7 @@ class HeldOut:
         for number in np.random.default_rng(0).permutation(len(groups)):
             group = groups[number]
             inputs = self._inputs(group, objective)
-            with torch.autocast(self.target.device.type, torch.bfloat16):
+            with autocast(self.target.device):
                 depths = objective.network.shape.levels or DEPTHS
                 levels = objective.network.unrolled(inputs.e, inputs.f, min(depths, DEPTHS))
             draft_head = objective.network.head_rows(objective.lm_head, inputs.vocabulary)

@@ -42,15 +42,18 @@ LIVE_LOGITS = 4096  # on a GPU the memory is the bound
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+STATES = ("features", "captured")
+
+
 class Batch(NamedTuple):
     """Sequences of one training step, padded on the right.
 
-    - `ids [B, L]`, `features [B, L, d]` bfloat16.
+    - `ids [B, L]`, `features [B, L, d]` bfloat16, or of the type that a training multiplies.
     - `supervised [B, L]` bool: the N positions with something to learn.
     - `normaliser [N]`, `choice [N]`: of the target's distribution after each supervised position's
       next token, the log-sum-exp of its logits and the id of its first choice.
-    - `captured [B, L, k d]` bfloat16: the hidden states that the network reads; None where those
-      are the features.
+    - `captured [B, L, k d]`, of the same type: the hidden states that the network reads; None where
+      those are the features.
     """
 
     ids: Tensor
@@ -65,10 +68,11 @@ class Batch(NamedTuple):
         """The states that the network reads, as a session with its `capture` hands it out."""
         return self.features if self.captured is None else self.captured
 
-    def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device."""
+    def to(self, device: torch.device, numbers: torch.dtype = torch.bfloat16) -> Batch:
+        """Return the batch on a device, its hidden states in a type of numbers."""
         moved = {name: part.to(device) for name, part in self._asdict().items() if part is not None}
-        return self._replace(**moved)
+        states = {name: moved[name].to(numbers) for name in STATES if name in moved}
+        return self._replace(**moved | states)
 
 
 class LiveFeatures:

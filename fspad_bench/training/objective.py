@@ -26,6 +26,7 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError, near
 from fspad_bench.training.features import Batch, Features
 from fspad_bench.training.losses import Losses, losses
+from fspad_bench.training.precision import product_type
 
 TOP_K = 10
 SUPERVISE = ("answers", "all")
@@ -181,11 +182,13 @@ def load_inputs(
     vocabulary: Vocabulary,
     network: HeadNetwork,
 ) -> Inputs:
-    """Load these sequences to the target's device, as this network reads them.
+    """Load these sequences to the target's device, as this network reads them, in the type of its
+    products.
 
     The vocabulary is the draft's and, if that includes tokens of the text, the batch's own.
     """
-    batch = features.load(list(group)).to(target.device)
+    numbers = product_type(target.device)
+    batch = features.load(list(group)).to(target.device, numbers)
     ids = vocabulary.of(batch.ids)
     rows = batch.supervised[:, :-1]
     index = vocabulary.index(ids)
@@ -194,7 +197,7 @@ def load_inputs(
         torch.where(vocabulary.covers(tokens, batch.ids, rows), index[tokens], -1)
         for tokens in (batch.choice, following)
     )
-    e = target.embedding(batch.ids).to(torch.bfloat16).detach()
+    e = target.embedding(batch.ids).to(torch.bfloat16).to(numbers).detach()
     f = (batch.states if network.reads_states else e)[:, :-1]
     return Inputs(e[:, 1:], f, batch, ids, choice, token)
 

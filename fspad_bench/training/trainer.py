@@ -40,6 +40,7 @@ from fspad_bench.training.evaluation import HeldOut
 from fspad_bench.training.features import Features, by_length, supervised_count
 from fspad_bench.training.losses import Losses
 from fspad_bench.training.objective import Objective, Recipe, load_inputs, uniform_noise
+from fspad_bench.training.precision import autocast, product_type
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.provenance import environment
 from fspad_bench.util.terminal import note
@@ -85,7 +86,8 @@ class Trainer:
             raise BenchError(
                 "one usable conversation is too few, because it is held out", "train on more"
             )
-        lm_head = target.lm_head.weight.detach().to(torch.bfloat16)
+        rounded = target.lm_head.weight.detach().to(torch.bfloat16)
+        lm_head = rounded.to(product_type(self.device))
         # everything is on the target's device already
         self.objective = self.accelerator.prepare_model(
             Objective(network, lm_head, recipe), device_placement=False
@@ -101,7 +103,8 @@ class Trainer:
         return {
             "target": self.target.identity,
             "target files": self.target.files_sha256,
-            ENVIRONMENT: environment(torch.get_num_threads()),
+            ENVIRONMENT: environment(torch.get_num_threads())
+            | {"products": str(product_type(self.device)).removeprefix("torch.")},
             "network": {
                 "architecture": self.network.architecture,
                 "qkv_bias": self.network.shape.qkv_bias,
@@ -188,7 +191,7 @@ class Trainer:
             keys = [(self.recipe.seed, self.step, s) for s in group]
             noise = uniform_noise(inputs.f.shape, lengths, self.recipe.noise, keys, self.device)
             inputs = inputs._replace(f=inputs.f + noise.to(inputs.f.dtype))
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             return self.objective(inputs)
 
     def evaluate(self) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ from fspad_bench.training import job as training
 from fspad_bench.training.job import Trained, TrainingJob, default_recipe, run, trainer_of
 from fspad_bench.training.networks import NetworkTrainer
 from fspad_bench.training.objective import Recipe
+from fspad_bench.training.precision import product_type
 from fspad_bench.util.provenance import environment
 
 BRIEF = Recipe(epochs=1)
@@ -308,4 +309,6 @@ def test_features_are_of_one_state_of_the_target(train, tiny, tmp_path, monkeypa
 
 
 def test_a_head_names_the_software_that_trained_it(train):
-    assert train(recipe=NO_STEPS).facts["environment"] == environment(torch.get_num_threads())
+    products = str(product_type(torch.device("cpu"))).removeprefix("torch.")
+    expected = environment(torch.get_num_threads()) | {"products": products}
+    assert train(recipe=NO_STEPS).facts["environment"] == expected
