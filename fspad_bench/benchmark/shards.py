@@ -7,7 +7,7 @@ task, so whichever shard ends last writes them.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,23 @@ def launched() -> str:
     if not (count.isdecimal() and rank.isdecimal()) or int(count) < 2:
         return ""
     return f"{int(rank) + 1}/{count}"
+
+
+def of_process(plan: Plan) -> Plan:
+    """Return what this process measures of a plan: where several were launched, its shard, on a GPU
+    of its own.
+
+    Raises BenchError for a plan of another shard: all of them would measure the same.
+    """
+    part = launched()
+    if plan.shard not in ("", part):
+        if part:
+            raise BenchError(
+                f"several processes share this run, and it is shard {plan.shard} of another",
+                "launch one process, or leave the shard out",
+            )
+        return plan
+    return replace(plan, shard=part, device=launched_device(plan.device))
 
 
 def launched_device(name: str) -> str:

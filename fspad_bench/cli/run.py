@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fspad_bench.benchmark.plan import PRECISIONS
-from fspad_bench.benchmark.shards import launched, launched_device
+from fspad_bench.benchmark.shards import of_process
 from fspad_bench.cli import table
 from fspad_bench.cli.arguments import (
     TABLE_FORMATS,
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     if arguments.like is not None and not arguments.plan:
         return _repeat(arguments)
-    plan = _read_plan(arguments) if arguments.plan else plan_from(arguments)
+    plan = of_process(_read_plan(arguments) if arguments.plan else plan_from(arguments))
     with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the table
         path = Runner(plan, arguments.output).run()
     note(f"record: {path}")
@@ -135,7 +135,6 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
             *("frequency_penalty", "no_repeat_ngram_size"),
         )
     }
-    chosen["device"] = launched_device(arguments.device)
     chosen["options"] = read_options(arguments.options)
     if arguments.decoder is not None:
         others = [name for name in split_names(arguments.decoder) if name != VANILLA]
@@ -157,7 +156,7 @@ def _repeat(arguments: argparse.Namespace) -> int:
     given |= {name for name in ("options", "log_samples") if getattr(arguments, name)}
     given |= set() if arguments.aa else {"aa"}
     chosen = {name: value for name, value in _chosen(arguments).items() if name in given}
-    plan = reference.changed(chosen)
+    plan = of_process(reference.changed(chosen))
     reference.check_output(arguments.output)
     if "data" not in given:
         reference.check_file(plan.data)
@@ -232,7 +231,7 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--shard",
-        default=launched(),
+        default="",
         metavar="K/N",
         help="measure every N-th question, from the K-th on (default: all, or the share of this "
         "process under `accelerate launch`)",

@@ -17,9 +17,12 @@ from transformers import PreTrainedConfig
 from fspad_bench.decoders.eagle import EagleNetwork
 from fspad_bench.decoders.fspad import FeatureSampling, FspadNetwork, SplitOutput
 from fspad_bench.drafts.drafter import HeadDrafter
+from fspad_bench.drafts.fused import Fuse
 from fspad_bench.drafts.network import DraftNetwork, DraftOutput, Norm, Output
 from fspad_bench.drafts.shape import Shape, low_mid_high
 from fspad_bench.engine.architecture import norm_weight
+from fspad_bench.engine.cpu.native import Native
+from fspad_bench.engine.cpu.torch_ops import TorchOps
 from fspad_bench.engine.target import TransformersTarget
 
 
@@ -70,6 +73,26 @@ class NormedSplitOutput(SplitOutput):
         return out._replace(h_logit=self.final(out.h_logit))
 
 
+class NormedFeatureSampling(FeatureSampling):
+    """FSPAD's feature sampling of norm(f), as EAGLE-3 norms what it reads.    e, f, x: [..., d]
+
+    Hidden states of inner layers are orders of magnitude larger than features, and nothing bounds
+    an h_feature without a feature loss. Without the norm training diverges.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.norm_f = Norm(shape.d, shape.eps)
+
+    def forward(self, e: Tensor, f: Tensor) -> Tensor:
+        return super().forward(e, self.norm_f(f))
+
+    def fused(self, ops: Native | TorchOps) -> Fuse:
+        """Return `forward` over packed weights."""
+        fuse = super().fused(ops)
+        return lambda e, f: fuse(e, self.norm_f(f))
+
+
 class Fspad3Network(FspadNetwork):
     """FSPAD's feature sampling and split output on EAGLE-3's fused states, trained as EAGLE-3 is.
 
@@ -83,6 +106,10 @@ class Fspad3Network(FspadNetwork):
     @classmethod
     def shape_for(cls, config: PreTrainedConfig) -> Shape:
         return replace(Shape.of_target(config), capture=low_mid_high(config.num_hidden_layers))
+
+    @classmethod
+    def build_fusion(cls, shape: Shape) -> NormedFeatureSampling:
+        return NormedFeatureSampling(shape)
 
     @classmethod
     def build_output(cls, shape: Shape) -> NormedSplitOutput:

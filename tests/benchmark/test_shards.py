@@ -14,7 +14,7 @@ from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.runner import Runner
-from fspad_bench.benchmark.shards import Shard, launched, launched_device
+from fspad_bench.benchmark.shards import Shard, launched, launched_device, of_process
 from fspad_bench.errors import BenchError
 
 SAME = ("verdict", "tokens_per_step", "samples", "tokens", "score")
@@ -123,6 +123,17 @@ def test_launched_processes_have_a_gpu_each(monkeypatch, given, device):
     assert launched_device(given) == device
     monkeypatch.setattr(shards, "launched", lambda: "")
     assert launched_device(given) == given
+
+
+def test_a_launched_process_measures_its_part_of_any_plan(monkeypatch):
+    monkeypatch.setattr(shards, "launched", lambda: "")
+    assert of_process(plan("")) == plan("")
+    assert of_process(plan("1/4")) == plan("1/4")
+    monkeypatch.setattr(shards, "launched", lambda: "2/3")
+    assert of_process(plan("")) == plan("2/3")
+    assert of_process(plan("2/3")) == plan("2/3")
+    with pytest.raises(BenchError, match="share this run, and it is shard 1/4 of another"):
+        of_process(plan("1/4"))
 
 
 @pytest.mark.nightly

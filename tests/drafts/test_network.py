@@ -69,6 +69,8 @@ def transcription(weights, e, f, name):
         normed = [rms(e, weights["fuse.norm_e.weight"]), rms(f, weights["fuse.norm_f.weight"])]
         x = torch.cat(normed, -1)
         return outputs(weights, f + attended(weights, x) @ weights["attention.o.weight"].T, name)
+    if name == "fspad3":
+        f = rms(f, weights["fuse.norm_f.weight"])
     z = torch.cat([e, f], -1) @ weights["fuse.fc.weight"].T + weights["fuse.fc.bias"]
     x = z
     if name in SAMPLES_FEATURES:
@@ -104,6 +106,13 @@ def attended(weights, x):
             scores = [query @ rotated(k[j, shared], j) / HEAD_DIM**0.5 for j in range(i + 1)]
             out[i, own] = torch.stack(scores).softmax(0) @ v[: i + 1, shared]
     return out
+
+
+@pytest.mark.parametrize("name", READS_STATES)
+def test_what_reads_inner_states_does_not_see_how_large_they_are(name):
+    fuse = random_network(name).fuse
+    e, f = torch.randn(2, 5, D, dtype=torch.float64)
+    torch.testing.assert_close(fuse(e, 1e5 * f), fuse(e, 1e2 * f))
 
 
 @pytest.mark.parametrize("name", OF_ONE_TOKEN)
