@@ -63,11 +63,18 @@ def units(
                     yield Unit(task, question, temperature, repeat)
 
 
-def check_scopes(decoders: Sequence[Decoder], repeats: int) -> None:
-    """Raise BenchError for repeats of a decoder that learns across prompts."""
+def check_scopes(decoders: Sequence[Decoder], repeats: int, shard: Shard = WHOLE) -> None:
+    """Raise BenchError for repeats or a shard of a decoder that learns across prompts."""
     for decoder in decoders:
-        if repeats > 1 and decoder.scope == "run":
+        if decoder.scope != "run":
+            continue
+        if repeats > 1:
             raise BenchError(
                 f"{decoder.label} learns across prompts: a repeat would show it each of them again",
                 "leave --repeats out, and give the same command again for another record",
+            )
+        if shard.parts > 1:
+            raise BenchError(
+                f"{decoder.label} learns across prompts: a shard would show it a part of them",
+                "measure all questions in one process, or let it start anew with each prompt",
             )

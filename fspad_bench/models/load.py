@@ -76,7 +76,7 @@ def training_dtype(name: str, device: str) -> str | None:
 def devices_named(name: str) -> list[str]:
     """Return the devices of a comma-separated list, checked as `device_named` checks one.
 
-    Raises BenchError for a device that is named twice too.
+    Raises BenchError for a device that is named twice, and for devices of two kinds, too.
     """
     names = [part.strip() for part in name.split(",")]
     if len(names) == 1:
@@ -85,6 +85,10 @@ def devices_named(name: str) -> list[str]:
         _check_one_of_several(part)
         if part in names[:number]:
             raise BenchError(f"--device {name} names {part} twice", "name each device once")
+    if len({torch.device(part).type for part in names}) > 1:
+        raise BenchError(
+            f"--device {name} mixes kinds of devices", "name GPUs alone, such as cuda:0,cuda:1"
+        )
     return names
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from runs import ME, plan_of, run
 
 from fspad_bench.benchmark import shards
 from fspad_bench.benchmark.plan import Plan
@@ -134,6 +135,13 @@ def test_a_launched_process_measures_its_part_of_any_plan(monkeypatch):
     assert of_process(plan("2/3")) == plan("2/3")
     with pytest.raises(BenchError, match="share this run, and it is shard 1/4 of another"):
         of_process(plan("1/4"))
+
+
+@pytest.mark.usefixtures("one_target")
+def test_a_decoder_that_learns_across_prompts_is_not_shared(data, tmp_path):
+    with pytest.raises(BenchError, match="Learner learns across prompts: a shard would show it"):
+        run(plan_of(data, f"{ME}:Learner", shard="1/2"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.nightly

@@ -55,6 +55,7 @@ def test_a_target_may_have_several(gpus):
         ("cuda:0,auto", "--device names 'auto' among several devices, without a number"),
         ("0,1", "unknown device '0'"),
         ("cuda:0,", "unknown device ''"),
+        ("cuda:0,cpu:0", "--device cuda:0,cpu:0 mixes kinds of devices"),
         ("balanced", "unknown device 'balanced'"),
     ],
 )
