@@ -37,7 +37,7 @@ class BatchCache:
         if target.fused is None:
             raise BenchError(
                 f"{target.name} has no fused forward",
-                "a plain Llama, Mistral, Qwen or Gemma 3 is needed here",
+                "a plain Llama, Mistral, Qwen or Gemma 3 on one device is needed here",
             )
         self.target = target
         self.fused: FusedForward = target.fused

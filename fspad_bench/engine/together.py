@@ -31,7 +31,7 @@ def check_shares(target: TransformersTarget) -> None:
     if target.fused is None:
         raise BenchError(
             f"{target.name} runs by its stock forward, which takes one request at a time",
-            "a plain Llama, Mistral, Qwen or Gemma 3 is needed here",
+            "a plain Llama, Mistral, Qwen or Gemma 3 on one device is needed here",
         )
 
 
