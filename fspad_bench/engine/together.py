@@ -10,23 +10,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fspad_bench.core.tree import Tree
-from fspad_bench.engine.attention import Attend
+from fspad_bench.engine.attention import Attend, Attention
 from fspad_bench.engine.cpu.attention import CompiledAttention
 from fspad_bench.engine.cpu.native import ROWS
-from fspad_bench.engine.session import Scores, Session
+from fspad_bench.engine.forward import FusedForward
+from fspad_bench.engine.session import Model, Scores, Session
 from fspad_bench.errors import BenchError
 
-if TYPE_CHECKING:
-    from fspad_bench.engine.target import TransformersTarget
+
+class SharedModel(Model, Protocol):
+    """A target, as one forward of several sessions sees it (`target.TransformersTarget`)."""
+
+    name: str
+    device: torch.device
+    fused: FusedForward | None
+    attention: Attention
 
 
-def check_shares(target: TransformersTarget) -> None:
+def check_shares(target: SharedModel) -> None:
     """Raise BenchError for a target whose forward takes one session only."""
     if target.fused is None:
         raise BenchError(
@@ -35,14 +42,14 @@ def check_shares(target: TransformersTarget) -> None:
         )
 
 
-def keeps_bits(target: TransformersTarget) -> bool:
+def keeps_bits(target: SharedModel) -> bool:
     """Whether a session's scores are the same to the bit in any company."""
     return isinstance(target.attention, CompiledAttention)
 
 
 @torch.inference_mode()
 def score_together(
-    target: TransformersTarget, sessions: Sequence[Session], trees: Sequence[Tree]
+    target: SharedModel, sessions: Sequence[Session], trees: Sequence[Tree]
 ) -> list[Scores]:
     """Score a tree for each session. Raises as `Session.score` does, ValueError for sessions that
     do not run the same layers of this target.
@@ -77,7 +84,7 @@ def groups(sizes: Sequence[int], most: int) -> Iterator[slice]:
 
 
 def _forward(
-    target: TransformersTarget, sessions: Sequence[Session], trees: Sequence[Tree]
+    target: SharedModel, sessions: Sequence[Session], trees: Sequence[Tree]
 ) -> list[Scores]:
     """Run all trees in one forward."""
     fused = target.fused
