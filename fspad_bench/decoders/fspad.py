@@ -18,10 +18,11 @@ How FSPAD drafts, level by level (`drafts.trees.dynamic`, EAGLE-2's tree):
    predicts token i + 2, so the last row's output is the root's: it predicts what follows the last
    committed token.
 2. Children: logits = LM head(h_logit), over the draft vocabulary. At temperature T the noise T * G
-   of the children's position is added, the very noise that the target's choice will meet, so that
-   the draft guesses the token that the target will draw. Each node gets its top-k children.
-3. Expand: the most likely paths are drafted on. A node's row is its *parent's* h_feature, in place
-   of the target's feature, which does not exist yet, and its own embedding e.
+   of the children's position is added (`drafting=coupled`), the very noise that the target's choice
+   will meet, so that the draft guesses the token that the target will draw. The root, and below it
+   each node that is expanded, gets its top-k children.
+3. Expand: the top-k most likely paths of a level are drafted on. A node's row is its *parent's*
+   h_feature, in place of the target's feature, which does not exist yet, and its own embedding e.
 4. Stop at the tree's depth (`tree=fixed`), or when another level does not pay (`tree=auto`). The
    most likely candidates of all levels, with their ancestors, are the tree.
 

@@ -1,4 +1,3 @@
-"""What decoders with a draft network share.
-
-The network's parts, its cache, its trees, its files.
+"""What drafts are made of: networks with their cache, trees and files, and what drafts without one:
+tables, automata, searches.
 """

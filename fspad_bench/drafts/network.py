@@ -1,5 +1,5 @@
-"""The parts that the draft networks of the EAGLE family share: shapes, the output MLP, and the
-whole. `attention` is beside it.
+"""The parts that the draft networks of the EAGLE family share: the output MLP, and the whole. Their
+`shape` and their `attention` are beside it.
 
 A draft network predicts what follows from the target's last feature f and the embedding e of the
 token that was sampled from it, by one decoder layer: read -> fuse -> attention -> output. What is a
