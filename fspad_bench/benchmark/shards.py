@@ -63,13 +63,13 @@ def of_process(plan: Plan) -> Plan:
     Raises BenchError for a plan of another shard: all of them would measure the same.
     """
     part = launched()
-    if plan.shard not in ("", part):
-        if part:
-            raise BenchError(
-                f"several processes share this run, and it is shard {plan.shard} of another",
-                "launch one process, or leave the shard out",
-            )
+    if not part:
         return plan
+    if plan.shard not in ("", part):
+        raise BenchError(
+            f"several processes share this run, and it is shard {plan.shard} of another",
+            "launch one process, or leave the shard out",
+        )
     return replace(plan, shard=part, device=launched_device(plan.device))
 
 

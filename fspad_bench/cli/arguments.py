@@ -199,13 +199,10 @@ def sizes(text: str) -> tuple[int, ...]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    from fspad_bench.util.text import json_value
+    from fspad_bench.util import text as reading
 
-    try:
-        value = json_value(text.encode())
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
+    value = reading.json_object(text)
+    if value is None:
         raise argparse.ArgumentTypeError(f"'{text:.60}' is not a JSON object")
     return value
 

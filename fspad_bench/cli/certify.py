@@ -77,7 +77,7 @@ def _decoders(arguments: argparse.Namespace) -> list[Part]:
     tiny = load_target("tiny", device=devices[0])
     target = tiny
     if arguments.target != "tiny" or arguments.dtype or len(devices) > 1:
-        dtype = arguments.dtype or ("float64" if arguments.target == "tiny" else "float32")
+        dtype = arguments.dtype or (None if arguments.target == "tiny" else "float32")
         target = load_target(arguments.target, device=arguments.device, dtype=dtype)
     return certify(labels, options, target, tiny, _effort(arguments), like)
 

@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from fspad_bench.errors import BenchError
 
-LAYERS = "layers"
 DISK = "disk"  # where accelerate leaves what fits no device
 
 
@@ -72,15 +71,13 @@ def spread(model: PreTrainedModel, devices: Sequence[str]) -> dict[str, str]:
 
     The model may be without memory (on `meta`).
     """
-    layers = getattr(model.base_model, LAYERS)
-    sizes = [_bytes(layer) for layer in layers]
+    sizes = [_bytes(layer) for layer in model.base_model.layers]
     total = _bytes(model)
     placed = dict.fromkeys(_outside(model), devices[0])
     before = total - sum(sizes)  # embedding and LM head are on the first device
     for number, size in enumerate(sizes):
         middle = (before + size / 2) / total
-        prefix = f"{model.base_model_prefix}.{LAYERS}"
-        placed[f"{prefix}.{number}"] = devices[int(middle * len(devices))]
+        placed[_layer(model, number)] = devices[int(middle * len(devices))]
         before += size
     return placed
 
@@ -105,8 +102,8 @@ def _outside(model: PreTrainedModel) -> Iterator[str]:
     for name, module in model.named_children():
         if module is not model.base_model:
             yield name
-    for name, _ in model.base_model.named_children():
-        if name != LAYERS:
+    for name, module in model.base_model.named_children():
+        if module is not model.base_model.layers:
             yield f"{model.base_model_prefix}.{name}"
 
 
@@ -120,11 +117,13 @@ def _stated(model: PreTrainedModel, stated: dict[str, torch.device]) -> Placemen
     for name in _outside(model):
         if _device_of(name, stated) != first:
             raise _misplaced(f"{name} lies on {_device_of(name, stated)}, the embedding on {first}")
-    prefix = f"{model.base_model_prefix}.{LAYERS}"
-    count = len(getattr(model.base_model, LAYERS))
-    return Placement(
-        first, tuple(_device_of(f"{prefix}.{number}", stated) for number in range(count))
-    )
+    every = range(len(model.base_model.layers))
+    return Placement(first, tuple(_device_of(_layer(model, number), stated) for number in every))
+
+
+def _layer(model: PreTrainedModel, number: int) -> str:
+    """Return the name of a layer in a device map."""
+    return f"{model.base_model_prefix}.layers.{number}"
 
 
 def _device_of(name: str, stated: dict[str, torch.device]) -> torch.device:

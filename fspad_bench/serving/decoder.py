@@ -16,7 +16,7 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.errors import BenchError
 from fspad_bench.serving.engine import Ask, Engine, Reply
 from fspad_bench.serving.openai import OpenAIEngine
-from fspad_bench.util.text import json_value
+from fspad_bench.util.text import json_object
 
 SEEDS = 2**31
 
@@ -104,10 +104,7 @@ def _with_stop(reply: Reply, limit: Limit) -> list[int]:
 
 def _object(text: str) -> dict[str, Any]:
     """Read a JSON object. Raises BenchError."""
-    try:
-        value = json_value(text.encode())
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
+    value = json_object(text)
+    if value is None:
         raise BenchError(f"extra={text:.60} is not a JSON object", 'write it like {"top_k": 5}')
     return value

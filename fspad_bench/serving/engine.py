@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fspad_bench.errors import BenchError
 from fspad_bench.serving.metrics import Drafts
-from fspad_bench.util.text import json_value
+from fspad_bench.util.text import json_object
 
 DEPTH = re.compile(r"\bN\b")
 
@@ -96,15 +96,8 @@ def depth_body(template: str, depth: int) -> dict[str, object]:
 
     Raises BenchError unless that is an object in which N, as a word of its own, is a value.
     """
-
-    def filled(number: int) -> Any:
-        try:
-            return json_value(DEPTH.sub(str(number), template).encode())
-        except ValueError:
-            return None
-
-    body = filled(depth)
-    if not isinstance(body, dict) or body == filled(depth + 1):
+    body, other = (json_object(DEPTH.sub(str(n), template)) for n in (depth, depth + 1))
+    if body is None or body == other:
         raise BenchError(
             f"'{template:.60}' is not a JSON object in which N is a value",
             """such as --depth-extra '{"num_speculative_tokens": N}'""",

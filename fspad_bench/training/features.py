@@ -40,9 +40,7 @@ STORED_LOGITS = 64  # positions whose logits are computed at once; they fit the 
 LIVE_LOGITS = 4096  # on a GPU the memory is the bound
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-STATES = ("features", "captured")
+STATES = ("features", "captured")  # parts of a batch that are hidden states
 
 
 class Batch(NamedTuple):
@@ -68,7 +66,7 @@ class Batch(NamedTuple):
         """The states that the network reads, as a session with its `capture` hands it out."""
         return self.features if self.captured is None else self.captured
 
-    def to(self, device: torch.device, numbers: torch.dtype = torch.bfloat16) -> Batch:
+    def to(self, device: torch.device, numbers: torch.dtype) -> Batch:
         """Return the batch on a device, its hidden states in a type of numbers."""
         moved = {name: part.to(device) for name, part in self._asdict().items() if part is not None}
         states = {name: moved[name].to(numbers) for name in STATES if name in moved}

@@ -99,6 +99,15 @@ def json_value(raw: bytes, *, is_strict: bool = True) -> Any:
     return value
 
 
+def json_object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that a text is; None where it is none."""
+    try:
+        value = json_value(text.encode())
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def yaml_value(content: str) -> Any:
     """Return the value of YAML. Raises ValueError where it is none."""
     import yaml

@@ -41,8 +41,12 @@ def one():
     return load_target("tiny")
 
 
+def model_of(layers):
+    return tiny_model(LlamaConfig(**CONFIG.to_dict() | {"num_hidden_layers": layers}))
+
+
 def test_layers_are_shared_out_evenly_by_their_bytes():
-    model = tiny_model(LlamaConfig(**CONFIG.to_dict() | {"num_hidden_layers": 8}))
+    model = model_of(8)
     placed = spread(model, ["a", "b", "c"])
     layers = [placed[f"model.layers.{number}"] for number in range(8)]
     assert layers == sorted(layers)
@@ -122,7 +126,7 @@ def test_no_product_meets_tensors_of_two_devices(monkeypatch):
     """Fake tensors hold no numbers, but their products refuse a second device as real ones do."""
     monkeypatch.setattr(placement, "dispatch_model", hooked)
     first, second = CPU, torch.device("meta")
-    model = tiny_model()
+    model = model_of(4)  # the last two lie on the second, and so does a captured state
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         for place, device in spread(model, ["cpu", "meta"]).items():
             for module in model.get_submodule(place).modules():
@@ -135,7 +139,7 @@ def test_no_product_meets_tensors_of_two_devices(monkeypatch):
         assert [part.device for part in cache.parts] == [first, second]
         forward = StockForward(model)
         ids = torch.tensor([3, 4, 5], device=first)
-        features, captured = forward(ids, [0, 1, 2], cache, 0, None, (1, 2))
+        features, captured = forward(ids, [0, 1, 2], cache, 0, None, (1, 3, 4))
         tree = Pending(3, [0b1, 0b11, 0b101], 3)
         masks = tree_masks(tree, shape, torch.float64, first)
         again, _ = forward(ids, tree.positions(), cache, 3, masks)

@@ -3,7 +3,7 @@
 import pytest
 
 from fspad_bench.errors import BenchError
-from fspad_bench.util.text import is_text, json_file, json_lines, json_value, text_file
+from fspad_bench.util.text import is_text, json_file, json_lines, json_object, json_value, text_file
 
 HALF = r'{"turns": ["Cut off here \ud83d"]}'
 
@@ -67,6 +67,14 @@ def test_text_that_is_not_utf_8_names_its_line(file):
 def test_what_is_no_json_is_one_clear_error(file, content):
     message = refused(json_lines, file(content))
     assert "file.jsonl:1: not JSON" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [('{"a": 1}', {"a": 1}), ("{}", {}), ("[1]", None), ("{", None), ("", None), ("NaN", None)],
+)
+def test_an_object_is_told_from_what_is_none(text, value):
+    assert json_object(text) == value
 
 
 def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path):

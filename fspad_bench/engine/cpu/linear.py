@@ -47,10 +47,15 @@ class Matrix:
             return self.multiply(x, self.weight, self.bias)
         if self.native and self.packed is not None and few:
             return self.native.product(x.contiguous(), self.packed, self.out_features, self.bias)
-        if self.native and x.dtype == torch.bfloat16 and not few and not multiplies_bfloat16():
+        if not few and _is_slow(x):
             bias = None if self.bias is None else self.bias.float()
             return F.linear(x.float(), self.weight.float(), bias).bfloat16()
         return F.linear(x, self.weight, self.bias)
+
+
+def _is_slow(x: Tensor) -> bool:
+    """Whether torch multiplies rows of this type slowly where they lie."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not multiplies_bfloat16()
 
 
 @torch.no_grad()
