@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from fspad_bench.core.sampling import Sampler
     from fspad_bench.core.tree import Tree
     from fspad_bench.decoders.build import build_decoder
-    from fspad_bench.errors import BenchError
     from fspad_bench.integrations.custom_generate import custom_generate
     from fspad_bench.models.load import load_target
+    from fspad_bench.util.errors import BenchError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BenchError": "errors",
+    "BenchError": "util.errors",
     "Context": "core.protocols",
     "Drafter": "core.protocols",
     "Generation": "core.protocols",

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fspad_bench"
 FLOORS = [  # lowest first; rooms of one floor are independent unless BESIDE says so
-    {"__init__", "errors"},
+    {"__init__"},
     {"util"},
     {"core"},
     {"engine"},
@@ -25,7 +25,7 @@ FLOORS = [  # lowest first; rooms of one floor are independent unless BESIDE say
     {"__main__"},
 ]
 BESIDE = {"training": {"distill", "decoders"}}
-PLAIN = {"__init__", "errors", "util"}
+PLAIN = {"__init__", "util"}
 BUILDING = {
     "decoders.__init__",
     "decoders.about",
@@ -35,7 +35,7 @@ BUILDING = {
     "decoders.foreign",
     "decoders.label",
 }
-ROOT_FILES = {"__init__.py", "__main__.py", "errors.py"}
+ROOT_FILES = {"__init__.py", "__main__.py"}
 HEAVY = {
     "torch",
     "transformers",
@@ -157,7 +157,7 @@ def test_imports_go_down_or_stay_in_the_room():
         assert used <= allowed, f"{module} imports from {sorted(used - allowed)}"
 
 
-def test_errors_and_util_need_no_heavy_package():
+def test_util_needs_no_heavy_package():
     for module in (m for m in MODULES if room_of(m) in PLAIN):
         assert not packages(module) & HEAVY, module
 
@@ -170,7 +170,8 @@ def test_the_core_needs_torch_alone(module):
     assert not packages(module) & {"os", "pathlib", "io", "shutil", "tempfile", "subprocess"}
     names = {node.id for node in ast.walk(syntax_tree(module)) if isinstance(node, ast.Name)}
     assert not names & {"open", "print", "input"}
-    assert {room_of(name) for name in own_imports(module)} <= {"core", "errors", "__init__"}
+    own = {name for name in own_imports(module) if room_of(name) != "core"}
+    assert own <= {"util.errors", "__init__"}
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room_of(m) == "decoders"])
@@ -275,9 +276,9 @@ class TestTheWalk:
         assert "core.loop" not in own_imports("__init__", anywhere=False)
 
     def test_follows_imports(self):
-        assert {"core.loop", "core.protocols", "core.tree", "errors"} <= executed("core.loop")
+        assert {"core.loop", "core.protocols", "core.tree", "util.errors"} <= executed("core.loop")
         assert "torch" in {p for m in executed("core.loop") for p in packages(m, anywhere=False)}
-        assert "errors" in executed("cli.main")
+        assert "util.errors" in executed("cli.main")
 
     def test_looks_into_branches_but_not_into_functions(self):
         source = """

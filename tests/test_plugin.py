@@ -14,8 +14,8 @@ from fspad_bench.benchmark import scoring, tasks
 from fspad_bench.benchmark.record import Records
 from fspad_bench.cli.main import main
 from fspad_bench.decoders.options import decoder_labels
-from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.registry import DECODERS, METRICS, TASKS
 
 PACKAGE = Path(__file__).parent / "plugin"

@@ -18,7 +18,7 @@ from fspad_bench.benchmark.speeds import Pair, pairs_of
 from fspad_bench.benchmark.times import decoded
 from fspad_bench.benchmark.titles import distribution, method, names_of, task_of
 from fspad_bench.decoders.label import Label
-from fspad_bench.errors import BenchError, near
+from fspad_bench.util.errors import BenchError, near
 
 ALL_TASKS = "all tasks"
 OF_A_TASK = ("task", "data_source", "data_sha256", "card_sha256", "max_new_tokens")

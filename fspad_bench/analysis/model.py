@@ -17,7 +17,7 @@ from fspad_bench.analysis.factors import Chain
 from fspad_bench.analysis.shares import step_times, steps_of
 from fspad_bench.benchmark.record import Sample
 from fspad_bench.drafts.sizing.costs import SIZES, TINY, Costs
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 NAMES = {"forward": "forward_per_token", "verify": "longer"}  # the latter in records of schema 1
 

@@ -24,7 +24,7 @@ from fspad_bench.benchmark.record import Key, Records, Sample
 from fspad_bench.benchmark.rows import latest
 from fspad_bench.benchmark.tasks import load_card
 from fspad_bench.decoders.label import Label
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 OF_A_TASK = ("task", "data_sha256", "card_sha256", "max_new_tokens")  # fields of a key
 FIRST_ID = 81  # of MT-bench's questions in Spec-Bench, ten per category in the order of the card

@@ -9,7 +9,7 @@ from pathlib import Path
 from reprlib import repr  # short, however often YAML names a list
 from typing import Any
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import text_file, yaml_value
 
 EXAMPLE = "see tasks/gsm8k.yaml for a complete card"

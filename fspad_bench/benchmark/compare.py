@@ -27,7 +27,7 @@ from fspad_bench.benchmark.matching import ASKED, Match, Side, matches
 from fspad_bench.benchmark.paired import ALPHA, holm
 from fspad_bench.benchmark.record import VANILLA
 from fspad_bench.benchmark.rows import Row
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 FLOOR_OF = tuple(name for name in ASKED if name != "decoder")
 

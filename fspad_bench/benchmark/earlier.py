@@ -25,7 +25,7 @@ from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 class Conversation(NamedTuple):

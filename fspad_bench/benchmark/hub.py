@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.benchmark.cards import Card
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import cache_home, write_atomically
 from fspad_bench.util.strangers import described, first_line_of
 from fspad_bench.util.terminal import note

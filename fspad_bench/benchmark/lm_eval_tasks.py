@@ -24,7 +24,7 @@ from typing import Any
 
 from fspad_bench.benchmark import tasks
 from fspad_bench.benchmark.cards import Card
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import user_path
 from fspad_bench.util.strangers import contained, message_of
 from fspad_bench.util.terminal import note

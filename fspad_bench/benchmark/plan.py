@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fspad_bench.errors import BenchError, near
+from fspad_bench.util.errors import BenchError, near
 
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 

@@ -10,7 +10,7 @@ from subprocess import Popen
 from threading import Event
 
 from fspad_bench.benchmark.sweep import Cell, Outcome, Resources, perform
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 class Processes:

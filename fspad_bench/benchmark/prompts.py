@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from fspad_bench.benchmark.tasks import Card, Question, TaskData
 from fspad_bench.engine.target import GENERATION, TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.stop_strings import StopStrings
 from fspad_bench.models.template import (
     Message,
@@ -20,6 +19,7 @@ from fspad_bench.models.template import (
     template_hash,
     token_ids,
 )
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.terminal import note
 
 __all__ = ["Message", "Prompts", "longest_conversation", "prompts_of", "stop_facts"]

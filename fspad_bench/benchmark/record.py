@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from fspad_bench.benchmark.fields import check_fields, check_trees
 from fspad_bench.benchmark.record_lines import REPAIR, LineError, content_of, raw_lines
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.plain import LONGEST_STEP, whole
 
 SCHEMA = 4

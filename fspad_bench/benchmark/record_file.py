@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from fspad_bench.benchmark.record import SCHEMA, Audit, Finding, Key, Pit, Records, Sample, Score
 from fspad_bench.benchmark.record_lines import lines
-from fspad_bench.errors import BenchError
 from fspad_bench.util import locks
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.plain import plain
 
 Header = dict[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import file_bytes, json_value
 
 REPAIR = "a record is written by `fspad-bench run` and never edited: restore it, or move it away"

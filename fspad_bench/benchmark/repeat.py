@@ -21,7 +21,7 @@ from fspad_bench.benchmark.record_lines import REPAIR, lines
 from fspad_bench.benchmark.rows import Row, latest, rows
 from fspad_bench.benchmark.tasks import RESERVED, SPEC_BENCH, TaskData
 from fspad_bench.decoders.label import Label
-from fspad_bench.errors import BenchError, near
+from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.grid import grid
 from fspad_bench.util.machine import cores
 from fspad_bench.util.paths import user_path

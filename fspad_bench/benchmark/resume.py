@@ -20,8 +20,8 @@ from fspad_bench.benchmark import tasks
 from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.record import SCHEMA
 from fspad_bench.benchmark.record_file import Header, RecordFile, header_of, is_complete
-from fspad_bench.errors import BenchError
 from fspad_bench.util import provenance
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.terminal import note
 
 # what must not change within a record, and how a message calls it

@@ -42,9 +42,9 @@ from fspad_bench.benchmark.warm_up import WARM_UP_TOKENS, warm_up, warm_up_promp
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler, stream_of
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
-from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
 from fspad_bench.util import machine
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.memory import free_unreachable, is_out_of_memory
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.strangers import described

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from fspad_bench.benchmark import scoring, tasks
 from fspad_bench.benchmark.record import Records, Sample, Score
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.strangers import described
 from fspad_bench.util.terminal import note
 

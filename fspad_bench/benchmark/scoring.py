@@ -19,8 +19,8 @@ from decimal import Decimal
 from statistics import fmean
 from typing import Any
 
-from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.strangers import contained, described
 
 Outputs = Sequence[str]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.record_file import header_of, is_complete
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 HINT = "write K/N: 1/2 and 2/2 share the questions"
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from fspad_bench.benchmark import hub
 from fspad_bench.benchmark.cards import Card, read_card
-from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.paths import data_folder, user_path
 from fspad_bench.util.text import ONE_A_LINE, is_text, json_lines
 

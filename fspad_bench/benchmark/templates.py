@@ -14,7 +14,7 @@ import jinja2
 from jinja2.environment import TemplateExpression
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 class Sandbox(ImmutableSandboxedEnvironment):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from fspad_bench.benchmark import tasks
 from fspad_bench.benchmark.shards import WHOLE, Shard
 from fspad_bench.decoders.build import Decoder
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 class UnitName(NamedTuple):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import user_path
 from fspad_bench.util.terminal import show
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fspad_bench.cli.arguments import above_zero, json_object, positive, sizes, whole
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

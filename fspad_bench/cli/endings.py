@@ -24,7 +24,7 @@ from types import FrameType
 from typing import TextIO
 
 from fspad_bench import __version__
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.memory import is_out_of_memory
 from fspad_bench.util.strangers import first_line_of
 from fspad_bench.util.terminal import note, note_traceback

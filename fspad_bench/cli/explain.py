@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fspad_bench.cli.arguments import EXPLANATION_FORMATS, add_format
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.terminal import note, show
 
 

@@ -18,7 +18,7 @@ from typing import NoReturn, Protocol, cast
 from fspad_bench import __version__
 from fspad_bench.cli import endings
 from fspad_bench.cli.examples import epilog
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.strangers import contained
 
 EPILOG = """examples:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from fspad_bench.cli.table import read_rows, record_files
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import disk_errors, write_atomically
 from fspad_bench.util.terminal import show
 

@@ -19,7 +19,7 @@ from fspad_bench.cli.arguments import (
     picture,
     sizes,
 )
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.terminal import show
 
 if TYPE_CHECKING:

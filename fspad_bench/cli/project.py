@@ -21,7 +21,7 @@ from fspad_bench.cli.arguments import (
     positive,
 )
 from fspad_bench.cli.table import read_records, record_files
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.terminal import show
 
 if TYPE_CHECKING:

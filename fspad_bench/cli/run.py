@@ -24,7 +24,7 @@ from fspad_bench.cli.arguments import (
     positive,
     remember_given,
 )
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.terminal import note, show
 
 if TYPE_CHECKING:

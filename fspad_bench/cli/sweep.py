@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fspad_bench.cli import run as run_verb
 from fspad_bench.cli import table
 from fspad_bench.cli.arguments import positive, whole
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.terminal import note
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fspad_bench.cli.arguments import TABLE_FORMATS, add_format
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.terminal import note, show
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fspad_bench.core.tree import Tree
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 ONLY_FUNCTIONS = "only a function of (input_ids, scores) can process the nodes of a tree"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fspad_bench.core.processors import Processor, name_of, process_row, wide
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 MASK = 0xFFFFFFFF
 SHORTLIST = 1024

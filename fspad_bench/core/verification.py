@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fspad_bench.core.processors import NodeLogits, Processing
 from fspad_bench.core.tree import Tree
-from fspad_bench.errors import BenchError, near
+from fspad_bench.util.errors import BenchError, near
 
 
 class Dice(Protocol):

@@ -34,8 +34,8 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.monte_carlo import LENGTH, most_visited
 from fspad_bench.drafts.trigrams import Trigrams, TrigramTable, load_table
 from fspad_bench.engine.session import LARGEST_TREE
-from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import vocabulary_hash
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import user_path
 
 WINDOW = 16

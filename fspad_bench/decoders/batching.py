@@ -5,7 +5,7 @@ from __future__ import annotations
 from fspad_bench.core.protocols import Drafter, as_drafter
 from fspad_bench.decoders.border import blamed
 from fspad_bench.decoders.build import Decoder, configure
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 def check_may_share(decoder: Decoder) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fspad_bench.core.protocols import Generation
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.plain import LARGEST, LONGEST_STEP, seconds, whole
 from fspad_bench.util.strangers import contained, described, place_of
 

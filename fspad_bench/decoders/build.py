@@ -27,8 +27,8 @@ from fspad_bench.decoders.code import code_hashes
 from fspad_bench.decoders.foreign import confirmed, first_steps
 from fspad_bench.decoders.label import Label, read_options
 from fspad_bench.engine.device_loop import DeviceLoop, runs_on_device
-from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.plain import plain
 from fspad_bench.util.strangers import contained
 

@@ -22,8 +22,8 @@ from fspad_bench.drafts.language_network import trained_model
 from fspad_bench.drafts.sizing.policy import ConfidentTree
 from fspad_bench.drafts.trees.dynamic import dynamic_tree
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.draft_model import load_draft_model
+from fspad_bench.util.errors import BenchError
 
 
 class DraftModel(Drafter):

@@ -22,8 +22,8 @@ from fspad_bench.drafts.language_model import LanguageModel
 from fspad_bench.drafts.language_network import trained_model
 from fspad_bench.drafts.trees.graph import NEVER, GraphShape, draft_graph
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.draft_model import load_draft_model
+from fspad_bench.util.errors import BenchError
 
 
 class Gsd(Drafter):

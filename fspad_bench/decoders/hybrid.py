@@ -33,7 +33,7 @@ from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, merged,
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import NEAR, Costs, Turn
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 VANILLA = "vanilla"
 MOST_NODES = 64

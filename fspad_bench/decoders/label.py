@@ -13,8 +13,8 @@ import typing
 from math import isfinite
 from typing import Any, Literal, NamedTuple
 
-from fspad_bench.errors import BenchError, near
 from fspad_bench.util.address import check_no_secret
+from fspad_bench.util.errors import BenchError, near
 
 LARGEST = 2**63 - 1  # of numbers: what computes with them has 64 bits
 SERVED = "served:"  # before the address of a served engine

@@ -38,7 +38,7 @@ from torch import Tensor
 from fspad_bench.core.protocols import Context, Drafter, Scope, Scores, Step, Target
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.session import LARGEST_TREE
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 CANDIDATES = 32  # tokens that a sampled guess is chosen among
 

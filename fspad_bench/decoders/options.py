@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError
 
 
 def split_names(text: str) -> list[str]:

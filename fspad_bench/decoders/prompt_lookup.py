@@ -11,7 +11,7 @@ from __future__ import annotations
 from fspad_bench.core.protocols import Context, Drafter, Scores, Step, Target
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.session import LARGEST_TREE
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 LONGEST_NGRAM = 64  # every step looks up and indexes each size
 

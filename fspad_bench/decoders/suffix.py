@@ -28,7 +28,7 @@ from fspad_bench.core.protocols import Context, Drafter, Scope, Scores, Step, Ta
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.suffix_automaton import NO_MATCH, Match, SuffixAutomaton
 from fspad_bench.engine.session import LARGEST_TREE
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 MOST_REMEMBERED = 200_000  # tokens of earlier outputs, about 1 kB each
 

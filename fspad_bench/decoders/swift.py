@@ -28,7 +28,7 @@ from fspad_bench.drafts.language_model import LanguageModel, inner_layers
 from fspad_bench.drafts.layer_search import Effort, LayerSearch, odd_layers
 from fspad_bench.drafts.trees.levels import coupled
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 SURE = (0.95, 0.8, 0.5)
 WIDTHS = {True: (3, 5, 8, 10), False: (1, 3, 5, 10)}

@@ -32,7 +32,7 @@ from torch import Tensor
 from fspad_bench.core.protocols import Context, Drafter, Scope, Scores, Step, Target
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.session import LARGEST_TREE
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 ACCEPTANCE = "0.45,0.15,0.08,0.05,0.03,0.02,0.02,0.01"
 MOST_DEPTH = 16

@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from fspad_bench.distill.topics import FOLLOW_UPS, KINDS, MATERIAL, QUESTION, TEXT, Kind
 from fspad_bench.engine.batch import Answers, Request, Stream, Wave
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import Chat, Message, Rendered, assistant, user
+from fspad_bench.util.errors import BenchError
 
 RECIPE_VERSION = 1
 """Raise it when code here, in `engine.batch` or in `models.chat` changes what a seed generates.

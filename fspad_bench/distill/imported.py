@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import Chat, Message
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import user_path
 from fspad_bench.util.text import file_bytes, is_text, json_value
 

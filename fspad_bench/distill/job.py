@@ -15,8 +15,8 @@ from fspad_bench.distill.imported import read_given
 from fspad_bench.distill.lock import exclusive
 from fspad_bench.distill.overlap import Prompts
 from fspad_bench.distill.writer import SHARD, SLOTS, distill_given, distill_own
-from fspad_bench.errors import BenchError
 from fspad_bench.models import load
+from fspad_bench.util.errors import BenchError
 
 
 @dataclass(frozen=True)

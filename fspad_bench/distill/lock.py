@@ -15,8 +15,8 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from fspad_bench.errors import BenchError
 from fspad_bench.util import locks
+from fspad_bench.util.errors import BenchError
 
 LOCK = ".lock"
 OWNER = ".lock-owner"  # its own file, because filelock truncates the lock file

@@ -26,8 +26,8 @@ from fspad_bench.distill.lock import exclusive, has_content
 from fspad_bench.distill.shards import FILES, MANIFEST, Row, Shards, known_hashes
 from fspad_bench.engine.batch import Stream, answer_streams
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import Chat, vocabulary_hash
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import write_atomically
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.provenance import environment

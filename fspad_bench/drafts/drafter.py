@@ -30,7 +30,7 @@ from fspad_bench.drafts.trees.levels import HeadLevels
 from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
 from fspad_bench.drafts.trees.sampled import sampled_tree
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
-from fspad_bench.errors import BenchError, near
+from fspad_bench.util.errors import BenchError, near
 
 DRAFTING = ("coupled", "ranked", "sampled")
 TREES = ("auto", "fixed")

@@ -35,7 +35,7 @@ from fspad_bench.drafts.published import (
 from fspad_bench.drafts.shape import Shape
 from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import data_folder, disk_errors, replacing, write_atomically
 from fspad_bench.util.text import json_value
 

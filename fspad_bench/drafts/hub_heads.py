@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import user_path
 from fspad_bench.util.strangers import first_line_of
 

@@ -26,7 +26,7 @@ from fspad_bench.drafts.language_network import as_target, vocabulary_of
 from fspad_bench.drafts.vocabulary import JoinedTokens
 from fspad_bench.engine.session import LARGEST_TREE, Scores, Session
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 class LanguageModel:

@@ -30,7 +30,7 @@ from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.architecture import rope_types
 from fspad_bench.engine.stock import take_buffers
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import user_path
 
 SHIPPED = "shipped"

@@ -26,8 +26,8 @@ from transformers import PreTrainedConfig
 from fspad_bench.drafts.attention import Attention
 from fspad_bench.drafts.shape import Shape
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError, near
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError, near
 
 GROUP = "fspad_bench.architectures"
 

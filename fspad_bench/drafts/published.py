@@ -28,7 +28,7 @@ from fspad_bench.drafts.network import DraftNetwork, HeadNetwork, architectures
 from fspad_bench.drafts.published_config import read_config, shape_of
 from fspad_bench.drafts.shape import Shape
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import disk_errors, replacing, write_atomically
 from fspad_bench.util.strangers import contained, first_line_of
 

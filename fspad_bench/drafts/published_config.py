@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.drafts.shape import Shape
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import json_file
 
 SILU = ("silu", "swish")  # one function under two names

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fspad_bench.drafts.shape import low_mid_high
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 TO_TARGET = "d2t"
 IN_DRAFT = "t2d"

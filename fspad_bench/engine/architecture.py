@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fspad_bench.engine.attention import HeadShape
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 @dataclass(frozen=True)

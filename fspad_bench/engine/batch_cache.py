@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from fspad_bench.engine.attention import Attend, TorchAttention
 from fspad_bench.engine.forward import FusedForward
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 WIDEN = 64  # columns by which a cache grows; it shrinks when twice as many are unused
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from fspad_bench.core.processors import OutputProcessor, Processor
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 LARGEST = 1e6  # far beyond it a logit overflows float32
 WHOLE = ("no_repeat_ngram_size",)

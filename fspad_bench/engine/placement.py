@@ -19,7 +19,7 @@ from accelerate import dispatch_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 DISK = "disk"  # where accelerate leaves what fits no device
 

@@ -22,7 +22,7 @@ from fspad_bench.core.protocols import ALL, LayerPlan
 from fspad_bench.core.tree import Tree, extend_ancestry
 from fspad_bench.engine.attention import Pending
 from fspad_bench.engine.cache import KVCache
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 LARGEST_TREE = 128  # pending entries of a session
 

@@ -34,7 +34,7 @@ from fspad_bench.engine.gpu.backend import KernelAttention, device_rule, kernel_
 from fspad_bench.engine.gpu.tree_forward import TreeForward
 from fspad_bench.engine.placement import Placement
 from fspad_bench.engine.session import LARGEST_TREE, Scores, Session
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 FUSED_GAP = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 GENERATION = "generation settings"

@@ -21,7 +21,7 @@ from fspad_bench.engine.cpu.attention import CompiledAttention
 from fspad_bench.engine.cpu.native import ROWS
 from fspad_bench.engine.forward import FusedForward
 from fspad_bench.engine.session import Model, Scores, Session
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 class SharedModel(Model, Protocol):

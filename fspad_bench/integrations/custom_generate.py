@@ -44,8 +44,8 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.decoders.label import Label
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.presets import resolve
+from fspad_bench.util.errors import BenchError
 
 # what `model.generate` always passes, and what changes no output here
 PASSED = ("use_cache", "logits_to_keep", "attention_mask", "position_ids", "cache_position")

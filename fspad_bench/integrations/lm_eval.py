@@ -14,7 +14,7 @@ import sys
 
 from fspad_bench.benchmark.lm_eval_tasks import INSTALL
 from fspad_bench.cli import endings
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 MODEL = "fspad-bench"
 CLASS = "fspad_bench.integrations.lm_eval_model:DecoderLM"

@@ -33,9 +33,9 @@ from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.options import read_options
 from fspad_bench.engine.penalties import Penalties
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError, near
 from fspad_bench.models.load import load_target
 from fspad_bench.models.stop_strings import StopStrings
+from fspad_bench.util.errors import BenchError, near
 
 logger = logging.getLogger("lm_eval.fspad_bench")
 

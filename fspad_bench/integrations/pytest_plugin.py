@@ -56,9 +56,9 @@ def pytest_collection_modifyitems(
 
 def _steps(config: pytest.Config, arguments: list[str]) -> list[PlannedCheck]:
     from fspad_bench.decoders.options import decoder_labels, read_options
-    from fspad_bench.errors import BenchError
     from fspad_bench.lossless import certify
     from fspad_bench.models.load import load_target
+    from fspad_bench.util.errors import BenchError
 
     try:
         options = read_options(config.getoption("--fspad-option"))
@@ -121,8 +121,8 @@ class Baseline(pytest.File):
     """A baseline, whose expectations are tests."""
 
     def collect(self) -> Iterable[ExpectationItem]:
-        from fspad_bench.errors import BenchError
         from fspad_bench.lossless.promises import read_baseline
+        from fspad_bench.util.errors import BenchError
 
         try:
             entries = read_baseline(self.path)

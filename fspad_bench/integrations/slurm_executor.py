@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.benchmark.sweep import Cell, Outcome, Resources, perform
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.strangers import first_line_of
 
 POLL_SECONDS = 1.0

@@ -23,7 +23,7 @@ from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.engine.stock import greedy_settings, stock_copy
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 class StockGenerate:

@@ -19,8 +19,8 @@ from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.record import VANILLA, Records
 from fspad_bench.benchmark.rows import Row, rows
 from fspad_bench.decoders.label import Label
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.promises import Expectation
+from fspad_bench.util.errors import BenchError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.baseline_file import edited
 from fspad_bench.lossless.baseline_runs import Outcome, outcomes
 from fspad_bench.lossless.bounds import Bound, bound_of, most_diverging
@@ -18,6 +17,7 @@ from fspad_bench.lossless.promises import (
     selected,
     shipped_baselines,
 )
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import text_file
 
 STEPS = "steps of each output"

@@ -24,7 +24,6 @@ from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.engine.cpu.native import native
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless import (
     depths,
     distribution,
@@ -44,6 +43,7 @@ from fspad_bench.lossless.mutations import MUTATIONS as LOOP_FAULTS
 from fspad_bench.lossless.reference import Reference
 from fspad_bench.lossless.trial_target import TrialTarget
 from fspad_bench.lossless.witness import Observations, Witness
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.strangers import contained, described, place_of
 from fspad_bench.util.terminal import note

@@ -31,11 +31,11 @@ from fspad_bench.core.sampling import Dice, Sampler
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.checks import ELSEWHERE, VACUOUS, Check
 from fspad_bench.lossless.exact import PROMPT, product_distribution, reason_it_needs_more
 from fspad_bench.lossless.oracle import Distribution, RememberingSampler
 from fspad_bench.lossless.scripted import ScriptedTarget
+from fspad_bench.util.errors import BenchError
 
 SAMPLER = Sampler(0.7, top_p=0.9)
 VOCABULARY = 4

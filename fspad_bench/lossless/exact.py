@@ -21,7 +21,6 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.penalties import Penalties
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.checks import ELSEWHERE, VACUOUS, Check, worst_of
 from fspad_bench.lossless.oracle import (
     DecisionTreeTooLarge,
@@ -32,6 +31,7 @@ from fspad_bench.lossless.oracle import (
 )
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
 from fspad_bench.lossless.witness import Observations, Witness
+from fspad_bench.util.errors import BenchError
 
 NAME = "exact distribution"
 VOCABULARY = 3

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.benchmark.fields import check_fields
-from fspad_bench.errors import BenchError, near
 from fspad_bench.lossless.checks import Check
+from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.paths import data_folder
 from fspad_bench.util.plain import LARGEST
 from fspad_bench.util.text import text_file, yaml_value

@@ -23,7 +23,7 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Dice, Rule, without
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.engine.session import Scores as Rows
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 class ScriptedTarget:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from fspad_bench.errors import BenchError
 from fspad_bench.models.template import MARK, Message, check_template, render, token_ids
+from fspad_bench.util.errors import BenchError
 
 Span = tuple[int, int]
 

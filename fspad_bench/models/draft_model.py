@@ -9,9 +9,9 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tokenizers import load_tokenizer
+from fspad_bench.util.errors import BenchError
 
 TEXTS = (
     "The quick brown fox doesn't jump over 1,234.5 lazy dogs - does it?\n",

@@ -25,9 +25,9 @@ from transformers.utils import cached_file
 from fspad_bench.engine.cpu.torch_ops import multiplies_bfloat16
 from fspad_bench.engine.placement import is_rehearsal, spread, spread_model
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.digests import files_digest
 from fspad_bench.models.presets import Checkpoint, resolve
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.strangers import contained, message_of
 from fspad_bench.util.terminal import note
 from fspad_bench.util.text import json_value

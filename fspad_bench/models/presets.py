@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fspad_bench.errors import BenchError, near
 from fspad_bench.models import smollm2
 from fspad_bench.models.digests import folder_digest
+from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.paths import user_path
 
 RANDOM = "random:"

@@ -10,9 +10,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError, near
 from fspad_bench.models.load import default_dtype, device_named
 from fspad_bench.models.presets import RANDOM
+from fspad_bench.util.errors import BenchError, near
 
 WEIGHT_DEVIATION = 0.02
 SHAPES = {  # d, MLP width, layers, heads, key-value heads, vocabulary, context

@@ -20,8 +20,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from fspad_bench.errors import BenchError
 from fspad_bench.models import contents
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import cache_home
 from fspad_bench.util.terminal import note
 

@@ -16,7 +16,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.strangers import contained, message_of
 
 Message = dict[str, str]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from fspad_bench.errors import BenchError
 from fspad_bench.models.presets import RANDOM, resolve
+from fspad_bench.util.errors import BenchError
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fspad_bench.errors import BenchError, near
 from fspad_bench.profiling.cost_models import ForwardModel, Overhead
+from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.text import text_file, yaml_value
 
 METADATA = "_metadata"

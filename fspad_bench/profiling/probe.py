@@ -17,10 +17,10 @@ from fspad_bench.decoders.border import blamed
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.drafts.sizing.costs import Costs, measure_target
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import Chat, user
 from fspad_bench.profiling.cost_models import Overhead
 from fspad_bench.profiling.projection import Place
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.progress import Progress
 
 PROMPTS = 2  # of each task

@@ -24,8 +24,8 @@ from fspad_bench.benchmark.repeat import plan_of
 from fspad_bench.benchmark.rows import latest
 from fspad_bench.benchmark.speeds import pairs_of, speedup
 from fspad_bench.decoders.label import Label
-from fspad_bench.errors import BenchError
 from fspad_bench.profiling.cost_models import ForwardModel, Overhead
+from fspad_bench.util.errors import BenchError
 
 
 class Place(NamedTuple):

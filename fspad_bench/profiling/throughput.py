@@ -24,10 +24,10 @@ from fspad_bench.decoders.border import blamed
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.engine.together import check_shares, keeps_bits
-from fspad_bench.errors import BenchError
 from fspad_bench.profiling.break_even import Pair, break_even
 from fspad_bench.profiling.company import LOSSY, Referee
 from fspad_bench.util import machine
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.memory import is_out_of_memory
 from fspad_bench.util.progress import Progress
 

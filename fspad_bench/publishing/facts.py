@@ -13,9 +13,9 @@ from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.benchmark.rows import Row, latest, rows
 from fspad_bench.benchmark.tasks import load_card
 from fspad_bench.benchmark.titles import task_of
-from fspad_bench.errors import BenchError
 from fspad_bench.models.presets import PRESETS
 from fspad_bench.publishing.private import base_name
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import file_bytes
 
 OWN_MODELS = {

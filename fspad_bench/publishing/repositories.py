@@ -17,9 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.drafts.head import ABOUT, WEIGHTS
-from fspad_bench.errors import BenchError
 from fspad_bench.publishing.facts import Facts, caveats, model_id
 from fspad_bench.publishing.private import base_names, decoder_name
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import file_bytes, json_value
 
 ROWS = "rows.jsonl"

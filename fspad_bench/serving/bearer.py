@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 NAMES = ("FSPAD_BENCH_API_KEY", "OPENAI_API_KEY")
 HIDDEN = "***"

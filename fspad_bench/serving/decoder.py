@@ -13,9 +13,9 @@ from typing import Any
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.engine import Ask, Engine, Reply
 from fspad_bench.serving.openai import OpenAIEngine
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import json_object
 
 SEEDS = 2**31

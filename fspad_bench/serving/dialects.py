@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.dialect import Answer, Completions, Dialect, TensorRT
 from fspad_bench.serving.engine import Ask
+from fspad_bench.util.errors import BenchError
 
 
 class SGLang(Dialect):

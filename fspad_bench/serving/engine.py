@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any, NamedTuple, Protocol
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.metrics import Drafts
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import json_object
 
 DEPTH = re.compile(r"\bN\b")

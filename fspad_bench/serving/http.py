@@ -19,9 +19,9 @@ from typing import Any
 
 import httpx2
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.bearer import NAMES, Bearer
 from fspad_bench.util.address import check_no_secret
+from fspad_bench.util.errors import BenchError
 
 CONNECT_SECONDS = 10.0
 LONGEST_PAUSE = 30.0

@@ -15,13 +15,13 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-from fspad_bench.errors import BenchError, near
 from fspad_bench.serving.bearer import token_from_env
 from fspad_bench.serving.dialect import Answer, Completions, Dialect, TextOf, merged
 from fspad_bench.serving.dialects import DIALECTS, Transformers, finished
 from fspad_bench.serving.engine import Ask, Reply
 from fspad_bench.serving.http import Client
 from fspad_bench.serving.metrics import Drafts, drafts
+from fspad_bench.util.errors import BenchError, near
 
 
 class OpenAIEngine:

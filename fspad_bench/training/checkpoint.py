@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fspad_bench.errors import BenchError
 from fspad_bench.training.objective import Recipe
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import replacing
 
 FILE = "checkpoint.pt"

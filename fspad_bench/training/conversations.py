@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fspad_bench.distill.conversations import HELD_OUT_EVERY
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import file_bytes, json_value
 
 

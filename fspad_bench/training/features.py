@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.training.conversations import Conversation, DataFile, data_hash
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import cache_home, write_atomically
 from fspad_bench.util.progress import Progress
 

@@ -23,13 +23,13 @@ from fspad_bench.distill.overlap import Prompts
 from fspad_bench.distill.shards import MANIFEST, check_shards
 from fspad_bench.distill.writer import SHARD, distill_own
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError, near
 from fspad_bench.models import load
 from fspad_bench.models.chat import vocabulary_hash
 from fspad_bench.training.conversations import data_files
 from fspad_bench.training.objective import Recipe
 from fspad_bench.training.trainer import accelerator_for
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.paths import user_path
 from fspad_bench.util.text import json_file
 

@@ -25,7 +25,6 @@ from fspad_bench.drafts.head import ABOUT, WEIGHTS, Head, load_head
 from fspad_bench.drafts.network import HeadNetwork, architecture
 from fspad_bench.drafts.shape import Shape
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint
 from fspad_bench.training.conversations import (
     Conversation,
@@ -39,6 +38,7 @@ from fspad_bench.training.features import Features, LiveFeatures, cached_feature
 from fspad_bench.training.job import Trained, TrainingJob
 from fspad_bench.training.objective import Recipe
 from fspad_bench.training.trainer import Trainer
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import user_path
 
 VOCABULARY_SIZE = 8192

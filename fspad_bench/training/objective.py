@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from fspad_bench.drafts.network import DraftOutput, HeadNetwork
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError, near
 from fspad_bench.training.features import Batch, Features
 from fspad_bench.training.losses import Losses, losses
 from fspad_bench.training.precision import product_type
+from fspad_bench.util.errors import BenchError, near
 
 TOP_K = 10
 SUPERVISE = ("answers", "all")

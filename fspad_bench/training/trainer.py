@@ -33,7 +33,6 @@ from fspad_bench.drafts.network import HeadNetwork
 from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint, check_finite
 from fspad_bench.training.curve import append_row
 from fspad_bench.training.evaluation import HeldOut
@@ -41,6 +40,7 @@ from fspad_bench.training.features import Features, by_length, supervised_count
 from fspad_bench.training.losses import Losses
 from fspad_bench.training.objective import Objective, Recipe, load_inputs, uniform_noise
 from fspad_bench.training.precision import autocast, product_type
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.provenance import environment
 from fspad_bench.util.terminal import note

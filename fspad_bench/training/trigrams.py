@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from fspad_bench import __version__
 from fspad_bench.drafts.trigrams import ABOUT, VALUES, TrigramTable, count_trigrams
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import vocabulary_hash
 from fspad_bench.training.conversations import (
     Conversation,
@@ -29,6 +28,7 @@ from fspad_bench.training.conversations import (
     read_files,
 )
 from fspad_bench.training.job import Trained, TrainingJob
+from fspad_bench.util.errors import BenchError
 
 Figures = dict[str, float | None]
 

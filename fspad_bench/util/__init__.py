@@ -1,1 +1,1 @@
-"""Paths, progress and the machine: what every room may use."""
+"""Errors, paths, progress and the machine: what every room may use."""

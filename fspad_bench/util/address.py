@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 KEY_HINT = "give http://HOST:PORT, and the server's key in FSPAD_BENCH_API_KEY"
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 PACKAGE = Path(__file__).parent.parent
 

@@ -20,7 +20,7 @@ from importlib.metadata import Distribution, EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
-from fspad_bench.errors import BenchError, near
+from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.strangers import contained, described, place_of
 from fspad_bench.util.terminal import note
 

@@ -11,7 +11,7 @@ from fspad_bench.analysis.cases import ALL_TASKS
 from fspad_bench.analysis.explain import conclusions, reports
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.rows import rows
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 RESULTS = Path(__file__).parents[2] / "results"
 

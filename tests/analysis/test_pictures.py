@@ -9,7 +9,7 @@ from small import DRAFTED, PLAIN, small
 
 from fspad_bench.analysis.explain import reports
 from fspad_bench.analysis.pictures import draw
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.mark.wide

@@ -9,7 +9,7 @@ from by_hand import FAST, VANILLA, records, row_of, sample, two_prompts
 from fspad_bench.benchmark.answers import Asked, accept_lengths, answer_files, category
 from fspad_bench.benchmark.record import Records, Sample
 from fspad_bench.benchmark.rows import rows
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem")
 MT_BENCH += ("humanities",)

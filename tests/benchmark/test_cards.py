@@ -7,7 +7,7 @@ import yaml
 
 from fspad_bench.benchmark.cards import read_card
 from fspad_bench.benchmark.tasks import load
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import data_folder
 
 GSM8K = yaml.safe_load((data_folder("tasks") / "gsm8k.yaml").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from fspad_bench.benchmark.compare_report import render
 from fspad_bench.benchmark.matching import Match, Side
 from fspad_bench.benchmark.paired import change
 from fspad_bench.benchmark.speeds import NO_INTERVAL, intervals
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 RUNS = 200
 

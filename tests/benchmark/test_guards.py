@@ -15,8 +15,8 @@ from fspad_bench.benchmark.guards.machine import MachineGuard
 from fspad_bench.benchmark.record import Records, Sample
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import failed, rows
-from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
+from fspad_bench.util.errors import BenchError
 
 pytestmark = pytest.mark.usefixtures("one_target")
 

@@ -13,10 +13,10 @@ from runs import LOOKUP, ME, Costly, header_of, plan_of, run, unfinished, write
 from fspad_bench.benchmark import runner
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.rows import failed, rows
-from fspad_bench.errors import BenchError
 from fspad_bench.models import smollm2
 from fspad_bench.models.tiny import tiny_model
 from fspad_bench.util import machine, provenance
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.fixture

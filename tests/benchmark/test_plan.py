@@ -4,7 +4,7 @@ import pytest
 
 from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.repeat import given_plan
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 WHOLE = {"decoders": ["vanilla"], "tasks": ["gsm8k"], "target": "tiny"}
 

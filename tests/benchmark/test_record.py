@@ -20,7 +20,7 @@ from fspad_bench.benchmark.record import (
 )
 from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.benchmark.record_lines import lines
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 def test_round_trip(path):

@@ -11,8 +11,8 @@ from by_hand import SAMPLE, written_record
 
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.record_file import RecordFile
-from fspad_bench.errors import BenchError
 from fspad_bench.util import locks
+from fspad_bench.util.errors import BenchError
 
 
 def test_a_record_has_one_writer_at_a_time(path):

@@ -21,7 +21,7 @@ from fspad_bench.benchmark.repeat import (
 )
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.tasks import TaskData, load_card
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.provenance import provenance
 
 PLAN = Plan(

@@ -10,7 +10,7 @@ from runs import LOOKUP, ME, Learner, foreign, plan_of, run, unfinished, write
 from fspad_bench.benchmark.record import Audit, Pit
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import rows
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 in_runs = pytest.mark.usefixtures("one_target")
 

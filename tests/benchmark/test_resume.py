@@ -30,8 +30,8 @@ from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import SIZES, Costs
-from fspad_bench.errors import BenchError
 from fspad_bench.util import provenance
+from fspad_bench.util.errors import BenchError
 
 pytestmark = pytest.mark.usefixtures("one_target")
 

@@ -16,7 +16,7 @@ from fspad_bench.benchmark.rows import failed, rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.session import Session
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 pytestmark = pytest.mark.usefixtures("one_target")
 

@@ -8,7 +8,7 @@ from by_hand import AUDIT, KEY, SAMPLE, written_record
 
 from fspad_bench.benchmark.record import SCHEMA, SINCE_SCHEMA_2, Records
 from fspad_bench.benchmark.record_file import RecordFile
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 def refused(path):

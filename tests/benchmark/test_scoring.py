@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fspad_bench.benchmark.scoring import METRICS, score
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 def accuracy(output: str, *answers: str) -> float:

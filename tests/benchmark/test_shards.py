@@ -16,7 +16,7 @@ from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.benchmark.shards import Shard, launched, launched_device, of_process
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 SAME = ("verdict", "tokens_per_step", "samples", "tokens", "score")
 

@@ -7,7 +7,7 @@ import pytest
 
 from fspad_bench.benchmark import tasks
 from fspad_bench.benchmark.tasks import load, load_card
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import data_folder
 
 CARDS = sorted(data_folder("tasks").rglob("*.yaml"))

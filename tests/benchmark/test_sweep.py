@@ -19,7 +19,7 @@ from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.processes import Processes
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.sweep import Cell, Outcome, Resources
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 PLAN = Plan(
     decoders=["vanilla", "prompt_lookup", "mine=suffix"],

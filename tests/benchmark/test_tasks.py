@@ -7,8 +7,8 @@ import pytest
 
 from fspad_bench.benchmark import hub, scoring, tasks
 from fspad_bench.benchmark.tasks import check_names, load, load_card, read_card, read_jsonl
-from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import data_folder
 
 CARDS = sorted(data_folder("tasks").rglob("*.yaml"))

@@ -5,7 +5,7 @@ import pytest
 from fspad_bench.benchmark import tasks
 from fspad_bench.benchmark.templates import evaluate, render
 from fspad_bench.cli import main as cli
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 DOC = {"question": "why", "answers": ["a", "b"], "nested": {"de": "ja"}}
 

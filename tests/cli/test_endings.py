@@ -14,7 +14,7 @@ from commands import ME
 from fspad_bench.benchmark.record import Records
 from fspad_bench.cli import endings, ls
 from fspad_bench.cli.main import main
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Accepted, Rule, match
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.exact import scripted
 from fspad_bench.lossless.scripted import ScriptedTarget
+from fspad_bench.util.errors import BenchError
 
 V = 7
 PROMPT = [3, 1, 4, 1, 5]

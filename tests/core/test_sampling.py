@@ -10,7 +10,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from fspad_bench.core import sampling
 from fspad_bench.core.sampling import NotFiniteError, Sampler
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 SAMPLERS = [
     Sampler(temperature, top_k, top_p)

@@ -16,8 +16,8 @@ from fspad_bench.core.verification import (
     traversal,
     without,
 )
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.oracle import explore
+from fspad_bench.util.errors import BenchError
 
 UNIT = Sampler(1.0)
 TARGET = tensor([1 / 3, 2 / 3], dtype=torch.float64)

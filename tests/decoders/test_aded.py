@@ -13,9 +13,9 @@ from fspad_bench.core.verification import Accepted
 from fspad_bench.decoders.aded import Aded, best_paths, sentences, trie
 from fspad_bench.drafts.monte_carlo import most_visited
 from fspad_bench.drafts.trigrams import STEP, Trigrams, count_trigrams
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.scripted import ScriptedTarget
 from fspad_bench.models.chat import vocabulary_hash
+from fspad_bench.util.errors import BenchError
 
 TARGET = ScriptedTarget()
 

@@ -20,7 +20,7 @@ from fspad_bench.drafts.network import architectures
 from fspad_bench.drafts.sizing.costs import TINY
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.engine.together import keeps_bits
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.registry import DECODERS, names
 
 BUILT_IN = [name for name, value in names(DECODERS).items() if value.startswith("fspad_bench.")]

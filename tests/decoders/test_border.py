@@ -12,7 +12,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.border import blamed, check_ids, received
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.strangers import ForeignExitError, described
 
 ME = "border_decoders"

@@ -11,8 +11,8 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Accepted, match
 from fspad_bench.decoders.build import build_decoder, check_options, configure
-from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError
 
 HERE = "test_build_decoders"
 PROMPT = list(range(30, 52))

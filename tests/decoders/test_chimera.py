@@ -15,8 +15,8 @@ from fspad_bench.drafts.cache import extend_visibility
 from fspad_bench.drafts.draft import CachedDraft
 from fspad_bench.drafts.head import Head, export_head, load_head
 from fspad_bench.engine import gpu as kernels
-from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
+from fspad_bench.util.errors import BenchError
 
 PROMPT = [40, 41, 42] * 5
 ROWS = 6

@@ -17,9 +17,9 @@ from fspad_bench.decoders.draft_model import DraftModel
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.head import load_head
 from fspad_bench.drafts.trees import dynamic
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless import certify, identity
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 PROMPT = list(range(30, 52))
 OPTIONS = {

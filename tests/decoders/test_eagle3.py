@@ -14,9 +14,9 @@ from fspad_bench.drafts.draft import CachedDraft
 from fspad_bench.drafts.head import Head
 from fspad_bench.engine import gpu as kernels
 from fspad_bench.engine.device_loop import DeviceLoop
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.engines import wide_target
 from fspad_bench.models.load import load_target
+from fspad_bench.util.errors import BenchError
 
 PROMPT = [40, 41, 42] * 5
 

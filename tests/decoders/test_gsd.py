@@ -12,7 +12,7 @@ from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.gsd import Gsd
 from fspad_bench.drafts.language_model import LanguageModel
 from fspad_bench.drafts.trees.graph import draft_graph
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 PROMPT = list(range(30, 52))
 PRESETS = ("gsd", "gsd@chain", "gsd@tree", "gsd@graph")

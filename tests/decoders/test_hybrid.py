@@ -16,8 +16,8 @@ from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import Costs
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.tiny import tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 PROMPTS = [[40, 41, 42, 43, 44, 45] * 2, list(range(30, 60)), [5, 6, 7] * 8]
 CHEAP = Costs((1.0,) * 12, 0.0, 0.0)

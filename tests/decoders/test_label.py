@@ -8,7 +8,7 @@ import pytest
 
 from fspad_bench.decoders import options as given
 from fspad_bench.decoders.label import Label, read_options
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 if TYPE_CHECKING:
     from nowhere import OnlyForATypeChecker

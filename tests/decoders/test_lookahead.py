@@ -9,8 +9,8 @@ from fspad_bench.core.protocols import Context, Limit, Step
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.decoders.lookahead import Lookahead, Pool
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.scripted import ScriptedTarget
+from fspad_bench.util.errors import BenchError
 
 TARGET = ScriptedTarget(5)
 

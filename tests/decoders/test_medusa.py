@@ -14,8 +14,8 @@ from fspad_bench.decoders.medusa import Medusa, MedusaNetwork
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.head import Head, export_head, load_head
 from fspad_bench.engine import gpu as kernels
-from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
+from fspad_bench.util.errors import BenchError
 
 PROMPT = [40, 41, 42] * 5
 

@@ -10,8 +10,8 @@ from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.engine.penalties import Penalties
-from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError
 
 PROMPT = [*range(30, 40), *range(30, 40)]
 LIMIT = Limit(24)

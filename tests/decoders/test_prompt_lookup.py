@@ -10,8 +10,8 @@ from fspad_bench.core.protocols import Context, Step
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Accepted
 from fspad_bench.decoders.prompt_lookup import PromptLookup
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.scripted import ScriptedTarget
+from fspad_bench.util.errors import BenchError
 
 TARGET = ScriptedTarget()
 

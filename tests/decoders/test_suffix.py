@@ -11,8 +11,8 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Accepted
 from fspad_bench.decoders import suffix
 from fspad_bench.decoders.suffix import Suffix
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.scripted import ScriptedTarget
+from fspad_bench.util.errors import BenchError
 
 TARGET = ScriptedTarget()
 

@@ -15,8 +15,8 @@ from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.swift import Swift, width_of
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.tiny import CONFIG, tiny_model
+from fspad_bench.util.errors import BenchError
 
 LAYERS = 6
 PROMPTS = [list(range(30, 52)), [3, 9, 3, 9, 3], list(range(60, 20, -3))]

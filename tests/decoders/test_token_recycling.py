@@ -13,8 +13,8 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Accepted
 from fspad_bench.decoders.token_recycling import TokenRecycling, read_rates, template
 from fspad_bench.engine.session import Scores
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.scripted import ScriptedTarget
+from fspad_bench.util.errors import BenchError
 
 TARGET = ScriptedTarget()
 TWO = {"nodes": 7, "depth": 2, "acceptance": "0.5,0.5"}  # the whole binary tree of two levels

@@ -9,7 +9,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.variants import AnyHead
 from fspad_bench.drafts.network import architectures
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 PROMPT = list(range(30, 52))
 

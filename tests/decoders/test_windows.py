@@ -16,7 +16,7 @@ from fspad_bench.drafts.network import architecture
 from fspad_bench.engine import gpu
 from fspad_bench.engine.stock import greedy_settings
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 LAYERS = {"num_hidden_layers": 4}
 STOCK = {  # another activation: transformers' own forward over our cache

@@ -8,7 +8,7 @@ import pytest
 from jinja2 import TemplateError
 
 from fspad_bench.distill.imported import read_given, rendered
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 SHAREGPT = {

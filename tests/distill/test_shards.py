@@ -7,7 +7,7 @@ import pytest
 
 from fspad_bench.distill.shards import check_shards, shard_files
 from fspad_bench.distill.writer import distill_own
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 def content(folder):

@@ -13,9 +13,9 @@ from fspad_bench.distill.lock import exclusive
 from fspad_bench.distill.shards import answer_tokens, shard_files
 from fspad_bench.distill.writer import distill_given
 from fspad_bench.engine.batch import Wave
-from fspad_bench.errors import BenchError
 from fspad_bench.models.tiny import TEMPLATE
 from fspad_bench.training.conversations import all_conversations, read_files
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.provenance import environment
 
 

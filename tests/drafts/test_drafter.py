@@ -15,7 +15,7 @@ from fspad_bench.drafts.cache import DraftCache
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import architecture
 from fspad_bench.drafts.shape import Shape
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 DECODERS = {"eagle": Eagle, "fspad": Fspad}
 GREEDY = Sampler()

@@ -15,7 +15,7 @@ from fspad_bench.drafts.head import BY_SWITCHES, SWITCHES, Head, load_head, ship
 from fspad_bench.drafts.network import architecture, architectures
 from fspad_bench.drafts.shape import Shape
 from fspad_bench.drafts.sizing.calibration import Calibration
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 EAGLE = architecture("eagle")
 FSPAD = architecture("fspad")

@@ -6,7 +6,7 @@ import pytest
 from fspad_bench.drafts.drafter import find_head
 from fspad_bench.drafts.head import shipped
 from fspad_bench.drafts.hub_heads import head_folder
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from fspad_bench.core.protocols import Context, LayerPlan
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.drafts.language_model import LanguageModel, inner_layers, spread
 from fspad_bench.engine.session import Session
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 PROMPT = [5, 9, 1, 30, 30, 2, 17]
 PLAN = LayerPlan(frozenset({1, 3}), frozenset({2, 3}))

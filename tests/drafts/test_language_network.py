@@ -21,7 +21,7 @@ from fspad_bench.drafts.language_network import (
     trained_model,
 )
 from fspad_bench.drafts.shape import Shape
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 LAYERS = 5
 TEXT = [5, 9, 1, 30, 30, 2, 17]

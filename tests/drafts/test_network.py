@@ -7,7 +7,7 @@ import torch
 
 from fspad_bench.drafts.network import architecture, architectures
 from fspad_bench.drafts.shape import Shape, low_mid_high
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 D = 24
 M = 40

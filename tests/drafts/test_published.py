@@ -19,7 +19,7 @@ from fspad_bench.drafts.head import Head, export_head, load_head
 from fspad_bench.drafts.network import architecture
 from fspad_bench.drafts.published import write_published
 from fspad_bench.drafts.shape import Shape
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.mark.parametrize("name", ["eagle", "fspad", "feature-sampling", "partial-alignment"])

@@ -11,7 +11,7 @@ from fspad_bench.decoders.eagle3 import Eagle3, Eagle3Network
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.draft import CachedDraft
 from fspad_bench.drafts.head import Head, export_head, load_head
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 TOKENS = [40, 41, 7, 90, 13, 55, 2, 40]
 WIDTH = D // HEADS

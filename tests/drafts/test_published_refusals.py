@@ -6,7 +6,7 @@ from releases import VICUNA, VOCABULARY, D, M, release
 
 from fspad_bench.drafts.head import load_head
 from fspad_bench.drafts.network import architecture
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 def test_other_architectures_and_sizes_are_refused(tiny, publish):

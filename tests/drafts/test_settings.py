@@ -17,7 +17,7 @@ from fspad_bench.drafts.drafter import FIXED_DEPTH, FIXED_NODES, MOST_DEPTH, MOS
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import SIZES, TINY, Costs
 from fspad_bench.drafts.sizing.policy import AdaptiveTree, FixedTree
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 PROMPT = list(range(30, 52))
 KNOWN = Costs(tuple(3.0 + 0.5 * n for n in SIZES), 0.7, 0.2)

@@ -18,7 +18,7 @@ from fspad_bench.drafts.trigrams import (
     count_trigrams,
     load_table,
 )
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 FACTS = {"tokenizer": "abc", "target": "some-model", "vocabulary_size": 40}
 

@@ -8,7 +8,7 @@ from fspad_bench.core.protocols import Context, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.eagle import Eagle
 from fspad_bench.drafts.vocabulary import Vocabulary
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 BASE_IDS = torch.tensor([1, 4, 5])
 SIZE = 9

@@ -21,7 +21,7 @@ from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.engine.architecture import ARCHITECTURES, check_architecture, norm_weight
 from fspad_bench.engine.stock import greedy_settings
 from fspad_bench.engine.target import ContextError, TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 QWEN = {"use_sliding_window": True, "sliding_window": 24}
 

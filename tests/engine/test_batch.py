@@ -13,8 +13,8 @@ from fspad_bench.engine.batch import Request, Wave, answer_streams
 from fspad_bench.engine.batch_cache import BatchCache, common_prefix
 from fspad_bench.engine.forward import FusedForward
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.tiny import tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 PROMPTS = [
     [5, 9, 1],

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 
 class TestLoad:

@@ -10,8 +10,8 @@ from fspad_bench.core.protocols import LayerPlan
 from fspad_bench.engine import gpu
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.tiny import tiny_model
+from fspad_bench.util.errors import BenchError
 
 PROMPT = [5, 9, 1, 30, 30, 2, 17]
 

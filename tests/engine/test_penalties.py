@@ -5,7 +5,7 @@ import torch
 
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.engine.penalties import CountPenalty, Penalties
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 def adjusted(penalties, text, prompt_length, logits):

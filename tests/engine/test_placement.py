@@ -18,7 +18,6 @@ from fspad_bench.engine.cache import KVCache
 from fspad_bench.engine.placement import Placement, runs, spread, spread_model
 from fspad_bench.engine.stock import StockForward, tree_masks
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.checks import ELSEWHERE, PASS
 from fspad_bench.lossless.engine import ONE, check_engine, wrong_compactions
 from fspad_bench.lossless.engines import described
@@ -26,6 +25,7 @@ from fspad_bench.lossless.identity import cache_error
 from fspad_bench.lossless.reference import Reference
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import CONFIG, tiny_model
+from fspad_bench.util.errors import BenchError
 
 CPU = torch.device("cpu")
 TWO = "cpu:0,cpu:1"  # a rehearsal: the one processor under two names

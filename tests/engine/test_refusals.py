@@ -10,7 +10,7 @@ from fspad_bench.core.protocols import LayerPlan
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.architecture import check_architecture
 from fspad_bench.engine.target import ContextError, TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.fixture(scope="module")

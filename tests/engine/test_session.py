@@ -15,7 +15,7 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.engine import gpu
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.engine.target import ContextError, TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 TOLERANCE = 1e-9
 LAYERS = 5

@@ -15,8 +15,8 @@ from fspad_bench.core.verification import match, rejection
 from fspad_bench.engine import gpu
 from fspad_bench.engine.session import LARGEST_TREE, Session
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.scripted import line_of
+from fspad_bench.util.errors import BenchError
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 NAMES = [*ARCHITECTURES, "not fused"]

@@ -10,8 +10,8 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.engine import gpu, together
 from fspad_bench.engine.gpu.backend import KernelAttention
 from fspad_bench.engine.together import groups, keeps_bits
-from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
+from fspad_bench.util.errors import BenchError
 
 PROMPTS = [list(range(n % 7, n % 7 + n)) for n in (3, 29, 11, 17, 5, 40)]
 DTYPES = (torch.float32, torch.bfloat16)

@@ -26,10 +26,10 @@ from transformers.generation import (
 
 import fspad_bench
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.errors import BenchError
 from fspad_bench.integrations import custom_generate as own
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import tiny_model
+from fspad_bench.util.errors import BenchError
 
 PROMPT = torch.tensor([[*range(40, 48), *range(40, 48), 41, 42]])
 custom = fspad_bench.custom_generate

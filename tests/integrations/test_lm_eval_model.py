@@ -10,9 +10,9 @@ from harness import LENGTH, answered
 
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.engine.penalties import Penalties
-from fspad_bench.errors import BenchError
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval is an extra"

@@ -15,9 +15,9 @@ from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.prompts import PlainPrompts, Prompts, prompts_of
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.runner import Runner
-from fspad_bench.errors import BenchError
 from fspad_bench.integrations import lm_eval as door
 from fspad_bench.models.tiny import tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval is an extra"

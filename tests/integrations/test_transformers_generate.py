@@ -8,8 +8,8 @@ from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.errors import BenchError
 from fspad_bench.integrations.transformers_generate import StockGenerate, StockPromptLookup
+from fspad_bench.util.errors import BenchError
 
 STOCK = [StockGenerate, StockPromptLookup]
 AGAIN = [40, 41, 42, 43, 44, 45] * 3

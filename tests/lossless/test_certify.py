@@ -16,11 +16,11 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.engine.penalties import CountPenalty
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless import certify, identity, proofs, report, trial_target
 from fspad_bench.lossless.checks import Check, Part
 from fspad_bench.lossless.engines import described
 from fspad_bench.lossless.trial_target import Engines
+from fspad_bench.util.errors import BenchError
 
 ME = __name__
 

@@ -13,12 +13,12 @@ from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Dice, Sampler
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless import distribution
 from fspad_bench.lossless.distribution import draws_needed, g_test
 from fspad_bench.lossless.exact import PROMPT, product_distribution, scripted
 from fspad_bench.lossless.oracle import RememberingSampler
 from fspad_bench.lossless.scripted import ScriptedTarget
+from fspad_bench.util.errors import BenchError
 
 PROMPTS = [[i, i + 3, i * 2 % 90, 40] for i in range(20)]
 

@@ -7,12 +7,12 @@ from fspad_bench.core.verification import RULES, Accepted, Rule, match
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless import exact, oracle
 from fspad_bench.lossless.checks import ELSEWHERE
 from fspad_bench.lossless.oracle import distance
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
 from fspad_bench.lossless.witness import Observations, Witness
+from fspad_bench.util.errors import BenchError
 
 
 def test_the_reference_is_a_distribution():

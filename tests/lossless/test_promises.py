@@ -7,9 +7,9 @@ import yaml
 
 from fspad_bench.benchmark import runner
 from fspad_bench.cli import main as cli
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.promises import Expectation, read_baseline, shipped_baselines
 from fspad_bench.util import provenance
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.registry import DECODERS, names
 
 GOOD = Expectation("fspad", "tiny", "gsm8k", 2.0)

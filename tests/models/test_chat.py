@@ -5,9 +5,9 @@ import copy
 import pytest
 from tokenizers import normalizers
 
-from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import Chat, assistant, tokenizer_hash, user, vocabulary_hash
 from fspad_bench.models.tiny import END, tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 CHATML = (
     "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '"

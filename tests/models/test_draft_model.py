@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 
-from fspad_bench.errors import BenchError
 from fspad_bench.models import draft_model
 from fspad_bench.models.draft_model import load_draft_model
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.fixture

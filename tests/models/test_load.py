@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fspad_bench.benchmark.prompts import Prompts
-from fspad_bench.errors import BenchError
 from fspad_bench.models import digests, load
 from fspad_bench.models.digests import files_digest, folder_digest
 from fspad_bench.models.load import default_dtype, device_named, devices_named, load_target
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.fixture

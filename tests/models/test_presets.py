@@ -7,10 +7,10 @@ import re
 import jinja2
 import pytest
 
-from fspad_bench.errors import BenchError
 from fspad_bench.models import smollm2
 from fspad_bench.models.presets import PRESETS, VICUNA, Checkpoint, resolve
 from fspad_bench.models.tiny import tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

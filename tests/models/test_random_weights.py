@@ -5,10 +5,10 @@ import torch
 
 from fspad_bench.cli.main import main
 from fspad_bench.core.tree import Tree
-from fspad_bench.errors import BenchError
 from fspad_bench.models import random_weights
 from fspad_bench.models.random_weights import random_target, shape
 from fspad_bench.profiling import forward, timing
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fspad_bench.errors import BenchError
 from fspad_bench.models import smollm2
 from fspad_bench.util import paths
+from fspad_bench.util.errors import BenchError
 
 CONTENT = b"GGUF of a kind" * 1000
 

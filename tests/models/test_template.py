@@ -7,10 +7,10 @@ from datetime import datetime
 import pytest
 from transformers.utils import chat_template_utils
 
-from fspad_bench.errors import BenchError
 from fspad_bench.models.chat import user
 from fspad_bench.models.template import check_template, render, template_hash, token_ids
 from fspad_bench.models.tiny import TEMPLATE, tiny_tokenizer
+from fspad_bench.util.errors import BenchError
 
 HELLO = [user("Hello")]
 DATED = "\n{{ strftime_now('%d %b %Y') }} {{ strftime_now('%-d.%-m.%y, %A, 100%%') }}\n" + TEMPLATE

@@ -11,7 +11,6 @@ from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.cli.main import main
 from fspad_bench.drafts.sizing.costs import SIZES, Costs
-from fspad_bench.errors import BenchError
 from fspad_bench.models.random_weights import shape
 from fspad_bench.profiling.cost_models import MeasuredForwards, Overhead, Roofline
 from fspad_bench.profiling.golden import Curve, golden_speedup, read_golden, schedule, selected
@@ -25,6 +24,7 @@ from fspad_bench.profiling.projection import (
     recorded_options,
 )
 from fspad_bench.profiling.projection_table import projection_table
+from fspad_bench.util.errors import BenchError
 
 PLACE = Place("fast", "gsm8k", 0.0)
 STEPS = [

@@ -13,11 +13,11 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.shared_loop import Question, Round
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.engine import together
-from fspad_bench.errors import BenchError
 from fspad_bench.profiling import throughput
 from fspad_bench.profiling.throughput import Cell, Throughput, measure
 from fspad_bench.profiling.throughput_table import facts, render, sentences
 from fspad_bench.util import machine
+from fspad_bench.util.errors import BenchError
 
 QUESTIONS = [Question([5 + n, 9, 11] * 4, Sampler(), Limit(5 + n)) for n in range(2)]
 

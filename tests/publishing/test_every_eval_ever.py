@@ -14,9 +14,9 @@ import pytest
 
 from fspad_bench.benchmark import stats
 from fspad_bench.benchmark.stats import Interval
-from fspad_bench.errors import BenchError
 from fspad_bench.publishing import every_eval_ever
 from fspad_bench.publishing.every_eval_ever import Evaluator, document
+from fspad_bench.util.errors import BenchError
 
 LAB = Evaluator("a lab", "third_party", source="https://example.org/record.jsonl")
 CREATED = 1_800_000_000

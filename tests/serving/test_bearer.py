@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.bearer import Bearer, token_from_env
+from fspad_bench.util.errors import BenchError
 
 SECRET = "sk/very\\'\"secret"
 FORMS = {

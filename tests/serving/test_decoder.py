@@ -10,10 +10,10 @@ from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import build_decoder, check_options
 from fspad_bench.decoders.label import Label
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.decoder import Served
 from fspad_bench.serving.double.server import serving
 from fspad_bench.serving.double.target import OwnTarget
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.fixture(scope="module")

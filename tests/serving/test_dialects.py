@@ -5,10 +5,10 @@ import json
 import pytest
 from serving.scripts import piece, scripted
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.dialect import merged
 from fspad_bench.serving.engine import Ask
 from fspad_bench.serving.openai import OpenAIEngine
+from fspad_bench.util.errors import BenchError
 
 PROMPT = (3, 4, 5)
 ASK = Ask(PROMPT, 8, temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, seed=3, logprobs=2)

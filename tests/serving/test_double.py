@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.choice import distribution
 from fspad_bench.serving.double.generation import FAULTS, Generation, Models, Request
 from fspad_bench.serving.double.model import END, Penalties, exponentials, race
 from fspad_bench.serving.double.service import Direct, Double, Settings
 from fspad_bench.serving.engine import Ask
+from fspad_bench.util.errors import BenchError
 
 PROMPT = (3, 4, 5)
 MODELS = Models.of(salt=0, noise=1.0, end=-1.5)

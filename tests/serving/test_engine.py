@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.engine import RANGES, Ask, depth_body
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import traceback
 import pytest
 from serving.scripts import RESET, piece, scripted
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.double.server import serving
 from fspad_bench.serving.double.service import Double, Settings
 from fspad_bench.serving.engine import Ask
 from fspad_bench.serving.http import Client
 from fspad_bench.serving.openai import OpenAIEngine
+from fspad_bench.util.errors import BenchError
 
 SECRET = "sk/very'secret"
 ECHOES = [

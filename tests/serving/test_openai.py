@@ -5,12 +5,12 @@ import json
 import pytest
 from serving.scripts import piece, scripted
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.double.server import serving
 from fspad_bench.serving.double.service import Direct, Double, Settings
 from fspad_bench.serving.engine import Ask
 from fspad_bench.serving.metrics import VLLM, drafts, total
 from fspad_bench.serving.openai import OpenAIEngine
+from fspad_bench.util.errors import BenchError
 
 PROMPT = (3, 4, 5)
 GOOD = [piece([7, 8]), piece([9], "length")]

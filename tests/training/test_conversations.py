@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from fspad_bench.errors import BenchError
 from fspad_bench.training.conversations import (
     all_conversations,
     data_hash,
     frequent_tokens,
     read_files,
 )
+from fspad_bench.util.errors import BenchError
 
 
 def read(*paths, max_length=64):

@@ -10,13 +10,13 @@ from fspad_bench.distill.lock import exclusive
 from fspad_bench.drafts.head import Head, load_head
 from fspad_bench.drafts.network import architecture, architectures
 from fspad_bench.drafts.sizing.calibration import Calibration
-from fspad_bench.errors import BenchError
 from fspad_bench.models import load
 from fspad_bench.training import job as training
 from fspad_bench.training.job import Trained, TrainingJob, default_recipe, run, trainer_of
 from fspad_bench.training.networks import NetworkTrainer
 from fspad_bench.training.objective import Recipe
 from fspad_bench.training.precision import product_type
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.provenance import environment
 
 BRIEF = Recipe(epochs=1)

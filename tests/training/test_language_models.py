@@ -11,12 +11,12 @@ from fspad_bench.decoders.draft_model import DraftModel
 from fspad_bench.drafts.head import load_head
 from fspad_bench.drafts.language_network import LanguageNetwork
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models import load
 from fspad_bench.models.tiny import CONFIG, tiny_model, tiny_tokenizer
 from fspad_bench.training.job import TrainingJob, default_recipe, run
 from fspad_bench.training.networks import initial_network
 from fspad_bench.training.objective import load_inputs
+from fspad_bench.util.errors import BenchError
 
 BRIEF = replace(default_recipe("draft_model"), epochs=0.5, batch_tokens=256)
 

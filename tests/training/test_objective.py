@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fspad_bench.errors import BenchError
 from fspad_bench.training.objective import Recipe, uniform_noise
+from fspad_bench.util.errors import BenchError
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fspad_bench.errors import BenchError
 from fspad_bench.training.losses import losses
 from fspad_bench.training.networks import CHIMERA, CHIMERA_HARD, MEDUSA
 from fspad_bench.training.objective import load_inputs
 from fspad_bench.training.trainer import Trainer
+from fspad_bench.util.errors import BenchError
 
 TRAINERS = {"chimera": CHIMERA, "chimera-hard": CHIMERA_HARD, "medusa": MEDUSA}
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from fspad_bench.drafts.network import architectures
-from fspad_bench.errors import BenchError
 from fspad_bench.training import curve
 from fspad_bench.training import trainer as trainer_module
 from fspad_bench.training.conversations import Conversation
 from fspad_bench.training.features import LiveFeatures
 from fspad_bench.training.networks import initial_network
 from fspad_bench.training.trainer import Trainer
+from fspad_bench.util.errors import BenchError
 
 DRAW = curve.draw
 

@@ -9,12 +9,12 @@ import pytest
 from fspad_bench.cli import main as cli
 from fspad_bench.decoders.aded import Aded
 from fspad_bench.drafts.trigrams import ABOUT, VALUES, count_trigrams, load_table
-from fspad_bench.errors import BenchError
 from fspad_bench.models import load
 from fspad_bench.models.chat import vocabulary_hash
 from fspad_bench.training.conversations import all_conversations, data_hash, read_files
 from fspad_bench.training.job import TrainingJob, run
 from fspad_bench.training.objective import Recipe
+from fspad_bench.util.errors import BenchError
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import pytest
 from filelock import Timeout
 
 from fspad_bench.distill.lock import exclusive
-from fspad_bench.errors import BenchError
 from fspad_bench.util import locks
+from fspad_bench.util.errors import BenchError
 
 
 def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fspad_bench.errors import BenchError
 from fspad_bench.util import paths
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import cache_home, user_path, write_atomically
 
 WRITER = """

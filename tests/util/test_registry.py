@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fspad_bench.errors import BenchError
 from fspad_bench.util import registry
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.registry import DECODERS, resolve
 
 GROUPS = (DECODERS, "fspad_bench.architectures")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import is_text, json_file, json_lines, json_object, json_value, text_file
 
 HALF = r'{"turns": ["Cut off here \ud83d"]}'

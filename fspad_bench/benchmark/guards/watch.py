@@ -22,7 +22,7 @@ from fspad_bench.benchmark.guards.threads import ThreadsGuard
 from fspad_bench.benchmark.record import Finding, Records
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 GUARDS = ("target", "machine", "threads", "state", "files", "audit")
 OF_DECODERS = ("machine", "threads", "state")  # held against each row of a decoder

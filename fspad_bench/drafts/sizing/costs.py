@@ -30,8 +30,8 @@ from fspad_bench.core.verification import Rule
 from fspad_bench.engine.device_loop import repeated
 from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.util import machine, plain
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import cache_home, write_atomically
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.provenance import source_hash

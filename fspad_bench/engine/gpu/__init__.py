@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fspad_bench.engine.gpu.tensors import Nodes, SamplerTensors, Walk, interpreted
-from fspad_bench.errors import BenchError, near
+from fspad_bench.util.errors import BenchError, near
 
 HOST = "host"
 INVARIANT = "invariant"

@@ -10,8 +10,8 @@ from fspad_bench.benchmark.tasks import load, load_card
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.invariance.probe import BRANCH, TREE, Company
+from fspad_bench.util.errors import BenchError
 
 PREFIX = 200
 TASK = "mt_bench"  # whose bundled prompts are the text

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.checks import INCONCLUSIVE, PASS, Check
 from fspad_bench.serving.certify.observation import Observation
+from fspad_bench.util.errors import BenchError
 
 NAME = "drafts"
 LEAST = 0.05  # drafted tokens, as a share of the answers' tokens

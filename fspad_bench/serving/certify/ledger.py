@@ -18,9 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fspad_bench.benchmark.record_lines import lines
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.util import locks
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.plain import plain
 from fspad_bench.util.terminal import note
 

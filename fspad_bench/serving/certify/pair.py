@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.drafts import refuse_plain_drafts
 from fspad_bench.serving.certify.ledger import Ledger
 from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pit import transformed
 from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell, Plan, Sampling
 from fspad_bench.serving.engine import Ask, Engine
+from fspad_bench.util.errors import BenchError
 
 RESUMES = "the same command resumes where this one stopped"
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fspad_bench.errors import BenchError, near
 from fspad_bench.serving.engine import Ask, SamplingSettings, depth_body
+from fspad_bench.util.errors import BenchError, near
 
 SERVED = "served"
 PLAIN = "plain"

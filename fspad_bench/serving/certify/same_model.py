@@ -6,12 +6,12 @@ import math
 from statistics import median
 from typing import NamedTuple
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pair import Pair
 from fspad_bench.serving.certify.pit import is_raw
 from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell, Sampling
 from fspad_bench.serving.engine import Ask
+from fspad_bench.util.errors import BenchError
 
 LIKELIEST = 5
 NATS = 0.5  # between two servers' log-probabilities of a token, on the usual prompt

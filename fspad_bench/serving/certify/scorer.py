@@ -8,10 +8,10 @@ from fspad_bench.benchmark.evidence import distributions
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.engine.penalties import Penalties
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.greedy import Scorer
 from fspad_bench.serving.certify.observation import END
 from fspad_bench.serving.certify.plan import Sampling
+from fspad_bench.util.errors import BenchError
 
 TINY = 1e-300
 

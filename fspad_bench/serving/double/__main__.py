@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.double.generation import FAULTS, RULES
 from fspad_bench.serving.double.server import Completing, Server
 from fspad_bench.serving.double.service import Double, Settings
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.terminal import note, show
 
 KEY = "FSPAD_BENCH_API_KEY"

@@ -17,8 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 
 from fspad_bench import __version__
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.double.service import Piece
+from fspad_bench.util.errors import BenchError
 
 MODEL = "double"
 OWNER = "fspad-bench"

@@ -19,10 +19,10 @@ from threading import Lock
 from typing import Any
 
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.errors import BenchError, near
 from fspad_bench.serving.double.generation import FAULTS, RULES, Generation, Models, Request
 from fspad_bench.serving.double.model import VOCABULARY, Penalties, softmax
 from fspad_bench.serving.engine import Ask, Reply
+from fspad_bench.util.errors import BenchError, near
 
 SEEDS = 2**63
 

@@ -17,9 +17,9 @@ from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import NEAR, SIZES, TINY, Costs, Turn
 from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
-from fspad_bench.errors import BenchError
 from fspad_bench.models.tiny import tiny_tokenizer
 from fspad_bench.util import machine
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.machine import NOISY, Load, cores
 
 

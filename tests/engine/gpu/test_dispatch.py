@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fspad_bench.engine import gpu as kernels
-from fspad_bench.errors import BenchError
+from fspad_bench.util.errors import BenchError
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from fspad_bench.engine import gpu
 from fspad_bench.engine.cpu import native
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.engines import wide_target
 from fspad_bench.lossless.invariance.kernels import SAMPLERS, kernel_subjects
 from fspad_bench.lossless.invariance.ours import PARTS, STEP, own_subjects
@@ -17,6 +16,7 @@ from fspad_bench.lossless.invariance.probe import BRANCH, CHAIN, Company, kept, 
 from fspad_bench.lossless.invariance.problem import problem_for
 from fspad_bench.lossless.invariance.stock import stock_subject
 from fspad_bench.lossless.invariance.trace import LOGITS, Operation
+from fspad_bench.util.errors import BenchError
 
 SIZES = (1, 2, 3, 9)
 PREFIX = 40

@@ -8,12 +8,12 @@ import pytest
 from cells import PROMPTS, Through, by_name, checks, pair, plan
 from test_same_model import Silent
 
-from fspad_bench.errors import BenchError
 from fspad_bench.lossless.checks import ELSEWHERE, FAIL, INCONCLUSIVE, PASS, SERVED_CELLS, Part
 from fspad_bench.lossless.report import render
 from fspad_bench.serving.certify.certify import LISTED, Certification
 from fspad_bench.serving.double.generation import FAULTS
 from fspad_bench.serving.double.service import Direct, Double, Settings
+from fspad_bench.util.errors import BenchError
 
 ONE = {"prompts": ((11, 5),), "depths": (1,), "max_tokens": 2, "each": 64, "stop_early": True}
 QUICK = {

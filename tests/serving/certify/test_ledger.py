@@ -6,10 +6,10 @@ import os
 import pytest
 from cells import answer
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.ledger import END, Ledger
 from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.engine import Reply
+from fspad_bench.util.errors import BenchError
 
 PLAN = {"plan": {"rounds": 2}}
 ANSWERS = [answer([1, 2], "stop", rival=4), Observation((7,), "length")]

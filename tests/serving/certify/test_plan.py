@@ -3,8 +3,8 @@
 import pytest
 from cells import DEPTH_EXTRA, plan
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.plan import PLAIN, SERVED, Plan, Sampling
+from fspad_bench.util.errors import BenchError
 
 
 def test_sampling_is_read_and_named():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.prompts import TEXTS, own_prompts, read_prompts
+from fspad_bench.util.errors import BenchError
 
 
 class Words:

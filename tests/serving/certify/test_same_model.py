@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from cells import Through, answer, by_name, checks, pair, plan
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.ledger import Ledger
 from fspad_bench.serving.certify.pair import Pair
 from fspad_bench.serving.certify.same_model import Scores, check_same_model, distance
+from fspad_bench.util.errors import BenchError
 
 
 class Silent(Through):

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from fspad_bench.errors import BenchError
 from fspad_bench.serving.certify.observation import END
 from fspad_bench.serving.certify.plan import Sampling
 from fspad_bench.serving.certify.scorer import scorer_of
+from fspad_bench.util.errors import BenchError
 
 
 def test_the_lead_is_the_difference_of_logits_after_the_prefix(tiny):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fspad_bench.errors import BenchError, near
+from fspad_bench.util.errors import BenchError, near
 
 
 def test_a_bench_error_carries_both_lines():
