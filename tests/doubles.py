@@ -22,7 +22,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Accepted
 from fspad_bench.engine.batch import Wave, answer_streams
-from fspad_bench.engine.stock import StockForward
+from fspad_bench.engine.stock import cache_argument
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.scripted import ScriptedTarget
 
@@ -227,7 +227,7 @@ def logits_behind(
     the whole; `make` returns the model anew.
     """
     whole = make()
-    argument = StockForward(whole).cache_argument
+    argument = cache_argument(whole)
     entries = DynamicCache(config=whole.config)
     whole(input_ids=torch.tensor([prefix]), use_cache=True, **{argument: entries})
     positions = torch.arange(len(prefix), len(prefix) + len(tokens))[None]

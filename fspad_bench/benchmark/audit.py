@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from math import log
 from typing import NamedTuple
@@ -20,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from fspad_bench.benchmark.stats import agreement
 from fspad_bench.core.loop import generate
@@ -29,6 +27,7 @@ from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.engine.team import Precise
 
 SMALL = 20_000_000  # parameters; a smaller target is re-scored in float64
 BISECTIONS = 60
@@ -99,7 +98,7 @@ class Auditor:
 
     def __init__(self, target: TransformersTarget) -> None:
         self.target = target
-        self.model: PreTrainedModel | None = None
+        self.precise: Precise | None = None
         self.question: Question | None = None
         self.known_regrets: dict[tuple[int, ...], list[float]] = {}
         self.known_margin_error: float | None = None
@@ -156,13 +155,11 @@ class Auditor:
     def _rescore(self, question: Question, output: list[int]) -> Tensor:
         """Return the precise logits `[n, V]` before each token of `output`, processed."""
         prompt = question.prompt
-        if self.model is None:
+        if self.precise is None:
             parameters = sum(p.numel() for p in self.target.model.parameters())
             dtype = torch.float64 if parameters < SMALL else torch.float32
-            self.model = copy.deepcopy(self.target.model).to(dtype)
-        ids = torch.tensor([[*prompt, *output[:-1]]], device=self.target.device)
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        logits = self.model.get_output_embeddings()(hidden[len(prompt) - 1 :])
+            self.precise = self.target.team.precise(self.target.model, dtype)
+        logits = self.precise.logits([*prompt, *output[:-1]], len(prompt) - 1)
         return output_logits(logits, question.sampler, prompt, output)
 
 

@@ -90,8 +90,7 @@ def distributions(
     target: TransformersTarget, prompt: list[int], output: list[int], sampler: Sampler
 ) -> Iterator[Tensor]:
     """Yield the processed distribution `[V]` before each token of `output`."""
-    ids = torch.tensor([[*prompt, *output[:-1]]], device=target.device)
-    hidden = target.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    logits = target.lm_head(hidden[0, len(prompt) - 1 :])
+    features = target.team.features(target.model, [*prompt, *output[:-1]])
+    logits = target.lm_head(features[len(prompt) - 1 :])
     for row in output_logits(logits, sampler, prompt, output):  # [V]
         yield sampler.distribution(row)

@@ -63,8 +63,8 @@ def add_device(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        help="cpu, cuda, cuda:1; cuda:0,cuda:1 to spread a target's layers; or auto: a GPU if "
-        "there is one (default: %(default)s)",
+        help="cpu, cuda, cuda:1; cuda:0,cuda:1 to spread a target's layers, cuda:0+cuda:1 to share "
+        "each of them; or auto: a GPU if there is one (default: %(default)s)",
     )
 
 

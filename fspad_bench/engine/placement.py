@@ -1,9 +1,10 @@
-"""The devices of a target: one, or several over which its layers are spread.
+"""The devices of a target: one, or several over which its layers are spread or shared.
 
 - The first device holds the embedding, the final norm and the LM head: whatever a step hands in or
   gets back lies there, and so do draft heads. A layer's cache entries lie with the layer.
 - A spread model runs by transformers' own forward; hooks of accelerate move hidden states from one
   device to the next.
+- A model whose layers are shared has each layer in part on every device (`team`).
 - `cpu:0,cpu:1` is a rehearsal without GPUs: one processor under two names, so nothing moves.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import dispatch_model
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from fspad_bench.util.errors import BenchError
@@ -26,14 +28,23 @@ DISK = "disk"  # where accelerate leaves what fits no device
 
 @dataclass(frozen=True)
 class Placement:
-    """`first`: the device of embedding and LM head; `layers`: the device of each layer."""
+    """`first`: the device of embedding and LM head; `layers`: the device of each layer.
+
+    `shares`: the devices among which the weights of each layer are shared, one a process.
+    """
 
     first: torch.device
     layers: tuple[torch.device, ...]
+    shares: tuple[torch.device, ...] = ()
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> Placement:
+    def of(cls, model: PreTrainedModel, shares: tuple[torch.device, ...] = ()) -> Placement:
         """Read where a model lies. Raises BenchError where it cannot be a target as it lies."""
+        if not shares and any(isinstance(weight, DTensor) for weight in model.parameters()):
+            raise BenchError(
+                "the model's weights are shared among processes that were started elsewhere",
+                "name its devices and let the target be loaded: --device cuda:0+cuda:1",
+            )
         first: torch.device = model.get_input_embeddings().weight.device
         stated: dict[str, Any] = getattr(model, "hf_device_map", None) or {}
         if len(set(stated.values())) > 1:
@@ -41,23 +52,44 @@ class Placement:
         others = {parameter.device for parameter in model.parameters()}
         if len(others) > 1:
             raise _misplaced(f"its weights lie on {', '.join(sorted(map(str, others)))}")
-        return cls(first, (first,) * len(model.base_model.layers))
+        return cls(first, (first,) * len(model.base_model.layers), shares)
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """Its devices, the first one first, none twice."""
+        return self.shares or self.own
+
+    @property
+    def own(self) -> tuple[torch.device, ...]:
+        """Those of its devices that this process uses."""
         return tuple(dict.fromkeys((self.first, *self.layers)))
 
     @property
     def gpus(self) -> tuple[torch.device, ...]:
-        return tuple(device for device in self.devices if device.type == "cuda")
+        return _gpus(self.devices)
+
+    @property
+    def own_gpus(self) -> tuple[torch.device, ...]:
+        return _gpus(self.own)
 
     @property
     def is_single(self) -> bool:
         return len(self.devices) == 1
 
+    @property
+    def words(self) -> str:
+        """What a forward's name says of several devices."""
+        if self.is_single:
+            return ""
+        way = "each layer shared among" if self.shares else "spread over"
+        return f", {way} {len(self.devices)} devices"
+
     def __str__(self) -> str:
-        return ",".join(map(str, self.devices))
+        return ("+" if self.shares else ",").join(map(str, self.devices))
+
+
+def _gpus(devices: Sequence[torch.device]) -> tuple[torch.device, ...]:
+    return tuple(device for device in devices if device.type == "cuda")
 
 
 def runs(devices: Sequence[torch.device]) -> Iterator[tuple[torch.device, int]]:

@@ -8,7 +8,7 @@ tokens are a causal prefill. Each layer names its own window.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from inspect import signature
 from typing import Any
 
@@ -38,28 +38,34 @@ class StockForward:
 
     name = "stock"
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, shape: HeadShape) -> None:
         self.model = model
-        parameters = signature(model.base_model.forward).parameters
-        # the name of the argument in releases after 5.17, and before
-        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
+        self.shape = shape
+        weight = model.get_input_embeddings().weight
+        self.dtype: torch.dtype = weight.dtype
+        self.device: torch.device = weight.device
+        self.cache_argument = cache_argument(model)
 
     def __call__(
         self,
-        tokens: Tensor,
-        positions: list[int],
+        tokens: Sequence[int],
         cache: KVCache,
-        start: int,
-        masks: TreeMasks | None,
+        pending: Pending | None = None,
         capture: tuple[int, ...] = (),
     ) -> tuple[Tensor, list[Tensor]]:
-        """Write the tokens' entries from slot `start` on.
+        """Run the new ones of the pending tokens, or the first N of a cache, and write their
+        entries.
 
         Features, and the captured hidden states `[N, d]`.
         """
+        if pending is None:
+            start, positions, masks = 0, list(range(len(tokens))), None
+        else:
+            start, positions = pending.start, pending.positions()
+            masks = tree_masks(pending, self.shape, self.dtype, self.device)
         out = self.model.base_model(
-            input_ids=tokens[None],
-            position_ids=torch.tensor([positions], device=tokens.device),
+            input_ids=torch.tensor([tokens], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
             use_cache=True,
             tree_masks=masks,
             output_hidden_states=bool(capture),
@@ -68,6 +74,19 @@ class StockForward:
         features = out.last_hidden_state[0]
         captured = [out.hidden_states[index][0].to(features.device) for index in capture]
         return features, captured
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return by which name a model takes its cache: in releases after 5.17 another than before."""
+    parameters = signature(model.base_model.forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
+
+
+def whole_features(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
+    """Return the features `[N, d]` of a text, by transformers' own forward without a cache."""
+    ids = torch.tensor([tokens], device=model.get_input_embeddings().weight.device)
+    features: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    return features
 
 
 def stock_copy(model: PreTrainedModel) -> PreTrainedModel:

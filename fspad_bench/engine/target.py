@@ -2,7 +2,8 @@
 
 - No modeling file is forked. Tokens go through the fused forward (`forward`), or the stock one
   where that does not fit.
-- It lies on one device, or its layers are spread over several (`placement`).
+- It lies on one device, or its layers are spread over several (`placement`), or each layer is
+  shared among processes (`team`).
 - How its tokens attend is one object, chosen when the target is built: torch's, the compiled CPU
   one, GPU kernels.
 - Features are the hidden states after the final norm, the LM head's input; loading checks that the
@@ -34,6 +35,7 @@ from fspad_bench.engine.gpu.backend import KernelAttention, device_rule, kernel_
 from fspad_bench.engine.gpu.tree_forward import TreeForward
 from fspad_bench.engine.placement import Placement
 from fspad_bench.engine.session import LARGEST_TREE, Scores, Session
+from fspad_bench.engine.team import ALONE, Team
 from fspad_bench.util.errors import BenchError
 
 FUSED_GAP = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -62,9 +64,11 @@ class TransformersTarget:
         name: str = "model",
         identity: str = "",
         files_sha256: str = "",
+        team: Team = ALONE,
     ) -> None:
         check_architecture(model.config)
-        self.placement = Placement.of(model)
+        self.team = team
+        self.placement = Placement.of(model, team.devices)
         model.set_attn_implementation(stock.ATTENTION)
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -78,9 +82,9 @@ class TransformersTarget:
         self.dtype: torch.dtype = self.embedding.weight.dtype
         is_fused = self.placement.is_single and FusedForward.fits(model)
         self.fused = FusedForward(model) if is_fused else None
-        self.stock = stock.StockForward(model)
         self.kernels = gpu.chosen(self.device) if self.fused else None
         self.heads = head_shape(model)
+        self.stock = team.forward(model, self.heads)
         self.attention = self._attention()
         self.trees: TreeForward | None = None
         if self.fused and isinstance(self.attention, KernelAttention):
@@ -88,8 +92,7 @@ class TransformersTarget:
         self.forward_name = self.fused.name if self.fused else self.stock.name
         if self.kernels:
             self.forward_name += f", {self.kernels.name} kernels"
-        if not self.placement.is_single:
-            self.forward_name += f", spread over {len(self.placement.devices)} devices"
+        self.forward_name += self.placement.words
         self.logits = Matrix(self.lm_head.weight, getattr(self.lm_head, "bias", None))
         if self.fused and self.kernels:
             for matrix in (self.logits, *self.fused.matrices):
@@ -103,6 +106,7 @@ class TransformersTarget:
             # it would plan anew, for 20 ms and more, at every length
             torch.backends.cuda.enable_cudnn_sdp(False)
         self._check_features()
+        team.guard(model)
 
     def session(
         self,
@@ -138,7 +142,7 @@ class TransformersTarget:
         """Allocate the cache of the next session now, so that no clock runs meanwhile."""
         slots = capacity + LARGEST_TREE
         if not self._idle or self._idle[-1].slots < slots:
-            self._idle[-1:] = [self._new_cache(slots)]
+            self._idle[-1:] = [self.new_cache(slots)]
 
     def release(self, cache: KVCache) -> None:
         """Take back the cache of a session that has ended."""
@@ -153,12 +157,11 @@ class TransformersTarget:
         Returns features `[N, d]` and the captured hidden states.
         """
         self._count(layers)
-        positions = range(len(tokens))
+        if not self.fused:
+            return self.stock(tokens, cache, None, capture)
         ids = torch.tensor(tokens, device=self.device)
-        if self.fused:
-            attend = self.attention.prefill(cache, len(tokens))
-            return self.fused(ids, self.fused.rope.of(positions), attend, layers, capture)
-        return self.stock(ids, list(positions), cache, 0, None, capture)
+        attend = self.attention.prefill(cache, len(tokens))
+        return self.fused(ids, self.fused.rope.of(range(len(tokens))), attend, layers, capture)
 
     def extend(
         self,
@@ -170,17 +173,16 @@ class TransformersTarget:
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the new ones of the pending tokens and count the forward, as `prefill` does."""
         self._count(layers)
+        if not self.fused:
+            return self.stock(tokens, cache, pending, capture)
         if self.trees:
             scored = self.trees(tokens, pending, cache, layers, capture)
             if scored:
                 return scored
         ids = torch.tensor(tokens, device=self.device)
-        positions = pending.positions()
-        if self.fused:
-            attend = self.attention.tree(cache, pending)
-            return self.fused(ids, self.fused.rope.of(positions), attend, layers, capture)
-        masks = stock.tree_masks(pending, self.heads, self.dtype, self.device)
-        return self.stock(ids, positions, cache, pending.start, masks, capture)
+        attend = self.attention.tree(cache, pending)
+        rope = self.fused.rope.of(pending.positions())
+        return self.fused(ids, rope, attend, layers, capture)
 
     def score_together(self, sessions: Sequence[Session], trees: Sequence[Tree]) -> list[Scores]:
         """Score a tree for each of several sessions, as `Session.score` does for one."""
@@ -260,18 +262,20 @@ class TransformersTarget:
 
     def synchronize(self) -> None:
         """Wait for its devices; a clock that is read after this has seen all the work."""
-        for device in self.placement.gpus:
+        for device in self.placement.own_gpus:
             torch.cuda.synchronize(device)
 
     def forget_peak_memory(self) -> None:
         """Begin anew to note how much memory its GPUs hold at most."""
-        for device in self.placement.gpus:
+        for device in self.placement.own_gpus:
             torch.cuda.reset_peak_memory_stats(device)
+        self.team.forget_peak_memory()
 
     def peak_memory(self) -> int | None:
         """Return the bytes its GPUs held at most, all together; None on a CPU: not known."""
-        gpus = self.placement.gpus
-        return sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None
+        gpus = self.placement.own_gpus
+        own = sum(map(torch.cuda.max_memory_allocated, gpus))
+        return own + self.team.peak_memory() if gpus else None
 
     def check_tokens(self, tokens: Sequence[int], guess: str) -> None:
         """Raise BenchError for token ids outside the vocabulary."""
@@ -289,10 +293,10 @@ class TransformersTarget:
             return CompiledAttention(self.heads, self.fused.ops)
         return TorchAttention(self.heads)
 
-    def _new_cache(self, slots: int) -> KVCache:
+    def new_cache(self, slots: int) -> KVCache:
+        """Allocate a cache of so many entries."""
         compact: Compact | None = kernel_compaction(self.kernels) if self.kernels else None
-        shape = self.heads
-        return KVCache(self.placement.layers, shape.kv_heads, slots, shape.dim, self.dtype, compact)
+        return self.team.cache(self.placement.layers, self.heads, slots, self.dtype, compact)
 
     def check_plan(self, layers: LayerPlan, capture: Sequence[int] = ()) -> None:
         """Raise BenchError or ValueError for layers or captured states that it cannot run."""
@@ -334,7 +338,7 @@ class TransformersTarget:
             self._check_fused(self.fused, ids[0], features[0])
 
     def _check_fused(self, fused: FusedForward, ids: Tensor, features: Tensor) -> None:
-        cache = self._new_cache(len(ids))
+        cache = self.new_cache(len(ids))
         chain = Pending(0, [(2 << i) - 1 for i in range(len(ids))], len(ids))
         if isinstance(self.attention, CompiledAttention):
             attend = self.attention.tree(cache, chain)

@@ -2,7 +2,8 @@
 
 - `Reference` runs a precise copy of the model by transformers' own forward: float64 where the
   target is small, float32 otherwise, a dense mask, no cache. Mask and positions are found by
-  walking each node's parents.
+  walking each node's parents. Of a target whose weights several processes share, each path is a
+  text of its own.
 - `attend` is the textbook soft-max in float64.
 - Trees are made here as well: random ones of a given size and depth.
 """
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from fspad_bench.benchmark.audit import SMALL
 from fspad_bench.core.tree import Tree
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.engine.team import Precise
 from fspad_bench.lossless.checks import worst_of
 
 DEEPEST = 16  # drafted tokens on the longest path
@@ -39,10 +41,13 @@ class Reference:
         self.target = target
         self.keep = keep
         self._model: PreTrainedModel | None = twin.model if twin else None
+        self._precise: Precise | None = None
         self._known: dict[tuple[object, ...], list[Tensor]] = twin._known if twin else {}
 
     def serves(self, target: TransformersTarget) -> bool:
         """Return whether another target on the same device has the same weights."""
+        if self.target.team is not target.team:
+            return False
         ours = self.target.model.state_dict()
         other = target.model.state_dict()
         return ours.keys() == other.keys() and all(
@@ -55,22 +60,42 @@ class Reference:
     @property
     def model(self) -> PreTrainedModel:
         if self._model is None:
-            parameters = sum(p.numel() for p in self.target.model.parameters())
-            dtype = torch.float64 if parameters < SMALL else torch.float32
-            self._model = copy.deepcopy(self.target.model).to(dtype)
+            self._model = copy.deepcopy(self.target.model).to(self._dtype)
             self._model.set_attn_implementation("sdpa")
         return self._model
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        parameters = sum(p.numel() for p in self.target.model.parameters())
+        return torch.float64 if parameters < SMALL else torch.float32
+
     @torch.inference_mode()
     def logits(self, prefix: Sequence[int], trees: Sequence[Tree]) -> list[Tensor]:
-        """Return the logits `[N, V]` of each tree behind `prefix`, all of them in one forward."""
+        """Return the logits `[N, V]` of each tree behind `prefix`."""
         key = (tuple(prefix), *(tuple(tree.tokens) + tuple(tree.parents) for tree in trees))
         if key in self._known:
             return self._known[key]
-        logits = self._forward(prefix, trees)
+        one_by_one = self.target.team.size > 1
+        logits = (self._texts if one_by_one else self._forward)(prefix, trees)
         if self.keep:
             self._known[key] = logits
         return logits
+
+    def _texts(self, prefix: Sequence[int], trees: Sequence[Tree]) -> list[Tensor]:
+        """Return what `logits` does, from the text of each node's path: where several processes
+        share the weights, none of them is handed a mask.
+        """
+        if self._precise is None:
+            self._precise = self.target.team.precise(self.target.model, self._dtype)
+        rows = []
+        for tree in trees:
+            texts = [[tree.tokens[other] for other in path_to(tree, n)] for n in range(len(tree))]
+            ends = [len(prefix) + len(text) - 1 for text in texts]
+            pairs = zip(texts, ends, strict=True)
+            rows.append(
+                torch.cat([self._precise.logits([*prefix, *text], end) for text, end in pairs])
+            )
+        return rows
 
     def _forward(self, prefix: Sequence[int], trees: Sequence[Tree]) -> list[Tensor]:
         device = self.target.device

@@ -2,15 +2,18 @@
 
 - A repository's own code never runs: `trust_remote_code` is off, and weights are safetensors,
   GGUF, or `.bin` read with `weights_only`.
-- A target lives on one device, or its layers are spread over several. `auto` is a GPU if there is
-  one, else the CPU.
+- A target lives on one device, or its layers are spread over several, or each layer is shared among
+  several. `auto` is a GPU if there is one, else the CPU.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -25,8 +28,11 @@ from transformers.utils import cached_file
 from fspad_bench.engine.cpu.torch_ops import multiplies_bfloat16
 from fspad_bench.engine.placement import is_rehearsal, spread, spread_model
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.engine.team import ALONE, Team
+from fspad_bench.models import shares
 from fspad_bench.models.digests import files_digest
 from fspad_bench.models.presets import Checkpoint, resolve
+from fspad_bench.models.shares import RETURNED
 from fspad_bench.util.errors import BenchError
 from fspad_bench.util.strangers import contained, message_of
 from fspad_bench.util.terminal import note
@@ -34,25 +40,34 @@ from fspad_bench.util.text import json_value
 
 DAMAGED = "a file of its folder may be damaged or missing: download or copy the target again"
 LONGEST_REASON = 240  # characters of a library's message
+SHARED = "+"
 DEVICES = "cpu, cuda, cuda:1 or auto"
 SENTENCEPIECE = ("sentencepiece", "google.protobuf")  # what reads a `tokenizer.model`
 BUFFERS = (".inv_freq",)  # what old checkpoints hold of tables that are computed
-RETURNED = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+
+
+class Place(NamedTuple):
+    """Devices, and whether each layer is shared among them; else layers are spread over them."""
+
+    devices: list[str]
+    is_shared: bool
 
 
 def load_target(name: str, *, device: str = "cpu", dtype: str | None = None) -> TransformersTarget:
     """Load a preset, folder or hub id.
 
-    `device`: one, or several over which its layers are spread, `cuda:0,cuda:1`. `dtype` defaults to
-    float32 on the CPU, bfloat16 elsewhere, and float64 for the preset `tiny`. Raises BenchError if
-    the name, a device or the files are not usable.
+    `device`: one; several over which its layers are spread, `cuda:0,cuda:1`; or several among which
+    each layer is shared, `cuda:0+cuda:1`, which starts a process for each but the first. `dtype`
+    defaults to float32 on the CPU, bfloat16 elsewhere, and float64 for the preset `tiny`. Raises
+    BenchError if the name, a device or the files are not usable.
     """
     checkpoint = resolve(name)
     devices = devices_named(device)
+    place = Place(devices, SHARED in device)
     if checkpoint.path is None:
-        return _tiny(checkpoint, devices, dtype)
+        return _tiny(checkpoint, place, getattr(torch, dtype or "float64"))
     precision = getattr(torch, dtype or default_dtype(devices[0]))
-    return _from_files(checkpoint, checkpoint.path, devices, precision)
+    return _from_files(checkpoint, checkpoint.path, place, precision)
 
 
 def default_dtype(device: str) -> str:
@@ -74,11 +89,17 @@ def training_dtype(name: str, device: str) -> str | None:
 
 
 def devices_named(name: str) -> list[str]:
-    """Return the devices of a comma-separated list, checked as `device_named` checks one.
+    """Return the devices of a list with commas or pluses, checked as `device_named` checks one.
 
-    Raises BenchError for a device that is named twice, and for devices of two kinds, too.
+    Raises BenchError for a device that is named twice, for devices of two kinds, and for a list
+    with both signs, too.
     """
-    names = [part.strip() for part in name.split(",")]
+    if SHARED in name and "," in name:
+        raise BenchError(
+            f"--device {name} both spreads layers (,) and shares them ({SHARED})",
+            "write one of cuda:0,cuda:1 and cuda:0+cuda:1",
+        )
+    names = [part.strip() for part in name.split(SHARED if SHARED in name else ",")]
     if len(names) == 1:
         return [device_named(name)]
     for number, part in enumerate(names):
@@ -106,7 +127,7 @@ def device_named(name: str) -> str:
     """Resolve `auto`, and check that torch can use the device. Raises BenchError."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if "," in name:
+    if "," in name or SHARED in name:
         raise BenchError(
             f"--device {name} names several devices, where one is needed",
             f"give one of {DEVICES}",
@@ -145,38 +166,40 @@ def _check_cuda(name: str, device: torch.device) -> None:
         )
 
 
-def _tiny(checkpoint: Checkpoint, devices: list[str], dtype: str | None) -> TransformersTarget:
+def _tiny(checkpoint: Checkpoint, place: Place, dtype: torch.dtype) -> TransformersTarget:
     from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
 
-    model = tiny_model().to(devices[0], getattr(torch, dtype or "float64"))
-    if len(devices) > 1:
-        model = spread_model(model, devices)
-    return TransformersTarget(model, tiny_tokenizer(), checkpoint.name, checkpoint.identity)
+    model = tiny_model().to(dtype=dtype)
+    team = ALONE
+    if place.is_shared:
+        folder = tempfile.mkdtemp(prefix="fspad-bench-tiny-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # an audit loads it again
+        model.save_pretrained(folder)
+        model, _, team = shares.start(folder, place.devices, dtype)
+    elif len(place.devices) > 1:
+        model = spread_model(model, place.devices)
+    else:
+        model = model.to(place.devices[0])
+    return TransformersTarget(
+        model, tiny_tokenizer(), checkpoint.name, checkpoint.identity, team=team
+    )
 
 
 def _from_files(
-    checkpoint: Checkpoint, path: str, devices: list[str], dtype: torch.dtype
+    checkpoint: Checkpoint, path: str, place: Place, dtype: torch.dtype
 ) -> TransformersTarget:
     _check_generation_settings(checkpoint, path)
     try:
         with contained():
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                device_map=_device_map(path, devices),
-                trust_remote_code=False,
-                output_loading_info=True,
-                **RETURNED,
-            )
+            model, report, team = _loaded(path, place, dtype)
+    except BenchError:
+        raise
     except Exception as error:  # strangers' files: libraries raise whatever they stumble over
         reason = message_of(error)[:LONGEST_REASON] or type(error).__name__
         raise BenchError(
             f"cannot load target '{checkpoint.name}': {reason}", _loading_hint(path, error)
         ) from error
-    model, report = loaded
-    if is_rehearsal(devices):
-        model = spread_model(model, devices)
     if report["missing_keys"]:  # transformers would fill them with random numbers
         missing = sorted(report["missing_keys"])
         raise BenchError(
@@ -193,9 +216,29 @@ def _from_files(
     check_tokenizer(tokenizer, model, checkpoint.name)
     identity = getattr(model.config, "_commit_hash", None) or checkpoint.identity
     files = files_digest(_folder(path))
-    target = TransformersTarget(model, tokenizer, checkpoint.name, identity, files)
+    target = TransformersTarget(model, tokenizer, checkpoint.name, identity, files, team)
     _ = target.stop_ids  # raises now where the settings name something else
     return target
+
+
+def _loaded(
+    path: str, place: Place, dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, Any], Team]:
+    """Return a checkpoint's model, what transformers says of its files, and who holds it."""
+    if place.is_shared:
+        return shares.start(path, place.devices, dtype)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        device_map=_device_map(path, place.devices),
+        trust_remote_code=False,
+        output_loading_info=True,
+        **RETURNED,
+    )
+    model, report = loaded
+    if is_rehearsal(place.devices):
+        model = spread_model(model, place.devices)
+    return model, report, ALONE
 
 
 def _device_map(path: str, devices: list[str]) -> str | dict[str, str]:

@@ -21,6 +21,10 @@ class BenchError(Exception):
         self.hint = hint
 
 
+class TargetLost(BenchError):
+    """A target that answers no more: what else is asked of it in this run fails as well."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """Return a hint that lists the known names, after the one most like `name` if any is close."""
     names = sorted(known)

@@ -323,7 +323,7 @@ def test_the_target_is_not_changed(tiny):
     prompt = PROMPTS[1]
     auditor = Auditor(tiny)
     auditor.audit(Sampler(), prompt, [1, 2, 3], [1, 2, 4], limit)
-    assert auditor.model is not tiny.model
+    assert auditor.precise.model is not tiny.model
     assert tiny.model.dtype == torch.float64
     assert all(
         torch.equal(weight, before[name]) for name, weight in tiny.model.state_dict().items()

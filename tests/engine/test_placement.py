@@ -16,7 +16,7 @@ from fspad_bench.engine.architecture import head_shape
 from fspad_bench.engine.attention import Pending
 from fspad_bench.engine.cache import KVCache
 from fspad_bench.engine.placement import Placement, runs, spread, spread_model
-from fspad_bench.engine.stock import StockForward, tree_masks
+from fspad_bench.engine.stock import StockForward
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.checks import ELSEWHERE, PASS
 from fspad_bench.lossless.engine import ONE, check_engine, wrong_compactions
@@ -137,12 +137,9 @@ def test_no_product_meets_tensors_of_two_devices(monkeypatch):
         shape = head_shape(model)
         cache = KVCache(layers, shape.kv_heads, 32, shape.dim, torch.float64)
         assert [part.device for part in cache.parts] == [first, second]
-        forward = StockForward(model)
-        ids = torch.tensor([3, 4, 5], device=first)
-        features, captured = forward(ids, [0, 1, 2], cache, 0, None, (1, 3, 4))
-        tree = Pending(3, [0b1, 0b11, 0b101], 3)
-        masks = tree_masks(tree, shape, torch.float64, first)
-        again, _ = forward(ids, tree.positions(), cache, 3, masks)
+        forward = StockForward(model, shape)
+        features, captured = forward([3, 4, 5], cache, None, (1, 3, 4))
+        again, _ = forward([3, 4, 5], cache, Pending(3, [0b1, 0b11, 0b101], 3))
         held = cache.first(5)
     places = {features.device, again.device, held.device, *(state.device for state in captured)}
     assert places == {first}

@@ -130,8 +130,8 @@ def test_a_longer_prompt_brings_no_new_cache_onto_the_clock(monkeypatch):
     """On a GPU a larger cache means that graphs are captured again."""
     target = load_target("tiny")
     made = []
-    monkeypatch.setattr(target, "_new_cache", lambda slots: made.append(slots) or new(slots))
-    new = type(target)._new_cache.__get__(target)
+    monkeypatch.setattr(target, "new_cache", lambda slots: made.append(slots) or new(slots))
+    new = type(target).new_cache.__get__(target)
     monkeypatch.setattr(steps, "forward_costs", lambda _: PROFILE.forward)
     prompts = [[5, 6], [5] * 60, [5, 6, 7] * 70]
     profile(target, drafting(Vanilla(target)), prompts, Sampler(), 8)

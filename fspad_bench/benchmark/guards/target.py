@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import ALL, Limit
@@ -21,6 +22,17 @@ from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.target import TransformersTarget
 
 CHUNK = 1 << 20  # numbers that are summed at once
+PARTS = (
+    "model",
+    "lm_head",
+    "embedding",
+    "fused",
+    "stock",
+    "trees",
+    "attention",
+    "logits",
+    "team",
+)
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -70,7 +82,17 @@ def parts(target: TransformersTarget) -> Iterator[tuple[str, Any]]:
     """Yield the objects that a forward goes through, each with the words for it."""
     yield "its configuration", target.config.to_json_string()
     yield "its methods", sorted(vars(target).keys() & dir(type(target)))
-    for name in ("model", "lm_head", "embedding", "fused", "stock", "trees", "attention", "logits"):
+    for name in (
+        "model",
+        "lm_head",
+        "embedding",
+        "fused",
+        "stock",
+        "trees",
+        "attention",
+        "logits",
+        "team",
+    ):
         yield f"its part `{name}`", getattr(target, name)
     for module in target.model.modules():
         yield "its layers", module
@@ -104,7 +126,8 @@ def checksum(tensor: Tensor) -> tuple[int, ...]:
 
     The second weighs a number by its place, so that numbers cannot change places either.
     """
-    flat = tensor.detach().reshape(-1).view(WORDS[tensor.element_size()])
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor  # this process's share
+    flat = own.detach().reshape(-1).view(WORDS[tensor.element_size()])
     plain = torch.zeros((), dtype=torch.int64, device=tensor.device)
     placed = torch.zeros_like(plain)
     weights = torch.arange(1, min(len(flat), CHUNK) + 1, device=tensor.device)

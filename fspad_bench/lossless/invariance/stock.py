@@ -48,7 +48,7 @@ class HookedForward:
         self.model = target.model
         self.problem = problem
         self.device = target.device
-        self.cache_argument = stock.StockForward(target.model).cache_argument
+        self.cache_argument = stock.cache_argument(target.model)
         self.windowed = any(target.heads.windows)
         self.prefix = self._prefilled()
 
