@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fspad_bench.cli.arguments import above_zero, json_object, positive, sizes, whole
 from fspad_bench.util.errors import BenchError
+from fspad_bench.util.terminal import note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from fspad_bench.lossless.checks import Part
     from fspad_bench.serving.certify.greedy import Scorer
-    from fspad_bench.serving.certify.plan import Plan
-    from fspad_bench.serving.engine import Engine
+    from fspad_bench.serving.certify.plan import Plan, Sampling
+    from fspad_bench.serving.openai import OpenAIEngine
 
 ROUNDS = {"quick": 4, "thorough": 128, "": 16}
 
@@ -57,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sampling",
         action="append",
         metavar="SETTINGS",
-        help="greedy, or such as temperature=1,top_k=20; may be repeated (default: seven)",
+        help="greedy, or such as temperature=1,top_k=20; may be repeated (default: seven, as far "
+        "as the server can be told)",
     )
     group.add_argument(
         "--rounds", type=positive, metavar="N", help="of 8 answers a prompt (default: 16)"
@@ -101,7 +104,7 @@ def certify_served(arguments: argparse.Namespace) -> list[Part]:
     tokenizer = _tokenizer(arguments)
     served = _engine(arguments, arguments.served, tokenizer)
     plain = _engine(arguments, plain_url, tokenizer)
-    plan = _plan(arguments, _prompts(arguments, tokenizer))
+    plan = _plan(arguments, _prompts(arguments, tokenizer), (served, plain))
     return certify(served, plain, plan, arguments.output, _scorer(arguments))
 
 
@@ -113,20 +116,45 @@ def _tokenizer(arguments: argparse.Namespace) -> PreTrainedTokenizerBase | None:
 
 def _engine(
     arguments: argparse.Namespace, url: str, tokenizer: PreTrainedTokenizerBase | None
-) -> Engine:
+) -> OpenAIEngine:
     from fspad_bench.serving.openai import OpenAIEngine
 
     text_of = None if tokenizer is None else tokenizer.decode
     return OpenAIEngine(url, model=arguments.model, dialect=arguments.dialect, text_of=text_of)
 
 
-def _plan(arguments: argparse.Namespace, prompts: tuple[tuple[int, ...], ...]) -> Plan:
-    from fspad_bench.serving.certify.plan import PLAIN, SAMPLING, SERVED, Plan, Sampling
+def sampling_of(
+    given: list[str] | None, engines: tuple[OpenAIEngine, OpenAIEngine]
+) -> tuple[Sampling, ...]:
+    """Return the settings of the grid: those that a user gave, or the default ones that both
+    servers can be told.
+    """
+    from fspad_bench.serving.certify.plan import SAMPLING, Sampling, default_sampling
+    from fspad_bench.serving.engine import check_said
+
+    if given:
+        settings = tuple(map(Sampling.parse, given))
+        for engine, setting in itertools.product(engines, settings):
+            check_said(engine, setting)
+        return settings
+    chosen = default_sampling(*(engine.lacks for engine in engines))
+    left_out = [s.name for s in map(Sampling.parse, SAMPLING) if s not in chosen]
+    if left_out:
+        note(f"note: the servers cannot be told {', '.join(left_out)}: left out of the grid")
+    return chosen
+
+
+def _plan(
+    arguments: argparse.Namespace,
+    prompts: tuple[tuple[int, ...], ...],
+    engines: tuple[OpenAIEngine, OpenAIEngine],
+) -> Plan:
+    from fspad_bench.serving.certify.plan import PLAIN, SERVED, Plan
 
     effort = "quick" if arguments.quick else "thorough" if arguments.thorough else ""
     return Plan(
         prompts=prompts,
-        sampling=tuple(map(Sampling.parse, arguments.sampling or SAMPLING)),
+        sampling=sampling_of(arguments.sampling, engines),
         depths=arguments.depths,
         depth_extra=arguments.depth_extra,
         concurrency=arguments.concurrency,

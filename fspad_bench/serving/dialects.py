@@ -112,15 +112,12 @@ class Transformers(Dialect):
     """
 
     name = "transformers"
+    lacks = ("presence", "frequency")
     version_path = ""
     token_ids = False
     logprobs = False
 
     def body(self, ask: Ask) -> dict[str, Any]:
-        if ask.presence or ask.frequency:
-            raise BenchError(
-                "transformers serve knows the repetition penalty alone", "leave it out"
-            )
         settings: dict[str, Any] = {
             "max_new_tokens": ask.max_tokens,
             "do_sample": ask.temperature > 0,
@@ -144,12 +141,10 @@ class Transformers(Dialect):
 
 
 class Chat(Dialect):
-    """A server that has the chat API alone: the prompt's text is one message of a user.
-
-    The API has no top-k, no min-p and no repetition penalty: the server's own defaults count.
-    """
+    """A server that has the chat API alone: the prompt's text is one message of a user."""
 
     name = "chat"
+    lacks = ("top_k", "min_p", "repetition")
     path = "/v1/chat/completions"
     version_path = ""
     token_ids = False
@@ -166,11 +161,6 @@ class Chat(Dialect):
             "frequency_penalty": ask.frequency,
             "stream": True,
         }
-        if ask.top_k or ask.min_p or ask.repetition != 1:
-            raise BenchError(
-                "the chat API has no top-k, no min-p and no repetition penalty",
-                "leave them out, or name another dialect",
-            )
         return body if ask.seed is None else body | {"seed": ask.seed}
 
     def read(self, event: Mapping[str, Any], answer: Answer) -> None:

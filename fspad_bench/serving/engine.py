@@ -75,6 +75,11 @@ class SamplingSettings:
             if hasattr(self, name) and getattr(self, name) not in allowed:
                 raise BenchError(f"{name}={getattr(self, name)} is out of range", f"give {allowed}")
 
+    def unsaid(self, lacks: Sequence[str]) -> list[str]:
+        """Return those of the settings a server lacks that would change something here."""
+        neutral = SamplingSettings()
+        return [name for name in lacks if getattr(self, name) != getattr(neutral, name)]
+
 
 @dataclass(frozen=True)
 class Ask(SamplingSettings):
@@ -127,6 +132,25 @@ class Reply:
     drafted: int | None = None
     accepted: int | None = None
     tokens_known: bool = True
+
+
+class Told(Protocol):
+    """An engine whose API lacks some settings of sampling."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def lacks(self) -> Sequence[str]: ...
+
+
+def check_said(engine: Told, settings: SamplingSettings) -> None:
+    """Raise BenchError for settings of which an engine cannot be told."""
+    unsaid = settings.unsaid(engine.lacks)
+    if unsaid:
+        raise BenchError(
+            f"{engine.name} cannot be told {' and '.join(unsaid)}: its API has no such field",
+            "leave that out, or name another --dialect",
+        )
 
 
 class Engine(Protocol):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fspad_bench.cli.certify_served import sampling_of
 from fspad_bench.cli.main import main
 from fspad_bench.serving.double.server import serving
 from fspad_bench.serving.double.service import Double, Settings
@@ -85,6 +86,26 @@ def test_sampling_out_of_range_is_refused_before_anything_is_asked(certify, caps
         words = ("--served", url, *OFF, "--prompts", "p.jsonl", "--sampling", "temperature=nan")
         assert certify(*words) == 2
     assert "temperature=nan is out of range" in capsys.readouterr().err
+
+
+def test_settings_that_an_api_lacks_are_refused_before_anything_is_asked(certify, capsys, tmp_path):
+    with serving(Double()) as url:
+        words = ("--served", url, *OFF, "--prompts", "p.jsonl", "--dialect", "chat")
+        assert certify(*words, "--sampling", "temperature=1,top_k=20") == 2
+    assert "cannot be told top_k: its API has no such field" in capsys.readouterr().err
+    assert not list(tmp_path.glob("certify-served.jsonl"))
+
+
+def test_the_default_grid_leaves_out_what_an_api_lacks_and_says_so(capsys):
+    class Engine:
+        def __init__(self, *lacks):
+            self.lacks = lacks
+
+    both = (Engine("presence", "frequency"), Engine("top_k"))
+    names = [settings.name for settings in sampling_of(None, both)]
+    assert names == ["greedy", "T=1", "T=0.7", "T=1 top-p=0.95", "T=1 repetition=1.3"]
+    said = capsys.readouterr().err
+    assert "cannot be told T=1 top-k=20, T=1 top-p=0.95 top-k=20, T=1 presence" in said
 
 
 @pytest.mark.parametrize("side", ["--served", "--plain"])

@@ -223,8 +223,8 @@ class TestText:
     @pytest.mark.parametrize(
         ("dialect", "options", "said"),
         [
-            ("transformers", {"presence": 0.5}, "repetition penalty alone"),
-            ("chat", {"top_k": 5}, "no top-k"),
+            ("transformers", {"presence": 0.5}, "cannot be told presence"),
+            ("chat", {"top_k": 5}, "cannot be told top_k"),
         ],
     )
     def test_refuses_what_it_could_not_tell_the_server(self, dialect, options, said):

@@ -32,6 +32,7 @@ SAMPLING = (
     "temperature=1,top_k=20,top_p=0.95",
     "temperature=1,presence=0.5,frequency=0.5",
 )
+REPETITION = "temperature=1,repetition=1.3"  # where the other penalties cannot be asked for
 HINT = "give greedy, or such as temperature=0.7,top_p=0.95"
 
 
@@ -71,6 +72,20 @@ class Sampling(SamplingSettings):
         return (
             " ".join(f"{NAMES.get(key, key)}={value:g}" for key, value in given.items()) or GREEDY
         )
+
+
+def default_sampling(*lacks: Sequence[str]) -> tuple[Sampling, ...]:
+    """Return the settings of the default grid that servers can be told, which lack these each.
+
+    Penalties become the one by repetition where that is all there is.
+    """
+    missing = [name for names in lacks for name in names]
+    every = [Sampling.parse(text) for text in SAMPLING]
+    kept = [settings for settings in every if not settings.unsaid(missing)]
+    other = Sampling.parse(REPETITION)
+    if any(settings.penalised for settings in kept) or other.unsaid(missing):
+        return tuple(kept)
+    return (*kept, other)
 
 
 @dataclass(frozen=True)

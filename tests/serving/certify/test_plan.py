@@ -3,7 +3,14 @@
 import pytest
 from cells import DEPTH_EXTRA, plan
 
-from fspad_bench.serving.certify.plan import PLAIN, SERVED, Plan, Sampling
+from fspad_bench.serving.certify.plan import (
+    PLAIN,
+    SAMPLING,
+    SERVED,
+    Plan,
+    Sampling,
+    default_sampling,
+)
 from fspad_bench.util.errors import BenchError
 
 
@@ -61,3 +68,16 @@ def test_prompts_are_repeated_or_cut_to_a_length():
 def test_sizes_that_are_none(sizes):
     with pytest.raises(BenchError):
         Plan(**({"prompts": ((1,),), "depth_extra": DEPTH_EXTRA} | sizes))
+
+
+def test_the_default_grid_asks_for_what_a_server_can_be_told():
+    every = default_sampling((), ())
+    assert [settings.name for settings in every] == [Sampling.parse(s).name for s in SAMPLING]
+    transformers = default_sampling(("presence", "frequency"), ())
+    assert [settings.name for settings in transformers[:-1]] == [s.name for s in every[:-1]]
+    assert transformers[-1].name == "T=1 repetition=1.3"
+    chat = default_sampling((), ("top_k", "min_p", "repetition"))
+    assert {"top_k=20", "top-k=20"}.isdisjoint(" ".join(s.name for s in chat).split())
+    assert chat[-1] == every[-1]
+    least = default_sampling(("presence", "frequency"), ("top_k", "min_p", "repetition"))
+    assert not any(settings.penalised for settings in least)
