@@ -7,6 +7,8 @@
 # - MODEL: a folder of a transformers model (transformers), GGUF: its weights for llama.cpp, whose
 #   LLAMA_SERVER (llama-server) must be on the path. A part whose engine is not there is skipped.
 # - DRAFT: a smaller model's weights, with which llama.cpp drafts (GGUF).
+# - THREADS (1): of each server. Two servers answer at the same time.
+# - transformers does not say what it drafts, so that its part ends INCONCLUSIVE at best.
 # - CERTIFY: more flags of `fspad-bench certify --served`, such as "--quick --concurrency 1,8".
 # - FAULTS: those of part faults (all). PORT: the first of five ports (8461).
 # - Exit code 1: the double does not pass (with --quick some tests are INCONCLUSIVE), a fault of it
@@ -16,6 +18,7 @@ set -euo pipefail
 output=${OUTPUT:-fspad-results/served}
 python=${PYTHON:-python}
 first=${PORT:-8461}
+threads=${THREADS:-1}
 read -r -a more <<< "${CERTIFY:-}"
 read -r -a every_fault <<< "${FAULTS:-bonus-without-temperature recovery-noise-reused \
 one-hot-residual filter-order short-rollback ignored-sampling shorter-outputs cached-answers}"
@@ -123,7 +126,8 @@ transformers() {
         return
     fi
     local port=$((first + 2))
-    serve "$port" "$python" -c "from transformers.cli.transformers import main; main()" \
+    serve "$port" env OMP_NUM_THREADS="$threads" \
+        "$python" -c "from transformers.cli.transformers import main; main()" \
         serve "$MODEL" --host 127.0.0.1 --port "$port" --device cpu --dtype float32
     certify transformers ends --served "http://127.0.0.1:$port" --tokenizer "$MODEL" \
         --concurrency 1 --served-extra '{"generation_config": {"prompt_lookup_num_tokens": 4}}'
@@ -148,9 +152,9 @@ llama() {
             ngram-simple) flags+=(--spec-ngram-simple-size-n 2 --spec-ngram-simple-size-m 4) ;;
         esac
         serve "$plain" "$engine" -m "$GGUF" --host 127.0.0.1 --port "$plain" --parallel 4 \
-            --no-webui
+            --threads "$threads" --threads-batch "$threads" --no-webui
         serve "$served" "$engine" -m "$GGUF" --host 127.0.0.1 --port "$served" --parallel 4 \
-            --no-webui "${flags[@]}"
+            --threads "$threads" --threads-batch "$threads" --no-webui "${flags[@]}"
         certify "llama-$kind" ends --served "http://127.0.0.1:$served" \
             --plain "http://127.0.0.1:$plain" --tokenizer "$MODEL"
         stop

@@ -44,7 +44,7 @@ from fspad_bench.core.sampling import Sampler, stream_of
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
 from fspad_bench.models.load import load_target
 from fspad_bench.util import machine
-from fspad_bench.util.errors import BenchError, TargetLost
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.memory import free_unreachable, is_out_of_memory
 from fspad_bench.util.progress import Progress
 from fspad_bench.util.strangers import described
@@ -318,8 +318,6 @@ class Runner:
         try:
             with self.watch.turn(decoder) as turn:
                 generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
-        except TargetLost:
-            raise
         except Exception as error:  # a failure is recorded and does not end the run
             failure = _failure(error, f"{decoder.label}: {about['sample']}")
             is_full = is_out_of_memory(error)

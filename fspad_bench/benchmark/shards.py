@@ -65,6 +65,11 @@ def of_process(plan: Plan) -> Plan:
     part = launched()
     if not part:
         return plan
+    if "," in plan.device or "+" in plan.device:
+        raise BenchError(
+            f"several processes share this run, and each would have --device {plan.device}",
+            "launch one process, or give each of them one device",
+        )
     if plan.shard not in ("", part):
         raise BenchError(
             f"several processes share this run, and it is shard {plan.shard} of another",

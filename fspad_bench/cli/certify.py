@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_decoder_options(parser)
     add_penalties(parser.add_argument_group("sampling of the decoders' checks"))
     effort = parser.add_mutually_exclusive_group()
-    effort.add_argument("--quick", action="store_true", help="less power, within a minute")
+    effort.add_argument(
+        "--quick",
+        action="store_true",
+        help="less power: within minutes on tiny; a quarter of the rounds of a served engine",
+    )
     effort.add_argument("--thorough", action="store_true", help="more of everything, for a night")
     add_threads(parser)
     add_format(parser, REPORT_FORMATS)

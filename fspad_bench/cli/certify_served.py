@@ -42,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts", type=Path, metavar="FILE", help="JSON lines of token ids or texts"
     )
     group.add_argument("--tokenizer", help="of texts: preset, folder or hub id of the model")
+    _add_grid(group)
+    _add_tests(group)
+    group.add_argument(
+        "--output",
+        type=Path,
+        default=Path("certify-served.jsonl"),
+        metavar="FILE",
+        help="every answer; the same command resumes (default: %(default)s)",
+    )
+
+
+def _add_grid(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--depths", type=sizes, default=(), metavar="N,...", help="depths of drafts")
     group.add_argument(
         "--depth-extra",
@@ -62,6 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="greedy, or such as temperature=1,top_k=20; may be repeated (default: seven, as far "
         "as the server can be told)",
     )
+
+
+def _add_tests(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rounds", type=positive, metavar="N", help="of 8 answers a prompt (default: 16)"
     )
@@ -80,13 +95,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seeded", action="store_true", help="the engine promises plain's tokens")
     group.add_argument(
         "--stop-at-finding", action="store_true", help="ask no more in a cell with a finding"
-    )
-    group.add_argument(
-        "--output",
-        type=Path,
-        default=Path("certify-served.jsonl"),
-        metavar="FILE",
-        help="every answer; the same command resumes (default: %(default)s)",
     )
 
 
@@ -130,17 +138,20 @@ def sampling_of(
     servers can be told.
     """
     from fspad_bench.serving.certify.plan import SAMPLING, Sampling, default_sampling
-    from fspad_bench.serving.engine import check_said
+    from fspad_bench.serving.engine import check_supported
 
     if given:
         settings = tuple(map(Sampling.parse, given))
         for engine, setting in itertools.product(engines, settings):
-            check_said(engine, setting)
+            check_supported(engine, setting)
         return settings
-    chosen = default_sampling(*(engine.lacks for engine in engines))
-    left_out = [s.name for s in map(Sampling.parse, SAMPLING) if s not in chosen]
+    chosen = default_sampling(*(engine.unsupported for engine in engines))
+    usual = tuple(map(Sampling.parse, SAMPLING))
+    left_out = [settings.name for settings in usual if settings not in chosen]
+    added = [settings.name for settings in chosen if settings not in usual]
     if left_out:
-        note(f"note: the servers cannot be told {', '.join(left_out)}: left out of the grid")
+        instead = f", {', '.join(added)} takes their place" if added else ""
+        note(f"note: left out, as a server does not support it: {', '.join(left_out)}{instead}")
     return chosen
 
 

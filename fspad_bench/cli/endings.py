@@ -24,7 +24,7 @@ from types import FrameType
 from typing import TextIO
 
 from fspad_bench import __version__
-from fspad_bench.util.errors import BenchError
+from fspad_bench.util.errors import BenchError, TargetLost
 from fspad_bench.util.memory import is_out_of_memory
 from fspad_bench.util.strangers import first_line_of
 from fspad_bench.util.terminal import note, note_traceback
@@ -54,7 +54,7 @@ def handled(run: Callable[[], int]) -> int:
     try:
         with _interrupting_signals():
             return _written_out(run)
-    except BenchError as error:
+    except (BenchError, TargetLost) as error:
         _say(error.message, error.hint)
         return error.exit_code
     except KeyboardInterrupt as interrupt:

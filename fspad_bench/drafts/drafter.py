@@ -239,6 +239,24 @@ def draft_of(target: TransformersTarget, head: Head, *, prompted: bool) -> Draft
     return kind(target, head, prompted=prompted)
 
 
+def _check_words(*, tree: str, drafting: str, vocabulary: str, verify: str) -> None:
+    """Raise BenchError for options that are unknown or do not go together."""
+    for name, value, known in (
+        ("tree", tree, TREES),
+        ("drafting", drafting, DRAFTING),
+        ("vocabulary", vocabulary, VOCABULARIES),
+        ("verification", verify, tuple(RULES)),
+    ):
+        if value not in known:
+            raise BenchError(f"unknown {name} '{value}'", near(value, known))
+    if drafting == "coupled" and verify != "match":
+        raise BenchError(
+            f"verify={verify} makes no use of coupled drafts: "
+            "its choices do not follow the target's noise",
+            "use drafting=sampled or drafting=ranked",
+        )
+
+
 def resolve(
     target: TransformersTarget,
     head: Head,
@@ -256,20 +274,7 @@ def resolve(
     Raises BenchError for those that do not fit.
     """
     drafting = drafting or ("coupled" if verify == "match" else "sampled")
-    for name, value, known in (
-        ("tree", tree or "auto", TREES),
-        ("drafting", drafting, DRAFTING),
-        ("vocabulary", vocabulary, VOCABULARIES),
-        ("verification", verify, tuple(RULES)),
-    ):
-        if value not in known:
-            raise BenchError(f"unknown {name} '{value}'", near(value, known))
-    if drafting == "coupled" and verify != "match":
-        raise BenchError(
-            f"verify={verify} makes no use of coupled drafts: "
-            "its choices do not follow the target's noise",
-            "use drafting=sampled or drafting=ranked",
-        )
+    _check_words(tree=tree or "auto", drafting=drafting, vocabulary=vocabulary, verify=verify)
     measurable = target.max_length >= costs.NEAR + LARGEST_TREE
     calibrated = "calibration" in head.facts and drafting == "coupled" and measurable
     adaptive = (tree or ("auto" if calibrated and not (nodes or depth) else "fixed")) == "auto"

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -105,8 +106,10 @@ class TransformersTarget:
             torch.cuda.set_device(self.device)  # where Triton launches, and graphs are captured
             # it would plan anew, for 20 ms and more, at every length
             torch.backends.cuda.enable_cudnn_sdp(False)
-        self._check_features()
+        with team.in_step():
+            self._check_features()
         team.guard(model)
+        finalize(self, team.close)
 
     def session(
         self,

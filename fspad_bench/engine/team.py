@@ -6,7 +6,8 @@ parallelism).
   that it names, each on a device of its own.
 - Each process holds its share of every layer, by transformers' own plan, and of the cache's heads;
   embedding, norms and LM head whole. Hidden states are summed twice a layer.
-- A process that fails leaves the others within a sum: nothing can be asked of the team afterwards.
+- A process that fails leaves the others within a sum: nothing can be asked of the team afterwards,
+  and what is under way ends (`TargetLost`).
 """
 
 from __future__ import annotations
@@ -14,29 +15,35 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing.connection import Connection
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from fspad_bench.engine.attention import HeadShape, Pending
 from fspad_bench.engine.cache import Compact, KVCache, move_entries
+from fspad_bench.engine.orders import (
+    Allocate,
+    Copy,
+    Features,
+    FollowedTarget,
+    ForgetPeak,
+    Forward,
+    Free,
+    Keep,
+    Load,
+    Order,
+    Peak,
+    Rescore,
+)
 from fspad_bench.engine.stock import StockForward, whole_features
 from fspad_bench.util.errors import BenchError, TargetLost
 from fspad_bench.util.strangers import described
-
-PATIENCE_SECONDS = 60.0  # until a process answers that holds its share
-
-
-class Load(Protocol):
-    """Loads this process's share of the weights anew, in a precision."""
-
-    def __call__(self, dtype: torch.dtype) -> PreTrainedModel: ...
 
 
 class Team:
@@ -66,6 +73,10 @@ class Team:
     ) -> KVCache:
         """Allocate a cache for this process's share of the heads, of layers on these devices."""
         return KVCache(devices, shape.kv_heads // self.size, slots, shape.dim, dtype, compact)
+
+    def in_step(self) -> AbstractContextManager[None]:
+        """Do in the block what each process does at its own; an exception there loses the team."""
+        return nullcontext()
 
     def guard(self, model: PreTrainedModel) -> None:
         """Let a model raise where it is run without the other processes."""
@@ -108,10 +119,7 @@ class Precise:
 
 
 class Follower(Team):
-    """A process that runs what the leader of its team names.
-
-    - `load` loads its share again; `model` and `shape` are of the target that it holds.
-    """
+    """A process that runs what the leader of its team names; `load` loads its share again."""
 
     def __init__(self, devices: Sequence[torch.device], load: Load) -> None:
         self.devices = tuple(devices)
@@ -119,121 +127,22 @@ class Follower(Team):
         self.caches: dict[int, KVCache] = {}
         self.copies: dict[int, PreTrainedModel] = {}
 
-    def follow(self, target: Held, orders: Connection) -> None:
+    def follow(self, target: FollowedTarget, orders: Connection) -> None:
         """Carry out orders until the leader has gone."""
         self.target = target
         with torch.inference_mode():
             while True:
                 try:
                     order: Order = orders.recv()
-                except EOFError:
+                except (EOFError, OSError):
                     return
                 answer = order.carry_out(self)
-                if order.is_answered:
+                if order.patience:
                     orders.send(answer)
 
 
-class Held(Protocol):
-    """What a follower needs of its target."""
-
-    model: PreTrainedModel
-    stock: StockForward
-    device: torch.device
-
-    def new_cache(self, slots: int) -> KVCache: ...
-
-
-@dataclass(frozen=True)
-class Order:
-    """Something that every process of a team does; where it is answered, the leader waits."""
-
-    is_answered = False
-
-    def carry_out(self, follower: Follower) -> Any:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Allocate(Order):
-    key: int
-    slots: int
-
-    def carry_out(self, follower: Follower) -> None:
-        follower.caches[self.key] = follower.target.new_cache(self.slots)
-
-
-@dataclass(frozen=True)
-class Free(Order):
-    key: int
-
-    def carry_out(self, follower: Follower) -> None:
-        del follower.caches[self.key]
-
-
-@dataclass(frozen=True)
-class Keep(Order):
-    key: int
-    start: int
-    path: Sequence[int]
-
-    def carry_out(self, follower: Follower) -> None:
-        follower.caches[self.key].keep(self.start, self.path)
-
-
-@dataclass(frozen=True)
-class Forward(Order):
-    key: int
-    tokens: Sequence[int]
-    pending: Pending | None
-
-    def carry_out(self, follower: Follower) -> None:
-        follower.target.stock(self.tokens, follower.caches[self.key], self.pending)
-
-
-@dataclass(frozen=True)
-class Features(Order):
-    tokens: Sequence[int]
-
-    def carry_out(self, follower: Follower) -> None:
-        whole_features(follower.target.model, self.tokens)
-
-
-@dataclass(frozen=True)
-class Copy(Order):
-    key: int
-    dtype: torch.dtype
-
-    def carry_out(self, follower: Follower) -> None:
-        follower.copies[self.key] = follower.load(self.dtype)
-
-
-@dataclass(frozen=True)
-class Rescore(Order):
-    key: int
-    tokens: Sequence[int]
-
-    def carry_out(self, follower: Follower) -> None:
-        whole_features(follower.copies[self.key], self.tokens)
-
-
-@dataclass(frozen=True)
-class ForgetPeak(Order):
-    def carry_out(self, follower: Follower) -> None:
-        if follower.target.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(follower.target.device)
-
-
-@dataclass(frozen=True)
-class Peak(Order):
-    is_answered = True
-
-    def carry_out(self, follower: Follower) -> int:
-        device = follower.target.device
-        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-
-
 class Leader(Team):
-    """The process that decodes, and the ways to the others."""
+    """The process that decodes, and its connections to the others."""
 
     def __init__(
         self, devices: Sequence[torch.device], load: Load, followers: Sequence[Connection]
@@ -249,13 +158,20 @@ class Leader(Team):
 
     def order(self, order: Order) -> list[Any]:
         """Tell the others what to do; returns their answers. Raises TargetLost."""
+        self.send(order)
+        return self.answers(order) if order.patience else []
+
+    def send(self, order: Order) -> None:
+        """Tell the others what to do, and do not wait for answers. Raises TargetLost."""
         if self.lost:
             raise _lost(self.lost)
         while self._freed:
-            key = self._freed.pop()
-            self._send(Free(key))
+            self._send(Free(self._freed.pop()))
         self._send(order)
-        return [self._answer(way) for way in self.followers] if order.is_answered else []
+
+    def answers(self, order: Order) -> list[Any]:
+        """Return the answers to an order that was sent. Raises TargetLost."""
+        return [self._answer(connection, order.patience) for connection in self.followers]
 
     @contextmanager
     def together(self, order: Order) -> Iterator[None]:
@@ -264,13 +180,18 @@ class Leader(Team):
         Raises TargetLost where a process has ended; what the block raises leaves the team out of
         step, and so loses it too.
         """
-        self.order(order)
+        with self.in_step():
+            self.order(order)
+            yield
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
         self.is_ordered = True
         try:
             yield
         except BaseException as error:
-            self.lost = self.reason(error)
-            if not isinstance(error, Exception):  # Ctrl-C
+            self.lost = self.lost or self.reason(error)
+            if isinstance(error, BenchError) or not isinstance(error, Exception):  # Ctrl-C, say
                 raise
             raise _lost(self.lost) from error
         finally:
@@ -296,25 +217,30 @@ class Leader(Team):
         compact: Compact | None = None,
     ) -> KVCache:
         key = next(self._numbers)
-        self.order(Allocate(key, slots))
 
         def keep(entries: Tensor, start: int, path: Sequence[int]) -> None:
-            self.order(Keep(key, start, list(path)))
-            move_entries(entries, start, path)
+            with self.together(Keep(key, start, list(path))):
+                move_entries(entries, start, path)
 
         cache = super().cache(devices, shape, slots, dtype, keep)
+        self.order(Allocate(key, slots))
         self._keys[cache] = key
-        finalize(cache, self._freed.append, key)  # told with the next order: this may run anywhere
+        self._free_with(cache, key)
         return cache
 
     def guard(self, model: PreTrainedModel) -> None:
         """Let a model raise where it is run alone: it would wait for the others forever."""
-        model.base_model.register_forward_pre_hook(self._check_ordered)
+        for module in model.base_model.modules():
+            if module is model.base_model or any(
+                isinstance(weight, DTensor) for weight in module.parameters(recurse=False)
+            ):
+                module.register_forward_pre_hook(self._check_ordered)
 
     def precise(self, model: PreTrainedModel, dtype: torch.dtype) -> Precise:
         key = next(self._numbers)
-        with self.together(Copy(key, dtype)):
-            return LeadingPrecise(self.load(dtype), self, key)
+        copied = LeadingPrecise(self.load, dtype, self, key)
+        self._free_with(copied, key)
+        return copied
 
     def features(self, model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
         with self.together(Features(list(tokens))):
@@ -328,25 +254,29 @@ class Leader(Team):
 
     def close(self) -> None:
         self.lost = self.lost or "it was closed"
-        for way in self.followers:
-            way.close()
+        for connection in self.followers:
+            connection.close()
         self.followers.clear()
 
+    def _free_with(self, held: object, key: int) -> None:
+        """Let the others drop what has this number once it is gone here."""
+        finalize(held, self._freed.append, key)  # told with the next order: this may run anywhere
+
     def _send(self, order: Order) -> None:
-        for way in self.followers:
+        for connection in self.followers:
             try:
-                way.send(order)
+                connection.send(order)
             except OSError as error:
-                self.lost = "a process of the target has ended"
+                self.lost = "a process that holds a share of it has ended"
                 raise _lost(self.lost) from error
 
-    def _answer(self, way: Connection) -> Any:
+    def _answer(self, connection: Connection, patience: float) -> Any:
         try:
-            if way.poll(PATIENCE_SECONDS):
-                return way.recv()
+            if connection.poll(patience):
+                return connection.recv()
         except (OSError, EOFError):
             pass
-        self.lost = "a process of the target does not answer"
+        self.lost = "a process that holds a share of it does not answer"
         raise _lost(self.lost)
 
     def _check_ordered(self, *_: Any) -> None:
@@ -377,12 +307,28 @@ class LeadingForward(StockForward):
 
 
 class LeadingPrecise(Precise):
-    """A precise copy that is shared among the processes of a team."""
+    """A precise copy that is shared among the processes of a team.
 
-    def __init__(self, model: PreTrainedModel, team: Leader, key: int) -> None:
-        super().__init__(model)
+    Raises BenchError where a process has no room for its share; the team goes on without.
+    """
+
+    def __init__(self, load: Load, dtype: torch.dtype, team: Leader, key: int) -> None:
         self.team = team
         self.key = key
+        order = Copy(key, dtype)
+        team.send(order)
+        try:
+            own, reason = load(dtype), ""
+        except Exception as error:
+            own, reason = None, described(error)
+        reasons = [reason, *team.answers(order)]
+        if own is None or any(reasons):
+            team.order(Free(key))
+            raise BenchError(
+                f"the shared target has no precise copy: {next(filter(None, reasons))}",
+                "a share of it in higher precision must fit beside the target's own",
+            )
+        super().__init__(own)
 
     def features(self, tokens: Sequence[int]) -> Tensor:
         with self.team.together(Rescore(self.key, list(tokens))):
@@ -390,7 +336,7 @@ class LeadingPrecise(Precise):
 
 
 def _lost(reason: str) -> TargetLost:
-    return TargetLost(
-        f"the target is lost: {reason}",
-        "give the same command again: what was measured is kept",
-    )
+    hint = "give the same command again: what was measured is kept"
+    if reason.startswith("out of memory"):
+        hint = "what was measured is kept; answers as long as this one need more memory"
+    return TargetLost(f"the target is lost: {reason}", hint)

@@ -159,10 +159,11 @@ def check_supported(
 def has_hooks(model: PreTrainedModel) -> bool:
     """Whether a module has forward hooks of the user's, which fused layers would not run.
 
-    transformers' own collect attentions and hidden states, which are refused anyway.
+    transformers' own collect attentions and hidden states, which are refused anyway; ours guard a
+    target that several processes hold.
     """
     return any(
-        not str(getattr(hook, "__module__", "")).startswith("transformers.")
+        not str(getattr(hook, "__module__", "")).startswith(("transformers.", "fspad_bench."))
         for module in model.modules()
         for hooks in (module._forward_hooks, module._forward_pre_hooks)
         for hook in hooks.values()

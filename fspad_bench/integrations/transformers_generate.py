@@ -34,6 +34,12 @@ class StockGenerate:
     """
 
     def __init__(self, target: TransformersTarget) -> None:
+        if target.team.size > 1:
+            raise BenchError(
+                "transformers' generate runs a model in one process, and this target's weights are "
+                "shared among several",
+                "load the target on one device, or spread its layers: cuda:0,cuda:1",
+            )
         self.model = stock_copy(target.model)
         self.settings: dict[str, Any] = {}
 

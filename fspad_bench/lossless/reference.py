@@ -87,15 +87,16 @@ class Reference:
         """
         if self._precise is None:
             self._precise = self.target.team.precise(self.target.model, self._dtype)
-        rows = []
-        for tree in trees:
-            texts = [[tree.tokens[other] for other in path_to(tree, n)] for n in range(len(tree))]
-            ends = [len(prefix) + len(text) - 1 for text in texts]
-            pairs = zip(texts, ends, strict=True)
-            rows.append(
-                torch.cat([self._precise.logits([*prefix, *text], end) for text, end in pairs])
-            )
-        return rows
+        return [self._by_leaf(self._precise, prefix, tree) for tree in trees]
+
+    @staticmethod
+    def _by_leaf(precise: Precise, prefix: Sequence[int], tree: Tree) -> Tensor:
+        rows: dict[int, Tensor] = {}
+        for leaf in set(range(len(tree))) - set(tree.parents):
+            line = path_to(tree, leaf)
+            text = [*prefix, *(tree.tokens[node] for node in line)]
+            rows |= zip(line, precise.logits(text, len(prefix)), strict=True)
+        return torch.stack([rows[node] for node in range(len(tree))])
 
     def _forward(self, prefix: Sequence[int], trees: Sequence[Tree]) -> list[Tensor]:
         device = self.target.device

@@ -12,6 +12,8 @@ import atexit
 import importlib.util
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,9 +182,10 @@ def _tiny(checkpoint: Checkpoint, place: Place, dtype: torch.dtype) -> Transform
         model = spread_model(model, place.devices)
     else:
         model = model.to(place.devices[0])
-    return TransformersTarget(
-        model, tiny_tokenizer(), checkpoint.name, checkpoint.identity, team=team
-    )
+    with _closed_on_error(team):
+        return TransformersTarget(
+            model, tiny_tokenizer(), checkpoint.name, checkpoint.identity, team=team
+        )
 
 
 def _from_files(
@@ -200,6 +203,29 @@ def _from_files(
         raise BenchError(
             f"cannot load target '{checkpoint.name}': {reason}", _loading_hint(path, error)
         ) from error
+    with _closed_on_error(team):
+        return _checked(checkpoint, path, model, report, tokenizer, team)
+
+
+@contextmanager
+def _closed_on_error(team: Team) -> Iterator[None]:
+    """End a team's processes where the target that they hold comes to nothing."""
+    try:
+        yield
+    except BaseException:
+        team.close()
+        raise
+
+
+def _checked(
+    checkpoint: Checkpoint,
+    path: str,
+    model: PreTrainedModel,
+    report: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    team: Team,
+) -> TransformersTarget:
+    """Return the target of a loaded model. Raises BenchError where its files do not fit."""
     if report["missing_keys"]:  # transformers would fill them with random numbers
         missing = sorted(report["missing_keys"])
         raise BenchError(

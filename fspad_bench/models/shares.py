@@ -9,18 +9,21 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
-from subprocess import Popen, TimeoutExpired
+from shutil import rmtree
+from subprocess import DEVNULL, Popen, TimeoutExpired
+from threading import Thread
+from time import sleep
 from typing import Any
 
 import torch
@@ -29,22 +32,28 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
+from fspad_bench.engine.architecture import check_architecture
+from fspad_bench.engine.orders import LOADING_SECONDS
 from fspad_bench.engine.team import Follower, Leader
 from fspad_bench.util import machine
-from fspad_bench.util.errors import BenchError
+from fspad_bench.util.errors import BenchError, TargetLost
+from fspad_bench.util.strangers import described
+from fspad_bench.util.terminal import note
 
 RETURNED = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 WHOLE = "replicated_with_grad_allreduce"  # transformers' name of a module that is not shared out
 START_SECONDS = 300.0  # for a process to import what it needs; large clusters read slow disks
-SUM_SECONDS = 600.0  # that a sum waits for the slowest process
+SUM_SECONDS = 7200.0  # that a sum waits for the slowest process: the first one, for its files
 END_SECONDS = 10.0
 NOTICE_SECONDS = 1.0  # until the end of a process is known that broke off a sum
 STARTED = "started"
+LOADED = "loaded"
+STANDARD_ERROR = 2
 
 
 @dataclass(frozen=True)
-class Seat:
-    """A process's place in a team: `rank` 0 leads. They find each other by the file `store`."""
+class Member:
+    """A process of a team: `rank` 0 leads. They find each other by the file `store`."""
 
     rank: int
     devices: tuple[str, ...]
@@ -78,35 +87,56 @@ class Seat:
 
     def loaded(self, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
         """Load this process's share of the weights, and what transformers says of the files."""
-        os.environ["LOCAL_RANK"] = str(self.device.index or 0)  # transformers' way to the device
         config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
-        pair: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
-            self.path,
-            dtype=dtype,
-            distributed_config=DistributedConfig(
-                tp_size=len(self.devices), tp_plan=_plan_of(config)
-            ),
-            trust_remote_code=False,
-            output_loading_info=True,
-            **RETURNED,
-        )
+        shared = DistributedConfig(tp_size=len(self.devices), tp_plan=_plan_of(config))
+        with _local_rank(self.device.index or 0):
+            pair: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+                self.path,
+                dtype=dtype,
+                distributed_config=shared,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **RETURNED,
+            )
         return pair
+
+
+@contextmanager
+def _local_rank(number: int) -> Iterator[None]:
+    """Tell transformers a process's device, by the variable that torchrun would set."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(number)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_RANK"]
+        else:
+            os.environ["LOCAL_RANK"] = before
 
 
 def check(path: str, devices: Sequence[str]) -> None:
     """Raise BenchError for a target or devices that no team can be made of."""
     count = len(devices)
+    gc.collect()  # a target that is gone leaves its group
     if distributed.is_initialized():
         raise BenchError(
             "this process is part of a group already",
             "start one process, without torchrun, and load one target that is shared out",
         )
-    if torch.device(devices[0]).type == "cpu" and torch.cuda.is_available():
+    kind = torch.device(devices[0]).type
+    if kind not in ("cpu", "cuda"):
+        raise BenchError(
+            f"{'+'.join(devices)}: weights are shared among CUDA devices only",
+            "spread the layers instead, with commas",
+        )
+    if kind == "cpu" and torch.cuda.is_available():
         raise BenchError(
             f"{'+'.join(devices)} is a rehearsal for machines without a GPU, and this has one",
             "name GPUs, such as cuda:0+cuda:1, or hide them: CUDA_VISIBLE_DEVICES=''",
         )
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    check_architecture(config)
     _plan_of(config)
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         if getattr(config, name) % count:
@@ -121,62 +151,87 @@ def start(
 ) -> tuple[PreTrainedModel, dict[str, Any], Leader]:
     """Start the other processes and load this one's share of a checkpoint's weights.
 
-    Returns the model, what transformers says of the files, and the team that this process leads.
-    Raises BenchError for what `check` refuses and where a process does not start.
+    Returns the model, what transformers says of the files, and the team that this process leads:
+    whoever gets it closes it. Raises BenchError for what `check` refuses and where a process does
+    not start or cannot load its share.
     """
     check(path, devices)
     folder = tempfile.mkdtemp(prefix="fspad-bench-team-")
-    own = Seat(0, tuple(devices), f"{folder}/store", path, dtype, torch.get_num_threads())
-    processes: list[Popen[bytes]] = []
-    ways: list[Connection] = []
-    for rank in range(1, len(devices)):
-        way, their = Pipe()
-        with their:
-            code = f"from {__name__} import main; main({their.fileno()})"
-            command = [sys.executable, "-P", "-c", code]
-            processes.append(Popen(command, pass_fds=[their.fileno()]))
-        machine.count_as_own(processes[-1].pid)
-        ways.append(way)
-        way.send(Seat(rank, own.devices, own.store, path, dtype, own.threads))
-    places = tuple(torch.device(name) for name in devices)
-    team = _Started(places, own, ways, processes, folder)
+    own = Member(0, tuple(devices), f"{folder}/store", path, dtype, torch.get_num_threads())
+    team = StartedTeam(own, folder)
     try:
-        for way in ways:
-            team.wait_for(way)
-        own.join()
+        for rank in range(1, len(devices)):
+            team.add(replace(own, rank=rank))
+        team.wait_for_all(STARTED, START_SECONDS)
+        team.join()
         model, report = own.loaded(dtype)
+        team.wait_for_all(LOADED, LOADING_SECONDS)
     except BaseException:
         team.close()
         raise
+    team.watch()
     return model, report, team
 
 
-class _Started(Leader):
-    """A leader that started the processes which follow it, and ends them."""
+class StartedTeam(Leader):
+    """A leader that starts the processes which follow it, and ends them."""
 
-    def __init__(
-        self,
-        devices: Sequence[torch.device],
-        seat: Seat,
-        ways: Sequence[Connection],
-        processes: Sequence[Popen[bytes]],
-        folder: str,
-    ) -> None:
-        super().__init__(devices, seat.load, ways)
-        self.processes = list(processes)
+    def __init__(self, own: Member, folder: str) -> None:
+        super().__init__([torch.device(name) for name in own.devices], own.load, [])
+        self.own = own
         self.folder = folder
+        self.processes: list[Popen[bytes]] = []
+        self.is_joined = False
         atexit.register(self.close)
 
-    def wait_for(self, way: Connection) -> None:
-        """Wait until a process has started. Raises BenchError where it has not."""
+    def add(self, member: Member) -> None:
+        """Start a process. Raises BenchError where it ends at once."""
+        connection, other_end = Pipe()
+        self.followers.append(connection)
+        code = f"from {__name__} import main; main({other_end.fileno()})"
+        command = [sys.executable, "-P", "-c", code]
+        with other_end:
+            process = Popen(
+                command, stdin=DEVNULL, stdout=STANDARD_ERROR, pass_fds=[other_end.fileno()]
+            )
+        self.processes.append(process)
+        machine.count_as_own(process.pid)
         try:
-            if way.poll(START_SECONDS) and way.recv() == STARTED:
-                return
-        except (EOFError, OSError):
-            pass
-        raise BenchError(
-            "a process for a share of the target did not start", "its messages stand above"
-        )
+            connection.send(member)
+        except OSError as error:
+            raise _not_started("it ended at once") from error
+
+    def wait_for_all(self, answer: str, seconds: float) -> None:
+        """Wait until each process says so. Raises BenchError where one does not."""
+        for connection in self.followers:
+            try:
+                said = connection.recv() if connection.poll(seconds) else "it is silent"
+            except (EOFError, OSError):
+                said = "it has ended"
+            if said != answer:
+                raise _not_started(said)
+
+    def join(self) -> None:
+        self.own.join()
+        self.is_joined = True
+
+    def watch(self) -> None:
+        """End this process where another has ended and it waits on a GPU for that one's sum: such
+        a wait is deaf to everything else.
+        """
+        if self.own.device.type == "cuda":
+            Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self.lost:
+            sleep(NOTICE_SECONDS)
+            if not any(process.poll() is not None for process in self.processes):
+                continue
+            sleep(END_SECONDS)  # the next order, or gloo, may tell first
+            if not self.lost:
+                note("error: the target is lost: a process that holds a share of it has ended")
+                note("hint:  give the same command again: what was measured is kept")
+                os._exit(TargetLost.exit_code)
 
     def reason(self, error: BaseException) -> str:
         if any(_ends(process, NOTICE_SECONDS) for process in self.processes):
@@ -186,18 +241,23 @@ class _Started(Leader):
     def close(self) -> None:
         super().close()
         atexit.unregister(self.close)
-        if distributed.is_initialized():
+        if self.is_joined:
+            self.is_joined = False
             distributed.destroy_process_group()
         for process in self.processes:
             if not _ends(process, END_SECONDS):
                 process.kill()
                 process.wait()
+            machine.forget(process.pid)
         self.processes.clear()
-        store = Path(self.folder)
-        for file in store.glob("*"):
-            file.unlink(missing_ok=True)
-        if store.is_dir():
-            store.rmdir()
+        rmtree(self.folder, ignore_errors=True)
+
+
+def _not_started(reason: str) -> BenchError:
+    return BenchError(
+        f"a process for a share of the target did not start: {reason}",
+        "what it printed stands above",
+    )
 
 
 def _ends(process: Popen[bytes], seconds: float) -> bool:
@@ -228,14 +288,29 @@ def main(descriptor: int) -> None:
     """
     from fspad_bench.engine.target import TransformersTarget
 
-    orders = Connection(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the leader's to heed
     transformers_logging.disable_progress_bar()
-    seat: Seat = orders.recv()
+    transformers_logging.set_verbosity_error()
+    orders = Connection(descriptor)
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    member: Member = orders.recv()
     orders.send(STARTED)
-    torch.set_num_threads(seat.threads)
-    seat.join()
-    follower = Follower(tuple(map(torch.device, seat.devices)), partial(Seat.load, seat))
-    target = TransformersTarget(follower.load(seat.dtype), None, team=follower)
-    follower.follow(target, orders)
+    torch.set_num_threads(member.threads)
+    member.join()
+    follower = Follower(tuple(map(torch.device, member.devices)), member.load)
+    try:
+        model = follower.load(member.dtype)
+    except Exception as error:  # a stranger's files: libraries raise whatever they stumble over
+        orders.send(described(error))
+        return
+    orders.send(LOADED)
+    follower.follow(TransformersTarget(model, None, team=follower), orders)
     distributed.destroy_process_group()
+
+
+def _end_with(leader: int) -> None:
+    """End this process when its leader has: on a GPU it may wait for that one's sum."""
+    while os.getppid() == leader:
+        sleep(NOTICE_SECONDS)
+    sleep(END_SECONDS)
+    os._exit(1)

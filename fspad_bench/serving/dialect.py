@@ -68,7 +68,7 @@ class Dialect(ABC):
     token_ids = True
     logprobs = True
     seeds = True
-    lacks: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
     """The settings of sampling that a request cannot say: the server's own defaults count."""
 
     def __init__(self, model: str, text_of: TextOf | None = None) -> None:

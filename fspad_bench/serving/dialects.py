@@ -99,8 +99,9 @@ class LlamaCpp(Dialect):
         if event.get("stop"):
             answer.finish = "length" if event.get("stop_type") == "limit" else "stop"
             timings = event.get("timings") or {}
-            answer.drafted = timings.get("draft_n")
-            answer.accepted = timings.get("draft_n_accepted")
+            if "predicted_n" in timings:  # a count of 0 is left out
+                answer.drafted = timings.get("draft_n", 0)
+                answer.accepted = timings.get("draft_n_accepted", 0)
 
 
 class Transformers(Dialect):
@@ -112,7 +113,7 @@ class Transformers(Dialect):
     """
 
     name = "transformers"
-    lacks = ("presence", "frequency")
+    unsupported = ("presence", "frequency")
     version_path = ""
     token_ids = False
     logprobs = False
@@ -144,7 +145,7 @@ class Chat(Dialect):
     """A server that has the chat API alone: the prompt's text is one message of a user."""
 
     name = "chat"
-    lacks = ("top_k", "min_p", "repetition")
+    unsupported = ("top_k", "min_p", "repetition")
     path = "/v1/chat/completions"
     version_path = ""
     token_ids = False

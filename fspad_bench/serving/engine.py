@@ -75,10 +75,10 @@ class SamplingSettings:
             if hasattr(self, name) and getattr(self, name) not in allowed:
                 raise BenchError(f"{name}={getattr(self, name)} is out of range", f"give {allowed}")
 
-    def unsaid(self, lacks: Sequence[str]) -> list[str]:
-        """Return those of the settings a server lacks that would change something here."""
+    def among(self, names: Sequence[str]) -> list[str]:
+        """Return those of these settings that are not neutral here."""
         neutral = SamplingSettings()
-        return [name for name in lacks if getattr(self, name) != getattr(neutral, name)]
+        return [name for name in names if getattr(self, name) != getattr(neutral, name)]
 
 
 @dataclass(frozen=True)
@@ -134,21 +134,21 @@ class Reply:
     tokens_known: bool = True
 
 
-class Told(Protocol):
+class Limited(Protocol):
     """An engine whose API lacks some settings of sampling."""
 
     @property
     def name(self) -> str: ...
     @property
-    def lacks(self) -> Sequence[str]: ...
+    def unsupported(self) -> Sequence[str]: ...
 
 
-def check_said(engine: Told, settings: SamplingSettings) -> None:
-    """Raise BenchError for settings of which an engine cannot be told."""
-    unsaid = settings.unsaid(engine.lacks)
-    if unsaid:
+def check_supported(engine: Limited, settings: SamplingSettings) -> None:
+    """Raise BenchError for settings that an engine does not support."""
+    refused = settings.among(engine.unsupported)
+    if refused:
         raise BenchError(
-            f"{engine.name} cannot be told {' and '.join(unsaid)}: its API has no such field",
+            f"{engine.name} does not support {' and '.join(refused)}: its API has no such field",
             "leave that out, or name another --dialect",
         )
 

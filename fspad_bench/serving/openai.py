@@ -18,7 +18,7 @@ from typing import Any
 from fspad_bench.serving.bearer import token_from_env
 from fspad_bench.serving.dialect import Answer, Completions, Dialect, TextOf, merged
 from fspad_bench.serving.dialects import DIALECTS, Transformers, finished
-from fspad_bench.serving.engine import Ask, Reply, check_said
+from fspad_bench.serving.engine import Ask, Reply, check_supported
 from fspad_bench.serving.http import Client
 from fspad_bench.serving.metrics import Drafts, drafts
 from fspad_bench.util.errors import BenchError, near
@@ -99,12 +99,12 @@ class OpenAIEngine:
         return drafts(self.client.optional("/metrics"), names) if names else None
 
     @property
-    def lacks(self) -> Sequence[str]:
-        """The settings of sampling that it cannot be told."""
-        return self.dialect.lacks
+    def unsupported(self) -> Sequence[str]:
+        """The settings of sampling that it does not support."""
+        return self.dialect.unsupported
 
     def _asked(self, ask: Ask) -> Reply:
-        check_said(self, ask)
+        check_supported(self, ask)
         answer = Answer()
         clock = _Clock()
         body = finished(merged(self.dialect.body(ask), ask.extra))

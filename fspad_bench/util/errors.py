@@ -21,8 +21,18 @@ class BenchError(Exception):
         self.hint = hint
 
 
-class TargetLost(BenchError):
-    """A target that answers no more: what else is asked of it in this run fails as well."""
+class TargetLost(BaseException):
+    """A target that answers no more.
+
+    It ends what is under way as Ctrl-C does: nothing that goes on after an exception could.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
 
 
 def near(name: str, known: Iterable[str]) -> str:

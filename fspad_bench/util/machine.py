@@ -88,6 +88,11 @@ def count_as_own(process: int) -> None:
     _helpers.add(process)
 
 
+def forget(process: int) -> None:
+    """Count another process no more: it has ended, and its number may come again."""
+    _helpers.discard(process)
+
+
 def _own_seconds() -> float:
     """Return the processor seconds of this process and of those that work for it, all threads
     included.

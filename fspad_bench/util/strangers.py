@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fspad_bench.util.errors import TargetLost
 from fspad_bench.util.memory import is_out_of_memory
 
 
@@ -20,10 +21,10 @@ class ForeignExitError(Exception):
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Raise ForeignExitError in place of what is no Exception, but for Ctrl-C."""
+    """Raise ForeignExitError in place of what is no Exception, but for Ctrl-C and a lost target."""
     try:
         yield
-    except (Exception, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt, TargetLost):
         raise
     except BaseException as error:
         raise ForeignExitError(described(error)) from error

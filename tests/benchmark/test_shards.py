@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -156,3 +156,11 @@ def test_torchrun_shares_the_questions_between_two_processes(tmp_path):
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
     assert len({sample.sample for sample in records.samples}) == 3
     assert len(records.scores) == 2
+
+
+@pytest.mark.parametrize("device", ["cuda:0,cuda:1", "cuda:0+cuda:1"])
+def test_processes_that_share_a_run_have_one_device_each(monkeypatch, device):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(BenchError, match=r"each would have --device cuda:0"):
+        of_process(replace(plan(""), device=device))

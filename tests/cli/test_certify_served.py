@@ -92,20 +92,21 @@ def test_settings_that_an_api_lacks_are_refused_before_anything_is_asked(certify
     with serving(Double()) as url:
         words = ("--served", url, *OFF, "--prompts", "p.jsonl", "--dialect", "chat")
         assert certify(*words, "--sampling", "temperature=1,top_k=20") == 2
-    assert "cannot be told top_k: its API has no such field" in capsys.readouterr().err
+    assert "does not support top_k: its API has no such field" in capsys.readouterr().err
     assert not list(tmp_path.glob("certify-served.jsonl"))
 
 
 def test_the_default_grid_leaves_out_what_an_api_lacks_and_says_so(capsys):
     class Engine:
-        def __init__(self, *lacks):
-            self.lacks = lacks
+        def __init__(self, *unsupported):
+            self.unsupported = unsupported
 
     both = (Engine("presence", "frequency"), Engine("top_k"))
     names = [settings.name for settings in sampling_of(None, both)]
     assert names == ["greedy", "T=1", "T=0.7", "T=1 top-p=0.95", "T=1 repetition=1.3"]
     said = capsys.readouterr().err
-    assert "cannot be told T=1 top-k=20, T=1 top-p=0.95 top-k=20, T=1 presence" in said
+    assert "does not support it: T=1 top-k=20, T=1 top-p=0.95 top-k=20, T=1 presence" in said
+    assert said.endswith("T=1 repetition=1.3 takes their place\n")
 
 
 @pytest.mark.parametrize("side", ["--served", "--plain"])

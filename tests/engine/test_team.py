@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fspad_bench.core.tree import Tree
-from fspad_bench.engine import team as teams
+from fspad_bench.engine import orders
 from fspad_bench.engine.placement import Placement
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.engine.team import ALONE, Follower, Leader
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Loopback:
-    """A way to a follower in this process: it carries out at once what it is told."""
+    """A connection to a follower in this process, which carries out at once what it is told."""
 
     def __init__(self, follower):
         self.follower = follower
@@ -30,7 +30,7 @@ class Loopback:
     def send(self, order):
         self.told.append(type(order).__name__)
         answer = order.carry_out(self.follower)
-        if order.is_answered:
+        if order.patience:
             self.answers.append(answer)
 
     def poll(self, seconds):
@@ -86,7 +86,7 @@ def test_a_cache_that_is_gone_is_freed_with_the_next_order(held):
     assert len(way.follower.caches) == 1
     target.reserve(400)  # in place of the smaller one
     gc.collect()
-    target.team.order(teams.ForgetPeak())
+    target.team.order(orders.ForgetPeak())
     assert len(way.follower.caches) == 1
     assert "Free" in way.told
 
@@ -118,9 +118,33 @@ def test_a_precise_copy_is_loaded_by_all(held):
     assert {model.dtype for model in way.follower.copies.values()} == {torch.float64}
 
 
+def test_a_precise_copy_is_dropped_with_the_leaders(held):
+    target, way = held
+    precise = target.team.precise(target.model, torch.float64)
+    assert len(way.follower.copies) == 1
+    del precise
+    gc.collect()
+    target.team.order(orders.ForgetPeak())
+    assert not way.follower.copies
+
+
+@pytest.mark.parametrize("where", ["leader", "follower"])
+def test_a_copy_that_one_process_has_no_room_for_loses_nothing(held, where):
+    def full(dtype):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    target, way = held
+    (target.team if where == "leader" else way.follower).load = full
+    with pytest.raises(BenchError, match="no precise copy: out of memory"):
+        target.team.precise(target.model, torch.float64)
+    gc.collect()
+    target.reserve(10)
+    assert not way.follower.copies
+
+
 def test_memory_is_that_of_all(held, monkeypatch):
     target, _ = held
-    monkeypatch.setattr(teams.Peak, "carry_out", lambda order, follower: 70)
+    monkeypatch.setattr(orders.Peak, "carry_out", lambda order, follower: 70)
     assert target.team.peak_memory() == 70
     monkeypatch.setattr(Loopback, "poll", lambda way, seconds: False)
     with pytest.raises(TargetLost, match="does not answer"):
@@ -131,7 +155,7 @@ def test_a_forward_that_fails_loses_the_target(held):
     target, _ = held
     with (
         pytest.raises(TargetLost, match="ValueError: half way") as caught,
-        target.team.together(teams.ForgetPeak()),
+        target.team.together(orders.ForgetPeak()),
     ):
         raise ValueError("half way")
     assert "same command again" in caught.value.hint
@@ -141,7 +165,7 @@ def test_a_forward_that_fails_loses_the_target(held):
 
 def test_an_interruption_stays_one(held):
     target, _ = held
-    with pytest.raises(KeyboardInterrupt), target.team.together(teams.ForgetPeak()):
+    with pytest.raises(KeyboardInterrupt), target.team.together(orders.ForgetPeak()):
         raise KeyboardInterrupt
     with pytest.raises(TargetLost):
         target.reserve(10)
@@ -153,14 +177,14 @@ def test_a_process_that_has_ended_loses_the_target(held, monkeypatch):
 
     target, _ = held
     monkeypatch.setattr(Loopback, "send", broken)
-    with pytest.raises(TargetLost, match="a process of the target has ended"):
+    with pytest.raises(TargetLost, match="a process that holds a share of it has ended"):
         target.reserve(10)
 
 
 def test_a_follower_ends_with_its_leader():
     class Orders:
         def __init__(self):
-            self.waiting = [teams.Peak()]
+            self.waiting = [orders.Peak()]
             self.answers = []
 
         def recv(self):
@@ -171,10 +195,10 @@ def test_a_follower_ends_with_its_leader():
         def send(self, answer):
             self.answers.append(answer)
 
-    orders = Orders()
+    connection = Orders()
     follower = Follower([CPU], load)
-    follower.follow(TransformersTarget(tiny_model(), None), orders)
-    assert orders.answers == [0]
+    follower.follow(TransformersTarget(tiny_model(), None), connection)
+    assert connection.answers == [0]
 
 
 def test_a_closed_team_takes_no_orders(held):

@@ -2,9 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import sleep
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
 from transformers import GPTNeoXConfig, LlamaConfig
 
@@ -14,11 +19,15 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.integrations.transformers_generate import StockGenerate
+from fspad_bench.lossless.checks import ELSEWHERE, PASS
+from fspad_bench.lossless.engine import ONE, check_engine
+from fspad_bench.lossless.proofs import check_greedy
+from fspad_bench.lossless.reference import Reference
 from fspad_bench.models import shares
 from fspad_bench.models.load import load_target
 from fspad_bench.models.tiny import CONFIG, tiny_model
-from fspad_bench.util import machine
-from fspad_bench.util.errors import BenchError, TargetLost
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.registry import DECODERS, names
 
 SKIP_LAYERS = {"swift", "gsd", "draft_model"}  # unless they are given a draft model
@@ -30,7 +39,7 @@ def one():
     return load_target("tiny")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def two():
     target = load_target("tiny", device=TWO)
     yield target
@@ -81,23 +90,85 @@ class TestTwoProcesses:
         for left, right in zip(*rows, strict=True):
             torch.testing.assert_close(left, right, atol=1e-9, rtol=0)
 
+    def test_pass_a_certification_of_their_engine(self, two):
+        checks = check_engine(Reference(two), ONE, "shared")
+        assert [check.verdict for check in checks if check.verdict != PASS] == [ELSEWHERE]
+        assert check_greedy(two, [[3, 4, 5]], 8).verdict == ELSEWHERE
+
+    def test_refuse_decoders_that_need_the_model_in_one(self, two):
+        with pytest.raises(BenchError, match="shared among several"):
+            StockGenerate(two)
+
     def test_are_one_target_a_process(self, two):
         with pytest.raises(BenchError, match="part of a group already"):
             load_target("tiny", device=TWO)
 
 
+COMMAND = ("run", "--decoder", "prompt_lookup", "--task", "gsm8k", "--target", "tiny")
+
+
+def started(folder, *more):
+    words = [
+        sys.executable,
+        "-m",
+        "fspad_bench",
+        *COMMAND,
+        "--device",
+        TWO,
+        "--limit",
+        "3",
+        "--max-new-tokens",
+        "24",
+    ]
+    words += ["--output", str(folder), *more]
+    return subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def children(process):
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+    )
+    return [int(number) for number in found.stdout.split()]
+
+
+def first_sample(folder):
+    """Wait until something was measured."""
+    for _ in range(600):
+        if any('"kind": "sample"' in path.read_text() for path in folder.glob("*.jsonl")):
+            return
+        sleep(0.1)
+    pytest.fail("nothing was measured")
+
+
 @pytest.mark.wide
-def test_a_process_that_is_killed_loses_the_target(two):
-    """It comes last: the module's target is gone afterwards."""
-    (process,) = two.team.processes
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    with pytest.raises(TargetLost, match="ended"), two.session(40) as session:
-        session.prefill([1, 2, 3])
-    two.team.close()
-    assert machine._seconds_of(process.pid) == 0.0
-    again = load_target("tiny", device=TWO)
-    again.team.close()
+def test_a_process_that_is_killed_ends_the_run_which_goes_on_from_there(tmp_path):
+    run = started(tmp_path)
+    first_sample(tmp_path)
+    (follower,) = children(run)
+    os.kill(follower, signal.SIGKILL)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert "the target is lost: a process that holds a share of it has ended" in said
+    assert "same command again" in said
+    assert "Traceback" not in said
+    again = started(tmp_path)
+    out, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert "1 of 1 rows identical to vanilla, token for token" in out
+
+
+@pytest.mark.wide
+def test_the_others_end_with_a_leader_that_is_killed(tmp_path):
+    run = started(tmp_path)
+    first_sample(tmp_path)
+    (follower,) = children(run)
+    run.kill()
+    run.communicate(timeout=60)
+    for _ in range(300):
+        if not Path(f"/proc/{follower}").exists():
+            return
+        sleep(0.1)
+    pytest.fail("it waits for a leader that is gone")
 
 
 def saved(tmp_path, **changes):
@@ -119,6 +190,11 @@ def test_weights_that_cannot_be_shared_evenly_are_refused(tmp_path, devices, cha
     assert "another number of devices" in caught.value.hint
 
 
+def test_devices_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(BenchError, match="shared among CUDA devices only"):
+        shares.check(saved(tmp_path), ["xpu:0", "xpu:1"])
+
+
 def test_a_rehearsal_is_refused_beside_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(BenchError, match="this has one") as caught:
@@ -133,10 +209,30 @@ def test_an_architecture_without_a_plan_is_refused():
         shares._plan_of(config)
 
 
-def test_a_process_that_does_not_start_is_an_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+def test_a_process_that_does_not_start_is_an_error(tmp_path, monkeypatch, delay):
+    """It may end before it is told anything, or after."""
+    tell = shares.Popen
+
+    def slow(*words, **options):
+        process = tell(*words, **options)
+        sleep(delay)
+        return process
+
     monkeypatch.setattr(shares.sys, "executable", "/bin/false")
+    monkeypatch.setattr(shares, "Popen", slow)
     with pytest.raises(BenchError, match="did not start"):
         shares.start(saved(tmp_path), ["cpu:0", "cpu:1"], torch.float64)
+
+
+@pytest.mark.wide
+def test_weights_that_one_process_cannot_load_end_all(tmp_path):
+    folder = saved(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    (tmp_path / "tokenizer.json").write_bytes(b"")
+    with pytest.raises((BenchError, OSError, SafetensorError)):
+        shares.start(folder, ["cpu:0", "cpu:1"], torch.float64)
+    assert not torch.distributed.is_initialized()
 
 
 def test_a_model_that_others_shared_out_is_refused(tmp_path):

@@ -136,7 +136,7 @@ class TestLlamaCpp:
         return {"content": "", "tokens": [], "stop": True, "stop_type": kind, "timings": timings}
 
     def test_reads_ids_log_probabilities_and_counts(self):
-        counts = {"draft_n": 5, "draft_n_accepted": 2}
+        counts = {"predicted_n": 2, "draft_n": 5, "draft_n_accepted": 2}
         reply, body = asked([self.event([7, 8]), self.end(**counts)], ASK, "llamacpp")
         assert reply.tokens == (7, 8)
         assert reply.chosen == (-0.7, -0.8)
@@ -151,6 +151,10 @@ class TestLlamaCpp:
         assert reply.tokens == (7, 8)
         assert reply.chosen is None
         assert (reply.finish, reply.drafted) == ("stop", None)
+
+    def test_a_count_of_none_is_left_out_by_the_server(self):
+        reply, _ = asked([self.event([7]), self.end("eos", predicted_n=1)], ASK, "llamacpp")
+        assert (reply.drafted, reply.accepted) == (0, 0)
 
     def test_no_seed_is_a_random_one(self):
         _, body = asked([self.event([7]), self.end()], PLAIN, "llamacpp")
@@ -223,8 +227,8 @@ class TestText:
     @pytest.mark.parametrize(
         ("dialect", "options", "said"),
         [
-            ("transformers", {"presence": 0.5}, "cannot be told presence"),
-            ("chat", {"top_k": 5}, "cannot be told top_k"),
+            ("transformers", {"presence": 0.5}, "does not support presence"),
+            ("chat", {"top_k": 5}, "does not support top_k"),
         ],
     )
     def test_refuses_what_it_could_not_tell_the_server(self, dialect, options, said):

@@ -89,3 +89,18 @@ def test_the_machine_and_records_need_no_module_of_unix():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_processes_that_work_for_this_one_count_as_its_own():
+    code = "import sys; print(sum(range(10**7)), flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as helper:
+        helper.stdout.readline()
+        before = machine._own_seconds()
+        machine.count_as_own(helper.pid)
+        assert machine._own_seconds() > before + 0.05
+        machine.forget(helper.pid)
+        assert machine._own_seconds() < before + 0.05
+        helper.stdin.close()
+    assert machine._seconds_of(helper.pid) == 0.0

@@ -82,17 +82,7 @@ def parts(target: TransformersTarget) -> Iterator[tuple[str, Any]]:
     """Yield the objects that a forward goes through, each with the words for it."""
     yield "its configuration", target.config.to_json_string()
     yield "its methods", sorted(vars(target).keys() & dir(type(target)))
-    for name in (
-        "model",
-        "lm_head",
-        "embedding",
-        "fused",
-        "stock",
-        "trees",
-        "attention",
-        "logits",
-        "team",
-    ):
+    for name in PARTS:
         yield f"its part `{name}`", getattr(target, name)
     for module in target.model.modules():
         yield "its layers", module

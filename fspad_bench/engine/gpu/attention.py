@@ -75,6 +75,46 @@ def _related(BITS, WORDS, node, live, columns, length):
     return ((word >> (other % 64).to(tl.int64)[None, :]) & 1) == 1
 
 
+@triton.jit
+def _visible(
+    BITS, DEPTHS, WORDS, node, live, wanted, columns, length, last, nearest, WINDOW: tl.constexpr
+):  # fmt: skip
+    """Return which columns of a tile that touches the tree each row sees, [R, B].
+
+    `columns` are the wanted ones before `last`.
+    """
+    related = _related(BITS, WORDS, node, live, columns, length)
+    visible = live[:, None] & (wanted < last)[None, :] & ((columns < length)[None, :] | related)
+    if WINDOW:
+        depth = tl.load(DEPTHS + tl.maximum(columns - length, 0))  # [B]
+        positions = tl.where(columns < length, columns, length + depth)
+        visible = visible & (positions[None, :] >= nearest[:, None])
+    return visible
+
+
+@triton.jit
+def _queries(Q, query, node, live, dims, query_head, query_node, DIM: tl.constexpr):
+    """Load the query of each row, [R, DIMS]."""
+    rows = Q + query[:, None] * query_head + node[:, None] * query_node
+    return tl.load(rows + dims[None, :], mask=live[:, None] & (dims < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def _leave(PART, MAXIMA, SUMS, at, live, dims, m, total, acc, DIMS: tl.constexpr):
+    """Store the running soft-max of a split's rows for `_join`; `at` numbers the rows."""
+    tl.store(PART + at[:, None] * DIMS + dims[None, :], acc, mask=live[:, None])
+    tl.store(MAXIMA + at, m, mask=live)
+    tl.store(SUMS + at, total, mask=live)
+
+
+@triton.jit
+def _finish(OUT, at, live, dims, total, acc, DIM: tl.constexpr):
+    """Store what rows see that were attended to whole; `at` numbers them in the output."""
+    result = (acc / tl.where(live, total, 1.0)[:, None]).to(OUT.dtype.element_ty)
+    places = OUT + at[:, None] * DIM + dims[None, :]
+    tl.store(places, result, mask=live[:, None] & (dims < DIM)[None, :])
+
+
 @triton.jit(do_not_specialize=["NODES", "WORDS"])
 def _split(
     Q, K, V, BITS, DEPTHS, LENGTH, OUT, PART, MAXIMA, SUMS, NODES, WORDS,
@@ -103,14 +143,10 @@ def _split(
     if WINDOW:
         origin = tl.maximum(length - WINDOW + 1, 0) // COLUMNS * COLUMNS
         nearest = length + tl.load(DEPTHS + node, mask=live, other=0) - WINDOW + 1  # [R]
-    # a split's columns, whole tiles
-    chunk = tl.cdiv(tl.cdiv(end - origin, SPLITS), COLUMNS) * COLUMNS
+    chunk = tl.cdiv(tl.cdiv(end - origin, SPLITS), COLUMNS) * COLUMNS  # a split's, whole tiles
     first = origin + split * chunk
     last = tl.minimum(first + chunk, end)
-    q = tl.load(  # [R, DIMS]
-        Q + query[:, None] * query_head + node[:, None] * query_node + dims[None, :],
-        mask=live[:, None] & (dims < DIM)[None, :], other=0.0,
-    ).to(FACTOR)  # fmt: skip
+    q = _queries(Q, query, node, live, dims, query_head, query_node, DIM).to(FACTOR)
     keys = K + head.to(tl.int64) * cache_head
     values = V + head.to(tl.int64) * cache_head
     m = tl.full([ROWS], float("-inf"), WIDE)
@@ -124,32 +160,23 @@ def _split(
         if WINDOW:
             visible = visible & (columns[None, :] >= nearest[:, None])
         m, total, acc = _tile(
-            q, keys, values, visible, m, total, acc,
-            columns, dims, cache_row, SCALE, DIM, FACTOR,
-        )  # fmt: skip
+            q, keys, values, visible, m, total, acc, columns, dims, cache_row, SCALE, DIM, FACTOR
+        )
     # The few tiles that touch the tree. Prefetching them would not pay: num_stages=1.
     for start in tl.range(plain, last, COLUMNS, num_stages=1):
         wanted = start + tl.arange(0, COLUMNS)
         columns = tl.minimum(wanted, last - 1)  # never read an entry that was not written
-        related = _related(BITS, WORDS, node, live, columns, length)
-        visible = live[:, None] & (wanted < last)[None, :] & ((columns < length)[None, :] | related)
-        if WINDOW:
-            depth = tl.load(DEPTHS + tl.maximum(columns - length, 0))  # [B]
-            positions = tl.where(columns < length, columns, length + depth)
-            visible = visible & (positions[None, :] >= nearest[:, None])
+        visible = _visible(
+            BITS, DEPTHS, WORDS, node, live, wanted, columns, length, last, nearest, WINDOW
+        )
         m, total, acc = _tile(
-            q, keys, values, visible, m, total, acc,
-            columns, dims, cache_row, SCALE, DIM, FACTOR,
-        )  # fmt: skip
+            q, keys, values, visible, m, total, acc, columns, dims, cache_row, SCALE, DIM, FACTOR
+        )
     if SPLITS == 1:
-        out = OUT + (query * NODES + node)[:, None] * DIM + dims[None, :]
-        result = (acc / tl.where(live, total, 1.0)[:, None]).to(OUT.dtype.element_ty)
-        tl.store(out, result, mask=live[:, None] & (dims < DIM)[None, :])
+        _finish(OUT, query * NODES + node, live, dims, total, acc, DIM)
     else:
         at = (split * tl.num_programs(1) + head) * NODES * GROUP + rows
-        tl.store(PART + at[:, None] * DIMS + dims[None, :], acc, mask=live[:, None])
-        tl.store(MAXIMA + at, m, mask=live)
-        tl.store(SUMS + at, total, mask=live)
+        _leave(PART, MAXIMA, SUMS, at, live, dims, m, total, acc, DIMS)
 
 
 @triton.jit(do_not_specialize=["NODES"])

@@ -27,12 +27,40 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fspad_bench.engine.gpu.attention import LOG2E, TYPES, _factor, _join, _tile
+from fspad_bench.engine.gpu.attention import (
+    LOG2E,
+    TYPES,
+    _factor,
+    _join,
+    _leave,
+    _queries,
+    _tile,
+)
 
 ROWS = 16  # the least side of a matrix product
 CHUNK = 256  # positions of a split
 MOST_NODES = 128  # of a tree, as a session has them
 BLOCK = 32  # outputs of one program of a product
+
+
+@triton.jit
+def _depths(BITS, WORDS, NODES, node, live, others):
+    """Return how many nodes each row's path has in the tree, [R]."""
+    words = tl.load(  # [R, WIDTH]
+        BITS + node[:, None] * WORDS + (others // 64)[None, :],
+        mask=live[:, None] & (others < NODES)[None, :], other=0,
+    )  # fmt: skip
+    return tl.sum(((words >> (others % 64).to(tl.int64)[None, :]) & 1).to(tl.int32), 1)
+
+
+@triton.jit
+def _ancestors(BITS, WORDS, NODES, member, others, depths):
+    """Return the node at each of these depths on a node's path, [B]; 0 past the path's end."""
+    word = tl.load(BITS + member * WORDS + others // 64, mask=others < NODES, other=0)  # [WIDTH]
+    own = ((word >> (others % 64).to(tl.int64)) & 1).to(tl.int32)
+    depth = tl.cumsum(own, 0) - 1
+    sought = (own == 1)[None, :] & (depth[None, :] == depths[:, None])
+    return tl.sum(tl.where(sought, others[None, :], 0), 1)
 
 
 @triton.jit(do_not_specialize=["NODES", "WORDS"])
@@ -59,13 +87,8 @@ def _path_split(
     foremost = tl.program_id(0) * ROWS // GROUP
     members = tl.minimum(((tl.program_id(0) + 1) * ROWS - 1) // GROUP + 1, NODES) - foremost
     others = tl.arange(0, WIDTH)
-    shift = (others % 64).to(tl.int64)
     length = tl.load(LENGTH)
-    words = tl.load(  # [R, WIDTH]
-        BITS + node[:, None] * WORDS + (others // 64)[None, :],
-        mask=live[:, None] & (others < NODES)[None, :], other=0,
-    )  # fmt: skip
-    ends = length + tl.sum(((words >> shift[None, :]) & 1).to(tl.int32), 1)  # [R], of the paths
+    ends = length + _depths(BITS, WORDS, NODES, node, live, others)  # [R], of the paths
     nearest = ends * 0  # the first position that each row sees
     first = split * CHUNK
     if WINDOW:
@@ -75,10 +98,7 @@ def _path_split(
     shared = tl.maximum(first, tl.minimum(last, length // COLUMNS * COLUMNS))
     plain = (shared - first) // COLUMNS  # tiles that lie whole in the prefix
     gathered = tl.maximum(tl.cdiv(last - shared, COLUMNS), 0) * members
-    q = tl.load(  # [R, DIMS]
-        Q + query[:, None] * query_head + node[:, None] * query_node + dims[None, :],
-        mask=live[:, None] & (dims < DIM)[None, :], other=0.0,
-    ).to(FACTOR)  # fmt: skip
+    q = _queries(Q, query, node, live, dims, query_head, query_node, DIM).to(FACTOR)
     keys = K + head.to(tl.int64) * cache_head
     values = V + head.to(tl.int64) * cache_head
     m = tl.full([ROWS], float("-inf"), WIDE)
@@ -89,13 +109,7 @@ def _path_split(
         member = foremost + turn % members
         start = tl.where(step < plain, first + step * COLUMNS, shared + turn // members * COLUMNS)
         positions = start + tl.arange(0, COLUMNS)
-        word = tl.load(
-            BITS + member * WORDS + others // 64, mask=others < NODES, other=0
-        )  # [WIDTH]
-        own = ((word >> shift) & 1).to(tl.int32)
-        depth = tl.cumsum(own, 0) - 1
-        sought = (own == 1)[None, :] & (depth[None, :] == (positions - length)[:, None])
-        ancestor = tl.sum(tl.where(sought, others[None, :], 0), 1)  # [B]; 0 past the path's end
+        ancestor = _ancestors(BITS, WORDS, NODES, member, others, positions - length)
         slots = tl.where(positions < length, positions, length + ancestor)
         mine = live & ((step < plain) | (node == member))
         visible = mine[:, None] & (positions[None, :] < ends[:, None])
@@ -107,9 +121,7 @@ def _path_split(
         total = tl.where(mine, sums, total)
         acc = tl.where(mine[:, None], sought_values, acc)
     at = (split * tl.num_programs(1) + head) * NODES * GROUP + rows
-    tl.store(PART + at[:, None] * DIMS + dims[None, :], acc, mask=live[:, None])
-    tl.store(MAXIMA + at, m, mask=live)
-    tl.store(SUMS + at, total, mask=live)
+    _leave(PART, MAXIMA, SUMS, at, live, dims, m, total, acc, DIMS)
 
 
 @triton.jit(do_not_specialize=["COUNT"])

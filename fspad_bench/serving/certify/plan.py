@@ -74,16 +74,16 @@ class Sampling(SamplingSettings):
         )
 
 
-def default_sampling(*lacks: Sequence[str]) -> tuple[Sampling, ...]:
-    """Return the settings of the default grid that servers can be told, which lack these each.
+def default_sampling(*unsupported: Sequence[str]) -> tuple[Sampling, ...]:
+    """Return the settings of the default grid, but for those that a server does not support.
 
-    Penalties become the one by repetition where that is all there is.
+    Where it supports the penalty by repetition alone, that one takes the place of the others.
     """
-    missing = [name for names in lacks for name in names]
+    missing = [name for names in unsupported for name in names]
     every = [Sampling.parse(text) for text in SAMPLING]
-    kept = [settings for settings in every if not settings.unsaid(missing)]
+    kept = [settings for settings in every if not settings.among(missing)]
     other = Sampling.parse(REPETITION)
-    if any(settings.penalised for settings in kept) or other.unsaid(missing):
+    if any(settings.penalised for settings in kept) or other.among(missing):
         return tuple(kept)
     return (*kept, other)
 

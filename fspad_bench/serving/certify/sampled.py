@@ -263,11 +263,16 @@ def missing(what: str, answers: Round, of: Callable[[Observation], Sequence[floa
 
     A part of the answers is not enough: a server may leave out those in which a draft was accepted.
     """
+    counts = {}
     for side, kept in answers._asdict().items():
         every = [answer for one in kept for answer in one if answer.tokens]
         lacking = sum(len(of(answer) or ()) != len(answer.tokens) for answer in every)
+        counts[side] = (lacking, len(every))
+    if all(lacking == count > 0 for lacking, count in counts.values()):
+        return f"neither side returns {what}"
+    for side, (lacking, count) in counts.items():
         if lacking:
-            return f"the {side} side returns no {what} with {lacking} of {len(every)} answers"
+            return f"the {side} side returns no {what} with {lacking} of {count} answers"
     return ""
 
 
