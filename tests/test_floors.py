@@ -50,6 +50,7 @@ HEAVY = {
     "lm_eval",
 }
 LONGEST_FILE = 400
+LONGEST_FUNCTION = 60
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(
     str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
@@ -232,6 +233,14 @@ def test_every_module_is_short_and_has_a_docstring():
         assert ast.get_docstring(syntax_tree(module)), module
         lines = path_of(module).read_text(encoding="utf-8").splitlines()
         assert len(lines) <= LONGEST_FILE, module
+
+
+def test_every_function_is_short():
+    for module in MODULES:
+        for node in ast.walk(syntax_tree(module)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                assert length <= LONGEST_FUNCTION, f"{module}: {node.name}"
 
 
 def test_the_root_holds_rooms():

@@ -152,8 +152,7 @@ def _split(
     m = tl.full([ROWS], float("-inf"), WIDE)
     total = tl.zeros([ROWS], WIDE)
     acc = tl.zeros([ROWS, DIMS], WIDE)
-    # Tiles that lie whole in the prefix: every row sees every column.
-    plain = tl.maximum(first, tl.minimum(last, length // COLUMNS * COLUMNS))
+    plain = tl.maximum(first, tl.minimum(last, length // COLUMNS * COLUMNS))  # in the prefix
     for start in range(first, plain, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         visible = live[:, None]
