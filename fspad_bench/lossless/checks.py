@@ -53,10 +53,14 @@ class Check(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A section of a report, such as the foundations, the rules or the decoders."""
+    """A section of a report, such as the foundations, the rules or the decoders.
+
+    `about`: what was checked, where its title does not say it.
+    """
 
     title: str
     checks: list[Check]
+    about: str = ""
 
 
 def passed(parts: Sequence[Part]) -> bool:

@@ -23,7 +23,8 @@ def render(parts: Sequence[Part], style: str) -> str:
 
 def _as_json(parts: Sequence[Part]) -> str:
     checks = [{"part": part.title, **check._asdict()} for part in parts for check in part.checks]
-    report = {"certified": passed(parts), "checks": checks}
+    about = [part.about for part in parts if part.about]
+    report = {"certified": passed(parts), **({"about": about} if about else {}), "checks": checks}
     return json.dumps(report, indent=2)
 
 
@@ -34,7 +35,8 @@ def _as_text(parts: Sequence[Part]) -> str:
     if bad:
         summary = f"{bad} of {len(checks)} checks do not hold"
     overview = [_matrix(part) for part in parts if part.title in (DECODERS, SERVED_CELLS)]
-    return "\n\n".join([*overview, *(_detail(part) for part in parts), summary])
+    about = [part.about for part in parts if part.about]
+    return "\n\n".join([*about, *overview, *(_detail(part) for part in parts), summary])
 
 
 def _matrix(part: Part) -> str:

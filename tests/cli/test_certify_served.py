@@ -27,7 +27,11 @@ def test_a_right_server_is_certified_and_its_answers_are_kept(certify, capsys, t
         assert certify("--served", url, *OFF, *DEPTH, *SMALL, "--prompts", "p.jsonl") == 0
     out = capsys.readouterr().out
     columns = "served engine drafts greedy identity plain repeats itself"
-    assert out.splitlines()[0].split() == columns.split()
+    served, plain, _, head = out.splitlines()[:4]
+    assert served.startswith("served: ")
+    assert plain.startswith("plain: ")
+    assert served.endswith(f", {url}")
+    assert head.split() == columns.split()
     lines = (tmp_path / "certify-served.jsonl").read_text().splitlines()
     assert json.loads(lines[-1]) == {"kind": "end", "certified": True}
     assert json.loads(lines[0])["served"]["url"] == url

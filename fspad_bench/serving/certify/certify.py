@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from fspad_bench.lossless.checks import ELSEWHERE, INCONCLUSIVE, SERVED_CELLS, Check, Part
@@ -71,9 +72,18 @@ def certify(
         certification = Certification(Pair(served, plain, plan, ledger), scorer)
         checks = certification.run()
         ledger.write({"kind": END, "certified": all(check.holds for check in checks)})
-        return [Part(SERVED_CELLS, checks)]
+        shown = {side: _shown(facts[side]) for side in (SERVED, PLAIN)}
+        about = "\n".join(f"{side}: {words}" for side, words in shown.items() if words)
+        return [Part(SERVED_CELLS, checks, about)]
     finally:
         ledger.close()
+
+
+def _shown(server: Mapping[str, Any]) -> str:
+    """Return what is known of a server in a few words; a model by the last part of its path."""
+    engine = " ".join(str(server[name]) for name in ("engine", "version") if server.get(name))
+    model = str(server.get("model") or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return ", ".join(part for part in (engine, model, str(server.get("url") or "")) if part)
 
 
 class Certification:
