@@ -9,6 +9,7 @@ step. There is no sampling error, hence no power to state: a total variation abo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,6 +33,7 @@ from fspad_bench.lossless.oracle import (
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
 from fspad_bench.lossless.witness import Observations, Witness
 from fspad_bench.util.errors import BenchError
+from fspad_bench.util.strangers import described
 
 NAME = "exact distribution"
 VOCABULARY = 3
@@ -59,6 +61,7 @@ DRAFTS: dict[str, dict[str, Any]] = {
 # loop does raises one of these when it is constructed there. Any other exception is a failure of
 # the decoder, and so is any exception while decoding.
 NEEDS_MORE = (AttributeError, TypeError, BenchError)
+LACKING = re.compile(r"'ScriptedTarget' object has no attribute '(\w+)'")
 
 
 def product_distribution(target: ScriptedTarget, sampler: Sampler, length: int) -> Distribution:
@@ -173,7 +176,8 @@ def reason_it_needs_more(make: Callable[[ScriptedTarget], object]) -> str:
     try:
         make(ScriptedTarget(VOCABULARY))
     except NEEDS_MORE as error:
-        return f"{type(error).__name__}: {error}"
+        lacking = LACKING.search(str(error))
+        return f"it reads a target's {lacking[1]}" if lacking else described(error)
     return ""
 
 

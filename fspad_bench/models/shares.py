@@ -43,7 +43,8 @@ from fspad_bench.util.terminal import note
 RETURNED = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 WHOLE = "replicated_with_grad_allreduce"  # transformers' name of a module that is not shared out
 START_SECONDS = 300.0  # for a process to import what it needs; large clusters read slow disks
-SUM_SECONDS = 7200.0  # that a sum waits for the slowest process: the first one, for its files
+# that a sum waits for the slowest process, the first one: it reads all files for their hash
+SUM_SECONDS = {"cpu": 300.0, "cuda": 7200.0}
 END_SECONDS = 10.0
 NOTICE_SECONDS = 1.0  # until the end of a process is known that broke off a sum
 STARTED = "started"
@@ -76,7 +77,7 @@ class Member:
             init_method=f"file://{self.store}",
             rank=self.rank,
             world_size=len(self.devices),
-            timeout=timedelta(seconds=SUM_SECONDS),
+            timeout=timedelta(seconds=SUM_SECONDS[self.device.type]),
             device_id=self.device if is_cuda else None,
         )
 
@@ -163,13 +164,13 @@ def start(
         for rank in range(1, len(devices)):
             team.add(replace(own, rank=rank))
         team.wait_for_all(STARTED, START_SECONDS)
+        team.watch()
         team.join()
         model, report = own.loaded(dtype)
         team.wait_for_all(LOADED, LOADING_SECONDS)
     except BaseException:
         team.close()
         raise
-    team.watch()
     return model, report, team
 
 

@@ -82,7 +82,7 @@ def test_a_decoder_that_needs_more_than_a_script_is_left_to_other_checks():
 
     check = distribution.check_g_test("needy", make, 0.3)
     assert check.verdict == "-"
-    assert "AttributeError: 'ScriptedTarget' object has no attribute 'tokenizer'" in check.figure
+    assert "needs more than a script (it reads a target's tokenizer)" in check.figure
 
 
 def test_an_engine_of_its_own_is_not_in_our_loop():
