@@ -81,7 +81,7 @@ def certify(
 
 def _shown(server: Mapping[str, Any]) -> str:
     """Return what is known of a server in a few words; a model by the last part of its path."""
-    engine = " ".join(str(server[name]) for name in ("engine", "version") if server.get(name))
+    engine = " ".join(str(server[name]) for name in ("dialect", "version") if server.get(name))
     model = str(server.get("model") or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
     return ", ".join(part for part in (engine, model, str(server.get("url") or "")) if part)
 
