@@ -106,7 +106,7 @@ def within(part, whole):
 def test_records_that_results_mention_are_there():
     text = text_of(ROOT / "results" / "README.md")
     folders = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()}
-    mentioned = set(re.findall(r"`((?:bfloat16-|float32-|h100|h200)[\w-]*)`", text))
+    mentioned = set(re.findall(r"`((?:bfloat16-|float32-|h100|h200|served)[\w-]*)`", text))
     assert mentioned == folders
 
 
