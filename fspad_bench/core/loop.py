@@ -82,10 +82,21 @@ class Decoding:
             self.drafter.begin(context, scores)
 
     def propose(self) -> Tree:
-        """Return the tree of the next step."""
+        """Return the tree of the next step.
+
+        Raises ValueError for one that does not continue the text: its tokens would be taken for
+        the target's.
+        """
         began = perf_counter()
+        length, last = len(self.context.tokens), self.context.tokens[-1]
         tree = as_tree(self.drafter.propose(self.context, self.limit.room(self.context)))
         self.draft_seconds += perf_counter() - began
+        if (len(self.context.tokens), self.context.tokens[-1]) != (length, last):
+            raise ValueError("propose() changed context.tokens, which are the loop's")
+        if tree.tokens[0] != last:
+            raise ValueError(
+                f"propose() returned a tree rooted in {tree.tokens[0]}; the last token is {last}"
+            )
         return tree
 
     def take(self, tree: Tree, scores: Scores, seconds: float) -> int:

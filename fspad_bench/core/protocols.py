@@ -265,6 +265,11 @@ class Drafter:
     `output_hidden_states`.
     """
 
+    def __init__(self, target: Any = None) -> None:
+        """Take nothing of the target. Options are keyword arguments of a constructor of one's
+        own.
+        """
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own = cls.__dict__.get("rule")

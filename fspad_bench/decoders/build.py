@@ -239,6 +239,11 @@ def build_decoder(
 
     Raises BenchError where the name, an option or the class is not usable.
     """
+    if not isinstance(label, str):
+        raise BenchError(
+            f"{label!r:.80} is no name of a decoder",
+            "give its name, or package.module:Class; fspad_bench.generate runs a drafter object",
+        )
     cls, chosen = configure(label, options or {})
     with blamed(label, "its constructor"):
         decoder = cls(target, **chosen)

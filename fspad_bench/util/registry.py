@@ -114,6 +114,11 @@ def resolve(group: str, name: str) -> Any:
         kind = group.rpartition(".")[2].removesuffix("s")
         raise BenchError(f"unknown {kind} '{name}'", near(name, known))
     module, _, attribute = value.partition(":")
+    if module.endswith(".py"):
+        raise BenchError(
+            f"'{value}' names a file",
+            f"write {Path(module).stem}:{attribute}, in the file's folder",
+        )
     if name not in known:
         _see_working_directory()
     try:

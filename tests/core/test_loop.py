@@ -24,7 +24,7 @@ from doubles import (
 )
 
 from fspad_bench.core.loop import generate
-from fspad_bench.core.protocols import ALL, Generation, LayerPlan, Limit
+from fspad_bench.core.protocols import ALL, Drafter, Generation, LayerPlan, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import traversal
@@ -321,3 +321,32 @@ class TestLoop:
             tuple(truth_of(Sampler(1.0, seed=s, stream=t))[:17]) for s in range(4) for t in "abcd"
         }
         assert len(outputs) == 16
+
+
+def test_a_drafter_needs_nothing_but_propose(tiny):
+    class Alone(Drafter):
+        def propose(self, context, budget):
+            return Tree.root(context.tokens[-1])
+
+    expected = generate(tiny, Vanilla(tiny), Sampler(), PROMPT, Limit(4)).tokens
+    assert generate(tiny, Alone(tiny), Sampler(), PROMPT, Limit(4)).tokens == expected
+
+
+def test_a_tree_that_does_not_continue_the_text_is_refused(tiny):
+    class Astray(Drafter):
+        def propose(self, context, budget):
+            return Tree.root((context.tokens[-1] + 1) % 97)
+
+    with pytest.raises(ValueError, match=r"tree rooted in \d+; the last token is \d+"):
+        generate(tiny, Astray(tiny), Sampler(), PROMPT, Limit(4))
+
+
+@pytest.mark.parametrize("change", [lambda tokens: tokens.append(3), lambda tokens: tokens.pop()])
+def test_a_drafter_that_changes_the_text_is_refused(tiny, change):
+    class Editing(Drafter):
+        def propose(self, context, budget):
+            change(context.tokens)
+            return Tree.root(context.tokens[-1])
+
+    with pytest.raises(ValueError, match=r"changed context\.tokens"):
+        generate(tiny, Editing(tiny), Sampler(), PROMPT, Limit(4))

@@ -11,6 +11,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Accepted, match
 from fspad_bench.decoders.build import build_decoder, check_options, configure
+from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.util import registry
 from fspad_bench.util.errors import BenchError
 
@@ -184,3 +185,9 @@ def test_a_custom_rule_is_called_own(tiny, monkeypatch):
 
     monkeypatch.setattr(registry, "resolve", lambda group, name: Custom)
     assert build_decoder("custom", tiny).verification == "own"
+
+
+def test_a_class_is_told_to_be_named(tiny):
+    with pytest.raises(BenchError, match="is no name of a decoder") as caught:
+        build_decoder(Vanilla, tiny)
+    assert "package.module:Class" in caught.value.hint

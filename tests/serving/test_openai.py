@@ -57,8 +57,9 @@ def test_many_at_once_are_answered_in_order(engine):
 def test_the_first_token_is_timed_apart():
     with serving(Double(Settings(depth=0, step_seconds=0.03))) as url:
         reply = OpenAIEngine(url).ask(Ask(PROMPT, 4))
-    assert 0.03 <= reply.first_token_s < 0.09
-    assert reply.seconds >= reply.first_token_s + 0.09
+    assert reply.first_token_s >= 0.03
+    # of the three steps behind it one may pass before a busy machine sees the first token
+    assert reply.seconds >= reply.first_token_s + 0.06
 
 
 def test_facts(engine):

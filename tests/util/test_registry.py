@@ -153,3 +153,9 @@ def test_a_name_that_cannot_be_loaded_is_an_error(name):
     message, hint = error_of(resolve, DECODERS, name)
     assert message.startswith(f"cannot load '{name}'")
     assert hint
+
+
+def test_a_files_name_is_told_how_to_be_written():
+    with pytest.raises(BenchError, match=r"'my_decoder\.py:Mine' names a file") as caught:
+        registry.resolve(registry.DECODERS, "my_decoder.py:Mine")
+    assert caught.value.hint.startswith("write my_decoder:Mine")
