@@ -272,3 +272,17 @@ WIDTHS = {
     "mistral-window": {"num_key_value_heads": 1, "head_dim": 64, "sliding_window": 130},
     "gemma3": {"num_key_value_heads": 1, "head_dim": 64},
 }
+
+
+def assert_same_scores(target, expected):
+    """Two targets of the same weights score a prefill, a tree and what follows a commit alike."""
+    scores = []
+    for each in (target, expected):
+        with each.session(40, capture=(0, 1, 2)) as session:
+            prefill = session.prefill([1, 2, 3])
+            tree = session.score(Tree([5, 6, 7, 8, 9], [-1, 0, 0, 1, 2]))
+            session.commit([0, 2, 4])
+            scores.append([prefill, tree, session.score(Tree.root(11))])
+    for ours, right in zip(*scores, strict=True):
+        torch.testing.assert_close(ours.logits, right.logits, atol=1e-9, rtol=0)
+        torch.testing.assert_close(ours.features, right.features, atol=1e-9, rtol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -44,7 +45,7 @@ class Following(Protocol):
 
 
 @dataclass(frozen=True)
-class Order:
+class Order(ABC):
     """Something that every process of a team does.
 
     With `patience`, in seconds, the leader waits so long for an answer.
@@ -52,8 +53,9 @@ class Order:
 
     patience: ClassVar[float] = 0.0
 
+    @abstractmethod
     def carry_out(self, follower: Following) -> Any:
-        raise NotImplementedError
+        """Do it in a follower; what is returned is the answer."""
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,11 @@ class TransformersTarget:
     def new_cache(self, slots: int) -> KVCache:
         """Allocate a cache of so many entries."""
         compact: Compact | None = kernel_compaction(self.kernels) if self.kernels else None
-        return self.team.cache(self.placement.layers, self.heads, slots, self.dtype, compact)
+        shape = self.heads
+        own_heads = shape.kv_heads // self.team.size
+        cache = KVCache(self.placement.layers, own_heads, slots, shape.dim, self.dtype, compact)
+        self.team.hold(cache)
+        return cache
 
     def check_plan(self, layers: LayerPlan, capture: Sequence[int] = ()) -> None:
         """Raise BenchError or ValueError for layers or captured states that it cannot run."""

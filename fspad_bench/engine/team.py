@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from fspad_bench.engine.attention import HeadShape, Pending
-from fspad_bench.engine.cache import Compact, KVCache, move_entries
+from fspad_bench.engine.cache import KVCache, move_entries
 from fspad_bench.engine.orders import (
     Allocate,
     Copy,
@@ -63,16 +63,8 @@ class Team:
         """Return the stock forward of a model that lies with this team."""
         return StockForward(model, shape)
 
-    def cache(
-        self,
-        devices: Sequence[torch.device],
-        shape: HeadShape,
-        slots: int,
-        dtype: torch.dtype,
-        compact: Compact | None = None,
-    ) -> KVCache:
-        """Allocate a cache for this process's share of the heads, of layers on these devices."""
-        return KVCache(devices, shape.kv_heads // self.size, slots, shape.dim, dtype, compact)
+    def hold(self, cache: KVCache) -> None:
+        """Let the other processes have a cache like this one, and move its entries as it does."""
 
     def in_step(self) -> AbstractContextManager[None]:
         """Do in the block what each process does at its own; an exception there loses the team."""
@@ -208,25 +200,17 @@ class Leader(Team):
     def forward(self, model: PreTrainedModel, shape: HeadShape) -> StockForward:
         return LeadingForward(model, shape, self)
 
-    def cache(
-        self,
-        devices: Sequence[torch.device],
-        shape: HeadShape,
-        slots: int,
-        dtype: torch.dtype,
-        compact: Compact | None = None,
-    ) -> KVCache:
+    def hold(self, cache: KVCache) -> None:
         key = next(self._numbers)
 
         def keep(entries: Tensor, start: int, path: Sequence[int]) -> None:
             with self.together(Keep(key, start, list(path))):
                 move_entries(entries, start, path)
 
-        cache = super().cache(devices, shape, slots, dtype, keep)
-        self.order(Allocate(key, slots))
+        cache.compact = keep
+        self.order(Allocate(key, cache.slots))
         self._keys[cache] = key
         self._free_with(cache, key)
-        return cache
 
     def guard(self, model: PreTrainedModel) -> None:
         """Let a model raise where it is run alone: it would wait for the others forever."""
@@ -316,12 +300,13 @@ class LeadingPrecise(Precise):
         self.team = team
         self.key = key
         order = Copy(key, dtype)
-        team.send(order)
-        try:
-            own, reason = load(dtype), ""
-        except Exception as error:
-            own, reason = None, described(error)
-        reasons = [reason, *team.answers(order)]
+        with team.in_step():  # Ctrl-C would leave answers unread
+            team.send(order)
+            try:
+                own, reason = load(dtype), ""
+            except Exception as error:
+                own, reason = None, described(error)
+            reasons = [reason, *team.answers(order)]
         if own is None or any(reasons):
             team.order(Free(key))
             raise BenchError(

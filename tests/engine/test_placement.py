@@ -3,13 +3,13 @@
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from doubles import assert_same_scores
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig
 
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.core.tree import Tree
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.engine import placement
 from fspad_bench.engine.architecture import head_shape
@@ -69,16 +69,7 @@ def test_a_spread_target_says_so(one, two):
 
 
 def test_its_scores_are_those_of_one_device(one, two):
-    tree = Tree([5, 6, 7, 8, 9], [-1, 0, 0, 1, 2])
-    scores = []
-    for target in (one, two):
-        with target.session(40, capture=(0, 1, 2)) as session:
-            found = [session.prefill([1, 2, 3]), session.score(tree)]
-            session.commit([0, 2, 4])
-            scores.append([*found, session.score(Tree.root(11))])
-    for ours, expected in zip(scores[1], scores[0], strict=True):
-        torch.testing.assert_close(ours.logits, expected.logits, atol=1e-9, rtol=0)
-        torch.testing.assert_close(ours.features, expected.features, atol=1e-9, rtol=0)
+    assert_same_scores(two, one)
 
 
 def test_a_certification_looks_at_its_parts(two):

@@ -92,11 +92,23 @@ def test_a_cache_that_is_gone_is_freed_with_the_next_order(held):
 
 
 def test_each_process_holds_its_share_of_the_heads():
-    leader = Leader([CPU, CPU], load, [])
-    shape = TransformersTarget(tiny_model(), None).heads
-    whole = ALONE.cache([CPU], shape, 8, torch.float64)
-    shared = leader.cache([CPU], shape, 8, torch.float64)
-    assert shared.entries.shape[2] * 2 == whole.entries.shape[2] == shape.kv_heads
+    target = TransformersTarget(tiny_model(), None)
+    whole = target.new_cache(8)
+    target.team = Leader([CPU, CPU], load, [])
+    shared = target.new_cache(8)
+    assert shared.entries.shape[2] * 2 == whole.entries.shape[2] == target.heads.kv_heads
+
+
+def test_ctrl_c_while_a_copy_is_loaded_loses_the_target(held):
+    def interrupted(dtype):
+        raise KeyboardInterrupt
+
+    target, _ = held
+    target.team.load = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        target.team.precise(target.model, torch.float64)
+    with pytest.raises(TargetLost):
+        target.reserve(10)
 
 
 def test_a_model_that_is_run_alone_raises_in_place_of_waiting(held):

@@ -9,6 +9,7 @@ from time import sleep
 
 import pytest
 import torch
+from doubles import assert_same_scores
 from safetensors import SafetensorError
 from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
 from transformers import GPTNeoXConfig, LlamaConfig
@@ -16,7 +17,6 @@ from transformers import GPTNeoXConfig, LlamaConfig
 from fspad_bench.benchmark.evidence import distributions
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.core.tree import Tree
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.integrations.transformers_generate import StockGenerate
@@ -55,16 +55,7 @@ class TestTwoProcesses:
         assert two.entry_bytes == load_target("tiny").entry_bytes
 
     def test_have_the_scores_of_one_device(self, one, two):
-        tree = Tree([5, 6, 7, 8, 9], [-1, 0, 0, 1, 2])
-        scores = []
-        for target in (one, two):
-            with target.session(40, capture=(0, 1, 2)) as session:
-                found = [session.prefill([1, 2, 3]), session.score(tree)]
-                session.commit([0, 2, 4])
-                scores.append([*found, session.score(Tree.root(11))])
-        for ours, expected in zip(scores[1], scores[0], strict=True):
-            torch.testing.assert_close(ours.logits, expected.logits, atol=1e-9, rtol=0)
-            torch.testing.assert_close(ours.features, expected.features, atol=1e-9, rtol=0)
+        assert_same_scores(two, one)
 
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     @pytest.mark.parametrize("name", names(DECODERS))

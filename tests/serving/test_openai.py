@@ -55,11 +55,11 @@ def test_many_at_once_are_answered_in_order(engine):
 
 
 def test_the_first_token_is_timed_apart():
-    with serving(Double(Settings(depth=0, step_seconds=0.03))) as url:
+    """A busy machine may see the first token late, but neither it nor the last one early."""
+    with serving(Double(Settings(depth=0, step_seconds=0.2))) as url:
         reply = OpenAIEngine(url).ask(Ask(PROMPT, 4))
-    assert reply.first_token_s >= 0.03
-    # of the three steps behind it one may pass before a busy machine sees the first token
-    assert reply.seconds >= reply.first_token_s + 0.06
+    assert 0.2 <= reply.first_token_s < 0.6
+    assert reply.seconds >= 0.8
 
 
 def test_facts(engine):
