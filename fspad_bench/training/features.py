@@ -40,6 +40,7 @@ STORED_LOGITS = 64  # positions whose logits are computed at once; they fit the 
 LIVE_LOGITS = 4096  # on a GPU the memory is the bound
 
 Array = np.ndarray[Any, np.dtype[Any]]
+CAPTURED = "-captured-"  # in a store's name, before the states that it holds besides features
 STATES = ("features", "captured")  # parts of a batch that are hidden states
 
 
@@ -104,10 +105,14 @@ class LiveFeatures:
 
 
 class StoredFeatures:
-    """Features on disk, one store per file: a data set that grows keeps its features."""
+    """Features on disk, one store per file: a data set that grows keeps its features.
 
-    def __init__(self, stores: Sequence[FeatureStore]) -> None:
+    `with_captured`: hand out the captured hidden states too, where the stores hold any.
+    """
+
+    def __init__(self, stores: Sequence[FeatureStore], with_captured: bool = True) -> None:
         self.stores = stores
+        self.with_captured = with_captured
         self.conversations = [c for store in stores for c in store.conversations]
         self.lengths = [len(conversation.tokens) for conversation in self.conversations]
         self.locations = [(store, s) for store in stores for s in range(len(store.conversations))]
@@ -128,7 +133,8 @@ class StoredFeatures:
         normaliser = torch.cat([own.normaliser for own in sequences])
         choice = torch.cat([own.choice for own in sequences])
         states = [own.captured for own in sequences if own.captured is not None]
-        captured = pad_sequence(states, batch_first=True) if states else None
+        has_captured = self.with_captured and bool(states)
+        captured = pad_sequence(states, batch_first=True) if has_captured else None
         return Batch(ids, features, supervised, normaliser, choice, captured)
 
 
@@ -273,21 +279,13 @@ def cached_features(
 ) -> StoredFeatures:
     """Return features kept in the user's cache, computing those that are missing.
 
-    A store is named by everything that decides its content. Raise BenchError where the cache cannot
-    be written to.
+    A store is named by everything that decides its content. One with captured states serves a
+    network that reads none, too. Raise BenchError where the cache cannot be written to.
     """
     root = cache_home() / "features"
     try:
-        stores = [
-            FeatureStore(
-                root / _store_name(target, path, max_length, capture),
-                conversations,
-                target.config.hidden_size,
-                capture,
-            )
-            for path, conversations in files
-        ]
-        features = StoredFeatures(stores)
+        stores = [_store(root, target, file, max_length, tuple(capture)) for file in files]
+        features = StoredFeatures(stores, with_captured=bool(capture))
         features.fill(target)
     except OSError as error:
         raise BenchError(
@@ -297,11 +295,30 @@ def cached_features(
     return features
 
 
-def _store_name(
-    target: TransformersTarget, path: Path, max_length: int, capture: Sequence[int] = ()
-) -> str:
+def _store(
+    root: Path,
+    target: TransformersTarget,
+    file: DataFile,
+    max_length: int,
+    capture: tuple[int, ...],
+) -> FeatureStore:
+    """Return the store of a file, or a filled one that holds captured states besides."""
+    d = target.config.hidden_size
+    name = _store_name(target, file.path, max_length)
+    if not capture:
+        for folder in sorted(root.glob(f"{name}{CAPTURED}*[0-9]")):
+            states = tuple(int(state) for state in folder.name.split(CAPTURED)[1].split("-"))
+            richer = FeatureStore(folder, file.conversations, d, states)
+            if richer.ready() == len(richer.groups):
+                return richer
+        return FeatureStore(root / name, file.conversations, d)
+    folder = root / (name + CAPTURED + "-".join(map(str, capture)))
+    return FeatureStore(folder, file.conversations, d, capture)
+
+
+def _store_name(target: TransformersTarget, path: Path, max_length: int) -> str:
     of_target = [target.identity, target.files_sha256, str(target.dtype)]
-    key = [STORE_FORMAT, data_hash([path]), *of_target, max_length, *capture]
+    key = [STORE_FORMAT, data_hash([path]), *of_target, max_length]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 

@@ -6,13 +6,22 @@ import pytest
 import torch
 
 from fspad_bench.drafts.network import DraftOutput
-from fspad_bench.training.features import FeatureStore, LiveFeatures, StoredFeatures, _store_name
+from fspad_bench.training.conversations import read_files
+from fspad_bench.training.features import FeatureStore, LiveFeatures, cached_features
 from fspad_bench.training.losses import losses
 from fspad_bench.training.networks import EAGLE3, FSPAD3, UNROLLED_FSPAD, initial_network
 from fspad_bench.training.objective import Objective, load_inputs
 from fspad_bench.training.trainer import Trainer
 
 TRAINERS = {"fspad": UNROLLED_FSPAD, "eagle3": EAGLE3, "fspad3": FSPAD3}
+
+
+@pytest.fixture
+def features_of(tiny, conversations, tmp_path, monkeypatch):
+    """Features in an empty cache, by the states that are captured."""
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path / "cache"))
+    files = read_files([conversations], tiny.config.vocab_size, 64)
+    return lambda states: cached_features(tiny, files, 64, states)
 
 
 def objective_of(tiny, training, recipe):
@@ -112,17 +121,30 @@ def test_captured_states_are_those_of_a_session(tiny, captured_features):
         assert torch.equal(batch.features[1, : len(own)], own[:, 128:])
 
 
-def test_other_states_are_another_store(tiny, conversations, features, tmp_path):
-    """And a network that reads the final state finds the store that it always had."""
-    names = [_store_name(tiny, conversations, 64, states) for states in ((), (0, 1), (0, 2))]
-    assert len(set(names)) == 3
-    assert names[0] == _store_name(tiny, conversations, 64)
-    plain = features.load([3])
-    assert plain.captured is None
-    assert plain.states is plain.features
-    store = FeatureStore(tmp_path / "store", features.conversations[:2], 64, (1,))
-    StoredFeatures([store]).fill(tiny)
-    assert store.captured.shape == store.features.shape
+def test_other_states_are_another_store(tiny, conversations, features_of):
+    stores = [features_of(states).stores[0] for states in ((), (0, 1), (0, 2))]
+    assert len({store.folder for store in stores}) == 3
+    assert [store.captured.shape[1] for store in stores] == [0, 128, 128]
+
+
+def test_a_network_of_the_final_state_reads_the_store_of_others(features_of, monkeypatch):
+    """What was computed for one with captured states is not computed again."""
+    rich = features_of((0, 1))
+    monkeypatch.setattr(FeatureStore, "_compute", lambda *_: pytest.fail("computed again"))
+    plain = features_of(())
+    assert plain.stores[0].folder == rich.stores[0].folder
+    batch = plain.load([3, 0])
+    assert batch.captured is None
+    assert batch.states is batch.features
+    assert torch.equal(batch.features, rich.load([3, 0]).features)
+
+
+def test_an_unfinished_store_of_others_is_not_read(features_of):
+    """A network of the final state does not wait for states that it has no use for."""
+    rich = features_of((0, 1)).stores[0]
+    rich.done.write_text("0 0")
+    assert features_of(()).stores[0].folder != rich.folder
+    assert rich.ready() == 0
 
 
 def test_a_draft_is_compared_by_its_own_lm_head_and_goal():
