@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
+from documents import blocks
 
 from fspad_bench.benchmark import scoring, tasks
 from fspad_bench.benchmark.record import Records
@@ -22,14 +23,17 @@ PACKAGE = Path(__file__).parent / "plugin"
 INSTALL = "pip install -q --no-deps --no-index --no-build-isolation --disable-pip-version-check"
 
 
-@pytest.fixture(scope="module")
-def site_packages(tmp_path_factory):
+def installed(package, folder):
     pytest.importorskip("hatchling")
-    folder = tmp_path_factory.mktemp("site-packages")
-    command = [sys.executable, "-m", *INSTALL.split(), "--target", folder, PACKAGE]
+    command = [sys.executable, "-m", *INSTALL.split(), "--target", folder, package]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def site_packages(tmp_path_factory):
+    return installed(PACKAGE, tmp_path_factory.mktemp("site-packages"))
 
 
 @pytest.fixture
@@ -142,3 +146,17 @@ def test_a_metric_that_returns_no_percentages_is_named(monkeypatch, also_claimed
     monkeypatch.setattr(registry, "resolve", lambda *_: lambda outputs, references: figures)
     with pytest.raises((BenchError, ValueError), match=message):
         scoring.score("acme_broken", ["x"], [["x"]])
+
+
+def test_the_documents_package_registers_its_decoder(tmp_path, monkeypatch):
+    """Its `pyproject.toml` beside its module is all that pip needs."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (module,) = [own.text for own in blocks("python") if own.text.startswith("# n_gram.py")]
+    (project,) = [own.text for own in blocks("toml") if "[build-system]" in own.text]
+    (package / "n_gram.py").write_text(module)
+    (package / "pyproject.toml").write_text(project)
+    monkeypatch.syspath_prepend(installed(package, tmp_path / "site-packages"))
+    assert registry.names(DECODERS)["n_gram"] == "n_gram:FollowLastToken"
+    assert registry.resolve(DECODERS, "n_gram").__name__ == "FollowLastToken"
+    sys.modules.pop("n_gram")

@@ -16,7 +16,7 @@ from fspad_bench.benchmark.record import METHOD, VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.rows import latest
 from fspad_bench.benchmark.speeds import Pair, pairs_of
 from fspad_bench.benchmark.times import decoded
-from fspad_bench.benchmark.titles import distribution, method, names_of, task_of
+from fspad_bench.benchmark.titles import device_of, distribution, method, names_of, task_of
 from fspad_bench.decoders.label import Label
 from fspad_bench.util.errors import BenchError, near
 
@@ -170,5 +170,5 @@ def _group(row: dict[str, object], cases: list[Case]) -> Group:
         by_decoder.setdefault(case.decoder, []).append(case)
     tasks = {case.task for case in cases}
     together = [pooled(own) for own in by_decoder.values()] if len(tasks) > 1 else []
-    place = f"{row['target']} · {row['dtype']} · {row['device']}, {row['threads']} threads"
+    place = f"{row['target']} · {row['dtype']} · {device_of(row)}"
     return Group(place, distribution(row), cases + together)

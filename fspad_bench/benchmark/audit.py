@@ -12,8 +12,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from math import log
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from fspad_bench.engine.team import Precise
 
 SMALL = 20_000_000  # parameters; a smaller target is re-scored in float64
 BISECTIONS = 60
+BANNED = 1e9  # logits; no rounding explains it
 
 
 class Finding(NamedTuple):
@@ -192,8 +193,11 @@ def regrets(logits: Tensor, tokens: Sequence[int], start: int, sampler: Sampler)
 def regret(logits: Tensor, token: int, position: int, sampler: Sampler) -> float:
     """Return the least e that explains `token` after `logits` `[V]`.
 
-    e = max(0, -margin_y, max over w of min(margin_w, (z_w - z_y) / 2))
+    e = max(0, -margin_y, max over w of min(margin_w, (z_w - z_y) / 2)), and `BANNED` of a token
+    that a logits processor forbids, where it leaves another.
     """
+    if logits[token] == -math.inf and torch.isfinite(logits.max()):
+        return BANNED
     every = torch.arange(len(logits), device=logits.device)
     z = logits.double()
     if sampler.temperature:
@@ -219,14 +223,14 @@ def margins(logits: Tensor, tokens: Sequence[int], sampler: Sampler) -> list[flo
     scores = logits.double().cpu().numpy() / sampler.temperature
     keep = sampler.top_k if 0 < sampler.top_k < len(scores) else len(scores)
     order = np.sort(scores)[::-1]
-    low = scores.min() - 50.0
+    low = scores[np.isfinite(scores)].min() - 50.0  # a processor may ban tokens: -inf
     high = scores.max() + 50.0
     distances = []
     for token in tokens:
         others = np.delete(order, np.searchsorted(-order, -scores[token]))
         least = _least_kept(others, order[0], keep, sampler.top_p, low, high)
         if sampler.min_p and len(others):
-            least = max(least, float(others[0]) + log(sampler.min_p))
+            least = max(least, float(others[0]) + math.log(sampler.min_p))
         distances.append(float(scores[token] - least) * sampler.temperature)
     return distances
 

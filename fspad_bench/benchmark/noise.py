@@ -17,17 +17,18 @@ from fspad_bench.benchmark.stats import Interval
 Row = dict[str, Any]
 
 
-def add_noise(group: Sequence[Row], aa: Sequence[Pair]) -> None:
-    """Add to each row of a setting its A/A figures, and whether its speedup is told from noise."""
+def add_noise(row: Row, aa: Sequence[Pair]) -> None:
+    """Add to a row its A/A figures, those of the rounds that it took part in, and whether its
+    speedup is told from noise.
+    """
     ratio = speedup(aa, prefill=False)
     figures: Row = {
         **named("aa", ratio),
         "aa_divergences": sum(pair.differs for pair in aa) if aa else None,
         "noise_floor": floor(ratio),
     }
-    for row in group:
-        row |= figures
-        row["told_from_noise"] = _told(row)
+    row |= figures
+    row["told_from_noise"] = _told(row)
 
 
 def floor(aa: Interval) -> float | None:

@@ -49,6 +49,12 @@ def notes_of(table: list[Row], names: Names) -> list[str]:
     notes += _distribution_notes(others, names)
     notes += _guard_notes(table, names)
     notes += _scope_notes(others, names)
+    runs = max((row["runs"] for row in table), default=1)
+    if runs > 1:
+        notes.append(
+            f"{runs} runs are read as one: tokens/s and first token are of different hours, "
+            "speedups pair outputs of one run; of a prompt that several measured the last counts"
+        )
     errors = sum(row["errors"] for row in table)
     if errors:
         notes.append(

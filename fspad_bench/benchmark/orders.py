@@ -23,6 +23,8 @@ MOST_PROMPTS = 1_000_000  # more than any run asks
 def add_orders(group: Sequence[Row], samples: Sequence[Sequence[Sample]]) -> None:
     """Add to each row of a setting its speedup over the next slower decoder, vanilla left out;
     `samples` are the rows' own.
+
+    Decoders that were never interleaved, as in the cells of a sweep, have no order.
     """
     for row in group:
         row |= {"next_slower": None, **named("speedup_over_next", NO_INTERVAL)}
@@ -35,6 +37,8 @@ def add_orders(group: Sequence[Row], samples: Sequence[Sequence[Sample]]) -> Non
     ranked.sort(key=lambda entry: _rank(entry[0]))
     for (faster, own), (slower, others) in pairwise(ranked):
         pairs = pairs_of(others, own)
+        if not pairs:
+            continue
         ratio = speedup(pairs, prefill=False)
         faster["next_slower"] = {name: slower[name] for name in ("decoder", "options")}
         faster |= named("speedup_over_next", ratio)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -284,7 +285,8 @@ class Finding:
 class Records:
     """The content of one or more record files.
 
-    `damaged` names each line that could not be read, and why; its facts are missing here.
+    `damaged` names each line that could not be read, and why; its facts are missing here. `runs`
+    counts the files that hold generations of a key.
     """
 
     keys: dict[str, Key] = field(default_factory=dict)
@@ -297,6 +299,7 @@ class Records:
     costs: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     complete: bool = False
     damaged: list[str] = field(default_factory=list)
+    runs: Counter[str] = field(default_factory=Counter)
     started: str = ""
 
     @classmethod
@@ -311,6 +314,7 @@ class Records:
             for number, raw in raw_lines(path):
                 records._read_line(raw, f"{path}:{number}", first=number == 1)
             records._leave_orphans_out(path, before)
+            records.runs.update({sample.key for sample in records.samples[before:]})
         return records
 
     def _read_line(self, raw: bytes, where: str, *, first: bool) -> None:

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
@@ -20,6 +21,7 @@ from fspad_bench.benchmark.record import METHOD, PENALTIES, VANILLA
 from fspad_bench.benchmark.rows import IDENTITY, Row
 from fspad_bench.benchmark.titles import (
     Names,
+    device_of,
     distribution,
     method,
     names_of,
@@ -31,8 +33,9 @@ from fspad_bench.util.terminal import visible, visible_lines
 
 PLACE = ("target", "dtype", "device", "threads", "machine")
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", *PENALTIES)
-# fields that tell apart two measurements of one task at one place
-APART = tuple(n for n in IDENTITY if n not in (*METHOD, *PLACE, *SAMPLING, "task"))
+DATA = ("task", "data_sha256", "card_sha256")  # each task has its own
+# fields that may tell apart two measurements of one task at one place
+APART = tuple(n for n in IDENTITY if n not in (*METHOD, *PLACE, *SAMPLING, *DATA))
 PERCENT = ("accuracy", "em", "exact_match", "acc")  # metrics shown with a percent sign
 HEADER = (
     "decoder",
@@ -222,23 +225,39 @@ def _mean_line(group: list[Row], names: Names, figures: Sequence[str]) -> list[A
 
 
 def over_tasks(table: Iterable[Row]) -> list[list[Row]]:
-    """Group the rows of one distribution and method, so that each group holds a task once."""
+    """Group the rows of one distribution and method, so that each group holds a task once.
+
+    A task that was measured several times is in several groups: by what tells its rows apart, such
+    as length or seed; other questions of one task in the order in which they come.
+    """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in table:
         groups.setdefault((distribution(row), method(row)), []).append(row)
     parts: dict[tuple[Any, ...], list[Row]] = {}
     for name, group in groups.items():
-        repeated = len({row["task"] for row in group}) < len(group)
+        differing = _differing(group)
+        times: Counter[tuple[str, ...]] = Counter()
         for row in group:
-            apart = [row[field] for field in APART] if repeated else []
-            parts.setdefault((*name, *apart), []).append(row)
+            apart = tuple(str(row[field]) for field in differing)
+            times[row["task"], *apart] += 1
+            parts.setdefault((*name, *apart, times[row["task"], *apart]), []).append(row)
     return list(parts.values())
+
+
+def _differing(group: Sequence[Row]) -> list[str]:
+    """Return the fields of which some task has several values."""
+    tasks = {row["task"] for row in group}
+    values = {
+        (field, task): {str(row[field]) for row in group if row["task"] == task}
+        for field in APART
+        for task in tasks
+    }
+    return [field for field in APART if any(len(values[field, task]) > 1 for task in tasks)]
 
 
 def place(row: Row) -> str:
     """Return where a row was measured: target, precision, device and machine."""
-    device = f"{row['device']}, {row['threads']} threads"
-    return f"{row['target']} · {row['dtype']} · {device} · {row['machine']}"
+    return f"{row['target']} · {row['dtype']} · {device_of(row)} · {row['machine']}"
 
 
 def _mean(group: list[Row], name: str) -> str:

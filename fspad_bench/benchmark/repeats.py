@@ -19,13 +19,13 @@ Row = dict[str, Any]
 
 
 def repeats_differ(key: Key, samples: Sequence[Sample]) -> Iterator[Finding]:
-    """Yield a finding where outputs that must be vanilla's are not the same in each repeat."""
+    """Yield a finding where outputs that must be vanilla's are not the same each time."""
     outputs: dict[tuple[str, int], set[tuple[int, ...]]] = {}
     for sample in samples:
         outputs.setdefault((sample.sample, sample.turn), set()).add(tuple(sample.tokens))
     differing = sum(len(texts) > 1 for texts in outputs.values())
     if differing and key.identical:
-        text = f"{differing} outputs are not the same in each repeat: something is not determined"
+        text = f"{differing} outputs are not the same each time: something is not determined"
         yield Finding(key.hash, "repeats", text)
 
 

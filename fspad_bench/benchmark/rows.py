@@ -57,17 +57,23 @@ ROUNDING = (
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that the records hold about one row.
+    """Everything that the records hold about one row, which they call `name` and which
+    `runs` of them measured.
 
-    `audits` are those of the pairs that differ. `pooled` are the audits of every row that rounds
-    as this one does. `pits` are the evidence of outputs that may differ, `findings` what guards
-    hold against the row.
+    `pairs` are those that figures are made of, a prompt's last. `judged` are all that were ever
+    interleaved, equal ones once: what a decoder did once it did, however often the prompt was asked
+    again. `audits` are those of the judged pairs that differ. `pooled` are the audits of every row
+    that rounds as this one does. `pits` are the evidence of outputs that may differ, `findings`
+    what guards hold against the row.
     """
 
+    name: str
+    runs: int
     key: Key
     samples: list[Sample]
     errors: int
     pairs: list[Pair]
+    judged: list[Pair]
     audits: list[Audit]
     pooled: list[Audit]
     pits: list[Pit]
@@ -96,11 +102,11 @@ class Evidence:
 
     @property
     def repeats(self) -> list[int]:
-        return sorted({pair.decoder.repeat for pair in self.pairs})
+        return sorted({pair.decoder.repeat for pair in self.judged})
 
     @property
     def divergences(self) -> int:
-        return sum(pair.differs for pair in self.pairs)
+        return sum(pair.differs for pair in self.judged)
 
 
 def rows(records: Records) -> list[Row]:
@@ -126,8 +132,10 @@ def _setting_rows(
     partners = samples[vanilla] if vanilla else []
     every = [_evidence(records, name, samples[name], partners) for name in names]
     group = [_row(evidence) for evidence in every]
-    again = latest(sample for sample in records.aa if sample.key == vanilla)
-    add_noise(group, pairs_of(partners, again))
+    aa = pairs_of(partners, [sample for sample in records.aa if sample.key == vanilla])
+    for row, evidence in zip(group, every, strict=True):
+        own = {sample.place for sample in evidence.samples}
+        add_noise(row, [pair for pair in aa if pair.decoder.place in own])
     add_orders(group, [evidence.samples for evidence in every])
     return group
 
@@ -156,23 +164,37 @@ def _evidence(
     key = records.keys[name]
     every = latest(samples)
     complete = [sample for sample in every if not sample.error]
-    pairs = pairs_of(partners, complete)
-    differing = {pair.decoder.place for pair in pairs if pair.differs}
+    judged = _distinct(pairs_of(partners, samples))
+    differing = {pair.decoder.place for pair in judged if pair.differs}
     findings = [finding for finding in records.findings if finding.key == name]
     rounds_equally = {
         other for other, other_key in records.keys.items() if _rounding(other_key) == _rounding(key)
     }
     return Evidence(
+        name=name,
+        runs=records.runs[name] or 1,
         key=key,
         samples=complete,
         errors=len(every) - len(complete),
-        pairs=pairs,
+        pairs=pairs_of(partners, complete),
+        judged=judged,
         audits=[a for a in records.audits if a.key == name and a.place in differing],
         pooled=[a for a in records.audits if a.key in rounds_equally],
         pits=_latest_pits(records.pits, name, complete),
-        findings=[*findings, *repeats_differ(key, complete)],
+        findings=[*findings, *repeats_differ(key, [s for s in samples if not s.error])],
         scores=records.scores.get(name, {}),
     )
+
+
+def _distinct(pairs: Iterable[Pair]) -> list[Pair]:
+    """Return pairs of outputs, equal ones of one prompt, turn and repeat once."""
+
+    def content(pair: Pair) -> tuple[Any, ...]:
+        own = pair.decoder
+        outputs = (tuple(pair.vanilla.tokens), tuple(own.tokens))
+        return (own.sample, own.turn, own.repeat, *outputs)
+
+    return list({content(pair): pair for pair in pairs}.values())
 
 
 def _latest_pits(pits: Iterable[Pit], name: str, complete: Sequence[Sample]) -> list[Pit]:
@@ -210,6 +232,8 @@ def _row(evidence: Evidence) -> Row:
         **_without_loops(evidence),
         **_definitions(evidence),
         **spread(evidence.samples, evidence.pairs),
+        "record_key": evidence.name,
+        "runs": evidence.runs,
     }
 
 
@@ -225,8 +249,8 @@ def _identical_output(evidence: Evidence) -> Row:
         "samples": len({sample.sample for sample in evidence.samples}),
         "tokens": evidence.tokens,
         "verdict": _verdict(evidence),
-        "divergences": evidence.divergences if evidence.pairs else None,
-        "same_tokens": _same_tokens(evidence.pairs),
+        "divergences": evidence.divergences if evidence.judged else None,
+        "same_tokens": _same_tokens(evidence.judged),
     }
 
 
@@ -238,14 +262,14 @@ def _verdict(evidence: Evidence) -> str:
         return "lossy"
     if evidence.divergences and not key.identical:
         return "unverified" if key.verification in UNKNOWN_RULES else "law"
-    if not evidence.pairs:
+    if not evidence.judged:
         return "unverified"
     return worst(_verdict_of_repeat(evidence, repeat) for repeat in evidence.repeats)
 
 
 def _verdict_of_repeat(evidence: Evidence, repeat: int) -> str:
     """Judge each repeat as a run of its own: one near tie differs in every one of them."""
-    pairs = [pair for pair in evidence.pairs if pair.decoder.repeat == repeat]
+    pairs = [pair for pair in evidence.judged if pair.decoder.repeat == repeat]
     differing = {pair.decoder.place for pair in pairs if pair.differs}
     return verdict(
         len(differing),

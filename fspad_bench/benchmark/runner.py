@@ -25,6 +25,7 @@ import torch
 from fspad_bench.benchmark import lm_eval_tasks, tasks
 from fspad_bench.benchmark.earlier import Conversation, Earlier, Replay
 from fspad_bench.benchmark.evidence import Examiner
+from fspad_bench.benchmark.failures import Failures
 from fspad_bench.benchmark.guards.answers import Sealed
 from fspad_bench.benchmark.guards.code import CodeGuard
 from fspad_bench.benchmark.guards.machine import MachineGuard
@@ -47,8 +48,7 @@ from fspad_bench.util import machine
 from fspad_bench.util.errors import BenchError
 from fspad_bench.util.memory import free_unreachable, is_out_of_memory
 from fspad_bench.util.progress import Progress
-from fspad_bench.util.strangers import described
-from fspad_bench.util.terminal import note, note_traceback
+from fspad_bench.util.terminal import note
 
 
 class Runner:
@@ -95,6 +95,7 @@ class Runner:
             self.data, self.prompts, self._answer_tokens, self.target.max_length
         )
         self.examiner = Examiner(self.target, self.watch)
+        self.failures = Failures()
         self.keys: dict[tuple[str, str, str, float], Key] = {}
 
     def run(self, ready: Callable[[list[Key]], None] | None = None) -> Path:
@@ -319,7 +320,7 @@ class Runner:
             with self.watch.turn(decoder) as turn:
                 generation = decoder.generate(self.target, sampler, prompt.tokens, limit)
         except Exception as error:  # a failure is recorded and does not end the run
-            failure = _failure(error, f"{decoder.label}: {about['sample']}")
+            failure = self.failures.tell(error, decoder, about["sample"])
             is_full = is_out_of_memory(error)
         else:
             failure = ""
@@ -373,12 +374,3 @@ class Runner:
         for data in self.data:
             for score in scores(data, records, self.prompts.text):
                 self.record.add(score)
-
-
-def _failure(error: Exception, where: str) -> str:
-    """Return what the record says of a failed generation; stderr gets more."""
-    if isinstance(error, BenchError):  # says all: the prompt is too long, logits are not finite
-        note(f"{where}: {error.message}")
-        return error.message or type(error).__name__
-    note_traceback(error)
-    return described(error) or type(error).__name__

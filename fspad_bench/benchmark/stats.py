@@ -3,7 +3,7 @@
 - The prompt is the unit of resampling. Tokens of one output share its difficulty, and the two
   decoders of a pair share the prompt and the state of the machine, so only whole pairs are drawn.
 - Every function is deterministic in its seed.
-- numpy alone: tables are made where torch is not installed.
+- numpy alone, but for Student's t: tables are made where torch is not installed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,9 @@ class Cost(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An estimate and its bootstrap percentile interval; both ends are nan where n = 1."""
+    """An estimate and its interval, the bootstrap's percentiles widened for few prompts (see
+    `_widening`); both ends are nan where n = 1.
+    """
 
     value: float
     low: float
@@ -193,8 +196,30 @@ def _counts(n: int, draws: int, seed: int) -> np.ndarray:
 def _interval(value: np.ndarray, estimates: np.ndarray, n: int, level: float) -> Interval:
     if n == 1:  # every resample is the sample itself: its width of zero would mislead
         return Interval(float(value), math.nan, math.nan)
-    low, high = np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high))
+    ends = np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2])
+    low, high = (_widened(float(value), float(end), _widening(n, level)) for end in ends)
+    return Interval(float(value), low, high)
+
+
+@lru_cache
+def _widening(n: int, level: float) -> float:
+    """Return by how much a percentile interval of n prompts is too narrow.
+
+    Draws have the spread of n values around their own mean, so they miss a factor of sqrt(n / (n -
+    1)) and what Student's t has beyond a normal distribution: 1.58 at n = 5, 1.12 at 16, 1.01 at
+    240.
+    """
+    from scipy import special
+
+    t = special.stdtrit(n - 1, (1 + level) / 2)
+    return float(t / NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(n / (n - 1)))
+
+
+def _widened(value: float, end: float, factor: float) -> float:
+    """Move an end of an interval away from the estimate: by ratio, where both are above 0."""
+    if value > 0 and end > 0:
+        return value * (end / value) ** factor
+    return value + (end - value) * factor
 
 
 def _reaches(flipped: np.ndarray, d: np.ndarray) -> np.ndarray:

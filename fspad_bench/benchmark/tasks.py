@@ -219,6 +219,8 @@ def read_jsonl(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
     Raises BenchError for a file that is missing, empty, or not JSONL.
     """
+    if path.is_dir() and path != Path():
+        raise BenchError(f"{path} is a folder", "give the path of a JSONL file in it")
     if not path.is_file():
         raise BenchError(
             f"no such data file: {path}", "give the path of a JSONL file, or --data bundled"

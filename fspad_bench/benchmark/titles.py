@@ -57,7 +57,7 @@ def title(row: Row) -> str:
     parts = [
         task_of(row),
         row["target"],
-        f"{row['dtype']} · {row['device']}, {row['threads']} threads",
+        f"{row['dtype']} · {device_of(row)}",
         f"{row['samples']} prompts",
         f"{row['max_new_tokens']} tokens",
         distribution(row),
@@ -77,6 +77,12 @@ def _noise(row: Row) -> str:
         return f"A/A {row['aa']:.3f} [±?]"
     interval = f"{row['aa']:.3f} [{row['aa_low']:.3f}, {row['aa_high']:.3f}]"
     return f"noise floor ±{row['noise_floor']:.1%} (A/A {interval})"
+
+
+def device_of(row: Row) -> str:
+    """Return the device and torch's threads: `cpu, 2 threads`."""
+    count = row["threads"]
+    return f"{row['device']}, {count} {'thread' if count == 1 else 'threads'}"
 
 
 def task_of(row: Row) -> str:

@@ -34,12 +34,14 @@ def verdict(
     """
     if not divergences:
         return "exact"
-    if len(audits) < divergences or not all(map(_is_finite, audits)):
+    known = [audit for audit in audits if _is_finite(audit)]
+    errors = [audit.margin_error for audit in pooled if math.isfinite(audit.margin_error)]
+    usual = median_low(errors or [0.0])
+    if any(max(audit.decoder_regrets) > threshold(audit, usual, dtype) for audit in known):
+        return "lossy"
+    if len(known) < divergences:
         return "unverified"  # a target that overflows explains nothing
     if dtype == "float32" and divergences > max(1, tokens // FLOAT32_TIES):
-        return "lossy"
-    usual = median_low(audit.margin_error for audit in pooled if math.isfinite(audit.margin_error))
-    if any(max(audit.decoder_regrets) > threshold(audit, usual, dtype) for audit in audits):
         return "lossy"
     return "lossy" if worse_than_vanilla(pooled) else "tie"
 
@@ -66,11 +68,14 @@ def differing_prompts(audits: Sequence[Audit]) -> int:
 def worse_than_vanilla(audits: Sequence[Audit]) -> bool:
     """Return whether the decoder's tokens regret more than vanilla's own, on the mean of prompts.
 
-    This exposes a rule that takes any token near the top.
+    This exposes a rule that takes any token near the top. Audits of a target that overflows tell
+    nothing.
     """
     prompts: dict[tuple[str, str], list[float]] = {}
     for audit in audits:
         excess = fmean(audit.decoder_regrets) - fmean(audit.vanilla_regrets)
+        if not math.isfinite(excess):
+            continue
         prompts.setdefault((audit.key, audit.sample), []).append(excess)
     differences = [fmean(turns) for turns in prompts.values()]
     return len(differences) >= ENOUGH_PROMPTS and sign_flip_p(differences) < SIGNIFICANCE

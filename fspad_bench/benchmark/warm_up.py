@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import product
 
 from fspad_bench.benchmark.guards.watch import Watch
 from fspad_bench.benchmark.prompts import Prompts
@@ -11,6 +12,7 @@ from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.util.progress import Progress
 
 WARM_UP = (
     "Describe a walk along a river in autumn.",
@@ -35,8 +37,9 @@ def warm_up(
 
     One that fails here fails again, on the record.
     """
-    for prompt in warm_up_prompts(prompts):
-        for decoder in decoders:
-            for sampler in samplers:
-                with suppress(Exception), watch.turn(decoder):
-                    decoder.generate(target, sampler, prompt, Limit(tokens))
+    turns = list(product(warm_up_prompts(prompts), decoders, samplers))
+    with Progress("warming up", len(turns)) as progress:
+        for prompt, decoder, sampler in turns:
+            with suppress(Exception), watch.turn(decoder):
+                decoder.generate(target, sampler, prompt, Limit(tokens))
+            progress.advance(note=decoder.label)

@@ -13,12 +13,13 @@ import argparse
 import importlib
 import sys
 from collections.abc import Collection
-from typing import NoReturn, Protocol, cast
+from difflib import get_close_matches
+from typing import Any, NoReturn, Protocol, cast
 
 from fspad_bench import __version__
 from fspad_bench.cli import endings
 from fspad_bench.cli.examples import epilog
-from fspad_bench.util.errors import BenchError
+from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.strangers import contained
 
 EPILOG = """examples:
@@ -66,7 +67,18 @@ VERBS: dict[str, str] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors as BenchError."""
+    """An argument parser that reports errors as BenchError, and knows flags by a near match."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = super().parse_known_args(args, namespace)
+        flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        matches = [get_close_matches(flag, self._option_string_actions, n=1) for flag in flags[:1]]
+        if any(matches):
+            raise BenchError(
+                f"unrecognized arguments: {' '.join(unknown)}",
+                f"did you mean {matches[0][0]}? `{self.prog} --help` lists the arguments",
+            )
+        return known, unknown
 
     def error(self, message: str) -> NoReturn:
         raise BenchError(message, f"`{self.prog} --help` lists the arguments")
@@ -114,6 +126,8 @@ def _run(argv: list[str] | None) -> int:
     endings.check_arguments(argv)
     words = sys.argv[1:] if argv is None else argv
     verb = [word for word in words if word in VERBS][:1]
+    if not verb and words and not words[0].startswith("-"):
+        raise BenchError(f"unknown verb '{words[0]}'", near(words[0], VERBS))
     arguments = parser(verb).parse_args(words)
     with contained():  # a plug-in does not end the command in its own way
         return arguments.run(arguments)

@@ -34,7 +34,8 @@ def print_table(paths: list[Path], style: str) -> int:
     records, table = read_rows(paths)
     show(render(table, style))
     if style == "text":
-        for divergence in divergences(records):
+        lossy = {row["record_key"] for row in table if row["verdict"] == "lossy"}
+        for divergence in divergences(records, lossy):
             show(f"\n{divergence}")
     return int(failed(table))
 

@@ -382,11 +382,12 @@ def as_drafter(decoder: Any) -> Drafter:
 
     Raises TypeError where it has no `propose`.
     """
-    if isinstance(decoder, Drafter):
-        return decoder
-    if not callable(getattr(decoder, "propose", None)):
+    is_drafter = isinstance(decoder, Drafter)
+    proposes = getattr(decoder, "propose", None)
+    is_inherited = is_drafter and getattr(proposes, "__func__", None) is Drafter.propose
+    if not callable(proposes) or is_inherited:
         raise TypeError(f"{type(decoder).__name__} has no propose(context, budget)")
-    return _Adapted(decoder)
+    return decoder if is_drafter else _Adapted(decoder)
 
 
 def as_engine(decoder: Any) -> Engine | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from time import perf_counter
 from typing import Any, get_args
 
@@ -262,6 +263,9 @@ def _checked_drafter(label: str, decoder: Any) -> Drafter:
         drafter = as_drafter(decoder)
     except TypeError as error:
         hint = "a decoder has propose(context, budget) or generate(prompt, sampler, limit)"
+        misspelt = get_close_matches("propose", set(dir(decoder)) - {"propose"}, n=1, cutoff=0.75)
+        if misspelt:
+            hint = f"is {misspelt[0]} meant to be propose? {hint}"
         raise BenchError(f"{label} is not a decoder: {error}", hint) from error
     if not callable(getattr(drafter.rule, "verify", drafter.rule)):
         raise BenchError(

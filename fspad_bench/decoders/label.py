@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from fspad_bench.util.errors import BenchError, near
 
 LARGEST = 2**63 - 1  # of numbers: what computes with them has 64 bits
 SERVED = "served:"  # before the address of a served engine
+CONTAINERS = (list, tuple, set, frozenset, dict, Sequence, Mapping)
 LONG = 40  # characters of a value that a message shows
 
 
@@ -130,6 +132,12 @@ def _read(text: str, kind: Any, name: str) -> Any:
         if text.lower() not in ("true", "false"):
             raise BenchError(f"{name}={text} is neither true nor false", "write true or false")
         return text.lower() == "true"
+    container = typing.get_origin(kind) or kind
+    if container in CONTAINERS:
+        raise BenchError(
+            f"{name} is annotated as {inspect.formatannotation(kind)}, which no text gives",
+            "annotate it as bool, int, float, Literal[...] or str, and split the text itself",
+        )
     if kind not in (int, float):
         return text
     what = "an integer" if kind is int else "a number"

@@ -127,8 +127,22 @@ def resolve(group: str, name: str) -> Any:
     except Exception as error:  # the module is anybody's code
         raise BenchError(
             f"cannot load '{name}' from {value}: {described(error)}{_place(error)}",
-            "is the package installed, the name right?",
+            _hint(error, module, attribute),
         ) from error
+
+
+def _hint(error: Exception, module: str, attribute: str) -> str:
+    """Return what to do about a module that cannot be loaded, or lacks the attribute."""
+    top = module.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        if error.name.partition(".")[0] == top:
+            return f"is its name right? install its package, or run where {top}.py lies"
+        return f"it imports {error.name}: install that"
+    loaded = vars(sys.modules[module]) if module in sys.modules else {}
+    if isinstance(error, AttributeError) and loaded and attribute not in loaded:
+        classes = [name for name, own in loaded.items() if isinstance(own, type)]
+        return f"is its name right? {near(attribute, classes)}"
+    return "mend that line, or give another name"
 
 
 def _place(error: BaseException) -> str:

@@ -24,7 +24,7 @@ def cells(lines, decoder, number):
 
 def test_the_tables_hold_the_figures_of_paper():
     text = lines("fast", "slow")
-    assert text[0] == "tiny · float64 · cpu, 1 threads · greedy"
+    assert text[0] == "tiny · float64 · cpu, 1 thread · greedy"
     assert cells(text, "fast", 0) == [
         *["2.67", "0.66", "0.87", "0.93", "0.93", "1.33"],  # the factors and their product
         *["-", "1.83", "1.90"],  # modelled, with a perfect draft, with a free one
@@ -61,7 +61,7 @@ def test_other_lengths_of_outputs_are_a_factor():
 
 def test_markdown_has_tables_of_pipes():
     text = lines("fast", "slow", style="markdown")
-    assert text[0] == "**tiny · float64 · cpu, 1 threads · greedy**"
+    assert text[0] == "**tiny · float64 · cpu, 1 thread · greedy**"
     assert any(line.startswith("| gsm8k@bundled | fast") for line in text)
 
 

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 
-from fspad_bench.benchmark.audit import Auditor, Recorder, gap, margins, regret, regrets
+from fspad_bench.benchmark.audit import BANNED, Auditor, Recorder, gap, margins, regret, regrets
 from fspad_bench.benchmark.record import Audit
 from fspad_bench.benchmark.verdict import verdict
 from fspad_bench.core.loop import generate
@@ -142,6 +142,19 @@ def test_margins_agree_with_shifting_one_logit(law):
             else:
                 assert margin == pytest.approx(expected, abs=1e-9)
             assert (margin > 0) == kept(logits, token, sampler)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_banned_tokens_leave_the_others_regrets_as_they_are(law):
+    """A processor's -inf: a forbidden token has the largest regret, the others have their own."""
+    sampler = sampler_of(law, seed=1, stream="regret")
+    logits, position, _ = shifted(law)[0]
+    allowed = torch.cat([logits, torch.full((2,), -torch.inf, dtype=torch.float64)])
+    for token in range(len(logits)):
+        expected = regret(logits, token, position, sampler)
+        assert regret(allowed, token, position, sampler) == pytest.approx(expected, abs=1e-9)
+    for token in range(len(logits), len(allowed)):
+        assert regret(allowed, token, position, sampler) == BANNED
 
 
 @pytest.mark.sampled(4)

@@ -46,6 +46,35 @@ def test_equal_tokens_and_unrecorded_texts_show_nothing():
     assert not list(divergences(pair("", "")))
 
 
+def test_a_lossy_row_without_texts_shows_its_worst_output_in_token_ids():
+    samples = []
+    audits = []
+    for name, regret, tokens in (("q1", 0.5, [1, 8]), ("q2", 2.5, [*range(20), 7]), ("q3", 1, [5])):
+        own = [*tokens[:-1], 99]
+        samples += [sample(VANILLA, name, tokens, 1.0), sample(FAST, name, own, 1.0)]
+        regrets = [0.0] * (len(tokens) - 1) + [regret]
+        audits.append(
+            Audit(FAST.hash, name, 0, "r", len(tokens) - 1, regrets, [0.0] * len(tokens), 0.1)
+        )
+    differing = records(*samples, keys=(VANILLA, FAST), audits=audits)
+    assert not list(divergences(differing))
+    (text,) = divergences(differing, {FAST.hash})
+    first, both, vanilla, fast, last = text.splitlines()
+    assert "gsm8k q2" in first and "diverges after 20 of 21 tokens; regret there 2.5" in first
+    assert both.split(maxsplit=1) == ["both", "... 14 15 16 17 18 19"]
+    assert vanilla.split() == ["vanilla", "7"]
+    assert fast.split() == ["fast", "99"]
+    assert last == "  (the worst of 3 that differ, as token ids; --log-samples keeps texts)"
+
+
+def test_an_error_is_no_divergence():
+    failed = [
+        sample(VANILLA, "q1", [1, 2], 1.0),
+        replace(sample(FAST, "q1", [], 1.0), error="it raised"),
+    ]
+    assert not list(divergences(records(*failed, keys=(VANILLA, FAST)), {FAST.hash}))
+
+
 def test_a_decoder_that_keeps_only_the_distribution_is_not_compared():
     other = replace(FAST, verification="rejection", temperature=1.0)
     assert not list(divergences(pair("a", "b", key=other)))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from runs import Foreign, Own, plan_of, run, write
 
-from fspad_bench.benchmark import evidence, runner, stats
+from fspad_bench.benchmark import evidence, failures, runner, stats
 from fspad_bench.benchmark.audit import Auditor, Finding
 from fspad_bench.benchmark.guards import watch
 from fspad_bench.benchmark.record import Pit, Records
@@ -133,7 +133,7 @@ def stubs(monkeypatch, tmp_path):
     draw = stats._resampled_means
     monkeypatch.setattr(stats, "_resampled_means", lambda rows, _, seed: draw(rows, 20, seed))
     monkeypatch.setattr(runner, "free_unreachable", lambda: None)
-    monkeypatch.setattr(runner, "note_traceback", lambda error: None)
+    monkeypatch.setattr(failures, "note_traceback", lambda error: None)
     monkeypatch.setattr(Disturbs, "folder", tmp_path)
 
     def audit(self, sampler, prompt, vanilla, decoder, limit):

@@ -126,6 +126,25 @@ def by_hand(again=0.9, prompts=6, **more):
     return rows(made)
 
 
+def test_a_row_has_the_noise_of_the_rounds_that_it_took_part_in():
+    """Two cells of a sweep: the noise of one says nothing of the other."""
+    other = replace(FAST, decoder="other")
+    samples = []
+    aa = []
+    for cell, own, again in (("a", FAST, 0.9), ("b", other, 1.8)):
+        for i in range(6):
+            samples += [
+                sample(key, str(i), 10, seconds, round_=f"{cell}{i}")
+                for key, seconds in ((VANILLA, 0.9), (own, 0.45))
+            ]
+            aa.append(sample(VANILLA, str(i), 10, again, round_=f"{cell}{i}"))
+    made = records(*samples, keys=(VANILLA, FAST, other))
+    made.aa = aa
+    table = rows(made)
+    assert row_of(table)["aa"] == pytest.approx(1)
+    assert row_of(table, "other")["aa"] == pytest.approx(0.5)
+
+
 def test_the_aa_figures_by_hand():
     doubles = by_hand(again=0.92)
     for decoder in ("vanilla", "fast"):  # of the setting

@@ -31,6 +31,20 @@ def table(gain, *, noise=0.02, spread=0.3, prompts=30, seed=3):
     return rows(records(*samples, keys=KEYS))
 
 
+def test_decoders_that_were_never_interleaved_have_no_order():
+    """As in the cells of a sweep, each with a vanilla of its own."""
+    samples = [
+        sample(key, str(i), 10, seconds, round_=f"{cell}{i}")
+        for cell, own in (("a", FAST), ("b", OTHER))
+        for key, seconds in ((VANILLA, 1.0), (own, 0.5 if cell == "a" else 0.6))
+        for i in range(6)
+    ]
+    made = rows(records(*samples, keys=KEYS))
+    assert row_of(made, "fast")["speedup"] > row_of(made, "other")["speedup"]
+    assert row_of(made, "fast")["next_slower"] is None
+    assert "tell no order" not in render(made, "text")
+
+
 def order_notes(made):
     return [line for line in render(made, "text").splitlines() if "the order of" in line]
 

@@ -123,6 +123,24 @@ def test_a_task_measured_on_two_sets_of_questions_is_two_tasks():
     assert [line[2] for line in means] == ["2"] * 4
 
 
+@pytest.mark.parametrize("repeated", [("gsm8k", "nq"), ("gsm8k",)])
+def test_tasks_measured_with_two_seeds_have_a_mean_of_each(repeated):
+    """Their questions and lengths differ by task, which tells no two measurements apart."""
+    keys = [
+        replace(
+            key, task=task, data_sha256=task, card_sha256=task, max_new_tokens=length, seed=seed
+        )
+        for seed in (0, 1)
+        for task, length in (("gsm8k", 64), ("nq", 32))
+        if not seed or task in repeated
+        for key in (VANILLA, FAST)
+    ]
+    text = render(rows(records(*[sample(key, "a", 10, 1.0) for key in keys], keys=keys)), "text")
+    means = text.partition("mean of the tasks")[2].splitlines()
+    shown = [line.split()[1:3] for line in means if line.startswith("greedy")]
+    assert sorted(shown) == [["fast", "2"]] * len(repeated) + [["vanilla", "2"]] * len(repeated)
+
+
 def test_a_mean_needs_a_figure_of_every_task():
     keys = [replace(key, task=task) for task in ("gsm8k", "nq") for key in (VANILLA, FAST)]
     samples = [sample(key, "a", 10, 1.0, committed=[9], forwards=3) for key in keys[:3]]
@@ -220,7 +238,7 @@ def test_the_text_of_a_table():
     )
     assert render(table, "text") == (
         """\
-gsm8k@bundled · tiny · float64 · cpu, 1 threads · 2 prompts · 16 tokens · greedy
+gsm8k@bundled · tiny · float64 · cpu, 1 thread · 2 prompts · 16 tokens · greedy
 
 decoder    verdict      tokens/step  speedup (95%)      end to end    tokens/s    first token    accuracy
 ---------  ---------  -------------  ---------------  ------------  ----------  -------------  ----------

@@ -69,7 +69,7 @@ def test_an_output_that_is_not_the_same_in_each_repeat_is_a_finding():
     table = rows(records(*samples))
     (finding,) = row_of(table)["findings"]
     assert finding["guard"] == "repeats"
-    assert finding["text"].startswith("1 outputs are not the same in each repeat")
+    assert finding["text"].startswith("1 outputs are not the same each time")
     assert row_of(table, "vanilla")["findings"] == []
     assert f"fast on gsm8k@bundled, greedy: {finding['text']}" in render(table, "text")
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 from by_hand import FAST, VANILLA, records, row_of, sample, two_prompts
 
-from fspad_bench.benchmark.record import SINCE_SCHEMA_2
+from fspad_bench.benchmark.record import SINCE_SCHEMA_2, Audit
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import IDENTITY, failed, rows
 
@@ -24,7 +24,7 @@ CONTRACT = """
     speedup_over_next_low speedup_over_next_high prompts_to_tell repeats tokens_per_second_cv
     tokens_per_step_cv speedup_cv speedup_spec_bench_low speedup_spec_bench_high
     tokens_per_step_requests tokens_per_step_categories tokens_per_step_without_last
-    tokens_per_drafting_step accepted_per_step acceptance_rate
+    tokens_per_drafting_step accepted_per_step acceptance_rate record_key runs
 """.split()
 
 
@@ -218,6 +218,38 @@ def test_an_error_that_a_later_round_mended_is_none():
     table = rows(records(*samples))
     assert row_of(table)["errors"] == 0
     assert not failed(table)
+
+
+def asked_twice(*outputs):
+    """Return the row of a prompt that was asked in several rounds, and what `fast` answered."""
+    samples = []
+    audits = []
+    for round_, tokens in zip("rst", outputs, strict=False):
+        samples += [
+            sample(VANILLA, "a", 10, 1.0, round_=round_),
+            sample(FAST, "a", tokens, 0.5, round_=round_),
+        ]
+        if tokens != list(range(10)):
+            regrets = [0.0] * 9 + [2.5 if tokens[-1] == 99 else 1e-9]
+            audits.append(Audit(FAST.hash, "a", 0, round_, 9, regrets, [0.0] * 10, 1e-8))
+    return row_of(rows(records(*samples, audits=audits)))
+
+
+def test_what_a_decoder_did_is_judged_however_often_it_was_asked_again():
+    """A process that died, or an earlier record: figures are of the last round, verdicts of all."""
+    right = list(range(10))
+    wrong = [*range(9), 99]
+    for outputs in ([wrong, right], [right, wrong], [wrong, right, right]):
+        row = asked_twice(*outputs)
+        assert (row["verdict"], row["divergences"], row["max_regret"]) == ("lossy", 1, 2.5)
+        assert (row["samples"], row["speedup"]) == (1, 2.0)
+        assert [finding["guard"] for finding in row["findings"]] == ["repeats"]
+
+
+def test_an_equal_tie_in_two_rounds_counts_once():
+    tie = [*range(9), 8]
+    assert asked_twice(tie, tie)["divergences"] == 1
+    assert asked_twice(tie, tie)["verdict"] == asked_twice(tie)["verdict"] == "tie"
 
 
 def test_a_row_of_failures_alone_has_no_figures():

@@ -114,7 +114,10 @@ def test_a_decoder_that_raises_leaves_the_others_alone(data, tmp_path, capsys, m
         assert (row["verdict"], row["samples"], row["errors"]) == ("exact", 5, 0)
         assert row["speedup"] is not None
     assert {s.error for s in records.samples} == {"", "ZeroDivisionError: nine"}
-    assert "ZeroDivisionError" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.count("Traceback") == 1
+    assert err.count(f"{label}: ") == broken["errors"]
+    assert err.count("ZeroDivisionError: nine (as above)") == broken["errors"] - 1
     assert records.complete
 
 

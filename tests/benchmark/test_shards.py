@@ -13,6 +13,7 @@ from runs import ME, plan_of, run
 from fspad_bench.benchmark import shards
 from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.benchmark.shards import Shard, launched, launched_device, of_process
@@ -65,6 +66,10 @@ def test_shards_together_are_the_whole_run(quick_runs, tmp_path):
     assert len(parts.samples) == len(tokens) == 10
     for one, other in zip(rows(parts), rows(whole), strict=True):
         assert {name: one[name] for name in SAME} == {name: other[name] for name in SAME}
+        assert (one["runs"], other["runs"]) == (2, 1)
+    (said,) = [line for line in render(rows(parts), "text").splitlines() if "read as one" in line]
+    assert said.startswith("2 runs are read as one: tokens/s and first token are of different")
+    assert "read as one" not in render(rows(whole), "text")
 
 
 def test_an_unfinished_shard_leaves_the_task_without_a_score(quick_runs, tmp_path):

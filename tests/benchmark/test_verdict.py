@@ -63,6 +63,9 @@ def test_a_target_that_overflows_explains_nothing(odd):
     assert judge(odd) == "unverified"
     assert judge(audit(), odd) == "unverified"
     assert judge(audit(9.0), pooled=[audit(9.0), odd]) == "lossy"
+    assert judge(audit(9.0), odd) == "lossy"
+    many = [audit(sample=str(i)) for i in range(ENOUGH_PROMPTS)]
+    assert judge(*many, pooled=[*many, odd]) == "tie"
 
 
 def test_rounding_elsewhere_is_no_excuse():

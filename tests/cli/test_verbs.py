@@ -172,6 +172,16 @@ def test_listing_and_help_answer_at_once(words):
     assert min(seconds() for _ in range(3)) < 0.3
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [("rnu --task gsm8k", "did you mean 'run'?"), ("nothing", "known: answers, certify")],
+)
+def test_an_unknown_verb_is_told_from_the_known(words, hint, refused):
+    message, advice = refused(words.split()).splitlines()
+    assert message == f"error: unknown verb '{words.split()[0]}'"
+    assert hint in advice
+
+
 def test_every_verb_has_a_module_of_its_name_and_help():
     for name, summary in VERBS.items():
         assert module_of(name).__name__ == f"fspad_bench.cli.{name}"

@@ -38,6 +38,11 @@ class Silent:
         pass
 
 
+class Misspelt(Drafter):
+    def propse(self, context, budget):
+        return Tree.root(context.tokens[-1])
+
+
 class BadRule(Bare):
     rule = "match"
 
@@ -149,6 +154,13 @@ def test_a_class_that_is_no_decoder_is_refused(tiny, own_decoders):
         build_decoder(f"{HERE}:Silent", tiny)
     assert f"{HERE}:Silent is not a decoder" in raised.value.message
     assert "propose(context, budget)" in raised.value.hint
+
+
+def test_a_misspelt_propose_is_named(tiny, own_decoders):
+    with pytest.raises(BenchError) as raised:
+        build_decoder(f"{HERE}:Misspelt", tiny)
+    assert "Misspelt has no propose(context, budget)" in raised.value.message
+    assert raised.value.hint.startswith("is propse meant to be propose?")
 
 
 def test_a_rule_that_is_no_function_is_refused(tiny, own_decoders):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Optional
 
 import pytest
@@ -98,6 +99,19 @@ class Choosy:
         pass
 
 
+class Listing:
+    def __init__(
+        self,
+        target,
+        *,
+        sizes: list[int] = (),
+        names: Sequence[str] | None = None,
+        pairs: dict = {},  # noqa: B006
+        either: str | list[int] = "",
+    ):
+        pass
+
+
 class Needy:
     def __init__(self, target, draft: str, *, length: int = 4, **rest):
         pass
@@ -144,6 +158,21 @@ def test_an_annotation_that_cannot_be_resolved_does_not_hide_the_others():
     assert error_of(read_options, Checked, {"mode": "quick"}, "checked")[0] == (
         "checked.mode=quick is not allowed"
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"), [("sizes", "list[int]"), ("names", "Sequence[str]"), ("pairs", "dict")]
+)
+def test_an_option_that_no_text_gives_is_refused(option, kind):
+    message, hint = error_of(read_options, Listing, {option: "1,2"}, "listing")
+    assert message.startswith(f"listing.{option} is annotated as ")
+    assert kind in message
+    assert "int, float, Literal" in hint
+
+
+def test_an_option_that_may_be_text_is_read_as_text():
+    options = read_options(Listing, {"names": "none", "either": "1,2"}, "listing")
+    assert options == {"sizes": (), "names": None, "pairs": {}, "either": "1,2"}
 
 
 def test_literals_are_read_as_what_they_stand_for():

@@ -78,12 +78,24 @@ def test_an_adapted_drafter_keeps_what_it_has(tiny):
 
 def test_a_drafter_is_not_adapted():
     class Own(Drafter):
-        pass
+        def propose(self, context, budget):
+            return Tree.root(context.tokens[-1])
 
     drafter = Own()
     assert as_drafter(drafter) is drafter
-    with pytest.raises(TypeError, match=r"Own has no propose\(context, budget\)"):
-        drafter.propose(None, 1)
+
+
+def test_a_drafter_that_inherits_propose_is_none():
+    class Own(Drafter):
+        def propse(self, context, budget):
+            return Tree.root(context.tokens[-1])
+
+    drafter = Own()
+    for use in (as_drafter, lambda own: own.propose(None, 1)):
+        with pytest.raises(TypeError, match=r"Own has no propose\(context, budget\)"):
+            use(drafter)
+    drafter.propose = drafter.propse
+    assert as_drafter(drafter) is drafter
 
 
 def test_an_object_without_propose_is_no_drafter():

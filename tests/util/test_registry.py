@@ -137,6 +137,25 @@ def test_the_failing_line_of_a_users_own_module_is_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "name", "hint"),
+    [
+        ("", "gone_decoder:Mine", "install its package, or run where gone_decoder.py lies"),
+        ("import torhc_geometric\n", "{own}:Mine", "it imports torhc_geometric: install that"),
+        ("class Mine:\n    pass\n", "{own}:Mien", "is its name right? did you mean 'Mine'?"),
+        ("import math\nmath.sine(1)\n", "{own}:Mine", "mend that line"),
+        ("class Mine(:\n", "{own}:Mine", "mend that line"),
+    ],
+)
+def test_what_to_do_about_a_module_follows_from_what_is_wrong(
+    monkeypatch, tmp_path, content, name, hint
+):
+    own = f"strange_{abs(hash((content, name)))}"
+    (tmp_path / f"{own}.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert hint in error_of(resolve, DECODERS, name.format(own=own))[1]
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "no_such_module:A",
