@@ -103,6 +103,22 @@ class Tree:
             nodes.append(self.children[edge])
         return nodes
 
+    def decided_by(self, other: Tree) -> list[int]:
+        """Return the nodes below the root on which a step with the tree `other` decides: those
+        whose parents are nodes of that, reached by the same tokens.
+        """
+        place = {0: 0}
+        decided = []
+        for node in range(1, len(self)):
+            parent = place.get(self.parents[node])
+            if parent is None:
+                continue
+            decided.append(node)
+            edge = (parent, self.tokens[node])
+            if edge in other.children:
+                place[node] = other.children[edge]
+        return decided
+
     @cached_property
     def ancestry(self) -> list[int]:
         """One integer a node: bit j is set when j is an ancestor of the node or the node itself."""

@@ -28,6 +28,9 @@ d is the hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,8 +89,10 @@ class ChimeraNetwork(DraftNetwork):
 
     def conclude(self, output: DraftOutput, f: Tensor) -> DraftOutput:
         """Return h_logit = W [H; F], and H, which the next draft level reads again."""
-        hidden = torch.cat([f, output.h_feature], dim=-1)
-        return DraftOutput(h_logit=self.head(hidden), h_feature=f)
+        return _concluded(self.head, output, f)
+
+    def packed_conclude(self) -> Callable[[DraftOutput, Tensor], DraftOutput]:
+        return partial(_concluded, stacked(self.head))
 
     def forward(self, e: Tensor, states: Tensor, rows: Tensor) -> DraftOutput:
         """Run the first draft level; h_feature is F."""
@@ -117,6 +122,11 @@ class ChimeraNetwork(DraftNetwork):
             concluded = self.conclude(hidden, f.roll(level, dims=-2))
             outputs.append(concluded._replace(h_feature=hidden.h_feature))
         return outputs
+
+
+def _concluded(head: Callable[[Tensor], Tensor], output: DraftOutput, f: Tensor) -> DraftOutput:
+    hidden = torch.cat([f, output.h_feature], dim=-1)
+    return DraftOutput(h_logit=head(hidden), h_feature=f)
 
 
 class Chimera(HeadDrafter):

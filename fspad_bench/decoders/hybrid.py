@@ -5,6 +5,7 @@ Every step, the cheapest drafter first:
 
 1. A drafter is asked if its proposal is expected to raise this step's tokens a second, given what
    the cheaper ones have proposed already: a long match of the text makes a head's levels a waste.
+   One that is not expected to is asked again now and then: texts change.
 2. The proposals become one trie (`drafts.merging`). A node's chance is what its drafter says of it,
    or what such guesses of this drafter were worth in this text so far.
 3. The tree is cut where expected tokens a second are highest on this machine.
@@ -24,21 +25,20 @@ from functools import partial
 from typing import Any
 
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
-from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import match
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, merged, pruned
 from fspad_bench.drafts.sizing import costs
-from fspad_bench.drafts.sizing.costs import NEAR, Costs, Turn
+from fspad_bench.drafts.sizing.costs import NEAR, Costs
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError
 
 VANILLA = "vanilla"
 MOST_NODES = 64
-TIMED_BUDGET = 16  # tokens of room in the step that a drafter is timed in
 FADING = 0.9  # the weight of a proposal one proposal later
+LOOKING = 0.02  # the share of the time that goes into asking one that is not thought to pay
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Part:
 
     `costs`: of a step that asks it alone; `idle`: seconds of one that asks no drafter, beside its
     forward; `prepared`: what it has measured itself; `usual`: the chances of its proposals, best
-    first, as a fading mean.
+    first, as a fading mean; `waited`: seconds of steps since it was asked last.
     """
 
     label: str
@@ -57,6 +57,7 @@ class Part:
     prepared: Measurements | None = None
     record: TrackRecord = field(default_factory=TrackRecord)
     usual: list[float] | None = None
+    waited: float = 0.0
     last: Tree | None = None  # its tree in this step, if it was asked
 
     def seconds(self, prefix: int) -> float:
@@ -68,9 +69,11 @@ class Part:
         self.drafter.begin(context, scores)
         self.record = TrackRecord()
         self.usual = None
+        self.waited = 0.0
         self.last = None
 
     def propose(self, context: Context, budget: int) -> Proposal:
+        self.waited = 0.0
         self.last = self.drafter.propose(context, budget)
         chances = self.drafter.chances()
         if chances is None:
@@ -113,6 +116,12 @@ class Hybrid(Drafter):
             )
         if not 2 <= nodes <= LARGEST_TREE:
             raise BenchError(f"hybrid.nodes={nodes}", f"2 <= nodes <= {LARGEST_TREE}")
+        if not costs.is_measurable(target):
+            raise BenchError(
+                f"hybrid times its drafters behind {NEAR} tokens, and {target.name} reads "
+                f"{target.max_length} in all",
+                "take one of its drafters",
+            )
         self.target = target
         self.nodes = nodes
         self.parts = [Part(label, _drafter(label, target)) for label in labels]
@@ -196,10 +205,12 @@ class Hybrid(Drafter):
         whole = Proposal(Tree.root(root), [])
         for part in self.order:
             seconds = part.seconds(prefix)
-            if part is self.order[0] or self._pays(part, whole, forwards, (spent, seconds)):
+            is_due = seconds <= LOOKING * part.waited
+            if is_due or self._pays(part, whole, forwards, (spent, seconds)):
                 proposals.append(part.propose(context, budget))
                 spent += seconds
                 whole = merged(root, proposals)
+            part.waited += spent + forwards[1]
         ranked = sorted(whole.chances, reverse=True)
         return pruned(whole, best_size(ranked, forwards, spent, self.nodes - 1)[1])
 
@@ -214,12 +225,12 @@ class Hybrid(Drafter):
         forwards: Sequence[float],
         seconds: tuple[float, float],
     ) -> bool:
-        """Whether this drafter's usual proposal would raise the rate; `seconds`: spent before it,
-        and on it.
+        """Whether this drafter's usual proposal would raise the rate, or it is the cheapest one;
+        `seconds`: spent before it, and on it.
 
         It is thought to help only where those asked before it are wrong at once.
         """
-        if part.usual is None:
+        if part.usual is None or part is self.order[0]:
             return True
         first = [c for c, p in zip(whole.chances, whole.tree.parents[1:], strict=True) if p == 0]
         failing = 1 - min(1.0, sum(first))
@@ -236,21 +247,15 @@ class Hybrid(Drafter):
         if known:
             return Costs.of(known)
         about = {"part": part.label, "settings": part.drafter.settings()}
-        return costs.measure(self.target, about, partial(self._seconds, part.drafter))
+        return costs.measure(self.target, about, partial(self._seconds, part))
 
-    def _seconds(self, drafter: Drafter, prefixes: Sequence[int]) -> list[tuple[float, float]]:
-        """Time a step of this drafter at each prefix length, without its forward."""
-        seconds = []
-        for prefix in prefixes:
-            prompt = [token % self.target.config.vocab_size for token in range(7, 7 + prefix)]
-            with self.target.session(prefix + LARGEST_TREE, capture=self.capture) as session:
-                scores = session.prefill(prompt)
-                context = Context([*prompt, 7], prefix, Sampler(1.0))
-                drafter.begin(context, scores)
-                turn = Turn(session, context, partial(drafter.propose, context, TIMED_BUDGET))
-                verify = self.target.verifier(match)
-                seconds.append((costs.overhead_seconds([turn], verify)[0], 0.0))
-        return seconds
+    def _seconds(self, part: Part, prefixes: Sequence[int]) -> list[tuple[float, float]]:
+        """Time steps of a drafter like this part's at each prefix length, without their forwards.
+
+        One of its own: the part's learns nothing from them.
+        """
+        drafter = self._twin_of(part).drafter
+        return [(costs.step_seconds(self.target, drafter, prefix), 0.0) for prefix in prefixes]
 
 
 def _drafter(label: str, target: TransformersTarget) -> Drafter:

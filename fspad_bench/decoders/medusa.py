@@ -20,7 +20,9 @@ What differs from its authors' release:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +31,7 @@ from transformers import PreTrainedConfig
 from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.parallel import ParallelNetwork
 from fspad_bench.drafts.shape import Shape
+from fspad_bench.engine.cpu.linear import stacked
 
 HEADS = 4
 
@@ -51,6 +54,10 @@ class MedusaNetwork(ParallelNetwork):
 
     def level(self, f: Tensor, level: int) -> Tensor:
         return f + F.silu(self.blocks[level](f))
+
+    def packed(self) -> Callable[[Tensor, int], Tensor]:
+        blocks = [stacked(cast(nn.Linear, block)) for block in self.blocks]
+        return lambda f, level: f + F.silu(blocks[level](f))
 
 
 class Medusa(HeadDrafter):

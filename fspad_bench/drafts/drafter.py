@@ -170,8 +170,10 @@ class HeadDrafter(Drafter):
     def observe(self, step: Step) -> None:
         self.draft.observe(step)
         if self.last is not None:
-            accepted = len(self.last.tree.followed(step.tokens))
-            self.trust = self.trust.after(sum(self.last.chances), accepted)
+            tree, chances = self.last.tree, self.last.chances
+            decided = range(1, len(tree)) if step.tree is tree else tree.decided_by(step.tree)
+            expected = sum(chances[node - 1] for node in decided) if chances else 0.0
+            self.trust = self.trust.after(expected, len(tree.followed(step.tokens)))
         self.last = None
 
     def chances(self) -> Sequence[float] | None:
@@ -276,11 +278,18 @@ def resolve(
     drafting = drafting or ("coupled" if verify == "match" else "sampled")
     _check_words(tree=tree or "auto", drafting=drafting, vocabulary=vocabulary, verify=verify)
     measurable = target.max_length >= costs.NEAR + LARGEST_TREE
+    if tree == "auto" and not costs.is_measurable(target):
+        raise BenchError(
+            f"tree=auto times steps behind {costs.NEAR} tokens, and {target.name} reads "
+            f"{target.max_length} in all",
+            "use tree=fixed",
+        )
     calibrated = "calibration" in head.facts and drafting == "coupled" and measurable
     adaptive = (tree or ("auto" if calibrated and not (nodes or depth) else "fixed")) == "auto"
     adaptive = adaptive and drafting != "sampled"
     captured = bool(target.kernels) and verify == "match" and drafting != "sampled"
     captured = captured and head.network.on_device
+    captured = captured and (adaptive or depth <= DeviceTreeBuilder.deepest(top_k))
     alone = captured or head.network.lm_head is not None  # a graph has one shape
     nodes = nodes or (MOST_NODES if adaptive else FIXED_NODES)
     levels = head.network.shape.levels or LARGEST_TREE

@@ -47,7 +47,7 @@ class FusedNetwork:
         self.network = network
         self.residual = network.residual
         self.enter = network.enter
-        self.conclude = network.conclude
+        self.conclude = network.packed_conclude()
         self.q = stacked(attention.q)
         self.kv = stacked(attention.k, attention.v)
         self.o = stacked(attention.o)

@@ -141,6 +141,7 @@ class LanguageModel:
             scores = session.prefill(self._readable(self.tokens))
         else:
             session.commit(self._kept(session.length))
+            session.rewind(min(session.length, len(self.tokens) - 1))  # it was asked of this text
             while session.length < len(self.tokens):
                 new = self._readable(self.tokens[session.length :][:LARGEST_TREE])
                 scores = session.extend(new, range(-1, len(new) - 1))

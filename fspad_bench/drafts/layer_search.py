@@ -117,7 +117,7 @@ class LayerSearch:
 
 def posterior(x: Tensor, y: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation, at points `at [M, D]`, of a Gaussian process that saw
-    scores `y [N]` at `x [N, D]`.
+    scores `y [N]` at `x [N, D]`. All coordinates are 0 or 1.
 
     Its kernel falls with the squared distance over half the number of coordinates, its prior mean
     and variance are those of the scores.
@@ -126,7 +126,8 @@ def posterior(x: Tensor, y: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     width = x.shape[1] / 2
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return scale * torch.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / width)
+        distance = a.sum(-1)[:, None] + b.sum(-1) - 2 * a @ b.T  # of points of 0 and 1
+        return scale * torch.exp(-distance / width)
 
     known = kernel(x, x) + NOISE * torch.eye(len(x), dtype=x.dtype)
     between = kernel(at, x)

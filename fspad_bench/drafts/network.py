@@ -16,6 +16,7 @@ method's own, the fusion and the output, stands in its file of `decoders/`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -210,6 +211,10 @@ class DraftNetwork(HeadNetwork):
     def conclude(self, output: DraftOutput, f: Tensor) -> DraftOutput:
         """Return the outputs of rows that read f: the same."""
         return output
+
+    def packed_conclude(self) -> Callable[[DraftOutput, Tensor], DraftOutput]:
+        """Return `conclude` over packed weights, where it has any of its own."""
+        return self.conclude
 
     def forward(self, e: Tensor, states: Tensor, rows: Tensor) -> DraftOutput:
         """Run the first draft level (`HeadNetwork.forward`)."""

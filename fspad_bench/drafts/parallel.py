@@ -8,6 +8,7 @@ no cache.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -30,6 +31,10 @@ class ParallelNetwork(HeadNetwork):
     def level(self, f: Tensor, level: int) -> Tensor:
         """Return h_logit `[..., d]` of level 0, 1, ... below a root that read f `[..., d]`."""
 
+    def packed(self) -> Callable[[Tensor, int], Tensor]:
+        """Return `level` over packed weights, where it can be."""
+        return self.level
+
     def forward(self, e: Tensor, states: Tensor, rows: Tensor) -> DraftOutput:
         h = self.level(self.read(states)[rows], 0)
         return DraftOutput(h, h)
@@ -47,16 +52,17 @@ class ParallelDraft(Draft):
         super().__init__(target, head, prompted=prompted)
         assert isinstance(head.network, ParallelNetwork)
         self.network = head.network
+        self.level = head.network.packed()
 
     def absorb(self) -> DraftOutput:
         self.f = self.network.read(self.features[-1:])
         self.length += len(self.tokens)
         self.absorbed = True
-        return DraftOutput(self.network.level(self.f, 0), self.f)
+        return DraftOutput(self.level(self.f, 0), self.f)
 
     def expand(self, tokens: Tensor, parents: Tensor, ancestors: Tensor, level: int) -> DraftOutput:
         last = self.network.shape.levels - 1  # beyond it only costs are measured
-        h = self.network.level(self.f, min(level + 1, last))
+        h = self.level(self.f, min(level + 1, last))
         return DraftOutput(h.expand(len(tokens), -1), self.f.expand(len(tokens), -1))
 
     def rewind(self, length: int) -> None:

@@ -93,6 +93,26 @@ def test_the_same_token_may_follow_different_parents():
     assert Tree([1, 1, 1], [-1, 0, 1]).children == {(0, 1): 1, (1, 1): 2}
 
 
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("seed", range(20))
+def test_a_step_decides_on_the_children_of_the_nodes_that_both_trees_have(seed):
+    dice = random.Random(seed)
+    one, other = (
+        Tree.from_paths(
+            7, [[dice.randrange(3) for _ in range(dice.randint(1, 4))] for _ in range(6)]
+        )
+        for _ in range(2)
+    )
+
+    def path(tree, node):
+        return [tree.tokens[own] for own in line_of(tree, node)[1:]]
+
+    reached = [path(other, node) for node in range(len(other))]
+    expected = [node for node in range(1, len(one)) if path(one, node)[:-1] in reached]
+    assert one.decided_by(other) == expected
+    assert one.decided_by(one) == list(range(1, len(one)))
+
+
 def test_an_accepted_path_knows_its_place_in_the_tree():
     """Below the root stand a, b, c; below b d and e; below e f."""
     parents = (-1, 0, 0, 2, 0, 2, 5)

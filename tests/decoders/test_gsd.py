@@ -67,7 +67,8 @@ def test_merging_drafts_fewer_tokens(tiny):
     """At equal thresholds; `prob_threshold=0` has no leaves, so that branches do repeat."""
     drafted = {}
     for repeat in (-1, 0):
-        drafter = Gsd(tiny, model="tiny", repeat=repeat, n_tree=4, prob_threshold=0.0, nodes=128)
+        options = {"n_tree": 4, "prob_threshold": 0.0, "nodes": 128, "length": 4}
+        drafter = Gsd(tiny, model="tiny", repeat=repeat, **options)
         graph = []
         add = drafter.draft.expand
         drafter.draft.expand = lambda tokens, rows, add=add, graph=graph: (
@@ -76,6 +77,20 @@ def test_merging_drafts_fewer_tokens(tiny):
         generate(tiny, drafter, Sampler(), PROMPT, Limit(8))
         drafted[repeat] = sum(graph)
     assert drafted[0] < 0.7 * drafted[-1]
+
+
+def test_a_full_tree_is_drafted_on_no_further(tiny, monkeypatch):
+    """Nothing can be added to it: the forward of its last level would be for nothing."""
+    drafter = Gsd(tiny, model="tiny", repeat=-1, n_tree=4, prob_threshold=0.0, nodes=6)
+    levels = []
+    expand = drafter.draft.expand
+    monkeypatch.setattr(
+        drafter.draft, "expand", lambda tokens, rows: levels.append(1) or expand(tokens, rows)
+    )
+    generation = generate(tiny, drafter, Sampler(), PROMPT, Limit(12))
+    wide = [count for count in generation.drafted if count == 5]
+    assert wide
+    assert len(levels) <= len(generation.drafted)  # one level below the root, then it is full
 
 
 def test_presets_are_the_chain_the_tree_and_the_graph(tiny):

@@ -102,6 +102,58 @@ def test_a_head_that_was_not_asked_for_steps_drafts_as_one_that_was(tiny):
     assert all(trees[1][at] == trees[3][at] for at in common)
 
 
+def test_a_drafter_that_had_nothing_to_say_is_asked_again(tiny):
+    """Its first proposal is empty: nothing is known of the later ones."""
+    asked = []
+
+    class Late(PromptLookup):
+        def propose(self, context, budget):
+            asked.append(context.position)
+            if len(context.new_tokens) < 8:
+                return Tree.root(context.tokens[-1])
+            return super().propose(context, budget)
+
+    hybrid = Hybrid(tiny, of="suffix,prompt_lookup")
+    hybrid.parts[1].drafter = Late(tiny)
+    hybrid.prepare(tiny)
+    for part, seconds in zip(hybrid.parts, (0.0, 0.1), strict=True):
+        part.costs = Costs(CHEAP.forward, seconds, 0.0)
+    hybrid.order = hybrid.parts
+    generation = output(tiny, hybrid, 0.0, PROMPTS[1], tokens=96)
+    steps = len(generation.committed)
+    assert 0.05 * steps < len(asked) < 0.6 * steps
+
+
+def test_a_head_is_trusted_by_the_nodes_that_a_step_decided_on(tiny):
+    """What was cut from the shared tree was not refused."""
+    drafter = Fspad(tiny, tree="fixed")
+    cut = []
+
+    class Cut(Fspad):
+        def propose(self, context, budget):
+            tree = drafter.propose(context, budget)
+            cut.append((tree, drafter.last.chances))
+            return Tree.chain(tree.tokens[0], tree.tokens[1:2])
+
+        def begin(self, context, scores):
+            drafter.begin(context, scores)
+
+        def observe(self, step):
+            before = drafter.trust
+            tree, chances = cut[-1]
+            drafter.observe(step)
+            kept = [0, tree.children[0, tree.tokens[1]]] if len(tree) > 1 else [0]
+            decided = [child for node in kept for child in tree.offspring[node]]
+            expected = before.after(
+                sum(chances[n - 1] for n in decided), len(tree.followed(step.tokens))
+            )
+            assert drafter.trust.expected == pytest.approx(expected.expected)
+            assert drafter.trust.accepted == expected.accepted
+
+    output(tiny, Cut(tiny), 0.0, PROMPTS[0])
+    assert any(len(tree) > 3 for tree, _ in cut)
+
+
 def test_known_costs_are_not_measured_again(tiny):
     first = Hybrid(tiny, of="fspad,prompt_lookup")
     measured = first.prepare(tiny)
@@ -118,8 +170,7 @@ def test_the_costs_of_a_target_are_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(costs, "TURNS", 1)
     monkeypatch.setattr(costs, "WARM", 0)
     monkeypatch.setattr(costs, "_measured", {})
-    model = random_model("llama", max_position_embeddings=costs.NEAR + LARGEST_TREE + 1)
-    target = TransformersTarget(model, tiny_tokenizer(), "other", "abc")
+    target = measurable()
     hybrid = Hybrid(target, of="prompt_lookup,vanilla")
     hybrid.prepare(target)
     lookup, vanilla = hybrid.parts
@@ -127,6 +178,57 @@ def test_the_costs_of_a_target_are_measured(monkeypatch, tmp_path):
     assert vanilla.idle == lookup.idle > 0
     assert lookup.seconds(0) == max(0, lookup.costs.overhead - lookup.idle)
     assert hybrid.prepare(target) == hybrid.prepare(target)
+
+
+def measurable(**options):
+    model = random_model("llama", max_position_embeddings=costs.NEAR + LARGEST_TREE + 1, **options)
+    return TransformersTarget(model, tiny_tokenizer(), "other", "abc")
+
+
+def test_a_timed_step_reads_what_the_step_before_it_committed(monkeypatch):
+    """Not the whole prompt again, and the timed drafter is not the one that will draft."""
+    read = []
+
+    class Reading(PromptLookup):
+        def observe(self, step):
+            read.append(len(step.tokens))
+            super().observe(step)
+
+    target = measurable()
+    drafter = Reading(target)
+    monkeypatch.setattr(costs, "TURNS", 3)
+    assert costs.step_seconds(target, drafter, costs.NEAR) > 0
+    assert len(read) == costs.WARM + 3
+    hybrid = Hybrid(target, of="prompt_lookup,aded")
+    before = {id(part.drafter) for part in hybrid.parts}
+    timed = []
+    monkeypatch.setattr(costs, "step_seconds", lambda t, own, p: timed.append(id(own)) or 1.0)
+    monkeypatch.setattr(costs, "measure", lambda t, about, seconds: seconds((1,)) and CHEAP)
+    hybrid.prepare(target)
+    assert len(timed) == 3
+    assert not before & set(timed)
+
+
+def test_a_drafter_that_shares_the_targets_entries_is_timed_within_a_generation(
+    monkeypatch, tmp_path
+):
+    """Measuring opens sessions of its own; the generation's is the one to share."""
+    monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(costs, "TURNS", 1)
+    monkeypatch.setattr(costs, "WARM", 0)
+    monkeypatch.setattr(costs, "_measured", {})
+    target = measurable()
+    prompt = list(range(20, 50))
+    expected = output(target, build_decoder("vanilla", target).drafter, 0.0, prompt, tokens=8)
+    unprepared = Hybrid(target, of="draft_model,prompt_lookup")
+    assert output(target, unprepared, 0.0, prompt, tokens=8).tokens == expected.tokens
+
+
+def test_a_context_without_room_for_timed_steps_is_refused():
+    model = random_model("llama", max_position_embeddings=costs.NEAR)
+    target = TransformersTarget(model, tiny_tokenizer(), "short", "abc")
+    with pytest.raises(BenchError, match="hybrid times its drafters behind 256 tokens, and short"):
+        Hybrid(target, of="prompt_lookup,suffix")
 
 
 def test_a_step_is_charged_once_for_what_no_drafter_costs(tiny, monkeypatch):

@@ -54,6 +54,20 @@ def drafted(draft, context, dice):
         yield from zip(level, draft.expand(list(tokens), list(rows)), strict=True)
 
 
+@torch.inference_mode()
+def test_asked_twice_of_one_text_it_answers_twice():
+    target = deep_target()
+    draft = LanguageModel(target, deep_target())
+    context = context_of(PROMPT)
+    draft.begin()
+    answers = []
+    for _ in range(2):
+        draft.follow(context, 4)
+        answers.append(draft.absorb())
+        draft.expand([3, 4], [0, 0])
+    assert_close(answers[1], answers[0])
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "not fused"])
 @torch.inference_mode()
 def test_every_path_of_every_step_has_the_logits_of_plain_transformers(name):

@@ -17,6 +17,9 @@ from fspad_bench.drafts.drafter import FIXED_DEPTH, FIXED_NODES, MOST_DEPTH, MOS
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import SIZES, TINY, Costs
 from fspad_bench.drafts.sizing.policy import AdaptiveTree, FixedTree
+from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
+from fspad_bench.engine import gpu as kernels
+from fspad_bench.models.load import load_target
 from fspad_bench.util.errors import BenchError
 
 PROMPT = list(range(30, 52))
@@ -161,3 +164,22 @@ def test_sizes_of_the_largest_tree_are_taken(tiny):
 def test_a_head_that_is_not_there_is_refused(tiny, head):
     with pytest.raises(BenchError, match="head"):
         Fspad(tiny, head)
+
+
+def test_a_context_without_room_for_timed_steps_has_no_adaptive_trees(tiny, monkeypatch):
+    monkeypatch.setattr(costs, "is_tiny", lambda target: False)
+    monkeypatch.setattr(type(tiny), "max_length", costs.NEAR, raising=False)
+    assert Fspad(tiny).settings()["tree"] == "fixed"
+    with pytest.raises(BenchError, match="tree=auto times steps behind 256 tokens") as caught:
+        Fspad(tiny, tree="auto")
+    assert caught.value.hint == "use tree=fixed"
+
+
+def test_a_tree_too_deep_for_a_graph_is_not_called_captured(monkeypatch, device):
+    monkeypatch.setenv(kernels.VARIABLE, "reference")
+    target = load_target("tiny", device=device.type)
+    deepest = DeviceTreeBuilder.deepest(4)
+    for depth in (deepest, deepest + 1):
+        drafter = Fspad(target, depth=depth, nodes=64)
+        assert drafter.settings()["captured"] == (depth == deepest)
+        assert (drafter.device_drafter() is not None) == (depth == deepest)

@@ -18,13 +18,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from fspad_bench.core.protocols import Context
+from fspad_bench.core.loop import Decoding
+from fspad_bench.core.protocols import Context, Drafter, Limit
+from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Rule
 from fspad_bench.engine.device_loop import repeated
@@ -42,6 +45,7 @@ NEAR = 256  # prefix lengths at which costs are measured
 FAR = 1024
 WARM = 2  # turns that do not count
 TURNS = 12  # turns that do
+ROOM = 128  # new tokens that timed steps may make
 LONGEST = 3600.0  # seconds of a part of a step, above which a file is damaged
 PATIENCE = 10.0  # seconds after which no further turn begins
 TINY_IDENTITY = "tiny-1"  # of the preset `tiny`, whose costs are made up
@@ -148,6 +152,11 @@ def _interpolated(values: Sequence[float], batch: int = 1) -> np.ndarray:
 
 
 TINY = Costs(tuple(1.0 + 0.02 * n for n in SIZES), 0.1, 0.1)
+
+
+def is_measurable(target: TransformersTarget) -> bool:
+    """Whether the target's context has room for the steps that are timed."""
+    return is_tiny(target) or target.max_length >= NEAR + LARGEST_TREE
 
 
 def is_tiny(target: TransformersTarget) -> bool:
@@ -259,10 +268,12 @@ def _known(
             _measured[path] = kept
     if path in _measured:
         return _measured[path]
+    session = target.last_session  # a drafter may share it; those of the measurement are closed
     with Progress("measuring what a step costs", 1) as progress:
         load = machine.Load()
         _measured[path] = list(measure())
         progress.advance()
+    target.last_session = session
     if load.others() > machine.NOISY:
         note("other work is going on: these costs are not kept for the next run")
         return _measured[path]
@@ -352,6 +363,35 @@ def overhead_seconds(turns: Sequence[Turn], verify: Rule) -> list[float]:
         return drafted - began + done - scored
 
     return _quickest(seconds, turns)
+
+
+@torch.inference_mode()
+def step_seconds(target: TransformersTarget, drafter: Drafter, prefix: int) -> float:
+    """Return the seconds of a drafter's steps behind a prefix, without their forwards: the median
+    of some steps of a generation, since no two draft alike.
+    """
+    prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
+    limit = Limit(min(ROOM, target.max_length - prefix))
+    seconds: list[float] = []
+    with Decoding(target, drafter, Sampler(1.0), prompt, limit) as decoding:
+        decoding.begin(decoding.session.prefill(prompt))
+        while not decoding.finished and len(seconds) < WARM + TURNS:
+            seconds.append(_step_without_forward(target, decoding))
+    return median(seconds[WARM:] or seconds)
+
+
+def _step_without_forward(target: TransformersTarget, decoding: Decoding) -> float:
+    """Run a step; return its seconds but for its forward."""
+    began = perf_counter()
+    tree = decoding.propose()
+    target.synchronize()
+    drafted = perf_counter()
+    scores = decoding.session.score(tree)
+    target.synchronize()
+    scored = perf_counter()
+    decoding.take(tree, scores, scored - drafted)
+    target.synchronize()
+    return drafted - began + perf_counter() - scored
 
 
 def forward_seconds(target: TransformersTarget, cases: Sequence[tuple[int, int]]) -> list[float]:

@@ -155,7 +155,8 @@ def draft_graph(draft: Levels, context: Context, shape: GraphShape, budget: int)
                 if number is not None:
                     new.append(number)
                     rows.append(row)
-        if level + 1 == levels or all(graph.nodes[number].leaf for number in new):
+        leaves = all(graph.nodes[number].leaf for number in new)
+        if level + 1 == levels or leaves or (graph.full and shape.repeat < 0):
             break
         logits = draft.expand([graph.nodes[number].token for number in new], rows)
         frontier = new

@@ -24,7 +24,7 @@ from fspad_bench.engine.gpu.backend import KernelAttention
 from fspad_bench.engine.gpu.replay import Replay
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-GRAPHS = 64  # of one cache; what comes later is launched kernel by kernel
+GRAPHS = 64  # of one cache; then the one that was used longest ago makes room
 
 
 class Shape(NamedTuple):
@@ -59,7 +59,7 @@ class TreeForward:
     ) -> tuple[Tensor, list[Tensor]] | None:
         """Return features `[N, d]` and captured hidden states.
 
-        None where padding would not fit the cache, or there are graphs enough.
+        None where padding would not fit the cache.
         """
         if self.entries is not cache.entries:  # a graph writes to the cache it was captured with
             self.entries = cache.entries
@@ -71,9 +71,11 @@ class TreeForward:
             return None
         if shape not in self.graphs:
             if len(self.graphs) == GRAPHS:
-                return None
+                del self.graphs[next(iter(self.graphs))]
             self._open(shape, cache, pending.prefix)
-        return self.graphs[shape](tokens, pending)
+        graph = self.graphs.pop(shape)
+        self.graphs[shape] = graph  # the last: used most recently
+        return graph(tokens, pending)
 
     def _open(self, shape: Shape, cache: KVCache, prefix: int) -> None:
         """Build the graph of a shape.

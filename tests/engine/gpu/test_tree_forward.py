@@ -134,6 +134,25 @@ def test_there_are_at_most_so_many_graphs(target, monkeypatch):
     assert len(target.trees.graphs) == 3 < GRAPHS
 
 
+def test_a_graph_in_use_stays_where_others_come_and_go(target, monkeypatch):
+    """Shapes that are asked for once, as a search of layers asks, take the place of one another."""
+    monkeypatch.setattr(tree_forward, "GRAPHS", 3)
+    kept = Shape(1, 0, ALL, ())
+    with target.session(len(PROMPT) + LARGEST_TREE) as session:
+        session.prefill(PROMPT)
+        session.extend([5], [-1])
+        graph = target.trees.graphs[kept]
+        for skipped in ([0], [1], [0, 1]):
+            layers = LayerPlan(skip_mlp=frozenset(skipped))
+            session.rollback()
+            with target.session(0, layers=layers, share=session) as other:
+                other.extend([5], [-1])
+                other.rollback()
+            session.extend([5], [-1])
+    assert len(target.trees.graphs) == 3
+    assert target.trees.graphs[kept] is graph
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_the_first_tree_captures_all_sizes_and_changes_nothing(monkeypatch, grown):
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
