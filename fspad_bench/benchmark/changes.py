@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 from fspad_bench.benchmark.matching import Match, Side, Turn
 from fspad_bench.benchmark.paired import Change, change, count_p, pooled
 from fspad_bench.benchmark.record import PENALTIES, VANILLA, Sample
+from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.speeds import FEWEST_PROMPTS, Pair, cost_of
 from fspad_bench.benchmark.times import decoded
 from fspad_bench.decoders.label import Label
@@ -100,7 +101,7 @@ def lines_of(a: Side, b: Side, match: Match, floor: float) -> Iterator[Line]:
         yield _steps(match, Shared(a_samples, b_samples), sized)
     outputs = _outputs(a_samples, b_samples)
     yield _verdict(match, outputs)
-    yield from _scores(match, outputs)
+    yield from _scores(match, (_scored(a, match.a), _scored(b, match.b)), outputs)
 
 
 def _speedup(a: Side, b: Side, match: Match, floor: float) -> Line:
@@ -261,22 +262,33 @@ def _rank(verdict: str) -> int:
     return DISTRUSTED.index(verdict) + 1 if verdict in DISTRUSTED else 0
 
 
-def _scores(match: Match, outputs: str) -> Iterator[Line]:
-    """Yield a line of the headline score of equal prompts; only a share of prompts has a test."""
+def _scores(match: Match, scored: Sequence[int | None], outputs: str) -> Iterator[Line]:
+    """Yield a line of the headline score of equal prompts.
+
+    Only a share of prompts has a test, where both records say of how many.
+    """
     metric = match.a["metric"]
     is_comparable = match.a["data_sha256"] == match.b["data_sha256"]
     if metric is None or metric != match.b["metric"] or not is_comparable:
         return
     a = match.a["score"]
     b = match.b["score"]
-    p = _share_p(match) if metric in SHARES else None
+    p = _share_p(match, scored) if metric in SHARES else None
     state = SAME if a == b else UNTESTED
     yield Line(match, metric, a, b, state, p=None if a == b else p, note=outputs)
 
 
-def _share_p(match: Match) -> float:
-    counts = [round(row["score"] * row["samples"] / 100) for row in match]
-    return count_p(counts[0], match.a["samples"], counts[1], match.b["samples"])
+def _scored(side: Side, row: Row) -> int | None:
+    """Return of how many prompts a row's score is, None where its record does not say it."""
+    return side.merged.scored.get(row["record_key"])
+
+
+def _share_p(match: Match, scored: Sequence[int | None]) -> float | None:
+    a, b = scored
+    if not (a and b):
+        return None
+    right = [round(row["score"] * total / 100) for row, total in zip(match, (a, b), strict=True)]
+    return count_p(right[0], a, right[1], b)
 
 
 def _joined(notes: Sequence[str]) -> str:

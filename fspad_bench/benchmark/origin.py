@@ -26,7 +26,7 @@ def origin_of(target: TransformersTarget, prompts: Prompts) -> dict[str, Any]:
         "target_sha256": target.files_sha256,
         "dtype": str(target.dtype).removeprefix("torch."),
         "forward": target.forward_name,
-        "device": str(target.placement),
+        "device": _device(target),
         "threads": torch.get_num_threads(),
         "machine": machine.describe(target.gpu),
         "version": __version__,
@@ -35,6 +35,16 @@ def origin_of(target: TransformersTarget, prompts: Prompts) -> dict[str, Any]:
         "template_sha256": prompts.template_sha256,
         "tokenizer_sha256": tokenizer_hash(prompts.tokenizer),
     }
+
+
+def _device(target: TransformersTarget) -> str:
+    """Return the type of a single device, and of several their names.
+
+    Equal GPUs give equal figures, so that shards on one each share their rows; `machine` names what
+    GPU it is, and the plan of a shard which one.
+    """
+    placement = target.placement
+    return placement.first.type if placement.is_single else str(placement)
 
 
 def costs_origin(origin: dict[str, Any], options: dict[str, Any]) -> str:

@@ -243,10 +243,15 @@ class Audit:
 
 @dataclass(frozen=True)
 class Score:
-    """A row's scores by the task's metric, in percent; the first is the headline."""
+    """A row's scores by the task's metric; the first is the headline.
+
+    They are in percent, but for lm-eval's metrics of another scale. `scored`: the number of prompts
+    that have answers, None in older records.
+    """
 
     key: str
     scores: dict[str, float]
+    scored: int | None = None
 
 
 @dataclass(frozen=True)
@@ -296,6 +301,7 @@ class Records:
     pits: list[Pit] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scored: dict[str, int | None] = field(default_factory=dict)
     costs: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     complete: bool = False
     damaged: list[str] = field(default_factory=list)
@@ -370,6 +376,7 @@ class Records:
                 check_fields(Score, content)
                 score = Score(**content)
                 self.scores[score.key] = score.scores
+                self.scored[score.key] = score.scored
             case "costs":
                 origin = content.get("origin", "")
                 if not isinstance(content["seconds"], dict):

@@ -34,16 +34,16 @@ def scores(
     """
     if not (data.card.score or data.scorer):
         return
-    answers = {q.id: q.answers for q in data.questions if q.answers}
+    last_turns = {(q.id, len(q.turns) - 1) for q in data.questions if q.answers}
     for key in records.keys.values():
         if key.task != data.card.task:
             continue
-        samples = _scored(key.hash, records.samples, answers)
+        samples = _scored(key.hash, records.samples, last_turns)
         if samples:
             texts = [text(sample.tokens) for sample in samples]
             ids = [sample.sample for sample in samples]
             try:
-                yield Score(key.hash, _figures(data, ids, texts))
+                yield Score(key.hash, _figures(data, ids, texts), len(samples))
             except (BenchError, ValueError) as error:  # a package's metric: the run is not lost
                 note(f"note: no score of {key.decoder} on {data.card.task}: {described(error)}")
 
@@ -56,7 +56,7 @@ def _figures(data: tasks.TaskData, ids: list[str], texts: list[str]) -> dict[str
     return scoring.score(data.card.score, texts, [answers[name] for name in ids])
 
 
-def _scored(key: str, samples: Sequence[Sample], answers: dict[str, list[str]]) -> list[Sample]:
-    """Return the last generation of each sample that has answers."""
-    latest = {s.sample: s for s in samples if s.key == key and not s.error}
-    return [sample for sample in latest.values() if sample.sample in answers]
+def _scored(key: str, samples: Sequence[Sample], last_turns: set[tuple[str, int]]) -> list[Sample]:
+    """Return the latest generation of the last turn of each sample that has answers."""
+    own = [s for s in samples if s.key == key and not s.error]
+    return list({s.sample: s for s in own if (s.sample, s.turn) in last_turns}.values())

@@ -26,7 +26,7 @@ from fspad_bench.util.terminal import show
 
 if TYPE_CHECKING:
     from fspad_bench.profiling.cost_models import Roofline
-    from fspad_bench.profiling.projection import Case, Place, Projection
+    from fspad_bench.profiling.projection import Case, Projection
 
 GIGA = 1e9
 TERA = 1e12
@@ -127,18 +127,11 @@ def _project_records(arguments: argparse.Namespace) -> None:
     from fspad_bench.profiling.projection_table import projection_table
 
     cases = _cases(arguments.records)
-    measured: dict[Place, float] = {}
-    if arguments.against:
-        measured = {case.place: case.recorded for case in _cases([arguments.against])}
-        if not measured.keys() & {case.place for case in cases}:
-            raise BenchError(
-                f"{arguments.against} has no row of these decoders, tasks and temperatures",
-                "give a record of the same plan",
-            )
+    against = _cases([arguments.against]) if arguments.against else []
     if arguments.shape:
-        projections = _at_roofline(arguments, cases, measured)
+        projections = _at_roofline(arguments, cases, against)
     else:
-        projections = _here(arguments, cases, measured)
+        projections = _here(arguments, cases, against)
     show(projection_table(projections, arguments.format))
 
 
@@ -155,22 +148,42 @@ def _cases(paths: Sequence[Path]) -> list[Case]:
     return known
 
 
+def _measured(
+    arguments: argparse.Namespace,
+    cases: Sequence[Case],
+    against: Sequence[Case],
+    target: str | None = None,
+) -> list[float | None]:
+    """Return the speedup that each case has in the record of --against, None where it has none."""
+    from fspad_bench.profiling.projection import measured_speedups
+
+    measured = measured_speedups(cases, against, target)
+    if against and not any(measured):
+        raise BenchError(
+            f"{arguments.against} has no row of these decoders, tasks and temperatures with a "
+            "speedup that is known",
+            "give a record of the same plan",
+        )
+    return measured
+
+
 def _at_roofline(
-    arguments: argparse.Namespace, cases: Sequence[Case], measured: dict[Place, float]
+    arguments: argparse.Namespace, cases: Sequence[Case], against: Sequence[Case]
 ) -> list[Projection]:
     from fspad_bench.profiling.projection import at_roofline
 
+    measured = _measured(arguments, cases, against)
     return at_roofline(cases, _roofline(arguments), arguments.draft_cost, measured)
 
 
 def _here(
-    arguments: argparse.Namespace, cases: Sequence[Case], measured: dict[Place, float]
+    arguments: argparse.Namespace, cases: Sequence[Case], against: Sequence[Case]
 ) -> list[Projection]:
     from fspad_bench.cli.environment import use_threads
     from fspad_bench.models.load import load_target
     from fspad_bench.profiling.cost_models import MeasuredForwards
     from fspad_bench.profiling.probe import probe
-    from fspad_bench.profiling.projection import project, recorded_options
+    from fspad_bench.profiling.projection import Overheads, project, recorded_options
 
     use_threads(arguments.threads)
     names = {case.key.target for case in cases}
@@ -182,7 +195,9 @@ def _here(
     target = load_target(
         arguments.target or names.pop(), device=arguments.device, dtype=arguments.dtype
     )
+    measured = _measured(arguments, cases, against, target.name)
     options = recorded_options(record_files(arguments.records))
-    probed = probe(target, [case.place for case in cases], options)
-    vanilla = {case.place: probed.vanilla(case.place) for case in cases}
-    return project(cases, MeasuredForwards(probed.forwards), probed.overheads, vanilla, measured)
+    places = [case.place for case in cases]
+    probed = probe(target, places, options)
+    overheads = [Overheads(probed.overheads[place], probed.vanilla(place)) for place in places]
+    return project(cases, MeasuredForwards(probed.forwards), overheads, measured)

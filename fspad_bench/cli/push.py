@@ -67,7 +67,7 @@ def _check_repository(name: str) -> None:
 
 def _files(arguments: argparse.Namespace) -> tuple[str, Files]:
     """Return the kind of repository, as the hub calls it, and its files."""
-    from fspad_bench.cli.table import record_files
+    from fspad_bench.cli.table import read_rows, record_files
     from fspad_bench.drafts.head import ABOUT
     from fspad_bench.publishing.repositories import head_repository, results_repository
 
@@ -77,8 +77,11 @@ def _files(arguments: argparse.Namespace) -> tuple[str, Files]:
             raise BenchError(f"{paths[0]} is a head, and goes alone", "push one head at a time")
         files = head_repository(paths[0], arguments.repo, arguments.license, arguments.model)
         return "model", files
+    records = record_files(paths)
+    _, table = read_rows(records)
     return "dataset", results_repository(
-        record_files(paths),
+        table,
+        records,
         arguments.repo,
         arguments.license,
         with_records=arguments.with_records,

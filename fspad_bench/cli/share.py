@@ -81,6 +81,8 @@ def _write_every_eval_ever(facts: Facts, arguments: argparse.Namespace) -> None:
         arguments.organization, arguments.relationship, arguments.model, arguments.source
     )
     written = document(facts, evaluator, int(time.time()))
+    for line in written.left_out:
+        note(f"left out: {line}")
     path = user_path(arguments.output) / written.path
     _write(path, json.dumps(written.content, indent=2, allow_nan=False) + "\n")
     show(f"{path}: {len(written.content['evaluation_results'])} results")

@@ -11,14 +11,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fspad_bench.analysis.shares import step_times, steps_of
 from fspad_bench.benchmark.guards.prefill import hidden_work
-from fspad_bench.benchmark.record import VANILLA, Key, Records, Sample
+from fspad_bench.benchmark.record import PENALTIES, VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.benchmark.repeat import plan_of
 from fspad_bench.benchmark.rows import latest
@@ -27,9 +27,14 @@ from fspad_bench.decoders.label import Label
 from fspad_bench.profiling.cost_models import ForwardModel, Overhead
 from fspad_bench.util.errors import BenchError
 
+SAMPLING = ("top_p", "top_k", "min_p", *PENALTIES)
+"""Fields of a key that decide, with the temperature, what is accepted."""
+TOLD = ("target", "dtype", "device", "threads", "machine", *SAMPLING, "max_new_tokens")
+"""Fields of a key that tell rows apart; others do only where these are equal."""
+
 
 class Place(NamedTuple):
-    """The fields that match rows of two records."""
+    """What a probe times: a decoder on a task at a temperature. Several rows may share it."""
 
     decoder: str
     task: str
@@ -38,8 +43,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A decoder's generations in one setting, vanilla's of that setting, and the recorded speedup:
-    nan where it is not known.
+    """A decoder's generations in one setting, those of vanilla that were interleaved with them, and
+    the recorded speedup: nan where it is not known.
     """
 
     key: Key
@@ -76,10 +81,9 @@ def cases(records: Records) -> list[Case]:
 
 
 def _case(key: Key, samples: Sequence[Sample], vanilla: Sequence[Sample]) -> Case:
-    own = [sample for sample in latest(samples) if not sample.error]
-    pairs = pairs_of(vanilla, own)
+    pairs = pairs_of(vanilla, latest(samples))
     recorded = math.nan if hidden_work(pairs) else speedup(pairs, prefill=False).value
-    return Case(key, own, [s for s in latest(vanilla) if not s.error], recorded)
+    return Case(key, [pair.decoder for pair in pairs], [pair.vanilla for pair in pairs], recorded)
 
 
 def _steps_are_known(case: Case) -> bool:
@@ -89,12 +93,17 @@ def _steps_are_known(case: Case) -> bool:
     return all(len(sample.drafted) == len(sample.committed) for sample in case.samples)
 
 
-def projected(
-    case: Case, forwards: ForwardModel, overhead: Overhead, vanilla_overhead: Overhead
-) -> float:
+class Overheads(NamedTuple):
+    """What the steps of a case cost beside their forwards: the decoder's, and vanilla's."""
+
+    decoder: Overhead
+    vanilla: Overhead
+
+
+def projected(case: Case, forwards: ForwardModel, overheads: Overheads) -> float:
     """Return the speedup of a decoder's recorded steps at these costs."""
-    decoder = _seconds(case.samples, forwards, overhead) / _tokens(case.samples)
-    vanilla = _seconds(case.vanilla, forwards, vanilla_overhead) / _tokens(case.vanilla)
+    decoder = _seconds(case.samples, forwards, overheads.decoder) / _tokens(case.samples)
+    vanilla = _seconds(case.vanilla, forwards, overheads.vanilla) / _tokens(case.vanilla)
     return vanilla / decoder
 
 
@@ -111,65 +120,131 @@ def _seconds(samples: Sequence[Sample], forwards: ForwardModel, overhead: Overhe
 
 @dataclass(frozen=True)
 class Projection:
-    """A row's speedup: recorded, at other costs, and measured there where that is known."""
+    """A row's speedup: recorded, at other costs, and measured there where that is known.
+
+    `apart`: what tells the row from others of its decoder, task and temperature, field by field.
+    """
 
     place: Place
     tokens_per_step: float
     recorded: float
     projected: float
     measured: float | None = None
+    apart: dict[str, Any] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
-        return Label.of(self.place.decoder).shown
+        label = Label.of(self.place.decoder).shown
+        differing = ", ".join(f"{name}={value}" for name, value in self.apart.items())
+        return f"{label} ({differing})" if differing else label
 
     @property
     def error(self) -> float | None:
         """The distance of the projection from the measured speedup, as a share of it."""
-        return None if self.measured is None else self.projected / self.measured - 1
+        if self.measured is None or math.isnan(self.measured):
+            return None
+        return self.projected / self.measured - 1
 
 
 def project(
     cases: Sequence[Case],
     forwards: ForwardModel,
-    overheads: Mapping[Place, Overhead],
-    vanilla_overheads: Mapping[Place, Overhead],
-    measured: Mapping[Place, float],
+    overheads: Sequence[Overheads],
+    measured: Sequence[float | None],
 ) -> list[Projection]:
-    """Project every case. `measured`: speedups of a run at those costs, for comparison."""
+    """Project every case at its own overheads.
+
+    `measured`: its speedup in a run at those costs, None where there is none.
+    """
     return [
         Projection(
             case.place,
             case.tokens_per_step,
             case.recorded,
-            projected(case, forwards, overheads[case.place], vanilla_overheads[case.place]),
-            measured.get(case.place),
+            projected(case, forwards, own),
+            there,
+            apart(case, cases),
         )
-        for case in cases
+        for case, own, there in zip(cases, overheads, measured, strict=True)
     ]
+
+
+def apart(case: Case, cases: Sequence[Case]) -> dict[str, Any]:
+    """Return the fields of a case's key in which other cases of its place differ from it."""
+    others = [other.key for other in cases if other.place == case.place]
+    differing = {
+        name: value
+        for name, value in asdict(case.key).items()
+        if any(getattr(other, name) != value for other in others)
+    }
+    return {name: differing[name] for name in TOLD if name in differing} or differing
+
+
+def measured_speedups(
+    cases: Sequence[Case], against: Sequence[Case], target: str | None = None
+) -> list[float | None]:
+    """Return the recorded speedup of each case's counterpart, None where it has none.
+
+    `target`: the one that `against` must be of, where that is not the case's own. Raises BenchError
+    for a place that is there twice, for another target, and for other sampling.
+    """
+    counterparts: dict[Place, Case] = {}
+    for row in against:
+        if row.place in counterparts:
+            differing = ", ".join(apart(row, against))
+            raise BenchError(
+                f"{_name(row)} has two rows to compare with, of other {differing}",
+                "give one record with --against, of one target on one machine",
+            )
+        counterparts[row.place] = row
+    speedups: list[float | None] = []
+    for case in cases:
+        there = counterparts.get(case.place)
+        if there is not None:
+            _check_alike(case, there, target or case.key.target)
+        speedups.append(there.recorded if there and math.isfinite(there.recorded) else None)
+    return speedups
+
+
+def _check_alike(case: Case, there: Case, target: str) -> None:
+    """Raise BenchError unless two rows are of one target and one way to sample."""
+    wanted = {"target": target} | {name: getattr(case.key, name) for name in SAMPLING}
+    for name, value in wanted.items():
+        other = getattr(there.key, name)
+        if other != value:
+            raise BenchError(
+                f"{_name(there)} was measured with {name}={other}, and is projected with "
+                f"{name}={value}",
+                "give a record of the same plan with --against",
+            )
+
+
+def _name(case: Case) -> str:
+    label = Label.of(case.key.decoder).shown
+    return f"{label} on {case.key.task}, T={case.key.temperature:g}"
 
 
 def at_roofline(
     cases: Sequence[Case],
     forwards: ForwardModel,
     draft_cost: float | None,
-    measured: Mapping[Place, float],
+    measured: Sequence[float | None],
 ) -> list[Projection]:
     """Project to another target and device.
 
     Drafting takes the given share of a forward of one node, or the share that it took when it was
-    recorded; the rest of a step takes the seconds that it took then.
+    recorded; the rest of a step takes the seconds that it took then, and nothing unless those of
+    vanilla's steps are known too.
     """
-    overheads = {}
-    vanilla_overheads = {}
+    overheads = []
     for case in cases:
         share = recorded_draft_cost(case) if draft_cost is None else draft_cost
         one_node = forwards.seconds(1, _mean_prefix(case.vanilla))
-        own = Overhead.of(case.samples) or Overhead()
-        vanilla = Overhead.of(case.vanilla) or Overhead()
-        overheads[case.place] = Overhead(share * one_node, own.rest)
-        vanilla_overheads[case.place] = Overhead(0.0, vanilla.rest)
-    return project(cases, forwards, overheads, vanilla_overheads, measured)
+        own = Overhead.of(case.samples)
+        vanilla = Overhead.of(case.vanilla)
+        rests = (own.rest, vanilla.rest) if own and vanilla else (0.0, 0.0)
+        overheads.append(Overheads(Overhead(share * one_node, rests[0]), Overhead(0.0, rests[1])))
+    return project(cases, forwards, overheads, measured)
 
 
 def recorded_draft_cost(case: Case) -> float:

@@ -50,6 +50,7 @@ def _largest(projections: Sequence[Projection]) -> list[str]:
 def _facts(projection: Projection) -> dict[str, Any]:
     facts = {
         **projection.place._asdict(),
+        "apart": projection.apart,
         "tokens_per_step": projection.tokens_per_step,
         "recorded": projection.recorded,
         "projected": projection.projected,

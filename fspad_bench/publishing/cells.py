@@ -53,7 +53,7 @@ def _interval(row: Row, name: str, form: str) -> str:
 
 def score(row: Row) -> Cell:
     """Return the task's score with the name of its metric."""
-    if row["score"] is None:
+    if row["score"] is None or not math.isfinite(row["score"]):
         return Cell()
     unit = unit_of(row["metric"])
     return Cell(f"{row['score']:.1f}{unit}", row["metric"], row["score"])

@@ -2,6 +2,8 @@
 
 - A record is one document: a model, and a result for each figure of each row.
 - Figures that a row does not have are left out; vanilla has no speedup over itself.
+- Scores that are not finite are left out, and those on a scale of lm-eval's own: the schema wants
+  bounds and a direction, which a record does not hold.
 - The verdict is a metric of levels; `unverified` is the schema's unknown level, -1.
 - Values of `additional_details` and `details` are texts, as the schema wants them.
 """
@@ -10,12 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from fspad_bench.benchmark.lm_eval_tasks import IN_PERCENT, PREFIX
 from fspad_bench.benchmark.record import PENALTIES, VANILLA
 from fspad_bench.benchmark.rows import IDENTITY, Row
 from fspad_bench.models.presets import PRESETS
@@ -80,10 +84,11 @@ class Evaluator(NamedTuple):
 
 
 class Document(NamedTuple):
-    """A document and its path in the datastore."""
+    """A document, its path in the datastore, and which scores it leaves out, and why."""
 
     path: PurePosixPath
     content: Json
+    left_out: list[str]
 
 
 def document(facts: Facts, evaluator: Evaluator, created: int) -> Document:
@@ -103,7 +108,8 @@ def document(facts: Facts, evaluator: Evaluator, created: int) -> Document:
         "evaluation_results": [result for row in facts.table for result in _results(row, facts)],
     }
     name = uuid.UUID(hex=facts.sha256[:32], version=4)
-    return Document(PurePosixPath("data", COLLECTION, model, f"{name}.json"), content)
+    path = PurePosixPath("data", COLLECTION, model, f"{name}.json")
+    return Document(path, content, _left_out(facts.table))
 
 
 def _started(facts: Facts) -> Json:
@@ -167,7 +173,8 @@ def _model(facts: Facts, model: str) -> Json:
 def _results(row: Row, facts: Facts) -> Iterator[Json]:
     """Yield a result for each figure that a row has."""
     for metric, score in (row["scores"] or {}).items():
-        yield _result(row, facts, _quality(metric), score)
+        if not _objection(row, metric, score):
+            yield _result(row, facts, _quality(metric), score)
     for speed in (*SPEED, STEPS):
         is_own = speed is not STEPS and row["decoder"] == VANILLA
         if row[speed.name] is not None and not is_own:
@@ -176,6 +183,24 @@ def _results(row: Row, facts: Facts) -> Iterator[Json]:
     levels = list(LEVELS)
     level = levels.index(row["verdict"]) if row["verdict"] in LEVELS else -1
     yield _result(row, facts, _verdict(), level)
+
+
+def _objection(row: Row, metric: str, score: float) -> str:
+    """Return why a score cannot be a result; empty where it can."""
+    if not math.isfinite(score):
+        return "it is not finite"
+    is_known = not row["task"].startswith(PREFIX) or metric.partition(",")[0] in IN_PERCENT
+    return "" if is_known else "its scale is lm-eval's own"
+
+
+def _left_out(table: Sequence[Row]) -> list[str]:
+    """Return the scores that cannot be results, each with the reason."""
+    return [
+        f"{metric} of {decoder_name(row['decoder'])} on {row['task']}: {reason}"
+        for row in table
+        for metric, score in (row["scores"] or {}).items()
+        if (reason := _objection(row, metric, score))
+    ]
 
 
 def _result(
@@ -203,7 +228,7 @@ def _row_details(row: Row, facts: Facts) -> Json:
     return {
         **known,
         "decoder": decoder_name(row["decoder"]),
-        "caveats": "; ".join(caveats(row, facts)) or None,
+        "caveats": "; ".join(caveats(row, facts.records)) or None,
     }
 
 
@@ -304,7 +329,7 @@ def _uncertainty(row: Row, name: str) -> Json | None:
             "lower": row[f"{name}_low"],
             "upper": row[f"{name}_high"],
             "confidence_level": CONFIDENCE,
-            "method": "percentile bootstrap over prompts",
+            "method": "percentile bootstrap over prompts, widened by Student's t",
         },
         "num_samples": row["samples"],
         "num_bootstrap_samples": DRAWS,

@@ -60,7 +60,7 @@ class Facts:
 
     def samples(self, row: Row) -> list[Sample]:
         """Return the generations of a row that did not fail, each turn of a prompt once."""
-        own = [s for s in self.records.samples if _is_of(self.records, s.key, row)]
+        own = [s for s in self.records.samples if s.key == row["record_key"]]
         return [sample for sample in latest(own) if not sample.error]
 
 
@@ -99,8 +99,11 @@ def hub_card(row: Row) -> Card | None:
     return card if card.sha256 == row["card_sha256"] and card.dataset_path else None
 
 
-def caveats(row: Row, facts: Facts) -> list[str]:
-    """Return what a reader of one of a row's figures must know, a sentence each."""
+def caveats(row: Row, *records: Records) -> list[str]:
+    """Return what a reader of one of a row's figures must know, a sentence each.
+
+    `records`: the content of each file that holds the row's key.
+    """
     found = []
     if row["verdict"] in VERDICTS:
         found.append(f"{row['verdict']}: {VERDICTS[row['verdict']]}")
@@ -117,14 +120,8 @@ def caveats(row: Row, facts: Facts) -> list[str]:
         found.append(f"{row['looping']} of {row['outputs']} outputs end in a loop")
     if row["decoder"] != VANILLA and row["speedup"] and row["speedup_low"] is None:
         found.append("too few prompts for an interval")
-    if not facts.records.complete:
+    if not all(content.complete for content in records):
         found.append("the run is unfinished")
-    if facts.records.damaged:
-        found.append(f"{len(facts.records.damaged)} damaged lines of the record are left out")
+    if damaged := sum(len(content.damaged) for content in records):
+        found.append(f"{damaged} damaged lines of the record are left out")
     return found
-
-
-def _is_of(records: Records, name: str, row: Row) -> bool:
-    key = records.keys[name]
-    fields = ("task", "decoder", "options", "temperature", "data_sha256", "verification")
-    return all(getattr(key, field) == row[field] for field in fields)

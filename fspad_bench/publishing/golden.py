@@ -5,31 +5,58 @@
 - AL = 1 + accepted draft tokens / steps, pooled over all steps of all prompts.
 - Only chains of one length have a place in it: trees, and drafts whose length follows the text or
   the machine, have none. Rows whose output is not shown to be the target's are left out.
+- Labels of one decoder are one curve where their options agree, but for those that state the
+  length; of two labels with one length each has a curve of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import yaml
 
 from fspad_bench.benchmark.record import Sample
+from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.titles import distribution
 from fspad_bench.decoders.label import Label
 from fspad_bench.publishing.facts import Facts, caveats, dataset_name, model_id
-from fspad_bench.publishing.private import base_name, decoder_name
+from fspad_bench.publishing.private import base_name, base_names, decoder_name
+from fspad_bench.util.errors import BenchError
 
 MODE = "thinking_off"  # the format's name for a chat template without a reasoning mode
 PROVEN = ("exact", "tie", "law")
+SHORT_HASH = 8
 
 
-class Point(NamedTuple):
-    """A row's mean acceptance length with so many drafted tokens."""
+class Chain(NamedTuple):
+    """A row that drafted chains of `drafts` tokens, and its mean acceptance length."""
 
+    row: Row
     drafts: int
     length: float
     caveats: list[str]
+
+    @property
+    def label(self) -> Label:
+        return Label.of(decoder_name(self.row["decoder"]))
+
+
+class Place(NamedTuple):
+    """What the points of a curve have in common. `options`: as JSON, without the chain's length;
+    `own`: the label's own name, where the options do not tell labels of one length apart.
+    """
+
+    decoder: str
+    task: str
+    sampling: str
+    dtype: str
+    limit: str
+    options: str
+    own: str = ""
 
 
 class GoldenFile(NamedTuple):
@@ -40,32 +67,96 @@ class GoldenFile(NamedTuple):
 
 
 def golden_files(facts: Facts, model: str | None, source: str | None) -> list[GoldenFile]:
-    """Return a file for each decoder, task and way to sample that drafted chains of one length."""
+    """Return a file for each decoder, task and way to sample that drafted chains of one length.
+
+    Raises BenchError for two rows of one label with one length.
+    """
     name = model_id(facts.target, model)
-    curves: dict[tuple[str, ...], list[Point]] = {}
+    curves = _curves(list(_chains(facts)))
+    shared = Counter(_name(place, name) for place in curves)
+    files = []
+    for place, chains in curves.items():
+        file = _name(place, name)
+        if shared[file] > 1:
+            file += f"-{hashlib.sha256(repr(place).encode()).hexdigest()[:SHORT_HASH]}"
+        files.append(GoldenFile(f"{file}.yaml", _text(place, chains, name, facts, source)))
+    return files
+
+
+def _chains(facts: Facts) -> Iterator[Chain]:
     for row in facts.table:
         samples = facts.samples(row)
         drafts = chain_length(samples, row["max_new_tokens"])
-        if drafts is None or row["verdict"] not in PROVEN:
-            continue
-        method = Label.of(decoder_name(row["decoder"])).decoder
-        limit = str(row["max_new_tokens"])
-        place = (method, dataset_name(row), distribution(row), row["dtype"], limit)
-        point = Point(drafts, acceptance_length(samples), caveats(row, facts))
-        curves.setdefault(place, []).append(point)
-    return [_file(place, points, name, facts, source) for place, points in curves.items()]
+        if drafts is not None and row["verdict"] in PROVEN:
+            said = caveats(row, facts.records)
+            yield Chain(row, drafts, acceptance_length(samples), said)
+
+
+def _curves(every: Sequence[Chain]) -> dict[Place, list[Chain]]:
+    """Return the chains of each curve, the shortest first."""
+    places: dict[Place, list[Chain]] = {}
+    for chain in every:
+        of_decoder = [other for other in every if other.label.decoder == chain.label.decoder]
+        place = _place(chain, _length_options(of_decoder))
+        places.setdefault(place, []).append(chain)
+    curves: dict[Place, list[Chain]] = {}
+    for place, chains in places.items():
+        is_one = len({chain.drafts for chain in chains}) == len(chains)
+        for chain in sorted(chains, key=lambda chain: chain.drafts):
+            own = place if is_one else place._replace(own=chain.label.shown)
+            curves.setdefault(own, []).append(chain)
+    for chains in curves.values():
+        _check_lengths(chains)
+    return curves
+
+
+def _length_options(chains: Sequence[Chain]) -> set[str]:
+    """Return the options of a decoder that state the length of each chain, in tokens or in nodes
+    with the root.
+    """
+    return {
+        name
+        for name in chains[0].row["options"]
+        for root in (0, 1)
+        if all(chain.row["options"].get(name) == chain.drafts + root for chain in chains)
+    }
+
+
+def _place(chain: Chain, lengths: set[str]) -> Place:
+    row = chain.row
+    options = {name: value for name, value in row["options"].items() if name not in lengths}
+    return Place(
+        chain.label.decoder,
+        dataset_name(row),
+        distribution(row),
+        row["dtype"],
+        str(row["max_new_tokens"]),
+        json.dumps(base_names(options), sort_keys=True, default=str),
+    )
+
+
+def _check_lengths(chains: Sequence[Chain]) -> None:
+    """Raise BenchError for two points of a curve at one length."""
+    counts = Counter(chain.drafts for chain in chains)
+    for chain in chains:
+        if counts[chain.drafts] > 1:
+            raise BenchError(
+                f"{chain.label.shown} on {chain.row['task']} has {counts[chain.drafts]} rows with "
+                f"chains of {chain.drafts} tokens",
+                "share a record that no other version or machine has resumed",
+            )
 
 
 def chain_length(samples: Sequence[Sample], limit: int) -> int | None:
     """Return how many tokens each step drafted; None for trees, and where the number changes.
 
-    Steps close to the limit have no room for all of them.
+    Steps close to the limit have no room for all of them, and an output that ends with the prefill
+    has no steps.
     """
-    if not samples or any(sample.depths is None for sample in samples):
+    drafting = [sample for sample in samples if any(sample.drafted)]
+    if not drafting or any(sample.depths != sample.drafted for sample in drafting):
         return None
-    most = max((n for sample in samples for n in sample.drafted), default=0)
-    if not most or any(sample.depths != sample.drafted for sample in samples):
-        return None
+    most = max(max(sample.drafted) for sample in drafting)
     for sample in samples:
         made = 1
         for drafted, committed in zip(sample.drafted, sample.committed, strict=True):
@@ -81,20 +172,25 @@ def acceptance_length(samples: Sequence[Sample]) -> float:
     return 1 + sum(len(path) for sample in samples for path in sample.ranks or ()) / steps
 
 
-def _file(
-    place: tuple[str, ...], points: list[Point], model: str, facts: Facts, source: str | None
-) -> GoldenFile:
-    method, task, sampling, dtype, limit = place
-    points = sorted(points)
+def _name(place: Place, model: str) -> str:
+    """Return the name of a curve's file, without its ending."""
+    parts = [model.replace("/", "_"), *place[:5]]
+    return base_name("-".join(parts)).replace(" ", "_").replace(",", "")
+
+
+def _text(
+    place: Place, chains: Sequence[Chain], model: str, facts: Facts, source: str | None
+) -> str:
+    labels = ", ".join(chain.label.shown for chain in chains)
     comments = [
         f"Source: {source or 'a record of fspad-bench with the sha256 ' + facts.sha256}",
-        f"dataset: {task} | {sampling} | output_len: {limit} | dtype: {dtype}",
-        f"Measured with fspad-bench {facts.header.get('version', '')}, decoder {method}",
+        f"dataset: {place.task} | {place.sampling} | output_len: {place.limit} | "
+        f"dtype: {place.dtype}",
+        f"Measured with fspad-bench {facts.header.get('version', '')}, decoder {place.decoder}",
+        f"labels: {labels} | options: {place.options}",
         "AL = 1 + accepted draft tokens / steps; key = drafted tokens, value = AL",
-        *dict.fromkeys(text for point in points for text in point.caveats),
+        *dict.fromkeys(text for chain in chains for text in chain.caveats),
     ]
-    lengths = {point.drafts: round(point.length, 2) for point in points}
+    lengths = {chain.drafts: round(chain.length, 2) for chain in chains}
     text = "".join(f"# {' '.join(comment.split())}\n" for comment in comments)
-    text += yaml.safe_dump({model: {MODE: lengths}}, sort_keys=False)
-    name = "-".join([model.replace("/", "_"), method, task, sampling, dtype, limit])
-    return GoldenFile(base_name(name).replace(" ", "_").replace(",", "") + ".yaml", text)
+    return text + yaml.safe_dump({model: {MODE: lengths}}, sort_keys=False)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -61,13 +62,15 @@ def result_files(facts: Facts, published: Published) -> list[ResultFile]:
 def _entries(row: Row, facts: Facts, published: Published) -> list[Entry]:
     entries = []
     card = hub_card(row)
-    if card and card.dataset_path in BENCHMARKS and row["score"] is not None:
+    is_scored = row["score"] is not None and math.isfinite(row["score"])
+    if card and card.dataset_path in BENCHMARKS and is_scored:
         dataset = {
             "id": card.dataset_path,
             "task_id": BENCHMARKS[card.dataset_path],
             "revision": card.revision,
         }
-        part = f"{row['metric']} in percent on {row['samples']} questions of the data set"
+        count = facts.records.scored.get(row["record_key"]) or row["samples"]
+        part = f"{row['metric']} in percent on {count} questions of the data set"
         entries.append(_entry(dataset, row["score"], part, row, facts, published))
     if published.benchmark and row["decoder"] != VANILLA:
         for name in SPEEDS:
@@ -86,7 +89,7 @@ def _entry(
         entry["date"] = date
     if published.source:
         entry["source"] = {"url": published.source, "name": "fspad-bench record"}
-    entry["notes"] = "; ".join([part, *_setting(row), *caveats(row, facts)])
+    entry["notes"] = "; ".join([part, *_setting(row), *caveats(row, facts.records)])
     return entry
 
 

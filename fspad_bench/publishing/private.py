@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from fspad_bench.decoders.label import SERVED, Label
+
 ADDRESS = re.compile(r"\w://|^[^/\\\s]+@[^/\\\s]+:|^[\w.-]+:\d+$")  # of a server, a user on a host
+DEVICE = re.compile(r"^(cpu|cuda|hpu|mps|npu|xpu):\d{1,2}$")
 HIDDEN = "(address)"
 
 
 def base_name(text: str) -> str:
     """Return the last part of a path; any other text but an address stays as it is."""
-    if ADDRESS.search(text):
+    if ADDRESS.search(text) and not DEVICE.search(text):
         return HIDDEN
     return re.split(r"[/\\]", text.rstrip("/\\"))[-1] if re.search(r"[/\\]", text) else text
 
@@ -33,7 +36,12 @@ def base_names(value: Any) -> Any:
 
 
 def decoder_name(label: str) -> str:
-    """Return a decoder's label without the folder of its file: `own=file.py:Class@preset`."""
+    """Return a decoder's label without the folder of its file, `own=file.py:Class@preset`, and
+    without the address of a served engine.
+    """
+    if Label.of(label).served:
+        own = Label.of(label).own
+        return f"{base_name(own)}={SERVED}{HIDDEN}" if own else f"{SERVED}{HIDDEN}"
     own, equals, decoder = label.rpartition("=")
     path, colon, name = decoder.rpartition(":")
     return f"{base_name(own)}{equals}{base_name(path)}{colon}{base_name(name)}"

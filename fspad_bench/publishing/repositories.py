@@ -6,7 +6,9 @@ folders of paths, stay here (`private`); records hold both, so they are publishe
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fspad_bench.benchmark.render import render
+from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.render import finite, render
 from fspad_bench.benchmark.rows import Row
+from fspad_bench.benchmark.titles import names_of, place_of
 from fspad_bench.drafts.head import ABOUT, WEIGHTS
-from fspad_bench.publishing.facts import Facts, caveats, model_id
+from fspad_bench.publishing.facts import caveats, model_id
 from fspad_bench.publishing.private import base_names, decoder_name
 from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import file_bytes, json_value
@@ -26,6 +30,7 @@ ROWS = "rows.jsonl"
 CARD = "README.md"
 REQUIRED = ("target", "decoder", "identity")
 OPTIONAL = ("version", "parameters", "conversations", "answer_tokens", "tokens_seen")
+SHORT_HASH = 8
 TAGS = ["speculative-decoding", "fspad-bench"]
 Files = Mapping[str, bytes]
 """Path in the repository -> content."""
@@ -71,17 +76,10 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def results_repository(
-    paths: Sequence[Path], repo: str, license_: str, *, with_records: bool
+    table: Sequence[Row], paths: Sequence[Path], repo: str, license_: str, *, with_records: bool
 ) -> Files:
-    """Return the files of a data set for records."""
-    facts = [Facts.read(path) for path in paths]
-    table = [_public(row) for of in facts for row in of.table]
-    remarks = {
-        f"{row['decoder']} on {row['task']}: {text}"
-        for of in facts
-        for row in of.table
-        for text in caveats(row, of)
-    }
+    """Return the files of a data set for the rows of some records, which lie at `paths`."""
+    public = [_public(row) for row in table]
     card = _render(
         "results_card.md",
         front=_front(
@@ -90,14 +88,40 @@ def results_repository(
             configs=[{"config_name": "default", "data_files": ROWS}],
         ),
         repo=repo,
-        rows=len(table),
+        rows=len(public),
         records=with_records,
-        tables=render(table, "markdown"),
-        caveats=sorted(str(base_names(remark)) for remark in remarks),
+        tables=render(public, "markdown"),
+        caveats=_remarks(public, [Records.read(path) for path in paths]),
     )
-    files = {CARD: card.encode(), ROWS: _lines(table)}
-    if with_records:
-        files |= {f"records/{path.name}": file_bytes(path) for path in paths}
+    return {
+        CARD: card.encode(),
+        ROWS: _lines(public),
+        **(_record_files(paths) if with_records else {}),
+    }
+
+
+def _remarks(public: list[Row], contents: Sequence[Records]) -> list[str]:
+    """Return the caveats of all rows, each with the row's place; `contents`: a record each."""
+    names = names_of(public)
+    remarks = set()
+    for row in public:
+        own = [content for content in contents if row["record_key"] in content.keys]
+        remarks |= {f"{place_of(row, names)}: {text}" for text in caveats(row, *own)}
+    return sorted(remarks)
+
+
+def _record_files(paths: Sequence[Path]) -> dict[str, bytes]:
+    """Return records by their paths in the repository; those of one name are told apart by their
+    hashes.
+    """
+    names = Counter(path.name for path in paths)
+    files = {}
+    for path in paths:
+        content = file_bytes(path)
+        digest = hashlib.sha256(content).hexdigest()[:SHORT_HASH]
+        is_alone = names[path.name] == 1
+        name = path.name if is_alone else f"{path.stem}-{digest}{path.suffix}"
+        files[f"records/{name}"] = content
     return files
 
 
@@ -110,7 +134,8 @@ def _public(row: Row) -> Row:
 
 
 def _lines(table: Sequence[Row]) -> bytes:
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in table).encode()
+    lines = (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) for row in table)
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _without_commands(value: Any) -> Any:

@@ -15,7 +15,7 @@ from fspad_bench.benchmark.changes import STEPS, Line
 from fspad_bench.benchmark.compare import compare, judged
 from fspad_bench.benchmark.compare_report import render
 from fspad_bench.benchmark.matching import Match, Side
-from fspad_bench.benchmark.paired import change
+from fspad_bench.benchmark.paired import change, count_p
 from fspad_bench.benchmark.speeds import NO_INTERVAL, intervals
 from fspad_bench.util.errors import BenchError
 
@@ -217,8 +217,28 @@ def test_scores_of_equal_prompts_stand_beside_each_other():
     samples = [sample(VANILLA, "a", 10, 1.0), sample(FAST, "a", 10, 1.0)]
     a = records(*samples, scores={"fast": {"accuracy": 100.0}})
     b = records(*samples, scores={"fast": {"accuracy": 0.0}})
+    for side in (a, b):
+        side.scored[FAST.hash] = 1
+    line = accuracy(a, b)
+    assert (line.a, line.b, line.state, line.p) == (100.0, 0.0, "same", 1.0)
+
+
+def accuracy(a, b):
     (line,) = [x for x in compared(a, b).lines if x.figure == "accuracy"]
-    assert (line.a, line.b, line.state, line.p) == (100.0, 0.0, "same", 1.0)  # of one prompt
+    return line
+
+
+def test_a_score_is_tested_on_the_prompts_that_have_answers():
+    """80% against 40% is p = 0.02 of 20 prompts, and 0.0005 of 40."""
+    samples = [sample(k, f"q{i}", 10, 1.0) for k in (VANILLA, FAST) for i in range(40)]
+    a = records(*samples, scores={"fast": {"accuracy": 80.0}})
+    b = records(*samples, scores={"fast": {"accuracy": 40.0}})
+    for side in (a, b):
+        side.scored[FAST.hash] = 20
+    assert accuracy(a, b).p == pytest.approx(count_p(16, 20, 8, 20))
+    b.scored[FAST.hash] = None
+    line = accuracy(a, b)
+    assert (line.p, line.state) == (None, "untested")
 
 
 def test_few_prompts_are_not_tested():

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from by_hand import KEY, records, sample
 
+from fspad_bench.benchmark.scored import scores
 from fspad_bench.benchmark.scoring import METRICS, score
+from fspad_bench.benchmark.tasks import Question, TaskData, load_card
 from fspad_bench.util.errors import BenchError
 
 
@@ -213,6 +217,21 @@ def test_an_unknown_metric_names_its_neighbour():
     with pytest.raises(BenchError, match="unknown metric 'blue'") as caught:
         score("blue", ["x"], [["x"]])
     assert "bleu" in caught.value.hint
+
+
+def test_a_score_says_how_many_prompts_it_is_of():
+    """Of those that have answers, whose last turn did not fail."""
+    turns = {"a": 1, "b": 2, "c": 2, "d": 1}
+    answers = {"a": ["7"], "b": ["7"], "c": ["7"], "d": []}
+    questions = [Question(name, ["?"] * count, answers[name]) for name, count in turns.items()]
+    data = TaskData(load_card("gsm8k"), "bundled", "", questions)
+    samples = [
+        replace(sample(KEY, name, 3, 1.0, turn=turn), error="failed" * ((name, turn) == ("c", 1)))
+        for name, count in turns.items()
+        for turn in range(count)
+    ]
+    (score,) = scores(data, records(*samples, keys=[KEY]), lambda tokens: "it is 7")
+    assert (score.scores, score.scored) == ({"accuracy": 100.0}, 2)
 
 
 def test_importing_the_metrics_imports_no_library():

@@ -11,12 +11,15 @@ import torch
 from runs import ME, plan_of, run
 
 from fspad_bench.benchmark import shards
+from fspad_bench.benchmark.origin import origin_of
 from fspad_bench.benchmark.plan import Plan
+from fspad_bench.benchmark.prompts import prompts_of
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.benchmark.shards import Shard, launched, launched_device, of_process
+from fspad_bench.engine.placement import Placement
 from fspad_bench.util.errors import BenchError
 
 SAME = ("verdict", "tokens_per_step", "samples", "tokens", "score")
@@ -61,6 +64,7 @@ def test_shards_together_are_the_whole_run(quick_runs, tmp_path):
     parts = Records.read(first, second)
     assert parts.complete
     assert parts.scores == whole.scores
+    assert list(parts.scored.values()) == list(whole.scored.values()) == [5, 5]
     tokens = {(s.key, s.sample, s.turn): s.tokens for s in whole.samples}
     assert {(s.key, s.sample, s.turn): s.tokens for s in parts.samples} == tokens
     assert len(parts.samples) == len(tokens) == 10
@@ -70,6 +74,25 @@ def test_shards_together_are_the_whole_run(quick_runs, tmp_path):
     (said,) = [line for line in render(rows(parts), "text").splitlines() if "read as one" in line]
     assert said.startswith("2 runs are read as one: tokens/s and first token are of different")
     assert "read as one" not in render(rows(whole), "text")
+
+
+@pytest.mark.parametrize(
+    ("devices", "name"),
+    [
+        (["cpu"], "cpu"),
+        (["cuda:0"], "cuda"),
+        (["cuda:1"], "cuda"),
+        (["cuda:0", "cuda:1"], "cuda:0,cuda:1"),
+    ],
+)
+def test_shards_on_equal_gpus_share_their_rows(monkeypatch, tiny, devices, name):
+    """A row's key names the kind of a single device, not its number."""
+    layers = tuple(map(torch.device, devices))
+    monkeypatch.setattr(tiny, "placement", Placement(layers[0], layers))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    origin = origin_of(tiny, prompts_of(tiny, "tiny", []))
+    assert origin["device"] == name
+    assert origin["machine"].startswith("a GPU, ") == (name != "cpu")
 
 
 def test_an_unfinished_shard_leaves_the_task_without_a_score(quick_runs, tmp_path):

@@ -70,6 +70,55 @@ def test_records_become_a_data_set(record, tmp_path):
     assert table["verdict"] == ["exact", "exact"]
 
 
+def test_several_records_have_one_table(arguments, tmp_path):
+    """Two shards: each decoder has one row, of the prompts of both."""
+    for shard in ("1/2", "2/2"):
+        words = arguments("--limit", "4", "--shard", shard, "--output", tmp_path / "records")
+        assert main(words) == 0
+    out = tmp_path / "out"
+    assert push(tmp_path / "records", "--repo", "lab/results", "--dry-run", out) == 0
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert [(row["decoder"], row["samples"]) for row in rows] == [
+        ("vanilla", 4),
+        ("prompt_lookup", 4),
+    ]
+    assert "mean of the tasks" not in (out / "README.md").read_text()
+
+
+def test_each_row_has_the_caveats_of_its_own_records(record, tmp_path):
+    """A decoder of a finished run and one of an unfinished run; vanilla is in both."""
+    folder = tmp_path / "both"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(record.read_bytes())
+    *lines, _ = record.read_text().replace("prompt_lookup", "other").splitlines(keepends=True)
+    (folder / "b.jsonl").write_text("".join(lines))
+    assert push(folder, "--repo", "lab/results", "--dry-run", tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    unfinished = [line for line in card.splitlines() if line.endswith("the run is unfinished")]
+    assert [line.split(" on ")[0] for line in unfinished] == ["- other", "- vanilla"]
+
+
+def test_what_is_no_number_is_null_and_a_device_stays(record, tmp_path):
+    text = record.read_text().replace('"accuracy": 0.0', '"accuracy": NaN')
+    record.write_text(text.replace('"device": "cpu"', '"device": "cuda:0"'))
+    assert push(record, "--repo", "lab/results", "--dry-run", tmp_path / "out") == 0
+    lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [(row["score"], row["device"]) for row in rows] == [(None, "cuda:0")] * 2
+    assert "cuda:0, 1 thread" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_records_of_one_name_do_not_replace_each_other(record, tmp_path):
+    other = tmp_path / "other" / record.name
+    other.parent.mkdir()
+    other.write_text(record.read_text().replace('"prompt_lookup"', '"again"'))
+    words = (record, other, "--repo", "lab/results", "--dry-run", tmp_path / "out")
+    assert push(*words, "--with-records") == 0
+    paths = list((tmp_path / "out" / "records").iterdir())
+    assert {path.read_bytes() for path in paths} == {record.read_bytes(), other.read_bytes()}
+    assert {path.name[: len(record.stem)] for path in paths} == {record.stem}
+
+
 def test_records_go_only_where_they_are_asked_for(record, tmp_path):
     words = (record, "--repo", "lab/results", "--dry-run", tmp_path / "out", "--with-records")
     assert push(*words) == 0

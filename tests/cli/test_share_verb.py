@@ -45,6 +45,18 @@ def test_a_run_becomes_a_document_of_every_eval_ever(record, tmp_path, capsys):
     assert capsys.readouterr().out == f"{path}: {len(content['evaluation_results'])} results\n"
 
 
+def test_a_score_that_is_no_number_is_left_out_by_name(record, tmp_path, capsys):
+    record.write_text(record.read_text().replace('"accuracy": 0.0', '"accuracy": NaN'))
+    assert share(record, "-o", tmp_path / "shared") == 0
+    err = capsys.readouterr().err
+    assert "left out: accuracy of prompt_lookup on gsm8k: it is not finite" in err
+    (path,) = (tmp_path / "shared").rglob("*.json")
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)
+    metrics = {r["metric_config"]["metric_id"] for r in content["evaluation_results"]}
+    assert metrics
+    assert "accuracy" not in metrics
+
+
 def test_a_run_becomes_results_of_the_hub(record, tmp_path, capsys):
     assert share(record, "-o", tmp_path / "repo", "--as", "hub", "--benchmark", "lab/speeds") == 0
     (path,) = (tmp_path / "repo" / ".eval_results").glob("*.yaml")

@@ -144,8 +144,10 @@ def under_torchrun(arguments, start):
     "launch", [shared_by_two, pytest.param(under_torchrun, marks=pytest.mark.nightly)]
 )
 def test_two_processes_learn_what_one_does(launch, words, start, tmp_path):
-    assert cli.main(words("one", "--epochs", "1")) == 0
-    out = launch(words("two", "--epochs", "1"), start)
+    """Also of tokens that the draft vocabulary lacks, which the texts of either let join."""
+    more = "--epochs 1 --unroll 3 --draft-vocabulary 5 --logit-weight 1 --warmup 3".split()
+    assert cli.main(words("one", *more)) == 0
+    out = launch(words("two", *more), start)
     facts = [json.loads((tmp_path / name / "head.json").read_text()) for name in ("one", "two")]
     assert [head["processes"] for head in facts] == [1, 2]
     assert out.count("feature_loss:") == 1

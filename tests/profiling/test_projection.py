@@ -16,9 +16,11 @@ from fspad_bench.profiling.cost_models import MeasuredForwards, Overhead, Roofli
 from fspad_bench.profiling.golden import Curve, golden_speedup, read_golden, schedule, selected
 from fspad_bench.profiling.probe import probe
 from fspad_bench.profiling.projection import (
+    Overheads,
     Place,
     at_roofline,
     cases,
+    measured_speedups,
     project,
     recorded_draft_cost,
     recorded_options,
@@ -26,7 +28,6 @@ from fspad_bench.profiling.projection import (
 from fspad_bench.profiling.projection_table import projection_table
 from fspad_bench.util.errors import BenchError
 
-PLACE = Place("fast", "gsm8k", 0.0)
 STEPS = [
     # 9 steps of 1 token: 0.9 s of forwards, 0.09 s beside them
     sample(VANILLA, "a", 10, 0.99, committed=[1] * 9, drafted=[0] * 9, forwards=9),
@@ -57,9 +58,8 @@ def test_each_step_is_charged_for_its_nodes_and_its_prefix(case):
     (result,) = project(
         [case],
         Linear(),
-        {PLACE: Overhead(0.5, 0.25)},
-        {PLACE: Overhead(0.0, 0.125)},
-        {PLACE: 1.25},
+        [Overheads(Overhead(0.5, 0.25), Overhead(0.0, 0.125))],
+        [1.25],
     )
     vanilla = sum(1 + (100 + i) / 1000 + 0.125 for i in range(9)) / 9
     decoder = sum(5 + (100 + 3 * i) / 1000 + 0.75 for i in range(3)) / 9
@@ -75,9 +75,8 @@ def test_at_its_own_costs_a_record_gives_its_own_speedup(case):
     (result,) = project(
         [case],
         MeasuredForwards(Costs(tuple(forward), 0.0, 0.0)),
-        {PLACE: Overhead.of(case.samples)},
-        {PLACE: Overhead.of(case.vanilla)},
-        {},
+        [Overheads(Overhead.of(case.samples), Overhead.of(case.vanilla))],
+        [None],
     )
     own = Overhead.of(case.samples)
     assert (own.draft, own.rest) == pytest.approx((0.05, 0.03))
@@ -103,7 +102,7 @@ def test_what_speculation_gains_shrinks_with_the_batch(case):
     gains = []
     for batch in (64, 256, 1024):
         forwards = Roofline.of(shape("llama3-8b"), 3e12, 1e15, batch)
-        (result,) = at_roofline([case], forwards, 0.05, {})
+        (result,) = at_roofline([case], forwards, 0.05, [None])
         gains.append(result.projected)
     assert gains[0] > gains[1] > gains[2]
     assert gains[2] < 1 < gains[0]
@@ -112,10 +111,10 @@ def test_what_speculation_gains_shrinks_with_the_batch(case):
 def test_drafting_costs_its_recorded_share_unless_another_is_given(case):
     assert recorded_draft_cost(case) == pytest.approx(0.05 / 0.1)
     forwards = Roofline.of(shape("llama3-8b"), 3e12, 1e15)
-    recorded = at_roofline([case], forwards, None, {})
-    given = at_roofline([case], forwards, 0.5, {})
+    recorded = at_roofline([case], forwards, None, [None])
+    given = at_roofline([case], forwards, 0.5, [None])
     assert recorded == given
-    assert at_roofline([case], forwards, 0.1, {})[0].projected > given[0].projected
+    assert at_roofline([case], forwards, 0.1, [None])[0].projected > given[0].projected
 
 
 def test_a_draft_cost_that_was_not_timed_must_be_given(case):
@@ -124,8 +123,86 @@ def test_a_draft_cost_that_was_not_timed_must_be_given(case):
     device = replace(case, samples=untimed)
     forwards = Roofline.of(shape("llama3-8b"), 3e12, 1e15)
     with pytest.raises(BenchError, match="does not say what its drafting costs"):
-        at_roofline([device], forwards, None, {})
-    assert at_roofline([device], forwards, 0.5, {})[0].projected > 0
+        at_roofline([device], forwards, None, [None])
+    assert at_roofline([device], forwards, 0.5, [None])[0].projected > 0
+
+
+def of_machine(name, seconds, **more):
+    """The case of a record of another machine, whose steps took so long in all."""
+    vanilla = replace(VANILLA, machine=name, **more)
+    fast = replace(FAST, machine=name, **more)
+    own = (timed(STEPS[0], 0.0, 0.9), timed(replace(STEPS[1], decode_seconds=seconds), 0.15, 0.36))
+    samples = [replace(s, key=key.hash) for s, key in zip(own, (vanilla, fast), strict=True)]
+    (only,) = cases(records(*samples, keys=(vanilla, fast)))
+    return only
+
+
+def test_rows_of_one_decoder_and_task_are_charged_each_with_its_own_costs():
+    every = [of_machine("quick", 0.6), of_machine("slow", 6.0), of_machine("quick", 0.9, top_p=0.9)]
+    forwards = Roofline.of(shape("llama3-8b"), 3e12, 1e15)
+    together = at_roofline(every, forwards, None, [None] * 3)
+    alone = [at_roofline([case], forwards, None, [None])[0] for case in every]
+    assert [p.projected for p in together] == [p.projected for p in alone]
+    assert len({p.projected for p in together}) == 3
+    assert [p.shown for p in together] == [
+        "fast (machine=quick, top_p=1.0)",
+        "fast (machine=slow, top_p=1.0)",
+        "fast (machine=quick, top_p=0.9)",
+    ]
+    assert [p.shown for p in alone] == ["fast"] * 3
+    facts = json.loads(projection_table(together, "json"))["projections"]
+    assert facts[1]["apart"] == {"machine": "slow", "top_p": 1.0}
+
+
+@pytest.mark.parametrize("untimed", ["samples", "vanilla"])
+def test_the_rest_of_a_step_is_charged_to_both_sides_or_to_neither(case, untimed):
+    """A loop on a device times no parts: its steps are not free of the rest for that."""
+
+    def without_parts(*sides):
+        parts = {"draft_seconds": None, "score_seconds": None}
+        own = {side: [replace(s, **parts) for s in getattr(case, side)] for side in sides}
+        return at_roofline([replace(case, **own)], Linear(), 0.5, [None])[0].projected
+
+    assert without_parts(untimed) == without_parts("samples", "vanilla")
+    assert without_parts(untimed) != without_parts()
+
+
+def test_vanilla_counts_on_the_prompts_of_the_decoder(case):
+    """A prompt on which the decoder failed has no place on either side."""
+    alone = sample(VANILLA, "b", 30, 1.0, committed=[1] * 29, drafted=[0] * 29, forwards=29)
+    failed = replace(sample(FAST, "b", [], 0.0), error="out of order")
+    timings = ((0.0, 0.9), (0.15, 0.36))
+    own = [timed(s, *parts) for s, parts in zip(STEPS, timings, strict=True)]
+    (both,) = cases(records(*own, alone, failed))
+    assert both == case
+
+
+def test_a_speedup_to_compare_with_is_of_the_same_target_and_sampling(case):
+    here = replace(case, key=replace(case.key, machine="here"))
+    assert measured_speedups([case], [here]) == [here.recorded]
+    assert measured_speedups([case], []) == [None]
+    other = replace(here, key=replace(here.key, task="nq"))
+    assert measured_speedups([case], [other, here]) == [here.recorded]
+    with pytest.raises(BenchError, match="T=0 has two rows to compare with, of other machine"):
+        measured_speedups([case], [case, here])
+    cut = replace(here, key=replace(here.key, top_p=0.9))
+    with pytest.raises(BenchError, match=r"with top_p=0\.9, and is projected with top_p=1\.0"):
+        measured_speedups([case], [cut])
+    large = replace(here, key=replace(here.key, target="large"))
+    with pytest.raises(BenchError, match="with target=large, and is projected with target=tiny"):
+        measured_speedups([case], [large])
+    assert measured_speedups([case], [large], "large") == [here.recorded]
+
+
+def test_an_unknown_speedup_is_no_error_of_a_projection(case):
+    unknown = replace(case, recorded=math.nan)
+    assert measured_speedups([case], [unknown]) == [None]
+    costs = [Overheads(Overhead(), Overhead())] * 2
+    both = project([case, case], Linear(), costs, [math.nan, 0.6])
+    text = projection_table(both, "text")
+    assert "largest error of 1 rows: " in text
+    assert "nan" not in text
+    assert "largest" not in projection_table(both[:1], "text")
 
 
 def test_work_before_the_clock_leaves_no_recorded_speedup():
@@ -240,7 +317,7 @@ def test_the_verb_projects_to_a_device(record, capsys):
     assert (row["decoder"], row["task"]) == ("prompt_lookup", "gsm8k")
     (case,) = cases(Records.read(record))
     forwards = Roofline.of(shape("llama3-8b"), 3e12, 8e14)
-    assert row["projected"] == at_roofline([case], forwards, None, {})[0].projected
+    assert row["projected"] == at_roofline([case], forwards, None, [None])[0].projected
 
 
 def test_the_verb_measures_here_and_states_its_error(record, capsys):
@@ -249,6 +326,16 @@ def test_the_verb_measures_here_and_states_its_error(record, capsys):
     out = capsys.readouterr().out
     assert "prompt_lookup  gsm8k" in out
     assert "largest error of 1 rows: " in out
+
+
+@pytest.mark.parametrize("shape", [True, False])
+def test_a_record_to_compare_with_that_knows_no_speedup_is_refused(record, capsys, shape):
+    hidden = record.with_name("hidden.jsonl")
+    forwards = '"prefill_forwards": '
+    hidden.write_text(record.read_text().replace(f"{forwards}0", f"{forwards}3"))
+    device = ["--shape", "llama3-8b", "--bandwidth", "3000", "--tflops", "800"] * shape
+    assert main(["project", str(record), *device, "--against", str(hidden)]) == 2
+    assert "with a speedup that is known" in capsys.readouterr().err
 
 
 def test_the_verb_replays_golden_lengths(tmp_path, capsys):
@@ -299,7 +386,7 @@ def test_a_record_whose_plan_is_damaged_is_refused(record):
 
 
 def test_the_table_names_the_largest_error(case):
-    good = project([case], Linear(), {PLACE: Overhead()}, {PLACE: Overhead()}, {PLACE: 0.6})
+    good = project([case], Linear(), [Overheads(Overhead(), Overhead())], [0.6])
     text = projection_table(good, "text")
     error = good[0].projected / 0.6 - 1
     assert f"largest error of 1 rows: {error:+.1%} (fast on gsm8k, T=0)" in text

@@ -6,6 +6,7 @@ package every-eval-ever is installed (Python 3.12 or later), its own schema is a
 
 import inspect
 import json
+import math
 from importlib.util import find_spec
 from pathlib import PurePosixPath
 
@@ -217,6 +218,33 @@ def test_figures_are_the_rows_own(facts):
     assert len(results(content, "fspad_bench.tokens_per_step", "vanilla")) == 1
     names = [result["evaluation_result_id"] for result in content["evaluation_results"]]
     assert len(set(names)) == len(names)
+
+
+OF_LM_EVAL = {"task": "lm_eval:mine", "data_source": "lm_eval-0.4.13-v1.0"}
+
+
+@pytest.mark.parametrize(
+    ("key", "metric", "score", "is_shared"),
+    [
+        ({}, "accuracy", 37.5, True),
+        ({}, "accuracy", math.nan, False),
+        ({}, "accuracy", math.inf, False),
+        (OF_LM_EVAL, "exact_match,strict-match", 37.5, True),
+        (OF_LM_EVAL, "acc,none", 37.5, True),
+        (OF_LM_EVAL, "bleu,none", 37.5, False),
+        (OF_LM_EVAL, "ter,none", 120.0, False),
+    ],
+)
+def test_only_percentages_are_called_so(facts, key, metric, score, is_shared):
+    """lm-eval's other metrics have other bounds, and for some of them less is better."""
+    run = facts(score=1.0, **key)
+    run.table[1]["scores"] = {metric: score}
+    written = document(run, LAB, CREATED)
+    content = json.loads(json.dumps(written.content, allow_nan=False))
+    own = [result["score_details"]["score"] for result in results(content, metric)]
+    assert own == ([score] if is_shared else [])
+    said = [line for line in written.left_out if line.startswith(f"{metric} of fast on ")]
+    assert len(said) == (not is_shared)
 
 
 def test_intervals_are_said_to_be_what_they_are():

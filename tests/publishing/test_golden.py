@@ -8,6 +8,7 @@ from fspad_bench.benchmark.record import Sample
 from fspad_bench.cli.main import main
 from fspad_bench.profiling.golden import read_golden
 from fspad_bench.publishing.golden import acceptance_length, chain_length, golden_files
+from fspad_bench.util.errors import BenchError
 
 LIMIT = 16
 
@@ -39,6 +40,16 @@ def test_a_chain_has_one_length_but_close_to_the_limit():
     assert chain_length([replace(chain([4], [1]), depths=None)], LIMIT) is None
     assert chain_length([chain([0, 0], [0, 0])], LIMIT) is None
     assert chain_length([], LIMIT) is None
+
+
+def test_an_output_without_steps_says_nothing_of_the_length():
+    """Its first token was a stop; one that ends in the one step after it has no room to draft."""
+    ended = replace(chain([], []), depths=None, ranks=None)
+    at_the_limit = replace(chain([0], [0]), depths=None, ranks=None)
+    assert chain_length([ended, chain([4, 4], [3, 1]), at_the_limit], 2) == 4
+    assert chain_length([ended, at_the_limit], LIMIT) is None
+    # room for four, and nothing drafted: the length follows the text
+    assert chain_length([at_the_limit, chain([4, 4], [3, 1])], LIMIT) is None
 
 
 def test_the_length_is_pooled_over_all_steps():
@@ -80,6 +91,50 @@ def test_several_lengths_of_one_decoder_are_one_curve(facts, tmp_path):
     path = tmp_path / file.name
     path.write_text(file.text)
     assert read_golden(path)[0].lengths == {3: 3, 5: 3}
+
+
+def two_labels(facts, drafts=(3, 5), options=({"length": 3}, {"length": 5})):
+    """A run of two labels of one decoder, `a` and `b`."""
+    facts(decoder="a=fast", options=options[0])
+    both = facts(decoder="b=fast", options=options[1], more=True)
+    return chains(chains(both, drafts[0], "a=fast"), drafts[1], "b=fast")
+
+
+def test_options_that_state_the_length_do_not_part_a_curve(facts):
+    """A chain of n tokens has n + 1 nodes."""
+    options = [{"length": n, "nodes": n + 1, "top_k": 3} for n in (3, 5)]
+    (file,) = golden_files(two_labels(facts, options=options), None, None)
+    assert "labels: a, b | options: {" in file.text
+    assert '{"top_k": 3}' in file.text
+    assert "3: 3.0\n    5: 3.0\n" in file.text
+
+
+@pytest.mark.parametrize("drafts", [(3, 5), (3, 3)])
+def test_decoders_with_other_options_have_curves_of_their_own(facts, drafts):
+    options = [
+        {"length": n, "model_sha256": digest} for n, digest in zip(drafts, "xy", strict=True)
+    ]
+    files = golden_files(two_labels(facts, drafts, options), None, None)
+    assert len({file.name for file in files}) == len(files) == 2
+    assert [file.text.count(": 3.0") for file in files] == [1, 1]
+    assert ["labels: a " in file.text for file in files] == [True, False]
+
+
+def test_two_labels_with_one_length_have_curves_of_their_own(facts):
+    files = golden_files(two_labels(facts, (3, 3), [{"length": 3}] * 2), None, None)
+    assert len({file.name for file in files}) == len(files) == 2
+
+
+def test_two_rows_of_one_label_with_one_length_are_refused(facts):
+    """A run that another version of the package resumed."""
+    facts()
+    run = facts(source_sha256="ff" * 32, more=True)
+    steps = {"drafted": [3] * 3, "depths": [3] * 3, "ranks": [[0, 0]] * 3, "refused": [1] * 3}
+    run.records.samples[:] = [
+        replace(s, **steps) if len(s.committed) == 3 else s for s in run.records.samples
+    ]
+    with pytest.raises(BenchError, match="fast on gsm8k has 2 rows with chains of 3 tokens"):
+        golden_files(run, None, None)
 
 
 def test_outputs_that_are_not_proven_are_left_out(facts):

@@ -27,6 +27,23 @@ def test_a_score_goes_to_the_tasks_own_benchmark(facts, of_the_hub):
     assert entry.source_url is None
 
 
+def test_a_score_says_of_how_many_questions_it_is(facts, of_the_hub):
+    run = facts(score=37.5, **of_the_hub)
+    run.records.scored.update(dict.fromkeys(run.records.keys, 4))
+    for file in result_files(run, Published()):
+        assert "accuracy in percent on 4 questions" in file.entries[0]["notes"]
+    for row in run.table:
+        row["score"] = float("nan")
+    assert result_files(run, Published()) == []
+
+
+def test_a_row_has_its_own_generations(facts):
+    """A run that another version of the package resumed holds two rows of each decoder."""
+    facts(2)
+    run = facts(6, source_sha256="ff" * 32, more=True)
+    assert [len(run.samples(row)) for row in run.table] == [2, 2, 6, 6]
+
+
 def test_other_prompts_are_no_result_of_the_benchmark(facts, of_the_hub):
     assert result_files(facts(score=37.5), Published()) == []
     other_card = facts(score=37.5, **of_the_hub | {"card_sha256": "00" * 32})

@@ -22,6 +22,9 @@ SECRETS = ("alice", "gpu-box", "my secret", "Jane", "10.0.0.7")
         ("http://10.0.0.7", "(address)"),
         ("gpu-box:8000", "(address)"),
         ("alice@gpu-box:head", "(address)"),
+        ("cuda:8000", "(address)"),
+        ("cuda:0", "cuda:0"),
+        ("cuda:0,cuda:1", "cuda:0,cuda:1"),
         ("fixed", "fixed"),
         ("gsm8k@bundled", "gsm8k@bundled"),
         ("", ""),
@@ -38,6 +41,9 @@ def test_the_last_part_of_a_path_is_kept(text, kept):
         ("../d.py:Class", "d.py:Class"),
         ("package.module:Class", "package.module:Class"),
         ("fspad@paper", "fspad@paper"),
+        ("served:http://gpu-box", "served:(address)"),
+        ("served:http://gpu-box:8000/v1", "served:(address)"),
+        ("mine=served:http://gpu-box:8000/v1", "mine=served:(address)"),
     ],
 )
 def test_a_decoder_keeps_its_name(label, kept):
