@@ -4,12 +4,16 @@
 #
 # - OUTPUT/summary.tsv holds a line per part: name, exit code, seconds, state. A part is done when the
 #   state of its last line is `done` or `finding`; AGAIN=1 repeats it.
-# - `finding`: exit code 1 without a Python traceback, which is a check that does not hold.
+# - `finding`: exit code 1 without a Python traceback, which is a check that does not hold. A module
+#   that is missing is a failure.
 # - OUTPUT/NAME.log holds all output of a part, tracebacks included.
 # - BUDGET: seconds of the whole call; no part is started with less than LEAST seconds left.
 # - SLOWER multiplies the seconds of every part.
 # - PYTHON: the interpreter. A checkout need not be installed; wheels in WHEELS are made importable.
 # - PACK=FOLDER keeps OUTPUT there as NAME.tgz.part-aa, ... of at most 15 MiB; FROM=FOLDER unpacks these.
+#   What does not fit PACK_MIB in all is left out: checkpoints, the data set, then weights. An OUTPUT
+#   that does not fit without them is a failure, and an earlier archive stays.
+# - Ctrl-C, SIGTERM and SIGHUP end the part at hand, and then the script, with 130, 143 or 129.
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
@@ -19,6 +23,7 @@ pack_mib=${PACK_MIB:-60}
 begun=$SECONDS
 untried=0
 failures=0
+is_packed=1
 
 # begin_parts OUTPUT NAME: unpack what an earlier call packed, and make the package importable.
 begin_parts() {
@@ -32,6 +37,9 @@ begin_parts() {
     export FSPAD_BENCH_CACHE=${FSPAD_BENCH_CACHE:-$HOME/.cache/fspad-bench}
     export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
     export PYTHONUNBUFFERED=1
+    trap 'interrupted INT 2' INT
+    trap 'interrupted TERM 15' TERM
+    trap 'interrupted HUP 1' HUP
     earlier=$(cat "$summary" 2>/dev/null || true)
     make_importable "$FSPAD_BENCH_CACHE/site"
 }
@@ -83,6 +91,31 @@ state() {
 
 is_done() { [[ $(state "$1") == done || $(state "$1") == finding ]]; }
 
+# bounded SECONDS COMMAND...: run it in the background, since a signal that arrives during a command
+# in the foreground waits for its end, and `timeout` has a process group that Ctrl-C does not reach.
+bounded() {
+    local limit=$1 code=0
+    shift
+    # a shell lets its background commands ignore SIGINT, which the limit is told by
+    env --default-signal=INT,QUIT timeout --signal=INT --kill-after=10 "$limit" "$@" &
+    wait $! || code=$?
+    return "$code"
+}
+
+# interrupted SIGNAL NUMBER: pass a signal on to the part that runs, wait for its end, and exit.
+interrupted() {
+    local running
+    trap '' INT TERM HUP
+    for running in $(jobs -p); do
+        kill -s "$1" "$running" 2>/dev/null || true
+        wait "$running" || true
+    done
+    exit $((128 + $2))
+}
+
+# What Python prints of an error that is not handled, or where it cannot begin.
+broken='^(Traceback|/[^:]*: (No module named|Error while finding module specification)) '
+
 # part NAME SECONDS COMMAND...: run a part that is not done; its failure is recorded and not passed on.
 part() {
     local name=$1 limit=$2 left code=0 start=$SECONDS result=done
@@ -103,11 +136,10 @@ part() {
         printf ' %q' "$@"
         printf '\n'
     } > "$output/$name.log"
-    timeout --signal=INT --kill-after=10 "$limit" "$@" >> "$output/$name.log" 2>&1 < /dev/null ||
-        code=$?
+    bounded "$limit" "$@" >> "$output/$name.log" 2>&1 < /dev/null || code=$?
     if ((code == 124 || code == 137 || code == 130)); then
         result=timeout
-    elif ((code == 1)) && ! grep -q '^Traceback' "$output/$name.log"; then
+    elif ((code == 1)) && ! grep -qE "$broken" "$output/$name.log"; then
         result=finding
     elif ((code)); then
         result=failed
@@ -121,33 +153,47 @@ part() {
     pack
 }
 
-# pack: OUTPUT as an archive in pieces, the largest of three selections that fits PACK_MIB.
+# pack: OUTPUT as an archive in pieces, the largest of four selections that fits PACK_MIB.
 pack() {
-    local selection whole
+    local left_out whole code selection=()
     [ -n "${PACK:-}" ] || return 0
     mkdir -p "$PACK"
     whole=$(mktemp)
-    for selection in --exclude=*.part --exclude=checkpoint.* \
-        "--exclude=checkpoint.* --exclude=./data"; do
-        # shellcheck disable=SC2086  # several words; globbing is off for them
-        set -f
-        tar -C "$output" $selection -czf "$whole" . || true  # a file may be changing
-        set +f
+    is_packed=0
+    for left_out in '*.part' 'checkpoint.*' ./data '*.safetensors'; do
+        selection+=("--exclude=$left_out")
+        code=0
+        tar -C "$output" "${selection[@]}" -czf "$whole" . || code=$?
+        if ((code > 1)); then  # 1: a file was changing
+            echo "tar failed with exit code $code" >&2
+            break
+        fi
         if (($(stat -c %s "$whole") <= pack_mib << 20)); then
-            rm -f "$PACK/$archive".tgz.part-*
-            split -b 15M "$whole" "$PACK/$archive.tgz.part-"
+            put_in_place "$whole" && is_packed=1
             break
         fi
         echo "more than $pack_mib MiB: packing less than everything" >&2
     done
     rm -f "$whole"
+    ((is_packed)) || echo "$output is not packed: $PACK holds no archive of it as it is now" >&2
 }
 
-# end_parts: show the summary; 0 all done, 1 a part failed or timed out, 75 only the budget ran out.
+# put_in_place ARCHIVE: its pieces are written beside those of an earlier archive, and then moved.
+put_in_place() {
+    local new=$PACK/.$archive.new piece
+    rm -rf "$new" && mkdir "$new" && split -b 15M "$1" "$new/$archive.tgz.part-" || return 1
+    for piece in "$PACK/$archive".tgz.part-*; do
+        [ -e "$new/$(basename "$piece")" ] || rm -f "$piece"
+    done
+    mv -f "$new"/* "$PACK" && rmdir "$new"
+}
+
+# end_parts: show the summary; 0 all done, 1 a part failed or timed out or the archive could not be
+# written, 75 only the budget ran out.
 end_parts() {
     pack
     cat "$summary" 2>/dev/null || true
-    ((failures == 0)) || exit 1
+    ((failures == 0 && is_packed)) || exit 1
     ((untried == 0)) || exit 75
     exit 0
 }

@@ -2,9 +2,14 @@
 
 import json
 import os
+import random
+import re
+import signal
 import socket
 import subprocess
 import sys
+import tarfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -62,10 +67,11 @@ SMALL = {
 
 
 @pytest.fixture
-def script(tmp_path):
-    """`script(path, *words, **environment)` runs a script of the checkout in `tmp_path`."""
+def start_script(tmp_path):
+    """`start_script(path, *words, **environment)` starts a script of the checkout in `tmp_path`."""
+    started = []
 
-    def script(path, *words, **changes):
+    def start_script(path, *words, **changes):
         environment = os.environ | {
             "PYTHON": sys.executable,
             "OMP_NUM_THREADS": "1",
@@ -74,10 +80,26 @@ def script(tmp_path):
             **SMALL,
             **changes,
         }
-        command = ["bash", str(CHECKOUT / path), *map(str, words)]
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, cwd=tmp_path
-        )
+        # not as a background command, which ignores SIGINT
+        command = ["env", "--default-signal=INT", "bash", str(CHECKOUT / path), *map(str, words)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes))
+        return started[-1]
+
+    yield start_script
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def script(start_script):
+    """`script(path, *words, **environment)` runs such a script to its end."""
+
+    def script(path, *words, **changes):
+        process = start_script(path, *words, **changes)
+        stdout, stderr = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return script
 
@@ -151,6 +173,62 @@ def test_a_part_that_hangs_is_cut_off_and_the_budget_ends_the_call(script, stub,
     assert order == ["forwards-tiny@1", "certify", "forwards-tiny@1"]  # what failed comes last
 
 
+def test_a_module_that_is_missing_is_a_failure(script, stub, tmp_path):
+    """It may be there in a later call; a check that does not hold would not."""
+    missing = "echo '/usr/bin/python3: No module named pytest' >&2; exit 1"
+    settings = {"PYTHON": stub, "OUTPUT": str(tmp_path / "out")}
+    assert script("results/gpu.sh", "kernels", **settings, STUB_pytest=missing).returncode == 1
+    assert summary(tmp_path / "out") == {"kernels": (1, "failed")}
+    assert script("results/gpu.sh", "kernels", **settings).returncode == 0
+    assert summary(tmp_path / "out") == {"kernels": (0, "done")}
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_the_part_and_then_the_script(start_script, stub, tmp_path, number, code):
+    """The script alone gets it, as of a batch system; the part cleans up before it ends."""
+    body = """
+    for name in INT TERM HUP; do
+        trap "sleep 0.3; echo $name > ended; kill $(jobs -p); exit 3" $name
+    done
+    sleep 60 &
+    echo $$ > pid
+    wait"""
+    settings = {"PYTHON": stub, "OUTPUT": str(tmp_path / "out"), "STUB_certify": body}
+    process = start_script("results/gpu.sh", "certify", "machine", **settings)
+    pid = tmp_path / "pid"
+    wait_for(lambda: pid.exists() and pid.read_text())
+    process.send_signal(number)
+    assert process.wait(30) == code
+    assert (tmp_path / "ended").read_text().strip() == number.name.removeprefix("SIG")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert not (tmp_path / "out" / "summary.tsv").exists()
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_limit_interrupts_as_ctrl_c_does(script, stub, tmp_path):
+    """Though a shell lets what it starts in the background ignore that."""
+    body = f"""exec {sys.executable} -c "
+import time
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print('interrupted')
+" """
+    settings = {"PYTHON": stub, "OUTPUT": str(tmp_path / "out"), "STUB_certify": body}
+    assert script("results/gpu.sh", "certify", **settings, BUDGET="3").returncode == 1
+    assert summary(tmp_path / "out") == {"certify": (124, "timeout")}
+    assert "interrupted" in (tmp_path / "out" / "certify.log").read_text()
+
+
 def test_done_parts_are_repeated_on_request(script, stub, tmp_path):
     settings = {"PYTHON": stub, "OUTPUT": str(tmp_path / "out")}
     for changes in ({}, {}, {"AGAIN": "1"}):
@@ -173,6 +251,76 @@ def test_what_is_packed_goes_on_elsewhere(script, stub, tmp_path):
     settings |= {"FROM": str(kept), "OUTPUT": str(tmp_path / "two")}
     assert script("results/gpu.sh", "certify", **settings).returncode == 0
     assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+def random_file(path, size):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(random.randbytes(size))  # which no archive makes smaller
+
+
+def test_an_archive_that_would_be_too_large_leaves_weights_out(script, stub, tmp_path):
+    output = tmp_path / "out"
+    for name in ("head/checkpoint.pt", "data/shard-00000.jsonl", "head/head.safetensors"):
+        random_file(output / name, 1_200_000)
+    (output / "head" / "head.json").write_text("{}")
+    settings = {"PYTHON": stub, "OUTPUT": str(output), "PACK_MIB": "1"}
+    done = script("results/gpu.sh", "certify", **settings, PACK=str(tmp_path / "kept"))
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tmp_path / "kept").iterdir()
+    with tarfile.open(archive) as packed:
+        names = packed.getnames()
+    assert {"./head/head.json", "./summary.tsv", "./certify.log"} <= set(names)
+    assert not any(name.endswith((".safetensors", ".pt")) for name in names)
+
+
+def test_an_archive_that_cannot_be_small_enough_is_a_failure(script, stub, tmp_path):
+    """The earlier archive stays; a later one that fits mends it."""
+    kept = tmp_path / "kept"
+    large = tmp_path / "out" / "record.jsonl"
+    settings = {"PYTHON": stub, "OUTPUT": str(tmp_path / "out"), "PACK": str(kept), "PACK_MIB": "1"}
+    assert script("results/gpu.sh", "certify", **settings).returncode == 0
+    (archive,) = kept.iterdir()
+    before = archive.read_bytes()
+    random_file(large, 1_200_000)
+    done = script("results/gpu.sh", "machine", **settings)
+    assert done.returncode == 1
+    assert "out is not packed" in done.stderr
+    assert list(kept.iterdir()) == [archive]
+    assert archive.read_bytes() == before
+    large.unlink()
+    assert script("results/gpu.sh", "machine", **settings).returncode == 0
+    assert archive.read_bytes() != before
+
+
+def test_pieces_of_a_larger_archive_do_not_stay(script, stub, tmp_path):
+    kept = tmp_path / "kept"
+    large = tmp_path / "out" / "record.jsonl"
+    settings = {"PYTHON": stub, "OUTPUT": str(tmp_path / "out"), "PACK": str(kept)}
+    random_file(large, 17 << 20)
+    script("results/gpu.sh", "certify", **settings)
+    assert {path.name for path in kept.iterdir()} == {"gpu.tgz.part-aa", "gpu.tgz.part-ab"}
+    large.unlink()
+    script("results/gpu.sh", "machine", **settings)
+    assert {path.name for path in kept.iterdir()} == {"gpu.tgz.part-aa"}
+
+
+def test_a_kill_while_an_archive_is_written_leaves_the_earlier_one(script, stub, tmp_path):
+    """The pieces are cut by a `split` that kills the script halfway."""
+    kept = tmp_path / "kept"
+    settings = {"PYTHON": stub, "OUTPUT": str(tmp_path / "out"), "PACK": str(kept)}
+    script("results/gpu.sh", "certify", **settings)
+    before = (kept / "gpu.tgz.part-aa").read_bytes()
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    (bin / "split").write_text('#!/usr/bin/env bash\necho torn > "$4"aa\nkill -9 $PPID\n')
+    (bin / "split").chmod(0o755)
+    path = f"{bin}{os.pathsep}{os.environ['PATH']}"
+    assert script("results/gpu.sh", "machine", **settings, PATH=path).returncode == -9
+    assert (kept / "gpu.tgz.part-aa").read_bytes() == before
+    settings |= {"FROM": str(kept), "OUTPUT": str(tmp_path / "two")}
+    assert script("results/gpu.sh", "machine", **settings).returncode == 0
+    assert [path.name for path in kept.iterdir()] == ["gpu.tgz.part-aa"]
+    assert summary(tmp_path / "two").keys() == {"certify", "machine"}
 
 
 def test_the_model_is_joined_of_pieces(script, stub, tmp_path):
@@ -244,6 +392,15 @@ echo '{{"held_out": {{"agreement": 0.5}}}}' > {head}/head.json"""
     assert "--epochs 0.36 " in epochs[-1]  # 12 of 100 steps of 3 epochs
     assert script("baselines/heads/train.sh", output, **settings).returncode == 0
     assert len(summary(output)) == 3
+
+
+def test_a_slower_machine_keeps_the_moment_to_finish_a_head(script, stub, tmp_path):
+    (tmp_path / "data").mkdir()
+    settings = {"PYTHON": stub, "DATA": "data", "BUDGET": "400", "FINISH_SECONDS": "40"}
+    settings |= {"TRAIN_SECONDS": "1000", "SLOWER": "3"}
+    done = script("baselines/heads/train.sh", "heads", **settings)
+    (seconds,) = re.findall(r"train-fspad-tiny-0 \(at most (\d+) s\)", done.stderr)
+    assert 300 < int(seconds) <= 360
 
 
 def test_data_that_failed_is_an_error(script, stub, tmp_path):

@@ -100,7 +100,8 @@ for seed in ${SEEDS:-0}; do
         [ -n "${AGAIN:-}" ] || [ ! -e "$head/held_out.json" ] || continue
         before=$failures
         reserve=$((${FINISH_SECONDS:-40} < budget / 4 ? ${FINISH_SECONDS:-40} : budget / 4))
-        left=$(($(seconds_left) - reserve))  # a head needs a moment to be evaluated and written
+        # a head needs a moment to be evaluated and written; a part's seconds are times SLOWER
+        left=$((($(seconds_left) - reserve) / ${SLOWER:-1}))
         train_head "train-$name" "$((left < train_seconds ? left : train_seconds))" \
             "$head" "$decoder" "$seed" "$epochs"
         if [ ! -e "$head/head.json" ] && [ "${FINISH:-1}" = 1 ] && [ -e "$head/curve.csv" ]; then

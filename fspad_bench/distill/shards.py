@@ -24,6 +24,9 @@ MANIFEST = "manifest.json"
 FILES = "files"
 """The manifest's key of the shards' hashes."""
 
+SHARDS = "shards"
+"""Its key of their number, which the manifest of a complete set alone states."""
+
 NAME = re.compile(r"shard-(\d{5,})\.jsonl")
 TYPICAL_ANSWER_TOKENS = 230  # per conversation, until there is a shard to count
 
@@ -165,14 +168,20 @@ def is_whole(path: Path, known: str | None) -> bool:
 
 
 def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Raise BenchError for a shard that is not what the manifest says was written, or not in it."""
+    """Raise BenchError for a shard that is not what the manifest says was written, or not in it.
+
+    A set that was cut off may hold one shard more than its manifest, the next: a shard is written
+    before its hash is.
+    """
     hashes = known_hashes(manifest)
+    following = "" if SHARDS in manifest else f"shard-{len(hashes):05}.jsonl"
     for name, known in hashes.items():
         path = folder / name
         if not path.is_file() or file_hash(path) != known:
             raise BenchError(f"{path} is damaged or missing", DAMAGED)
     for path in shard_files(folder):
-        if hashes and path.name not in hashes:
+        is_next = path.name == following and is_whole(path, None)
+        if hashes and path.name not in hashes and not is_next:
             raise BenchError(
                 f"{path} is not in the data set's {MANIFEST}",
                 "move it away, or give the same `fspad-bench distill` command again",

@@ -23,7 +23,7 @@ from fspad_bench import __version__
 from fspad_bench.distill.conversations import ConversationGenerator, recipe, tokenizer_of
 from fspad_bench.distill.imported import Given, rendered
 from fspad_bench.distill.lock import exclusive, has_content
-from fspad_bench.distill.shards import FILES, MANIFEST, Row, Shards, known_hashes
+from fspad_bench.distill.shards import FILES, MANIFEST, SHARDS, Row, Shards, known_hashes
 from fspad_bench.engine.batch import Stream, answer_streams
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.models.chat import Chat, vocabulary_hash
@@ -134,7 +134,7 @@ def _write(
     _generate(target, shards, start, slots, lambda: _save(path, written | {FILES: shards.hashes}))
     manifest = written | {
         "version": __version__,
-        "shards": len(shards.answer_tokens),
+        SHARDS: len(shards.answer_tokens),
         "answer_tokens": sum(shards.answer_tokens.values()),
         FILES: shards.hashes,
     }

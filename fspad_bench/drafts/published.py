@@ -80,6 +80,7 @@ def read_published(folder: Path, target: TransformersTarget) -> tuple[DraftNetwo
     path = folder / CONFIG
     config = read_config(path)
     weights = _unwrapped(_weights(weights_file(folder)))
+    _check_stored(folder, weights)
     biased = any(f".self_attn.{part}_proj.bias" in name for name in weights for part in "qkv")
     shape = shape_of(path, config, qkv_bias=biased)
     kind = _kind(weights, shape.d)
@@ -141,13 +142,30 @@ def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return own | {name: weights[name] for name in weights.keys() - shared}
 
 
-def _check_values(folder: Path, weights: dict[str, Tensor]) -> None:
-    """Raise BenchError for a weight that is not a plain tensor of floating-point numbers."""
+def _check_stored(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Raise BenchError for a tensor that is not plain, or has more elements than its file holds: a
+    few bytes can describe one that no memory holds.
+    """
     for name, weight in weights.items():
-        plain = weight.layout == torch.strided and not weight.is_meta
-        if not plain or not weight.is_floating_point():
+        is_dense = weight.layout == torch.strided and not weight.is_nested
+        if not is_dense or weight.is_meta or weight.is_quantized:
             raise BenchError(
                 f"{folder}: {name} holds {weight.dtype}, {weight.layout} on {weight.device}",
+                "weights are plain tensors: convert the head first",
+            )
+        if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+            raise BenchError(
+                f"{folder}: {name} has {weight.numel()} elements, more than the file holds of it",
+                "the file may be damaged; fetch the head again",
+            )
+
+
+def _check_values(folder: Path, weights: dict[str, Tensor]) -> None:
+    """Raise BenchError for a weight of other than floating-point numbers."""
+    for name, weight in weights.items():
+        if not weight.is_floating_point():
+            raise BenchError(
+                f"{folder}: {name} holds {weight.dtype}",
                 "weights are floating-point numbers: convert the head first",
             )
 

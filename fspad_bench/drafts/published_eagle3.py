@@ -29,6 +29,7 @@ FEWEST_LAYERS = 7  # below it 2, L / 2, L - 3 are not in order
 KNOWN = {"rms_norm_eps", STATES, NESTED, "num_aux_hidden_states"}
 WORDS = ("norm", "eagle", "aux", "speculator", "fc_")  # of settings that change the arithmetic
 BELONGS = "does config.json belong to these weights?"
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def check_settings(path: Path, config: dict[str, Any], states: tuple[int, ...]) -> None:
@@ -98,7 +99,7 @@ def take_vocabulary(
         if stated not in (None, size):
             raise BenchError(f"{folder} lacks {TO_TARGET}, for {stated!r} draft tokens", BELONGS)
         offsets = torch.zeros(size, dtype=torch.int64)
-    if offsets.dim() != 1 or offsets.is_floating_point() or not len(offsets):
+    if offsets.dim() != 1 or offsets.dtype not in WHOLE or not len(offsets):
         raise BenchError(
             f"{folder}: {TO_TARGET} holds {offsets.dtype} of shape {tuple(offsets.shape)}",
             "it is one whole number a draft token",

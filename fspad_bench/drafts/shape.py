@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 LARGEST = 1e12  # of a rotary base
+MOST_LEVELS = 16
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Shape:
             value = getattr(shape, name)
             if type(value) is not int or value < 0:
                 raise ValueError(f"its shape's {name} is {value!r:.60}, not a count")
+        if type(shape.levels) is not int or not 0 <= shape.levels <= MOST_LEVELS:
+            raise ValueError(f"its shape's levels is {shape.levels!r:.60}, not 0 to {MOST_LEVELS}")
         return shape
 
     @classmethod

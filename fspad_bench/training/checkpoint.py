@@ -28,7 +28,7 @@ UNREADABLE = (
     pickle.UnpicklingError,
 )
 ENVIRONMENT = "environment"  # a part of the origin under another of which training may go on
-SINCE = ("target files",)  # parts that older checkpoints do not state
+SINCE = ("target files", "dtype")  # parts that older checkpoints do not state
 OTHER_SETTINGS = "give another --output, or the settings it was started with"
 DAMAGED = "delete it to start anew, or give another --output"
 
@@ -94,8 +94,8 @@ class Checkpoint:
             raise BenchError(f"{folder / FILE} belongs to another recipe", OTHER_SETTINGS)
 
     def check_origin(self, origin: dict[str, Any], folder: Path) -> None:
-        """Raise BenchError unless the target, the data, the start and the number of processes are
-        the same.
+        """Raise BenchError unless the target and its precision, the data, the start and the number
+        of processes are the same.
         """
         for name, value in origin.items():
             if name == ENVIRONMENT or (name in SINCE and name not in self.origin):

@@ -115,7 +115,8 @@ def frequent_tokens(
         for start, end in conversation.answers
         for token in conversation.tokens[start:end]
     ]
-    counts = torch.bincount(torch.tensor(tokens), minlength=vocabulary_size)
+    ids = torch.tensor(tokens, dtype=torch.int64)  # float32 where there are none
+    counts = torch.bincount(ids, minlength=vocabulary_size)
     by_count = counts.sort(descending=True, stable=True).indices
     return by_count[: min(size, vocabulary_size)].sort().values
 

@@ -36,7 +36,7 @@ from fspad_bench.util.progress import Progress
 
 STORE_FORMAT = 2  # stores of another format are computed anew
 CHUNK_TOKENS = 2048
-STORED_LOGITS = 64  # positions whose logits are computed at once; they fit the processor's cache
+STORED_LOGITS = 256  # positions whose logits are computed at once on a processor
 LIVE_LOGITS = 4096  # on a GPU the memory is the bound
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -374,9 +374,10 @@ def ids_and_supervised(conversations: list[Conversation]) -> tuple[Tensor, Tenso
     return ids, supervised
 
 
-def supervised_count(features: Features, group: Sequence[int]) -> int:
-    """Return the number of supervised positions of these sequences."""
-    return sum(end - start - 1 for s in group for start, end in features.conversations[s].answers)
+def supervised_count(features: Features, group: Sequence[int], first: int = 0) -> int:
+    """Return the number of supervised positions of these sequences, from position `first` on."""
+    spans = [span for s in group for span in features.conversations[s].answers]
+    return sum(max(0, end - 2 - max(start - 1, first)) for start, end in spans)
 
 
 def by_length(lengths: list[int], budget: int) -> Iterator[list[int]]:

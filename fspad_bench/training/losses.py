@@ -28,7 +28,7 @@ Number = TypeVar("Number", Tensor, float)
 
 
 class Losses(NamedTuple, Generic[Number]):
-    """Means over the supervised positions: L_v, L_p, L_top, two figures, and L_t.
+    """Means over the supervised positions, 0 of none: L_v, L_p, L_top, two figures, and L_t.
 
     - `agreement`: how often the draft's first choice is the target's.
     - `mass`: m, the target's probability of the draft vocabulary.
@@ -42,49 +42,70 @@ class Losses(NamedTuple, Generic[Number]):
     token: Number
 
 
-def losses(
-    h_logit: Tensor,
-    h_feature: Tensor,
-    target_feature: Tensor,
+class Wanted(NamedTuple):
+    """What the target says after each of N positions, within the draft vocabulary S.
+
+    - `p [N, S]`, `mass [N]`: as above.
+    - `choice [N]`: its first choice as an index of the vocabulary, -1 where that lacks it.
+    - `token [N]`: the text's next token likewise; None where nothing is learned from that.
+    """
+
+    p: Tensor
+    mass: Tensor
+    choice: Tensor
+    token: Tensor | None = None
+
+    def at(self, kept: Tensor) -> Wanted:
+        """Return what it says at the positions that are true in `kept [N]`."""
+        token = None if self.token is None else self.token[kept]
+        return Wanted(self.p[kept], self.mass[kept], self.choice[kept], token)
+
+
+@torch.no_grad()
+def wanted(
+    feature: Tensor,
     normaliser: Tensor,
     choice: Tensor,
     lm_head: Tensor,
-    top_k: int = 0,
-    draft_head: Tensor | None = None,
-    goal: Tensor | None = None,
     token: Tensor | None = None,
+) -> Wanted:
+    """Return what the target says, from its features `[N, d]` and its LM head's rows W_S `[S, d]`.
+
+    normaliser `[N]`: logsumexp(W F) over the target's whole vocabulary.
+    """
+    logits = F.linear(feature.to(lm_head.dtype), lm_head).float()
+    p = logits.softmax(-1)
+    # max(x) - log(max(softmax(x))) is logsumexp(x), without exponentiating a second time
+    log_sum_exp = logits.amax(-1) - p.amax(-1).log()
+    return Wanted(p, (log_sum_exp - normaliser).exp().clamp(max=1), choice, token)
+
+
+def losses(
+    h_logit: Tensor,
+    h_feature: Tensor,
+    goal: Tensor,
+    target: Wanted,
+    draft_head: Tensor,
+    top_k: int = 0,
 ) -> Losses[Tensor]:
     """Return the losses of N supervised positions.
 
-    - h_logit, h_feature, target_feature `[N, d]`.
-    - normaliser `[N]`: logsumexp(W F) over the target's whole vocabulary.
-    - choice `[N]`: the target's first choice as an index of the draft vocabulary, -1 where it is
-      not in it.
-    - lm_head `[S, d]`: W_S.
+    - h_logit, h_feature `[N, d]`; goal `[N, d]`: what h_feature is compared with, mostly F.
+    - draft_head `[S, d]`: the draft's U, mostly W_S.
     - top_k: k of L_top; 0 leaves that loss at 0.
-    - draft_head `[S, d]`: the draft's U; None: W_S.
-    - goal `[N, d]`: what h_feature is compared with; None: the target's feature.
-    - token `[N]`: the text's next token, as `choice` is given; None leaves L_t at 0.
     """
-    goal = target_feature if goal is None else goal
-    feature = F.smooth_l1_loss(h_feature.float(), goal.float())
-    with torch.no_grad():
-        target_logits = F.linear(target_feature.to(lm_head.dtype), lm_head).float()
-        p = target_logits.softmax(-1)
-        # max(x) - log(max(softmax(x))) is logsumexp(x), without exponentiating a second time
-        log_sum_exp = target_logits.amax(-1) - p.amax(-1).log()
-        mass = (log_sum_exp - normaliser).exp().clamp(max=1)
-    draft_head = lm_head if draft_head is None else draft_head
+    feature = _mean(F.smooth_l1_loss(h_feature.float(), goal.float(), reduction="none"))
     draft_logits = F.linear(h_logit.to(draft_head.dtype), draft_head).float()
     log_q = draft_logits.log_softmax(-1)
     # not as a matrix product, which autocast would round to bfloat16
-    logit = -(p * log_q).sum(-1)
-    likely = p.topk(top_k, dim=-1)
+    logit = -(target.p * log_q).sum(-1)
+    likely = target.p.topk(top_k, dim=-1)
     top = -(likely.values * log_q.gather(-1, likely.indices)).sum(-1)
-    agreement = (draft_logits.argmax(-1) == choice).float().mean()
-    logit = (mass * logit).mean()
-    top = (mass * top).mean()
-    return Losses(feature, logit, top, agreement, mass.mean(), _of_text(log_q, token))
+    agreement = _mean((draft_logits.argmax(-1) == target.choice).float())
+    logit = _mean(target.mass * logit)
+    top = _mean(target.mass * top)
+    token = _of_text(log_q, target.token)
+    return Losses(feature, logit, top, agreement, _mean(target.mass), token)
 
 
 def _of_text(log_q: Tensor, token: Tensor | None) -> Tensor:
@@ -92,4 +113,9 @@ def _of_text(log_q: Tensor, token: Tensor | None) -> Tensor:
     if token is None:
         return log_q.new_zeros(())
     own = log_q.gather(-1, token.clamp(min=0)[:, None])[:, 0]
-    return -torch.where(token >= 0, own, 0.0).mean()
+    return -_mean(torch.where(token >= 0, own, 0.0))
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Return the mean, or 0 of no numbers: a part of the graph, which processes must share."""
+    return x.mean() if x.numel() else x.sum()

@@ -37,7 +37,7 @@ from fspad_bench.training.conversations import (
 from fspad_bench.training.features import Features, LiveFeatures, cached_features
 from fspad_bench.training.job import Trained, TrainingJob
 from fspad_bench.training.objective import Recipe
-from fspad_bench.training.trainer import Trainer
+from fspad_bench.training.trainer import Trainer, of_target
 from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import user_path
 
@@ -57,7 +57,7 @@ class NetworkTrainer:
 
     def check(self, job: TrainingJob, target: TransformersTarget) -> None:
         """Raise BenchError for an initial head, lengths or an output that cannot work, and unless a
-        checkpoint has the same recipe and target.
+        checkpoint has the same recipe, and the same target in the same precision.
         """
         initial = self._initial_head(job, target)
         _check_own_head(job, initial)
@@ -66,33 +66,30 @@ class NetworkTrainer:
                 f"conversations of at most {job.max_length} tokens hold no answer",
                 f"give --max-length at least {SHORTEST}",
             )
-        self._check_levels(job, target)
-        shape_of(target, self.variant, job.layers, initial)
+        self._check_levels(job, shape_of(target, self.variant, job.layers, initial))
         for name in (ABOUT, WEIGHTS, CURVE):
             if (job.output / name).is_dir():
                 raise BenchError(f"{job.output / name} is a folder", "give another --output")
         checkpoint = Checkpoint.load(job.output)
         if checkpoint is not None:
             checkpoint.check_recipe(job.recipe, job.output)
-            known = {"target": target.identity, "target files": target.files_sha256}
-            checkpoint.check_origin(known | {"initial head": _sha256(initial)}, job.output)
+            known = of_target(target) | {"initial head": _sha256(initial)}
+            checkpoint.check_origin(known, job.output)
 
-    def _check_levels(self, job: TrainingJob, target: TransformersTarget) -> None:
+    def _check_levels(self, job: TrainingJob, shape: Shape) -> None:
         """Raise BenchError where a network of several heads would not learn each of them, or a
         language model would learn one level several times.
         """
-        kind = architecture(self.variant)
-        if not kind.reads_states and job.recipe.unroll != 1:
+        if not architecture(self.variant).reads_states and job.recipe.unroll != 1:
             raise BenchError(
                 f"a {self.variant} reads drafted tokens as any others: unroll is "
                 f"{job.recipe.unroll}",
                 "all its levels are one: leave --unroll out",
             )
-        levels = kind.shape_for(target.config).levels
-        if levels and job.recipe.unroll != levels:
+        if shape.levels and job.recipe.unroll != shape.levels:
             raise BenchError(
-                f"{self.variant} has {levels} heads: unroll is {job.recipe.unroll}",
-                f"train them all, with --unroll {levels}",
+                f"{self.variant} has {shape.levels} heads: unroll is {job.recipe.unroll}",
+                f"train them all, with --unroll {shape.levels}",
             )
 
     def train(

@@ -4,7 +4,8 @@
 
 The symbols are those of `losses`. By teacher forcing the network reads the target's features. With
 `unroll` = k > 1 the loss is the mean over k draft levels, each of which reads the outputs of the
-one before (HASS, EAGLE-3); level j = 0, 1, ... weighs `decay`^j.
+one before (HASS, EAGLE-3); level j = 0, 1, ... weighs `decay`^j. It has no draft before position
+j: where the texts of a step end earlier, it adds 0.
 
 Where a network reads other hidden states than the final one, L_v compares h_feature with what it
 would read of the next position, f_{i+1}, without changing that.
@@ -21,17 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from fspad_bench.drafts.network import DraftOutput, HeadNetwork
+from fspad_bench.drafts.shape import MOST_LEVELS
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.training.features import Batch, Features
-from fspad_bench.training.losses import Losses, losses
+from fspad_bench.training.features import Batch, Features, pad
+from fspad_bench.training.losses import Losses, Wanted, losses, wanted
 from fspad_bench.training.precision import product_type
 from fspad_bench.util.errors import BenchError, near
 
 TOP_K = 10
 SUPERVISE = ("answers", "all")
 VOCABULARIES = ("prompt", "head")
-LARGEST = {"epochs": 10_000, "batch_tokens": 2**24, "lr": 1.0, "unroll": 16, "decay": 1.0}
+LARGEST = {"epochs": 10_000, "batch_tokens": 2**24, "lr": 1.0, "unroll": MOST_LEVELS, "decay": 1.0}
 """Bounds of settings: beyond them a training only runs out of memory, or out of its senses."""
 
 
@@ -114,9 +116,18 @@ class Objective(nn.Module):
         self.recipe = recipe
         self.lm_head = lm_head
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Losses[Tensor]]:
-        """Return the loss, and the losses of the first draft level."""
+    def forward(
+        self, inputs: Inputs, shares: Sequence[float] | None = None
+    ) -> tuple[Tensor, Losses[Tensor]]:
+        """Return the loss, and the losses of the first draft level.
+
+        `shares`: for each level, the part of the step's positions that these inputs hold, where
+        several processes share it; their losses add up to the step's.
+        """
         levels = self._levels(inputs)
+        if shares is not None:
+            parts = zip(shares, levels, strict=True)
+            levels = [Losses(*(share * own for own in level)) for share, level in parts]
         mean = self._mean(levels)
         loss = (
             self.recipe.feature_weight * mean.feature
@@ -137,41 +148,53 @@ class Objective(nn.Module):
         supervised = inputs.batch.supervised[:, :-1]
         count = self.recipe.unroll if self.training else 1
         lm_head = self.lm_head[inputs.vocabulary]
+        target = self._wanted(inputs, lm_head)
         if count == 1:
             output = self.network(inputs.e, inputs.f, supervised)
-            return [self._losses(output, inputs, supervised, lm_head)]
+            return [self._losses(output, inputs, supervised, target, lm_head)]
         position = torch.arange(supervised.shape[1], device=supervised.device)
         levels = []
         for level, output in enumerate(self.network.unrolled(inputs.e, inputs.f, count)):
             # a position with fewer than `level` positions before it has no draft of that depth
             reached = supervised & (position >= level)
             own = DraftOutput(output.h_logit[reached], output.h_feature[reached])
-            levels.append(self._losses(own, inputs, reached, lm_head))
+            of_level = target.at(reached[supervised]) if level else target
+            levels.append(self._losses(own, inputs, reached, of_level, lm_head))
         return levels
 
-    def _losses(
-        self, output: DraftOutput, inputs: Inputs, positions: Tensor, lm_head: Tensor
-    ) -> Losses[Tensor]:
-        """Return the losses at `positions [B, L - 1]`, a subset of the supervised ones.
-
-        output `[N, d]` each, lm_head `[S, d]`.
-        """
+    def _wanted(self, inputs: Inputs, lm_head: Tensor) -> Wanted:
+        """Return what the target says at the supervised positions, which all levels learn."""
         batch = inputs.batch
+        return wanted(
+            batch.features[:, 1:][batch.supervised[:, :-1]],
+            batch.normaliser,
+            inputs.choice,
+            lm_head,
+            inputs.token if self.recipe.token_weight else None,
+        )
+
+    def _losses(
+        self,
+        output: DraftOutput,
+        inputs: Inputs,
+        positions: Tensor,
+        target: Wanted,
+        lm_head: Tensor,
+    ) -> Losses[Tensor]:
+        """Return the losses at `positions [B, L - 1]`, N of the supervised ones.
+
+        output `[N, d]` each, target of N positions, lm_head `[S, d]`.
+        """
         with torch.no_grad():
-            goal = self.network.read(batch.states[:, 1:][positions])
+            goal = self.network.read(inputs.batch.states[:, 1:][positions])
         own_head = self.network.lm_head
-        kept = positions[batch.supervised[:, :-1]]
         return losses(
             output.h_logit,
             output.h_feature,
-            batch.features[:, 1:][positions],
-            batch.normaliser[kept],
-            inputs.choice[kept],
-            lm_head,
+            goal,
+            target,
+            lm_head if own_head is None else own_head.weight,
             top_k=min(TOP_K, len(lm_head)) if self.recipe.top_weight else 0,
-            draft_head=None if own_head is None else own_head.weight,
-            goal=goal,
-            token=inputs.token[kept] if self.recipe.token_weight else None,
         )
 
 
@@ -181,15 +204,18 @@ def load_inputs(
     group: Sequence[int],
     vocabulary: Vocabulary,
     network: HeadNetwork,
+    step: Sequence[int] | None = None,
 ) -> Inputs:
     """Load these sequences to the target's device, as this network reads them, in the type of its
     products.
 
-    The vocabulary is the draft's and, if that includes tokens of the text, the batch's own.
+    The vocabulary is the draft's and, if that includes tokens of the text, those of all sequences
+    of the `step`: where several processes share it, `group` is a part.
     """
     numbers = product_type(target.device)
     batch = features.load(list(group)).to(target.device, numbers)
-    ids = vocabulary.of(batch.ids)
+    texts = pad([features.conversations[s].tokens for s in step or group])
+    ids = vocabulary.of(texts.to(target.device))
     rows = batch.supervised[:, :-1]
     index = vocabulary.index(ids)
     following = batch.ids.roll(-2, dims=1)[:, :-1][rows]

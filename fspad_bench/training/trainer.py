@@ -83,8 +83,12 @@ class Trainer:
         held_out = set(self.held_out.sequences)
         self.learned = [s for s in range(len(features.lengths)) if s not in held_out]
         if not self.learned:
+            count = len(held_out)
             raise BenchError(
-                "one usable conversation is too few, because it is held out", "train on more"
+                "one usable conversation is too few, because it is held out"
+                if count == 1
+                else f"all {count} usable conversations are held out",
+                "train on more",
             )
         rounded = target.lm_head.weight.detach().to(torch.bfloat16)
         lm_head = rounded.to(product_type(self.device))
@@ -101,8 +105,7 @@ class Trainer:
     def _origin(self) -> dict[str, Any]:
         vocabulary = self.vocabulary.base_ids.cpu().numpy().tobytes()
         return {
-            "target": self.target.identity,
-            "target files": self.target.files_sha256,
+            **of_target(self.target),
             ENVIRONMENT: environment(torch.get_num_threads())
             | {"products": str(product_type(self.device)).removeprefix("torch.")},
             "network": {
@@ -165,16 +168,14 @@ class Trainer:
         self.objective.train()
         processes = self.accelerator.num_processes
         own = group[self.accelerator.process_index :: processes]
-        # a process without a sequence runs one all the same, weighted by 0
-        loss, losses = self._losses(own or group[:1])
-        share = supervised_count(self.features, own) / supervised_count(self.features, group)
+        loss, losses = self._losses(group, own)
         self.optimizer.zero_grad(set_to_none=True)
         # times the number of processes, because their gradients are averaged
-        self.accelerator.backward(loss * share * processes)
+        self.accelerator.backward(loss * processes)
         self.accelerator.clip_grad_value_(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
-        own_share = torch.stack([x.detach().float() for x in losses]) * share
-        return self.accelerator.reduce(own_share, "sum").tolist()
+        own_losses = torch.stack([x.detach().float() for x in losses])
+        return self.accelerator.reduce(own_losses, "sum").tolist()
 
     def _check_losses(self, losses: list[float]) -> None:
         """Raise BenchError for losses that are not finite: no later step would mend the weights."""
@@ -183,16 +184,35 @@ class Trainer:
                 f"training diverged: a loss of step {self.step + 1} is no number", DIVERGED
             )
 
-    def _losses(self, group: list[int]) -> tuple[Tensor, Losses[Tensor]]:
-        """Return the loss of these sequences, with noise on their input features."""
-        inputs = load_inputs(self.target, self.features, group, self.vocabulary, self.network)
+    def _losses(
+        self, group: list[int], own: list[int] | None = None
+    ) -> tuple[Tensor, Losses[Tensor]]:
+        """Return the loss of a step's sequences, with noise on their input features.
+
+        `own`: the part of them whose share of the loss is returned; shares add up to the whole.
+        """
+        own = group if own is None else own
+        shares = [self._share(own, group, level) for level in range(self.recipe.unroll)]
+        # a process without a sequence runs one all the same, with a share of 0
+        loaded = own or group[:1]
+        inputs = load_inputs(
+            self.target, self.features, loaded, self.vocabulary, self.network, step=group
+        )
         if self.recipe.noise:
-            lengths = [self.features.lengths[s] for s in group]
-            keys = [(self.recipe.seed, self.step, s) for s in group]
+            lengths = [self.features.lengths[s] for s in loaded]
+            keys = [(self.recipe.seed, self.step, s) for s in loaded]
             noise = uniform_noise(inputs.f.shape, lengths, self.recipe.noise, keys, self.device)
             inputs = inputs._replace(f=inputs.f + noise.to(inputs.f.dtype))
         with autocast(self.device):
-            return self.objective(inputs)
+            return self.objective(inputs, shares)
+
+    def _share(self, own: list[int], group: list[int], level: int) -> float:
+        """Return the part of a draft level's positions that `own` sequences of a group hold.
+
+        Level j has no draft before position j.
+        """
+        count = supervised_count(self.features, group, level)
+        return supervised_count(self.features, own, level) / count if count else 0.0
 
     def evaluate(self) -> dict[str, float | None]:
         """Return the held-out figures of the network as it is."""
@@ -210,6 +230,8 @@ class Trainer:
             check_finite(self.network.state_dict())
         except ValueError as error:
             raise BenchError(f"training diverged at step {self.step}: {error}", DIVERGED) from error
+        # measured first: a checkpoint that is written has its line
+        row = self._curve_row(_mean(unsaved))
         checkpoint = Checkpoint(
             asdict(self.recipe),
             self.origin,
@@ -221,7 +243,7 @@ class Trainer:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.save(folder)
-            append_row(folder / "curve.csv", self._curve_row(_mean(unsaved)))
+            append_row(folder / "curve.csv", row)
         except (OSError, RuntimeError) as error:
             raise BenchError(
                 f"cannot write a checkpoint to {folder}: {error}",
@@ -281,6 +303,15 @@ def accelerator_for(device: torch.device | str) -> Accelerator:
             "launch it with --multi_gpu",
         )
     return accelerator
+
+
+def of_target(target: TransformersTarget) -> dict[str, str]:
+    """Return what decides the target's features, under which alone a checkpoint resumes."""
+    return {
+        "target": target.identity,
+        "target files": target.files_sha256,
+        "dtype": str(target.dtype).removeprefix("torch."),
+    }
 
 
 def _mean(steps: list[list[float]]) -> Losses[float]:

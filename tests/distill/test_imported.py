@@ -145,9 +145,19 @@ def test_a_source_without_data_is_an_error(tmp_path, text, message):
 
 
 class Rows(list):
+    """A double of a data set, whose rows can be read once the column `image` is left out."""
+
     def __init__(self, *rows):
         super().__init__(rows)
         self.column_names = list(rows[0])
+
+    def select_columns(self, names):
+        return Rows(*({name: row[name] for name in names} for row in list.__iter__(self)))
+
+    def __iter__(self):
+        if "image" in self.column_names:
+            raise ImportError("Pillow decodes images")
+        return super().__iter__()
 
 
 @pytest.fixture
@@ -175,6 +185,23 @@ def test_a_hub_data_set_is_read_at_its_revision(hub):
     assert read.left_out == ["me/talks[1]: no messages"]
     read_given("hub:me/talks@abc")
     assert requests[1] == ("me/talks", "train", "abc")
+
+
+def test_columns_without_text_are_not_decoded(hub):
+    hub[1]["me/talks"] = Rows({"image": b"", "system": "Be brief.", "messages": TALK})
+    (script,) = read_given("hub:me/talks@abc").scripts
+    assert script == [{"role": "system", "content": "Be brief."}, *TALK]
+
+
+def test_a_hub_data_set_that_cannot_be_read_is_one_clear_error(hub, monkeypatch):
+    hub[1]["me/talks"] = Rows({"messages": TALK})
+
+    def select_columns(self, names):
+        raise OSError("No space left on device\nat all")
+
+    monkeypatch.setattr(Rows, "select_columns", select_columns)
+    with pytest.raises(BenchError, match=r"cannot load hub:me/talks@abc .*: No space left on dev"):
+        read_given("hub:me/talks@abc")
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,25 @@ def test_a_manifest_that_names_other_files_is_refused(write, folder, name):
         write(folder, tokens=600, shard=8)
 
 
+def test_a_shard_written_before_its_manifest_is_read_by_train(folder):
+    """One alone, and whole: a process may be killed between the two."""
+    last = max(content(folder))
+    facts = manifest(folder)
+    del facts["files"][last]
+    with pytest.raises(BenchError, match=f"{last} is not in the data set's manifest"):
+        check_shards(folder, facts)  # of a complete set
+    del facts["shards"]
+    check_shards(folder, facts)
+    further = f"shard-{len(facts['files']) + 1:05}.jsonl"
+    shutil.copy(folder / last, folder / further)
+    with pytest.raises(BenchError, match=f"{further} is not in the data set's manifest"):
+        check_shards(folder, facts)
+    (folder / further).unlink()
+    torn(folder / last)
+    with pytest.raises(BenchError, match=f"{last} is not in the data set's manifest"):
+        check_shards(folder, facts)
+
+
 def test_a_shard_written_before_its_manifest_is_kept(write, folder):
     """A process may be killed between the two."""
     whole = content(folder)

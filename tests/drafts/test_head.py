@@ -165,6 +165,10 @@ def test_a_foreign_head_is_refused(tiny, heads, tmp_path, facts, message):
         ("qkv_bias", 0),
         ("capture", [1.5]),
         ("vocabulary", -1),
+        ("levels", 10**9),
+        ("levels", -1),
+        ("levels", True),
+        ("levels", 2.0),
     ],
 )
 def test_a_size_that_no_network_has_is_refused(tiny, heads, tmp_path, name, value):

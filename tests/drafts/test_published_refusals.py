@@ -118,6 +118,8 @@ def other_model(weights):
         ),
         ({"fc.weight": torch.ones(D, 2 * D, device="meta")}, "fc.weight holds torch.float32"),
         ({"fc.weight": torch.ones(D, 2 * D).to(torch.complex64)}, "fc.weight holds torch.complex"),
+        ({"fc.weight": torch.ones(1).expand(D, 2 * D)}, "fc.weight has 8192 elements, more than"),
+        ({"d2t": torch.zeros(1, dtype=torch.int64).expand(2**40)}, "d2t has 1099511627776 elem"),
         ({"fc.weight": torch.ones(D, 3 * D)}, "fc.weight is of shape (64, 192), not (64, 128)"),
         ({"layers.0.mlp.down_proj.weight": torch.tensor(1.0)}, "down_proj.weight is of shape ()"),
         ({"layers.0.self_attn.q_proj.bias": torch.zeros(D)}, "it lacks layers.0.self_attn.k_proj"),
@@ -127,6 +129,15 @@ def test_a_weight_is_read_or_refused_by_name(tiny, publish, added, named):
     with pytest.raises(BenchError) as raised:
         load_head(publish(release("eagle") | added), tiny)
     assert named in raised.value.message
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, which is giving both up
+def test_a_tensor_that_is_not_plain_is_refused(tiny, publish):
+    nested = torch.nested.nested_tensor([torch.ones(2 * D)] * D)
+    quantized = torch.quantize_per_tensor(torch.ones(D, 2 * D), 0.1, 0, torch.qint8)
+    for weight, dtype in ((nested, "torch.float32"), (quantized, "torch.qint8")):
+        with pytest.raises(BenchError, match=rf"fc\.weight holds {dtype}, torch.strided on"):
+            load_head(publish(release("eagle") | {"fc.weight": weight}), tiny)
 
 
 def test_a_config_may_begin_with_a_byte_order_mark(tiny, publish):

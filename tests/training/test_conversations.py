@@ -127,3 +127,8 @@ def test_no_usable_conversation_is_an_error(tmp_path):
         read(tmp_path / "empty.jsonl")
     with pytest.raises(BenchError, match="no such training data"):
         read(tmp_path / "absent.jsonl")
+
+
+def test_answers_that_are_not_learned_name_no_token(tmp_path):
+    path = write(tmp_path / "one.jsonl", [{"prompt": [1], "response": [50, 51]}])
+    assert frequent_tokens(read(path), 3, 97).tolist() == [0, 1, 2]

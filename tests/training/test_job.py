@@ -233,6 +233,12 @@ def test_missing_data_are_refused_before_data_are_generated(job, no_work, tmp_pa
     assert not (tmp_path / "head").exists()
 
 
+def test_a_single_conversation_is_refused(job, tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"prompt": [1], "response": [4, 5]}\n')
+    with pytest.raises(BenchError, match="one usable conversation is too few"):
+        run(job(data=[str(tmp_path / "one.jsonl")]))
+
+
 def test_an_output_in_use_is_refused_before_the_target_is_loaded(job, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "load_target", lambda name, **options: pytest.fail("loaded"))
     output = tmp_path / "head"
@@ -288,7 +294,11 @@ def test_absurd_recipes_are_refused(setting):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("identity", "another target"), ("files_sha256", "another target files")],
+    [
+        ("identity", "another target"),
+        ("files_sha256", "another target files"),
+        ("dtype", "another dtype"),
+    ],
 )
 def test_another_target_does_not_continue_a_training(
     job, tiny, monkeypatch, request, name, message

@@ -1,12 +1,14 @@
 """Training of Chimera and Medusa, and the loss on the text's own tokens."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fspad_bench.training.losses import losses
+from fspad_bench.drafts.head import Head
+from fspad_bench.drafts.network import architecture
+from fspad_bench.training.job import TrainingJob
+from fspad_bench.training.losses import losses, wanted
 from fspad_bench.training.networks import CHIMERA, CHIMERA_HARD, MEDUSA
 from fspad_bench.training.objective import load_inputs
 from fspad_bench.training.trainer import Trainer
@@ -21,11 +23,12 @@ def test_the_loss_on_the_texts_tokens_is_their_cross_entropy():
     choice = (target @ head.T).argmax(-1)
     normaliser = (target @ head.T).logsumexp(-1)
     token = torch.tensor([3, 10, -1, 0, 7])
-    actual = losses(h, h, target, normaliser, choice, head, token=token).token
+    actual = losses(h, h, target, wanted(target, normaliser, choice, head, token), head).token
     log_q = (h @ head.T).log_softmax(-1)
     expected = -(log_q[0, 3] + log_q[1, 10] + log_q[3, 0] + log_q[4, 7]) / 5
     torch.testing.assert_close(actual, expected)
-    assert losses(h, h, target, normaliser, choice, head).token == 0
+    of_target = wanted(target, normaliser, choice, head)
+    assert losses(h, h, target, of_target, head).token == 0
 
 
 def test_the_texts_tokens_are_those_that_follow_each_row(tiny, trainer):
@@ -67,9 +70,24 @@ def test_it_learns_resumes_and_leaves_the_target_alone(
     assert all(torch.equal(after[key], weight) for key, weight in before.items())
 
 
-def test_medusa_learns_all_its_heads_or_none(tiny):
-    job = SimpleNamespace(recipe=replace(MEDUSA.recipe, unroll=2), initial=None)
+def job_of(tmp_path, initial=None, **changes):
+    recipe = replace(MEDUSA.recipe, **changes)
+    output = tmp_path / "head"
+    return TrainingJob("medusa", ["data"], output, recipe=recipe, initial=initial)
+
+
+def test_medusa_learns_all_its_heads_or_none(tiny, tmp_path):
+    job = job_of(tmp_path, unroll=2)
     with pytest.raises(BenchError, match="medusa has 4 heads: unroll is 2") as raised:
-        MEDUSA._check_levels(job, tiny)
+        MEDUSA.check(job, tiny)
     assert raised.value.hint == "train them all, with --unroll 4"
-    MEDUSA._check_levels(SimpleNamespace(recipe=MEDUSA.recipe), tiny)
+    MEDUSA.check(job_of(tmp_path), tiny)
+
+
+def test_an_initial_head_has_levels_of_its_own(tiny, tmp_path):
+    kind = architecture("medusa")
+    network = kind(replace(kind.shape_for(tiny.config), levels=2))
+    Head(network, torch.arange(97), tiny.name, tiny.identity).save(tmp_path / "two")
+    MEDUSA.check(job_of(tmp_path, tmp_path / "two", unroll=2), tiny)
+    with pytest.raises(BenchError, match="medusa has 2 heads: unroll is 4"):
+        MEDUSA.check(job_of(tmp_path, tmp_path / "two"), tiny)

@@ -143,6 +143,12 @@ def test_a_checkpoint_of_something_else_is_refused(trainer, tmp_path, changes, m
         trainer(**settings | changes).run(tmp_path, checkpoint_every=1e9)
 
 
+def test_a_checkpoint_of_another_precision_is_refused(trainer, begun, tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "dtype", torch.float16)
+    with pytest.raises(BenchError, match="was trained with another dtype"):
+        trainer().run(begun, checkpoint_every=1e9)
+
+
 def test_a_checkpoint_of_another_initial_head_is_refused(trainer, tmp_path):
     trainer(origin={"initial head": "abc"}).run(tmp_path, checkpoint_every=1e9, stop_after=1)
     with pytest.raises(BenchError, match="was trained with another initial head"):
@@ -216,6 +222,20 @@ def test_a_torn_curve_continues_with_its_whole_lines(trainer, recipe, tmp_path):
     assert steps == ["1", *[str(n) for n in range(3, len(lines) + 1)]]
 
 
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_a_checkpoint_is_written_with_its_line_or_not_at_all(trainer, begun, monkeypatch, ending):
+    """What ends the measurement for the line is not taken for a full disk either."""
+    before = {name: (begun / name).read_bytes() for name in ("checkpoint.pt", "curve.csv")}
+
+    def ended(self):
+        raise ending
+
+    monkeypatch.setattr(Trainer, "evaluate", ended)
+    with pytest.raises(ending):
+        trainer().run(begun, checkpoint_every=0)
+    assert {name: (begun / name).read_bytes() for name in before} == before
+
+
 def test_the_configuration_of_accelerate_changes_nothing(trainer, tmp_path, monkeypatch):
     plain = trainer()
     plain.run(tmp_path / "plain", checkpoint_every=1e9, stop_after=3)
@@ -237,6 +257,9 @@ def test_two_conversations_are_enough_and_one_is_not(tiny, recipe, tmp_path):
     one = LiveFeatures(tiny, conversations[:1])
     with pytest.raises(BenchError, match="too few"):
         Trainer(tiny, one, torch.arange(97), network, recipe)
+    unlearned = LiveFeatures(tiny, conversations[:1] * 2)
+    with pytest.raises(BenchError, match="all 2 usable conversations are held out"):
+        Trainer(tiny, unlearned, torch.arange(97), network, recipe)
 
 
 def test_a_longer_plan_begins_like_a_shorter_one(trainer, recipe):
@@ -261,11 +284,39 @@ def test_a_checkpoint_of_an_earlier_version_continues(trainer, recipe, tmp_path)
     trainer(recipe=one).run(tmp_path, checkpoint_every=1e9, stop_after=1)
     path = tmp_path / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
-    del state["origin"]["target files"], state["origin"]["environment"]
+    for part in ("target files", "environment", "dtype"):
+        del state["origin"][part]
     torch.save(state, path)
     again = trainer(recipe=one)
     again.run(tmp_path, checkpoint_every=1e9)
     assert again.step == len(again.plan)
+
+
+@pytest.mark.parametrize("variant", ["eagle", "fspad"])
+def test_the_shares_of_several_processes_add_up_to_the_whole(tiny, recipe, variant):
+    """Also of a process without a sequence, of tokens that the texts of another hold, and of draft
+    levels that short texts do not reach.
+    """
+    texts = [list(range(20, 25)), list(range(30, 60)), list(range(60, 90))]
+    answers = [(1, 5), (20, 30), (8, 30)]
+    pairs = zip(texts, answers, strict=True)
+    conversations = [Conversation(tokens, [span]) for tokens, span in pairs]
+    features = LiveFeatures(tiny, [*conversations, Conversation([1, 2, 3], [(1, 3)], True)])
+    settings = replace(recipe, unroll=4, decay=0.5, logit_weight=1.0, top_weight=1.0)
+    network = initial_network(tiny, variant, recipe.seed)
+    training = Trainer(tiny, features, torch.arange(5), network, settings)
+    training.objective.train()
+
+    def learned(own):
+        loss, figures = training._losses([0, 1, 2], own)
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        return torch.stack([loss, *figures]).detach(), gradients
+
+    figures, gradients = learned([0, 1, 2])
+    parts = [learned(own) for own in ([0], [2, 1], [])]
+    torch.testing.assert_close(sum(part[0] for part in parts), figures, rtol=1e-3, atol=1e-4)
+    for whole, *own in zip(gradients, *(part[1] for part in parts), strict=True):
+        assert (sum(own) - whole).norm() < 0.01 * whole.norm()
 
 
 def test_a_training_that_diverges_ends_without_a_checkpoint_of_it(trainer, tmp_path, monkeypatch):

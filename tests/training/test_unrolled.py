@@ -1,14 +1,15 @@
 """Training on several draft levels, and on other hidden states than the final one."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from fspad_bench.drafts.network import DraftOutput
-from fspad_bench.training.conversations import read_files
+from fspad_bench.training.conversations import Conversation, read_files
 from fspad_bench.training.features import FeatureStore, LiveFeatures, cached_features
-from fspad_bench.training.losses import losses
+from fspad_bench.training.losses import losses, wanted
 from fspad_bench.training.networks import EAGLE3, FSPAD3, UNROLLED_FSPAD, initial_network
 from fspad_bench.training.objective import Objective, load_inputs
 from fspad_bench.training.trainer import Trainer
@@ -58,7 +59,10 @@ def test_the_second_level_of_unrolled_training_sees_the_networks_own_features(ti
     positions = inputs.batch.supervised[:, :-1] & (torch.arange(inputs.e.shape[1]) >= 1)
     picked = DraftOutput(level.h_logit[positions], level.h_feature[positions])
     rows_of_head = objective.lm_head[inputs.vocabulary]
-    expected = objective._losses(picked, inputs, positions, rows_of_head)
+    of_level = objective._wanted(inputs, rows_of_head).at(
+        positions[inputs.batch.supervised[:, :-1]]
+    )
+    expected = objective._losses(picked, inputs, positions, of_level, rows_of_head)
     torch.testing.assert_close(second.logit, expected.logit)
     torch.testing.assert_close(second.top, expected.top)
 
@@ -92,6 +96,22 @@ def test_it_learns_by_its_own_recipe_and_resumes(trainer, tmp_path, monkeypatch,
     assert not torch.equal(before, parts.network.attention.q.weight)
     for name, weight in whole.network.state_dict().items():
         assert torch.equal(weight, parts.network.state_dict()[name]), name
+
+
+def test_a_level_that_no_text_reaches_adds_nothing(tiny, recipe):
+    conversations = [Conversation([1, 2, 3], [(1, 3)]), Conversation([4, 5], [(1, 2)], True)]
+    settings = replace(recipe, unroll=3, feature_weight=1.0, logit_weight=1.0, noise=0.0)
+    features = LiveFeatures(tiny, conversations)
+    network = initial_network(tiny, "eagle", recipe.seed)
+    training = Trainer(tiny, features, torch.arange(97), network, settings)
+    inputs = load_inputs(tiny, features, [0], training.vocabulary, network)
+    training.objective.train()
+    first, second, third = training.objective._levels(inputs)
+    assert first.logit > 0
+    assert (second.logit, third.feature) == (0, 0)
+    losses = training._learn([0])
+    assert all(map(math.isfinite, losses))
+    assert all(weight.isfinite().all() for weight in network.parameters())
 
 
 def test_what_is_fed_back_learns_from_the_levels_that_read_it(tiny, trainer):
@@ -153,7 +173,7 @@ def test_a_draft_is_compared_by_its_own_lm_head_and_goal():
     head, own = torch.randn(2, 11, 8, generator=generator)
     choice = (target @ head.T).argmax(-1)
     normaliser = (target @ head.T).logsumexp(-1)
-    actual = losses(h, h, target, normaliser, choice, head, draft_head=own, goal=goal)
+    actual = losses(h, h, goal, wanted(target, normaliser, choice, head), own)
     p = (target @ head.T).softmax(-1)
     expected = -(p * (h @ own.T).log_softmax(-1)).sum(-1).mean()
     torch.testing.assert_close(actual.logit, expected)
