@@ -28,7 +28,8 @@ from fspad_bench.training.conversations import (
     frequent_tokens,
     read_files,
 )
-from fspad_bench.training.features import FeatureStore, StoredFeatures
+from fspad_bench.training.feature_store import FeatureStore
+from fspad_bench.training.features import StoredFeatures
 from fspad_bench.training.networks import initial_network
 from fspad_bench.training.objective import Recipe
 from fspad_bench.training.trainer import Trainer

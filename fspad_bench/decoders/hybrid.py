@@ -30,7 +30,7 @@ from fspad_bench.core.verification import match
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, merged, pruned
-from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing import costs, timing
 from fspad_bench.drafts.sizing.costs import NEAR, Costs
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError
@@ -255,7 +255,7 @@ class Hybrid(Drafter):
         One of its own: the part's learns nothing from them.
         """
         drafter = self._twin_of(part).drafter
-        return [(costs.step_seconds(self.target, drafter, prefix), 0.0) for prefix in prefixes]
+        return [(timing.step_seconds(self.target, drafter, prefix), 0.0) for prefix in prefixes]
 
 
 def _drafter(label: str, target: TransformersTarget) -> Drafter:

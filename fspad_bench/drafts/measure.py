@@ -15,10 +15,11 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import rule_named
 from fspad_bench.drafts.draft import CachedDraft, Draft
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing import costs, timing
 from fspad_bench.drafts.sizing.calibration import Calibration
-from fspad_bench.drafts.sizing.costs import Costs, Turn
+from fspad_bench.drafts.sizing.costs import Costs
 from fspad_bench.drafts.sizing.policy import AdaptiveTree, FixedTree, TreePolicy, best_shape
+from fspad_bench.drafts.sizing.timing import Turn
 from fspad_bench.drafts.trees.dynamic import dynamic_tree
 from fspad_bench.drafts.trees.levels import HeadLevels
 from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
@@ -158,7 +159,7 @@ def _draft_seconds(
         context = Context([*prompt[:prefix], 7], prefix, sampler)
         for levels in (1, DEEP):
             turns.append(Turn(sessions[prefix], context, partial(drafted, context, levels)))
-    seconds = costs.overhead_seconds(turns, target.verifier(rule_named(options.verify)))
+    seconds = timing.overhead_seconds(turns, target.verifier(rule_named(options.verify)))
     return [_by_level(seconds[i], seconds[i + 1]) for i in range(0, len(seconds), 2)]
 
 
@@ -174,7 +175,7 @@ def _captured_seconds(
         shape = FixedTree(LARGE, levels)
         builder = DeviceTreeBuilder(target, draft, shape, options.top_k, coupled)
         _, drafting = replayed(DeviceLoop(target, builder), prompt, Sampler(1.0))
-        return costs.best_of([drafting], target)[0]
+        return timing.best_of([drafting], target)[0]
 
     return [_by_level(seconds(prefix, 1), seconds(prefix, DEEP)) for prefix in prefixes]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing import costs, timing
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.profiling.timing import copy_bandwidth
 from fspad_bench.util.grid import grid
@@ -49,8 +49,8 @@ class ForwardCosts:
 def forward_costs(target: TransformersTarget) -> ForwardCosts:
     """Measure a target's forwards, up to the prefix lengths that its context allows."""
     lengths = [n for n in LENGTHS if n + LARGEST_TREE <= target.max_length]
-    by_nodes = costs.forward_seconds(target, [(nodes, costs.NEAR) for nodes in NODES])
-    by_length = costs.forward_seconds(target, [(1, length) for length in lengths])
+    by_nodes = timing.forward_seconds(target, [(nodes, costs.NEAR) for nodes in NODES])
+    by_length = timing.forward_seconds(target, [(1, length) for length in lengths])
     return ForwardCosts(
         curve=dict(zip(NODES, by_nodes, strict=True)),
         lengths=dict(zip(lengths, by_length, strict=True)),

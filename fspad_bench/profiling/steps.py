@@ -24,7 +24,7 @@ from fspad_bench.core.verification import Rule
 from fspad_bench.decoders.border import blamed
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing import timing
 from fspad_bench.engine.device_loop import DeviceLoop, replayed
 from fspad_bench.engine.session import Scores, Session
 from fspad_bench.engine.target import TransformersTarget
@@ -286,7 +286,7 @@ class DeviceSteps:
 
     def parts(self, prompt: Sequence[int], sampler: Sampler, steps: int) -> dict[str, float]:
         """Time a step after this prompt, replayed whole and its drafting alone."""
-        whole, draft = costs.best_of(replayed(self.loop, prompt, sampler), self.loop.target)
+        whole, draft = timing.best_of(replayed(self.loop, prompt, sampler), self.loop.target)
         return {"draft": steps * draft, "forward": steps * max(0.0, whole - draft)}
 
 

@@ -26,7 +26,8 @@ from fspad_bench.drafts.network import DraftOutput
 from fspad_bench.drafts.sizing.calibration import Calibration, Curve, fit
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.training.features import Features, by_length, supervised_count
+from fspad_bench.training.feature_store import by_length
+from fspad_bench.training.features import Features, supervised_count
 from fspad_bench.training.losses import Losses
 from fspad_bench.training.objective import Inputs, Objective, load_inputs
 from fspad_bench.training.precision import autocast

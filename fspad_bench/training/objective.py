@@ -25,7 +25,8 @@ from fspad_bench.drafts.network import DraftOutput, HeadNetwork
 from fspad_bench.drafts.shape import MOST_LEVELS
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
-from fspad_bench.training.features import Batch, Features, pad
+from fspad_bench.training.feature_store import pad
+from fspad_bench.training.features import Batch, Features
 from fspad_bench.training.losses import Losses, Wanted, losses, wanted
 from fspad_bench.training.precision import product_type
 from fspad_bench.util.errors import BenchError, near

@@ -36,7 +36,8 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint, check_finite
 from fspad_bench.training.curve import append_row
 from fspad_bench.training.evaluation import HeldOut
-from fspad_bench.training.features import Features, by_length, supervised_count
+from fspad_bench.training.feature_store import by_length
+from fspad_bench.training.features import Features, supervised_count
 from fspad_bench.training.losses import Losses
 from fspad_bench.training.objective import Objective, Recipe, load_inputs, uniform_noise
 from fspad_bench.training.precision import autocast, product_type

@@ -13,7 +13,7 @@ from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.hybrid import Hybrid
 from fspad_bench.decoders.prompt_lookup import PromptLookup
-from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing import costs, timing
 from fspad_bench.drafts.sizing.costs import Costs
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.models.tiny import tiny_tokenizer
@@ -167,8 +167,8 @@ def test_known_costs_are_not_measured_again(tiny):
 
 def test_the_costs_of_a_target_are_measured(monkeypatch, tmp_path):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(costs, "TURNS", 1)
-    monkeypatch.setattr(costs, "WARM", 0)
+    monkeypatch.setattr(timing, "TURNS", 1)
+    monkeypatch.setattr(timing, "WARM", 0)
     monkeypatch.setattr(costs, "_measured", {})
     target = measurable()
     hybrid = Hybrid(target, of="prompt_lookup,vanilla")
@@ -196,13 +196,13 @@ def test_a_timed_step_reads_what_the_step_before_it_committed(monkeypatch):
 
     target = measurable()
     drafter = Reading(target)
-    monkeypatch.setattr(costs, "TURNS", 3)
-    assert costs.step_seconds(target, drafter, costs.NEAR) > 0
-    assert len(read) == costs.WARM + 3
+    monkeypatch.setattr(timing, "TURNS", 3)
+    assert timing.step_seconds(target, drafter, costs.NEAR) > 0
+    assert len(read) == timing.WARM + 3
     hybrid = Hybrid(target, of="prompt_lookup,aded")
     before = {id(part.drafter) for part in hybrid.parts}
     timed = []
-    monkeypatch.setattr(costs, "step_seconds", lambda t, own, p: timed.append(id(own)) or 1.0)
+    monkeypatch.setattr(timing, "step_seconds", lambda t, own, p: timed.append(id(own)) or 1.0)
     monkeypatch.setattr(costs, "measure", lambda t, about, seconds: seconds((1,)) and CHEAP)
     hybrid.prepare(target)
     assert len(timed) == 3
@@ -214,8 +214,8 @@ def test_a_drafter_that_shares_the_targets_entries_is_timed_within_a_generation(
 ):
     """Measuring opens sessions of its own; the generation's is the one to share."""
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(costs, "TURNS", 1)
-    monkeypatch.setattr(costs, "WARM", 0)
+    monkeypatch.setattr(timing, "TURNS", 1)
+    monkeypatch.setattr(timing, "WARM", 0)
     monkeypatch.setattr(costs, "_measured", {})
     target = measurable()
     prompt = list(range(20, 50))

@@ -12,7 +12,7 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
-from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing import timing as sizing
 from fspad_bench.engine import device_loop
 from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import LARGEST_TREE
@@ -52,7 +52,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    return stopped(monkeypatch, steps, loop, device_loop, costs)
+    return stopped(monkeypatch, steps, loop, device_loop, sizing)
 
 
 def test_a_window_bounds_what_a_longer_prefix_is_expected_to_cost():

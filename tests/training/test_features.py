@@ -8,14 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fspad_bench.training import features as features_module
+from fspad_bench.training import feature_store
 from fspad_bench.training.conversations import all_conversations, read_files
-from fspad_bench.training.features import (
-    FeatureStore,
-    LiveFeatures,
-    StoredFeatures,
-    by_length,
-)
+from fspad_bench.training.feature_store import FeatureStore, by_length
+from fspad_bench.training.features import LiveFeatures, StoredFeatures
 
 
 def read(path, max_length=64):
@@ -169,7 +165,7 @@ def test_a_full_disk_is_an_error_and_not_a_crash(store, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(features_module.os, "posix_fallocate", full)
+    monkeypatch.setattr(feature_store.os, "posix_fallocate", full)
     (store.folder / "normaliser.bin").unlink()
     with pytest.raises(OSError, match="No space left"):
         FeatureStore(store.folder, store.conversations, 64)

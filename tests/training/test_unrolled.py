@@ -8,7 +8,8 @@ import torch
 
 from fspad_bench.drafts.network import DraftOutput
 from fspad_bench.training.conversations import Conversation, read_files
-from fspad_bench.training.features import FeatureStore, LiveFeatures, cached_features
+from fspad_bench.training.feature_store import FeatureStore
+from fspad_bench.training.features import LiveFeatures, cached_features
 from fspad_bench.training.losses import losses, wanted
 from fspad_bench.training.networks import EAGLE3, FSPAD3, UNROLLED_FSPAD, initial_network
 from fspad_bench.training.objective import Objective, load_inputs

@@ -5,17 +5,10 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from clock import stopped
 from doubles import random_model
 
-from fspad_bench.core import loop
-from fspad_bench.core.protocols import Context
-from fspad_bench.core.sampling import Sampler
-from fspad_bench.core.tree import Tree
-from fspad_bench.core.verification import match
 from fspad_bench.drafts.sizing import costs
-from fspad_bench.drafts.sizing.costs import NEAR, SIZES, TINY, Costs, Turn
-from fspad_bench.engine.session import Session
+from fspad_bench.drafts.sizing.costs import NEAR, SIZES, TINY, Costs
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.models.tiny import tiny_tokenizer
 from fspad_bench.util import machine
@@ -218,43 +211,6 @@ def test_larger_trees_cost_in_proportion_beyond_the_largest_measured():
     assert linear.forward_seconds(128) == pytest.approx(128)
 
 
-def test_overhead_is_timed_without_its_forward_and_leaves_the_session_as_it_was(
-    target, monkeypatch
-):
-    clock = stopped(monkeypatch, costs, loop)
-    forwards = []
-    score = Session.score
-
-    def slow_score(self, tree):
-        forwards.append(len(tree))
-        clock.sleep(0.03)
-        return score(self, tree)
-
-    monkeypatch.setattr(Session, "score", slow_score)
-    with target.session(64) as session:
-        scores = session.prefill([1, 2, 3])
-        context = Context([1, 2, 3, int(scores.logits[-1].argmax())], 3, Sampler())
-        turn = Turn(session, context, lambda: Tree.chain(context.tokens[-1], [5, 6]))
-        seconds = costs.overhead_seconds([turn] * 2, match)
-        assert (session.length, session.pending) == (3, 0)
-    assert 0 < min(seconds) <= max(seconds) < 1e-4
-    assert forwards == [3] * (2 * (costs.WARM + costs.TURNS))
-
-
-def test_every_timed_forward_stands_at_its_prefix_length(target, monkeypatch):
-    stopped(monkeypatch, costs)
-    lengths = []
-    score = Session.score
-
-    def recording_score(self, tree):
-        lengths.append((self.length, len(tree)))
-        return score(self, tree)
-
-    monkeypatch.setattr(Session, "score", recording_score)
-    assert len(costs.forward_seconds(target, [(1, 20), (3, 40), (3, 20)])) == 3
-    assert lengths == [(20, 1), (40, 3), (20, 3)] * (costs.WARM + costs.TURNS)
-
-
 def test_no_forward_costs_more_than_a_larger_one(target, monkeypatch):
     clock = {n: float(n) for n in SIZES} | {4: 40.0, 6: 30.0}
     monkeypatch.setattr(
@@ -267,20 +223,6 @@ def test_no_forward_costs_more_than_a_larger_one(target, monkeypatch):
     assert forward[SIZES.index(4)] == forward[SIZES.index(6)] == 8.0 + NEAR / 1e9
 
 
-def test_runs_take_turns(tiny, monkeypatch):
-    """So that a busy moment costs each of them one turn."""
-    stopped(monkeypatch, costs)
-    log = []
-    runs = [lambda: log.append("a"), lambda: log.append("b")]
-    assert len(costs.best_of(runs, tiny)) == 2
-    assert log == ["a", "b"] * (costs.WARM + costs.TURNS)
-
-
-def test_the_quickest_turn_counts_but_no_warm_up():
-    seconds = iter([0.1, 9.0, 0.1, 9.0, *[3.0, 5.0] * (costs.TURNS - 1), 2.0, 4.0])
-    assert costs._quickest(lambda run: next(seconds), ["a", "b"]) == [2.0, 4.0]
-
-
 def test_a_context_too_short_to_tell_a_slope_has_none(monkeypatch, tmp_path):
     monkeypatch.setenv("FSPAD_BENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(costs, "_measured", {})
@@ -288,18 +230,6 @@ def test_a_context_too_short_to_tell_a_slope_has_none(monkeypatch, tmp_path):
     target = TransformersTarget(model, tiny_tokenizer(), "other", "abc")
     measured = costs.measure(target, {}, constant(0.5, 0.25))
     assert {*measured.forward_per_token, *measured.draft_per_token} == {0.0}
-
-
-def test_a_slow_target_is_measured_less_often(tiny, monkeypatch):
-    clock = stopped(monkeypatch, costs)
-    log = []
-
-    def slow():
-        log.append(clock.sleep(0.6 * costs.PATIENCE))
-
-    (seconds,) = costs.best_of([slow], tiny)
-    assert len(log) == costs.WARM + 2
-    assert seconds == pytest.approx(0.6 * costs.PATIENCE, rel=1e-3)
 
 
 @pytest.mark.parametrize(
