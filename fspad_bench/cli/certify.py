@@ -27,6 +27,17 @@ if TYPE_CHECKING:
     from fspad_bench.lossless.checks import Part
 
 
+OF_DECODERS = (
+    *("options", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    "no_repeat_ngram_size",
+)
+OF_SERVED = (
+    *("plain", "model", "dialect", "served_extra", "plain_extra", "prompts", "tokenizer"),
+    *("depths", "depth_extra", "concurrency", "prompt_lengths", "sampling", "rounds"),
+    *("max_new_tokens", "logprobs", "error", "tie", "seeded", "stop_at_finding", "output"),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoder",
@@ -47,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(parser)
     add_format(parser, REPORT_FORMATS)
     certify_served.add_arguments(parser)
+    usual = {name: parser.get_default(name) for name in (*OF_DECODERS, *OF_SERVED)}
+    parser.set_defaults(usual=usual)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
             "the following arguments are required: --decoder or --served, one of them",
             "`fspad-bench certify --help` lists the arguments",
         )
+    _check_others(arguments)
     quiet_libraries()
     use_threads(arguments.threads)
     certified = certify_served.certify_served if arguments.served else _decoders
@@ -66,6 +80,17 @@ def run(arguments: argparse.Namespace) -> int:
         parts = certified(arguments)
     show(render(parts, arguments.format))
     return 0 if passed(parts) else 1
+
+
+def _check_others(arguments: argparse.Namespace) -> None:
+    """Raise BenchError for a flag of the other kind of certification, which would do nothing."""
+    others, kind = (OF_SERVED, "--served") if arguments.decoder else (OF_DECODERS, "--decoder")
+    for name in others:
+        if getattr(arguments, name) != arguments.usual[name]:
+            flag = "-D" if name == "options" else f"--{name.replace('_', '-')}"
+            raise BenchError(
+                f"{flag} belongs to certify {kind}", f"leave it out, or certify {kind}"
+            )
 
 
 def _decoders(arguments: argparse.Namespace) -> list[Part]:

@@ -61,9 +61,15 @@ def run(arguments: argparse.Namespace) -> int:
     sampler = Sampler(arguments.temperature, stream="profile")
     samples = load(load_card(arguments.task), "bundled", arguments.limit)
     use_threads(arguments.threads)
+    is_forward = arguments.target.startswith(RANDOM) and not arguments.kernels
+    if arguments.picture and is_forward:
+        raise BenchError(
+            f"--picture shows steps or kernels: of {arguments.target} forwards are timed",
+            "leave it out, or add --kernels",
+        )
     if arguments.kernels:
         _profile_kernels(arguments)
-    elif arguments.target.startswith(RANDOM):
+    elif is_forward:
         _profile_forward(arguments)
     else:
         questions = [question.turns[0] for question in samples.questions]

@@ -268,6 +268,7 @@ def append_next_tokens(logits: Tensor, states: Sequence[RequestState]) -> None:
         variate = torch.tensor(
             [states[i].variates[len(states[i].answer)] for i in sampled], dtype=torch.float32
         ).to(logits.device)
+        variate = variate.clamp(max=1 - 2**-24)  # in float32 the largest would be 1
         # inverse transform sampling: the first token whose cumulative mass exceeds the variate
         cumulative = (logits[sampled].float() / temperature[:, None]).softmax(-1).cumsum(-1)
         threshold = variate[:, None] * cumulative[:, -1:]

@@ -14,7 +14,7 @@ bookkeeping.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -129,11 +129,11 @@ class FusedForward:
         A listed architecture, plain weights, one device.
         """
         base = model.base_model
-        linear = [type(m) is nn.Linear for m in base.modules() if isinstance(m, nn.Linear)]
         activation = activation_of(model.config)
         places = {(p.device, p.dtype) for p in base.parameters()}
         known = model.config.model_type in ARCHITECTURES
-        return known and all(linear) and len(places) == 1 and activation in ACTIVATIONS
+        is_plain = known and all(type(product) is nn.Linear for product in _products(base))
+        return is_plain and len(places) == 1 and activation in ACTIVATIONS
 
     def chain(self, plan: LayerPlan) -> Chain:
         """Return the fused forward of a plan, built on first use; old ones of parts are dropped."""
@@ -328,6 +328,16 @@ def _layer(layer: Any, family: Architecture) -> Layer:
         down=stacked(mlp.down_proj),
         down_norm=_norm(layer, family.after_mlp),
     )
+
+
+def _products(base: Any) -> Iterator[Any]:
+    """Yield the modules that a layer's products are made of: adapters and quantisers wrap them."""
+    for layer in base.layers:
+        for part, names in (
+            (layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")),
+            (layer.mlp, ("gate_proj", "up_proj", "down_proj")),
+        ):
+            yield from (getattr(part, name, None) for name in names)
 
 
 def _norm(layer: Any, name: str) -> Tensor | None:

@@ -95,9 +95,12 @@ class Session:
 
     def close(self) -> None:
         """Drop pending entries and hand the cache back: nothing more can run here."""
+        if self.closed:
+            return
         self.rollback()
         self.closed = True
         if self.share is None:
+            self.cache.writer = None  # a sharing session, where its drafter failed in a draft
             self.target.release(self.cache)
 
     @property

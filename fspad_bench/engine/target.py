@@ -145,7 +145,8 @@ class TransformersTarget:
         """Allocate the cache of the next session now, so that no clock runs meanwhile."""
         slots = capacity + LARGEST_TREE
         if not self._idle or self._idle[-1].slots < slots:
-            self._idle[-1:] = [self.new_cache(slots)]
+            del self._idle[-1:]  # first: there may be no room for both
+            self._idle.append(self.new_cache(slots))
 
     def release(self, cache: KVCache) -> None:
         """Take back the cache of a session that has ended."""

@@ -127,6 +127,8 @@ def check_supported(
     refused = [name for name in UNANSWERED if getattr(config, name, None)]
     if has_hooks(model):
         refused.append("a model with forward hooks")
+    if any("lora_" in name for name, _ in model.named_modules()):
+        refused.append("a model with adapters that are not merged")
     if model.config.is_encoder_decoder:
         refused.append("an encoder-decoder model")
     if (config.num_return_sequences or 1) > 1:
@@ -290,6 +292,7 @@ class Host:
 
 HOSTS: WeakKeyDictionary[PreTrainedModel, Host] = WeakKeyDictionary()
 HOSTS_LOCK = Lock()
+SAMPLED = 64  # elements of each parameter that are looked at anew in every call
 OWN_HOST = "_custom_generate_host"  # of a target: a dictionary's value would keep its key alive
 
 
@@ -313,12 +316,20 @@ def host_of(model: PreTrainedModel, target: TransformersTarget | None) -> Host:
         return host
 
 
-def weights_of(model: PreTrainedModel) -> list[tuple[int, int]]:
-    """Return where each parameter lies, and how often it was written to."""
-    return [
+def weights_of(model: PreTrainedModel) -> tuple[list[tuple[int, int]], bytes]:
+    """Return where each parameter lies and how often it was written to, and a sample of them all.
+
+    What is written through `.data`, as adapters are merged, counts as no write.
+    """
+    parameters = list(model.parameters())
+    written = [
         (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
-        for parameter in model.parameters()
+        for parameter in parameters
     ]
+    flat = [parameter.detach().reshape(-1) for parameter in parameters if parameter.numel()]
+    sums = [own[:: -(-len(own) // SAMPLED)].double().sum() for own in flat]
+    together = torch.stack([own.to(sums[0].device) for own in sums])  # one wait for a device
+    return written, together.cpu().numpy().tobytes()
 
 
 def target_over(model: PreTrainedModel) -> TransformersTarget:

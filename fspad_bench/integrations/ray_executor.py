@@ -6,6 +6,7 @@ A worker or a node that dies is replaced, and its cell begins anew.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,8 +46,11 @@ class RayExecutor:
                 self.ray.shutdown()
 
     def _settings(self) -> dict[str, int]:
+        """Return the size of a Ray of our own; a cluster has its own size, and takes none."""
         workers = self.resources.workers
-        return {"num_cpus": workers * self.resources.cpus} if workers else {}
+        if not workers or os.environ.get("RAY_ADDRESS"):
+            return {}
+        return {"num_cpus": workers * self.resources.cpus}
 
     def _run(self, cells: Sequence[Cell]) -> Iterator[Outcome]:
         task = self.ray.remote(
@@ -55,10 +59,15 @@ class RayExecutor:
             max_retries=self.resources.retries,
             retry_exceptions=[CellKilledError],
         )(performed)
-        waiting = {task.remote(cell): cell for cell in cells}
+        queue = list(cells)
+        at_once = self.resources.workers or len(queue)
+        waiting = {task.remote(cell): cell for cell in queue[:at_once]}
         while waiting:
             (done, *_), _ = self.ray.wait(list(waiting))
-            yield self._outcome(waiting.pop(done), done)
+            outcome = self._outcome(waiting.pop(done), done)
+            waiting |= {task.remote(cell): cell for cell in queue[at_once : at_once + 1]}
+            at_once += 1
+            yield outcome
 
     def _outcome(self, cell: Cell, done: Any) -> Outcome:
         """Return how a cell ended; one whose workers all died has the code of a killed process."""

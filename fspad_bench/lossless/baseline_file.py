@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from fspad_bench.util.errors import BenchError
+
 if TYPE_CHECKING:
     from yaml import MappingNode, Node
 
@@ -44,7 +46,11 @@ def _edits(entry: MappingNode, fields: Mapping[str, str]) -> Iterator[Edit]:
             yield _replaced(value, figure)
             continue
         last = _value(entry, "tokens_per_step")
-        assert last is not None
+        if last is None:
+            raise BenchError(
+                f"line {entry.start_mark.line + 1}: tokens_per_step stands elsewhere",
+                "write it in the entry itself, and not by a merge (<<)",
+            )
         indent = "\n" + " " * entry.start_mark.column
         between = ", " if entry.flow_style else indent
         yield Edit(last.end_mark.index, last.end_mark.index, f"{between}{name}: {figure}")

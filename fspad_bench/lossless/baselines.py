@@ -18,6 +18,7 @@ from fspad_bench.lossless.promises import (
     shipped_baselines,
 )
 from fspad_bench.util.errors import BenchError
+from fspad_bench.util.paths import write_atomically
 from fspad_bench.util.text import text_file
 
 STEPS = "steps of each output"
@@ -159,7 +160,7 @@ def _write(path: Path, updates: dict[int, Update]) -> None:
         return
     text = edited(text_file(path), figures)
     try:
-        path.write_bytes(text.encode())
+        write_atomically(path, text)
     except OSError as error:
         raise BenchError(
             f"cannot write {path}: {error.strerror or error}", "see its permissions"

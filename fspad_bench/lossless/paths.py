@@ -26,7 +26,7 @@ from fspad_bench.engine.gpu.tensors import Nodes
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.checks import ELSEWHERE, Check, worst_of
 from fspad_bench.lossless.engine import repeats_bits
-from fspad_bench.lossless.identity import CACHE_BOUND
+from fspad_bench.lossless.identity import CACHE_BOUND, ROUNDS_OTHERWISE
 from fspad_bench.lossless.reference import DEEPEST, random_tokens
 
 AFTER = 3  # tokens after the step that is prescribed: they read the cache that it left
@@ -183,8 +183,7 @@ def paths_hold(target: TransformersTarget, found: PathErrors) -> bool:
 def check_paths(target: TransformersTarget, subject: str) -> list[Check]:
     """Check the host's loop, and the device's where the target has kernels."""
     if target.dtype not in CACHE_BOUND and not repeats_bits(target):
-        figure = "rounds a tree otherwise than single tokens: see the other precisions"
-        return [Check("paths", subject, ELSEWHERE, figure)]
+        return [Check("paths", subject, ELSEWHERE, ROUNDS_OTHERWISE)]
     checks = [_check("paths", target, host_paths(target), subject)]
     if runs_on_device(target):
         checks.append(_check("paths, device", target, device_paths(target), subject))

@@ -19,6 +19,7 @@ from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.processes import Processes
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.sweep import Cell, Outcome, Resources
+from fspad_bench.integrations.ray_executor import RayExecutor
 from fspad_bench.util.errors import BenchError
 
 PLAN = Plan(
@@ -272,6 +273,56 @@ def test_submitit_finishes_a_cell_that_was_killed(grid, tmp_path):
     resources = Resources(settings={"cluster": "local"})
     executor = sweep.executor("slurm")(resources, tmp_path / "out")
     check(list(executor.run(grid)), grid, tmp_path / "out")
+
+
+class FakeRay:
+    """A cluster that runs a task at once, and counts those that are not waited for yet."""
+
+    def __init__(self):
+        self.settings = None
+        self.exceptions = SimpleNamespace(RayError=OSError)
+        self.most = 0
+        self.waiting = []
+
+    def is_initialized(self):
+        return False
+
+    def init(self, **settings):
+        self.settings = settings
+
+    def shutdown(self):
+        pass
+
+    def remote(self, **_):
+        def task(function):
+            self.function = function
+            return SimpleNamespace(remote=self.start)
+
+        return task
+
+    def start(self, cell):
+        self.waiting.append(cell)
+        self.most = max(self.most, len(self.waiting))
+        return cell
+
+    def wait(self, _):
+        return [self.waiting.pop(0)], self.waiting
+
+    def get(self, cell):
+        return Outcome(cell, 0, "")
+
+
+@pytest.mark.parametrize("address", ["", "ray://head:10001"])
+def test_workers_bound_the_cells_of_a_cluster_and_size_no_cluster_of_others(
+    tmp_path, monkeypatch, address
+):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    executor = RayExecutor(Resources(workers=2, cpus=3), tmp_path)
+    cells = list("abcde")
+    assert [outcome.cell for outcome in executor.run(cells)] == cells
+    assert executor.ray.most == 2
+    assert executor.ray.settings.get("num_cpus") == (None if address else 6)
 
 
 @pytest.mark.parametrize(("name", "library"), [("ray", "ray"), ("slurm", "submitit")])

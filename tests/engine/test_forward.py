@@ -205,6 +205,15 @@ def test_other_arithmetic_does_not_fit():
     other = random_model("llama")
     other.base_model.layers[0].mlp.up_proj.__class__ = type("Packed", (torch.nn.Linear,), {})
     assert not FusedForward.fits(other)
+    for name in ("self_attn.q_proj", "mlp.down_proj"):
+        wrapped = random_model("llama")  # by an adapter: its weight is the base's
+        layer = wrapped.base_model.layers[1]
+        part, product = (layer.get_submodule(n) for n in (name.split(".")[0], name))
+        adapter = torch.nn.Module()
+        adapter.base_layer = product
+        adapter.weight = product.weight
+        setattr(part, name.split(".")[1], adapter)
+        assert not FusedForward.fits(wrapped)
     mixed = random_model("llama")
     mixed.base_model.norm.to(torch.float32)
     assert not FusedForward.fits(mixed)

@@ -266,7 +266,18 @@ def test_target_and_decoders_are_made_once_and_anew_for_changed_weights(ours, pl
     assert first.decoder("eagle", {"depth": 3}).options["depth"] == 3
     with torch.no_grad():
         changing.lm_head.weight.mul_(-1.0)
-    assert own.host_of(changing, None) is not first
+    second = own.host_of(changing, None)
+    assert second is not first
+    weight = changing.model.layers[1].mlp.up_proj.weight
+    weight.data += 0.1  # as adapters are merged: no write that torch counts
+    assert own.host_of(changing, None) is not second
+
+
+def test_a_model_with_adapters_is_refused(ours):
+    model = tiny_model()
+    model.model.layers[0].self_attn.q_proj.add_module("lora_A", torch.nn.Linear(2, 2))
+    with pytest.raises(BenchError, match="a model with adapters that are not merged"):
+        model.generate(PROMPT, custom_generate=custom, decoder="prompt_lookup", max_new_tokens=2)
 
 
 def test_a_target_of_ones_own(tiny, plain):

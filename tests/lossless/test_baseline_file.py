@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from fspad_bench.lossless.baseline_file import edited
+from fspad_bench.util.errors import BenchError
 
 FIGURES = {"tokens_per_step": "2.1", "measured": "2.200"}
 FLOW = """\
@@ -32,6 +33,12 @@ def test_flow_style():
 def test_block_style():
     expected = BLOCK.replace("1.5  # least", "2.1\n  measured: 2.200  # least")
     assert edited(BLOCK, {0: FIGURES}) == expected
+
+
+def test_an_entry_that_merges_another_is_refused_by_line():
+    text = BLOCK.replace("- target", "- &a\n  target") + "- <<: *a\n  task: rag\n"
+    with pytest.raises(BenchError, match="line 7: tokens_per_step stands elsewhere"):
+        edited(text, {1: FIGURES})
 
 
 @pytest.mark.parametrize("text", [FLOW, BLOCK, BLOCK.replace("\n", "\r\n")])

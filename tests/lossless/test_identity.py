@@ -14,7 +14,9 @@ from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.cache import KVCache
 from fspad_bench.lossless import identity
+from fspad_bench.lossless.engine import repeats_bits
 from fspad_bench.lossless.witness import Observations
+from fspad_bench.models.load import load_target
 from fspad_bench.util.registry import DECODERS, names
 
 
@@ -153,6 +155,23 @@ def test_own_stops_are_taken_from_what_was_accepted(tiny, grid):
         whole = outputs.tokens[cell.name.removesuffix(" stop")]
         ended = generate(tiny, Vanilla(tiny), cell.sampler, cell.prompt, cell.limit).tokens
         assert ended == whole[: whole.index(stop) + 1]
+
+
+def test_bfloat16_is_certified_where_its_bits_are_promised():
+    """Elsewhere near ties may go either way, and nothing here could tell them from a mistake."""
+    target = load_target("tiny", dtype="bfloat16")
+    some = identity.cells(target, thorough=False)[:6]
+    checks = {
+        check.name: check
+        for check in identity.check(
+            lambda: build_decoder("prompt_lookup", target, {}),
+            target,
+            some,
+            identity.reference(target, some),
+        )
+    }
+    expected = "PASS" if repeats_bits(target) else "-"
+    assert {checks[name].verdict for name in ("identity", "cache")} == {expected}
 
 
 def test_the_cache_error_is_zero_for_a_prefill(tiny):

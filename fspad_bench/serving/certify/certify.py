@@ -1,8 +1,9 @@
 """Certify a served engine: a grid of cells and checks, speculation on against speculation off.
 
 - A fault may show in one cell alone, so each combination of the sweeps is checked by itself.
-- The tests of distributions, and the greedy cells' tests against the control, share one family-wise
-  error, split evenly.
+- The tests of distributions, and the greedy cells' tests against a control that differed from
+  itself, share one family-wise error, split evenly. Where the control did not differ, one
+  difference is a finding, with no bound on its error: an engine may seldom differ from itself.
 - A check passes only where enough was drafted in the answers that it compares.
 - A plain side that drafts is refused.
 """

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import exp, log
+from random import Random
 from typing import NamedTuple
 
 from fspad_bench.lossless.checks import ELSEWHERE, FAIL, INCONCLUSIVE, PASS, Check
@@ -27,6 +28,7 @@ from fspad_bench.serving.certify.observation import END, Observation
 
 BINS = 4  # of lengths and of log-probabilities
 U_BINS = 16
+JITTER = 0.1  # nats, far above a rounding of a mean and below a shift that matters
 BLOCK = 8  # answers to one prompt
 EIGHTHS = 8  # of an answer's limit, for stops
 LARGEST = 0.5  # total variation: a test that would not have seen as much does not pass
@@ -145,10 +147,12 @@ class Lengths(Comparison):
 
     name = "lengths"
     unit = "lengths"
+    jitter = 0.0  # of each value, either way: differences far below it are none
 
     def __init__(self) -> None:
         super().__init__()
         self.past: dict[int, list[float]] = {}
+        self.dice = Random(self.name)
 
     def value(self, answer: Observation) -> float | None:
         return float(len(answer.tokens))
@@ -157,8 +161,7 @@ class Lengths(Comparison):
         assert isinstance(self.wealth, TwoSamples)
         if not self.past:  # the edges are those of the first round, which is not bet on
             for prompt, sides in enumerate(zip(answers.served, answers.plain, strict=True)):
-                values = [self.value(answer) for side in sides for answer in side]
-                self.past[prompt] = sorted(value for value in values if value is not None)
+                self.past[prompt] = sorted(self._values([a for side in sides for a in side]))
         self.wealth.round(self._binned(answers.served), self._binned(answers.plain))
 
     def _binned(self, side: Sequence[Sequence[Observation]]) -> list[Drawn]:
@@ -167,9 +170,13 @@ class Lengths(Comparison):
             past = self.past.get(prompt)
             if past:
                 edges = [past[len(past) * i // BINS] for i in range(1, BINS)]
-                values = [self.value(answer) for answer in answers]
-                drawn += [(prompt, bisect_right(edges, v)) for v in values if v is not None]
+                values = self._values(answers)
+                drawn += [(prompt, bisect_right(edges, value)) for value in values]
         return drawn
+
+    def _values(self, answers: Sequence[Observation]) -> list[float]:
+        known = [value for value in map(self.value, answers) if value is not None]
+        return [value + self.dice.uniform(-self.jitter, self.jitter) for value in known]
 
 
 class Stops(Comparison):
@@ -197,11 +204,16 @@ class Stops(Comparison):
 class LogProbabilities(Lengths):
     """The mean log-probability of an answer's tokens, by quarters as lengths are.
 
+    A server scores an answer by other products with speculation than without, so the same likely
+    answer has means that differ by a rounding, which an edge between them would tell apart: each
+    mean gets a noise of its own.
+
     `reason`: why the two servers' are not compared.
     """
 
     name = "log-probs"
     unit = "their means"
+    jitter = JITTER
 
     def __init__(self, reason: str = "") -> None:
         super().__init__()

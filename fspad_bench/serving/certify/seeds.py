@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from fspad_bench.lossless.checks import ELSEWHERE, FAIL, PASS, Check
+from fspad_bench.lossless.checks import ELSEWHERE, FAIL, INCONCLUSIVE, PASS, Check
 from fspad_bench.serving.certify.drafts import with_drafts
 from fspad_bench.serving.certify.observation import Observation
 from fspad_bench.serving.certify.pair import Pair
@@ -27,7 +27,8 @@ def check_seeds(pair: Pair, cell: Cell) -> Check:
     repeated = _same(plain, again)
     if repeated < len(plain):
         figure = f"the plain server repeats {repeated} of {len(plain)} seeds itself"
-        return Check(NAME, cell.name, ELSEWHERE, figure)
+        verdict = INCONCLUSIVE if pair.plan.seeded else ELSEWHERE
+        return Check(NAME, cell.name, verdict, figure)
     served = _answers(pair, cell, SERVED, "seeds")
     same = _same(plain, served)
     figure = f"{same} of {len(plain)} answers identical by seed"

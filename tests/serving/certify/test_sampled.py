@@ -70,6 +70,24 @@ def test_each_sees_what_it_is_for(kind, served):
     assert 16 <= taken <= 384
 
 
+@pytest.mark.parametrize("offset", [1e-4, 1e-3])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_likely_answer_may_be_scored_by_other_products(share, offset):
+    """With speculation a server scores it in other company, and rounds otherwise."""
+
+    def side(shift):
+        def made(dice):
+            if dice.random() < share:
+                return answer([1, 0], likely=-0.7 + shift)
+            return answer([dice.randrange(9)], likely=-0.5 - dice.random() + shift)
+
+        return made
+
+    for seed in range(4):
+        check = run(LogProbabilities(), side(offset), side(0.0), rounds=24, seed=seed)
+        assert check.verdict != FAIL
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_round_does_not_pass_however_large(kind):
     """Nothing was known before it, so that nothing was bet."""
