@@ -186,3 +186,11 @@ def _cut(conversation: Conversation, length: int) -> Conversation:
     spans = [(start, min(end, length)) for start, end in conversation.answers]
     answers = [(start, end) for start, end in spans if end - start >= 2 and start > 0]
     return replace(conversation, tokens=conversation.tokens[:length], answers=answers)
+
+
+def nothing_learned(held_out: int) -> BenchError:
+    """Return the error of conversations that are all held out."""
+    what = f"all {held_out} usable conversations are held out"
+    if held_out == 1:
+        what = "one usable conversation is too few, because it is held out"
+    return BenchError(what, "train on more")

@@ -34,6 +34,7 @@ from fspad_bench.drafts.sizing.calibration import Calibration
 from fspad_bench.drafts.vocabulary import Vocabulary
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.training.checkpoint import ENVIRONMENT, Checkpoint, check_finite
+from fspad_bench.training.conversations import nothing_learned
 from fspad_bench.training.curve import append_row
 from fspad_bench.training.evaluation import HeldOut
 from fspad_bench.training.feature_store import by_length
@@ -84,13 +85,7 @@ class Trainer:
         held_out = set(self.held_out.sequences)
         self.learned = [s for s in range(len(features.lengths)) if s not in held_out]
         if not self.learned:
-            count = len(held_out)
-            raise BenchError(
-                "one usable conversation is too few, because it is held out"
-                if count == 1
-                else f"all {count} usable conversations are held out",
-                "train on more",
-            )
+            raise nothing_learned(len(held_out))
         rounded = target.lm_head.weight.detach().to(torch.bfloat16)
         lm_head = rounded.to(product_type(self.device))
         # everything is on the target's device already

@@ -25,6 +25,7 @@ from fspad_bench.training.conversations import (
     Conversation,
     all_conversations,
     data_hash,
+    nothing_learned,
     read_files,
 )
 from fspad_bench.training.job import Trained, TrainingJob
@@ -79,6 +80,8 @@ def _build(job: TrainingJob, target: TransformersTarget, data: Sequence[Path]) -
         read_files(data, size, min(job.max_length, target.max_length))
     )
     learned = [c for c in conversations if not c.held_out]
+    if not learned:
+        raise nothing_learned(len(conversations))
     if job.recipe.supervise == "all":
         learned = [conversation.whole() for conversation in learned]
     table = count_trigrams(

@@ -79,6 +79,15 @@ def test_what_a_table_has_no_use_for_is_refused(job, changes, message):
         run(replace(job, **changes))
 
 
+def test_conversations_that_are_all_held_out_make_no_table(job, tmp_path):
+    rows = [{"tokens": [1, 2, 3, n], "answers": [[2, 4]], "held_out": True} for n in range(3)]
+    path = tmp_path / "held-out.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(BenchError, match="all 3 usable conversations are held out"):
+        run(replace(job, data=[str(path)]))
+    assert not job.output.exists()
+
+
 def test_a_folder_in_the_place_of_its_file_is_refused(job):
     (job.output / VALUES).mkdir(parents=True)
     with pytest.raises(BenchError, match="is a folder"):
