@@ -144,6 +144,7 @@ def test_margins_agree_with_shifting_one_logit(law):
             assert (margin > 0) == kept(logits, token, sampler)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("law", LAWS)
 def test_banned_tokens_leave_the_others_regrets_as_they_are(law):
     """A processor's -inf: a forbidden token has the largest regret, the others have their own."""

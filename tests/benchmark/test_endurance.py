@@ -23,7 +23,7 @@ from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.util import provenance
 
-pytestmark = pytest.mark.usefixtures("one_target", "stubs")
+pytestmark = [pytest.mark.usefixtures("one_target", "stubs"), pytest.mark.wide]
 ME = "test_endurance"
 NAMES = ("Learns", "Differs", "Fails", "Draws", "Disturbs")
 LABELS = [f"{ME}:{name}" for name in NAMES]

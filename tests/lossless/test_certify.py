@@ -117,6 +117,7 @@ def spoiled():
     return code, json.loads(out)
 
 
+@pytest.mark.wide
 def test_lossless_decoders_are_certified(lossless):
     code, out = lossless
     assert code == 0
@@ -127,6 +128,7 @@ def test_lossless_decoders_are_certified(lossless):
     assert matrix.splitlines()[2].split() == ["identity", "PASS", "PASS", "PASS"]
 
 
+@pytest.mark.wide
 def test_options_reach_the_decoder(lossless):
     """Under `match` all cells would be compared, not the greedy ones alone."""
     _, out = lossless
