@@ -11,12 +11,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
-from statistics import fmean
 from typing import Any
 
 from fspad_bench.util import registry
@@ -150,7 +150,8 @@ def _check(outputs: Outputs, references: References) -> None:
 
 
 def _percent(values: Iterable[float]) -> float:
-    return 100.0 * fmean(values)
+    every = list(values)
+    return 100.0 * math.fsum(every) / len(every)
 
 
 # A minus is a sign only where nothing before it makes it a hyphen or a subtraction; it may stand on

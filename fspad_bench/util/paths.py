@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from uuid import uuid4
 
 from fspad_bench.util.errors import BenchError
 
@@ -41,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     A process killed meanwhile leaves the old content; of several writers the last one wins. An
     OSError names `path`.
     """
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    temporary = path.with_name(f"{path.name}.{os.urandom(16).hex()}.part")
     try:
         yield temporary
         os.replace(temporary, path)
