@@ -23,42 +23,9 @@ read -r -a more <<< "${CERTIFY:-}"
 read -r -a every_fault <<< "${FAULTS:-bonus-without-temperature recovery-noise-reused \
 one-hot-residual filter-order short-rollback ignored-sampling shorter-outputs cached-answers}"
 mkdir -p "$output"
-servers=()
 wrong=0
-trap 'for server in "${servers[@]}"; do kill "$server" 2> /dev/null || true; done' EXIT
-
-answers() {  # answers PORT: whether a server there lists its models
-    "$python" -c "import urllib.request as u
-u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:$1/v1/models', timeout=10)" 2> /dev/null
-}
-
-serve() {  # serve PORT COMMAND...: starts a server and waits until it lists its models
-    local port=$1
-    shift
-    if (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then
-        echo "port $port is another process's: give PORT, the first of five free ones" >&2
-        return 1
-    fi
-    "$@" > "$output/server-$port.log" 2>&1 &
-    servers+=($!)
-    for _ in $(seq 600); do
-        if ! kill -0 $! 2> /dev/null; then
-            break
-        fi
-        if answers "$port" && kill -0 $! 2> /dev/null; then
-            return
-        fi
-        sleep 0.2
-    done
-    echo "no server on port $port: see $output/server-$port.log" >&2
-    return 1
-}
-
-stop() {
-    kill "${servers[@]}" 2> /dev/null || true
-    wait "${servers[@]}" 2> /dev/null || true
-    servers=()
-}
+# shellcheck source=results/servers.sh
+source "$(dirname "${BASH_SOURCE[0]}")/servers.sh"
 
 certify() {  # certify NAME passes|fails|ends FLAGS...: keeps the report, prints its exit code
     local name=$1 expected=$2 code=0 note=""

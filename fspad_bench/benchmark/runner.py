@@ -314,7 +314,7 @@ class Runner:
             "repeat": prompt.unit.repeat,
         }
         limit = self._limit(prompt.unit.data.card)
-        load = machine.Load()
+        load = machine.Load(decoder.processes)
         self.target.forget_peak_memory()
         try:
             with self.watch.turn(decoder) as turn:

@@ -341,10 +341,10 @@ class Engine(Protocol):
     def generate(self, prompt: list[int], sampler: Any, limit: Limit) -> Generation: ...
 
 
-def engine_settings(engine: Engine) -> dict[str, Any]:
-    """Return what an engine says that really runs; empty where it has no `settings` to call."""
-    settings = getattr(engine, "settings", None)
-    return dict(settings()) if callable(settings) else {}
+def told(engine: Any, name: str, otherwise: Any) -> Any:
+    """Return what an engine's method of this name tells; `otherwise` where it has none to call."""
+    method = getattr(engine, name, None)
+    return method() if callable(method) else otherwise
 
 
 class _Adapted(Drafter):

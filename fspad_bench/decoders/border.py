@@ -29,12 +29,12 @@ def received(generation: Any) -> Generation:
     if not isinstance(generation, Generation):
         raise TypeError(f"{type(generation).__name__} returned, not a Generation")
     return Generation(
-        tokens=_wholes(generation.tokens, "tokens"),
+        tokens=wholes(generation.tokens, "tokens"),
         prefill_seconds=seconds(generation.prefill_seconds, "prefill_seconds"),
         decode_seconds=seconds(generation.decode_seconds, "decode_seconds"),
         forwards=whole(generation.forwards, "forwards"),
-        committed=_wholes(generation.committed, "committed", LONGEST_STEP),
-        drafted=_wholes(generation.drafted, "drafted", LONGEST_STEP),
+        committed=wholes(generation.committed, "committed", LONGEST_STEP),
+        drafted=wholes(generation.drafted, "drafted", LONGEST_STEP),
         draft_seconds=_known(generation.draft_seconds, "draft_seconds"),
         score_seconds=_known(generation.score_seconds, "score_seconds"),
         partial_forwards=whole(generation.partial_forwards, "partial_forwards"),
@@ -74,14 +74,15 @@ def blamed(label: str, part: str) -> Iterator[None]:
         ) from error
 
 
-def _wholes(values: Any, name: str, most: int = LARGEST) -> list[int]:
+def wholes(values: Any, name: str, most: int = LARGEST) -> list[int]:
+    """Return a list of whole numbers. Raises TypeError or ValueError for anything else."""
     if not isinstance(values, Iterable) or isinstance(values, str | bytes):
         raise TypeError(f"{name} is {values!r:.60}, not a list of whole numbers")
     return [whole(value, name, most) for value in values]
 
 
 def _known_wholes(values: Any, name: str) -> list[int] | None:
-    return None if values is None else _wholes(values, name, LONGEST_STEP)
+    return None if values is None else wholes(values, name, LONGEST_STEP)
 
 
 def _ranks(steps: Any) -> list[list[int]] | None:
@@ -89,7 +90,7 @@ def _ranks(steps: Any) -> list[list[int]] | None:
         return None
     if not isinstance(steps, Iterable):
         raise TypeError(f"ranks is {steps!r:.60}, not a list of lists")
-    return [_wholes(step, "ranks", LONGEST_STEP) for step in steps]
+    return [wholes(step, "ranks", LONGEST_STEP) for step in steps]
 
 
 def _known(value: Any, name: str) -> float | None:

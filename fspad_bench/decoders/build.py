@@ -18,12 +18,12 @@ from fspad_bench.core.protocols import (
     Scope,
     as_drafter,
     as_engine,
-    engine_settings,
+    told,
 )
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.about import baseline
-from fspad_bench.decoders.border import blamed, check_ids, received
+from fspad_bench.decoders.border import blamed, check_ids, received, wholes
 from fspad_bench.decoders.code import code_hashes
 from fspad_bench.decoders.foreign import confirmed, first_steps
 from fspad_bench.decoders.label import Label, read_options
@@ -59,6 +59,7 @@ class Decoder:
         self.given = options or {}
         self.files = files or {}
         self.prepared = False
+        self.processes: list[int] = []  # beside this one, that work in its turns
         self.measurements: Measurements | None = None
         self._loop: DeviceLoop | None = None
 
@@ -72,7 +73,7 @@ class Decoder:
             if self.drafter:
                 resolved = dict(self.drafter.settings())
             else:
-                resolved = engine_settings(self.engine) if self.engine else {}
+                resolved = dict(told(self.engine, "settings", {}))
             return dict(plain((resolved or self.given) | self.files))
 
     @property
@@ -93,6 +94,8 @@ class Decoder:
         """
         self.prepared = True
         if self.drafter is None:
+            with blamed(self.label, "processes()"):
+                self.processes = wholes(told(self.engine, "processes", []), "processes")
             return
         with blamed(self.label, "prepare()"):
             measured = self.drafter.prepare(self.target, known)

@@ -15,6 +15,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.serving.engine import Ask, Engine, Reply
 from fspad_bench.serving.openai import OpenAIEngine
+from fspad_bench.serving.processes import processes_behind
 from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import json_object
 
@@ -49,10 +50,15 @@ class Served:
                 f"{self.engine.name} gives text alone, and a row compares token ids",
                 "run a server that returns them, such as vLLM, SGLang or llama.cpp",
             )
+        self._processes = processes_behind(url)
 
     def settings(self) -> dict[str, Any]:
         """Return which engine and model answer, and what every request adds."""
         return self.facts | {"extra": self.extra}
+
+    def processes(self) -> list[int]:
+        """Return the processes of this machine that answer."""
+        return self._processes
 
     def generate(self, prompt: list[int], sampler: Sampler, limit: Limit) -> Generation:
         """Ask for one text. Raises BenchError where the server fails or gives no token ids."""

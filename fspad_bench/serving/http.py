@@ -9,17 +9,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import random
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import httpx2
 
 from fspad_bench.serving.bearer import NAMES, Bearer
+from fspad_bench.serving.processes import is_here
 from fspad_bench.util.address import check_no_secret
 from fspad_bench.util.errors import BenchError
 
@@ -60,13 +62,15 @@ class Client:
     def _opened(self) -> httpx2.Client:
         """Return the connections. Raises BenchError for a proxy that cannot be used."""
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=256)
-        direct = (
-            httpx2.HTTPTransport(limits=limits) if _is_here(httpx2.URL(self.url).host) else None
-        )
+        authorities = _authorities()
+        direct = None
+        if is_here(httpx2.URL(self.url).host):
+            direct = httpx2.HTTPTransport(verify=authorities, limits=limits)
         try:
             return httpx2.Client(
                 base_url=self.url,
                 headers=self._bearer.headers,
+                verify=authorities,
                 timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, CONNECT_SECONDS)),
                 limits=limits,
                 transport=direct,
@@ -276,13 +280,10 @@ def _checked(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _is_here(host: str) -> bool:
-    """Return whether a host is this machine by its name."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
+@cache
+def _authorities() -> ssl.SSLContext:
+    """Return the certificates that servers are known by, which take a while to read."""
+    return httpx2.create_ssl_context()
 
 
 def _seconds(text: str | None) -> float | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Collection
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -40,19 +41,26 @@ def cores() -> int:
 
 
 class Load:
-    """The load that other processes put on the machine, since this object was made."""
+    """The load that other processes put on the machine, since this object was made.
 
-    def __init__(self) -> None:
+    `helpers`: processes that work for this one meanwhile, and are not others.
+    """
+
+    def __init__(self, helpers: Collection[int] = ()) -> None:
+        self.helpers = frozenset(helpers) - _helpers
         self.wall = perf_counter()
         self.busy = _busy_seconds()
-        self.own = _own_seconds()
+        self.own = self._own()
 
     def others(self) -> float:
         """Return the cores that other processes used on average; 0 where that cannot be read."""
         busy = _busy_seconds() - self.busy
-        own = _own_seconds() - self.own
+        own = self._own() - self.own
         wall = perf_counter() - self.wall
         return max(0.0, busy - own) / max(1e-9, wall)
+
+    def _own(self) -> float:
+        return _own_seconds() + sum(map(_seconds_of, self.helpers))
 
 
 def _processor() -> str:

@@ -285,6 +285,7 @@ def twins():
     return TransformersTarget(model.to(torch.float32), tiny_tokenizer(), "twins", "twins")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("law", [(0.0,), (1.0,), (0.7, 8, 1.0), (1.2, 0, 0.8)])
 def test_a_lossy_rule_is_lossy(tiny, law):
     audits, tokens = audited(tiny, AnyOfTwo, sampler_of(law), length=12)

@@ -4,12 +4,14 @@ import pytest
 import torch
 from runs import LENGTH, ME, Beyond, Foreign, foreign, plan_of, row_of, run
 
+from fspad_bench.benchmark import runner
 from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.rows import failed, rows
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.foreign import confirmed
+from fspad_bench.util.errors import BenchError
 
 pytestmark = pytest.mark.usefixtures("one_target")
 
@@ -42,6 +44,31 @@ def test_a_foreign_engine_with_other_tokens_is_lossy(data, tmp_path):
     assert len(records.audits) == 5
     assert row_of(records, "vanilla")["verdict"] == "exact"
     assert failed(rows(records))
+
+
+def test_processes_that_it_names_work_for_it_in_its_own_turns(data, tmp_path, monkeypatch):
+    helpers = []
+
+    class Load:
+        def __init__(self, given):
+            helpers.append(list(given))
+
+        def others(self):
+            return 0.0
+
+    monkeypatch.setattr(Foreign, "processes", lambda self: [7], raising=False)
+    monkeypatch.setattr(runner.machine, "Load", Load)
+    foreign(data, tmp_path / "out", "none")
+    assert sorted(helpers) == [[]] * 5 + [[7]] * 5
+
+
+def test_processes_that_are_no_numbers_are_refused_before_anything_is_measured(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Foreign, "processes", lambda self: ["init"], raising=False)
+    with pytest.raises(BenchError, match=r"Foreign: processes\(\) raised .*processes holds 'init'"):
+        foreign(data, tmp_path / "out", "none")
+    assert not list((tmp_path / "out").glob("*.jsonl"))
 
 
 def test_a_foreign_engine_ends_where_the_stop_is(tiny):

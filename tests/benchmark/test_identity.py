@@ -53,7 +53,7 @@ EDITS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", EDITS)
 def test_an_edited_file_is_another_row(folder, data, tmp_path, monkeypatch, name):
     """Between two runs, and between an interruption and its resumption."""

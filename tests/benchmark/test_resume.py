@@ -108,6 +108,7 @@ def test_an_interruption_within_the_audit_does_not_lose_it(data, tmp_path, monke
     assert len({(a.sample, a.round) for a in records.audits}) >= 5
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("change", "name"),
     [
@@ -133,6 +134,7 @@ def test_other_software_begins_another_record(data, tmp_path, monkeypatch, capsy
     assert note in capsys.readouterr().err
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("schema", [1, record.SCHEMA + 1])
 def test_a_record_of_another_schema_is_not_resumed(data, tmp_path, monkeypatch, capsys, schema):
     with monkeypatch.context() as patch:
@@ -243,6 +245,7 @@ def test_a_finished_run_is_not_resumed(data, tmp_path):
     assert first.read_bytes() == before
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"limit": 4}, {"max_new_tokens": 5}, {"temperatures": [1.0]}]
 )
@@ -262,6 +265,7 @@ def test_a_question_that_changed_is_measured_again(tmp_path, monkeypatch, calls)
     assert len(rows(records)) == 2
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "content", [b"[]\n", b'{"id": 1}\n', b"no json\n", b"\xff\xfe\n", b"", b"\n"]
 )
@@ -274,6 +278,7 @@ def test_other_files_in_the_folder_do_not_matter(data, tmp_path, content):
     assert other.read_bytes() == content
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("line", [1, 2, 3])
 def test_a_damaged_line_of_the_same_plan_is_measured_again(data, tmp_path, monkeypatch, line):
     """Line 1 is the key's, the others are samples."""

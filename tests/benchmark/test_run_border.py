@@ -112,7 +112,7 @@ def same_machine_afterwards():
     os.chdir(folder)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["Numpy", "Threads", "Restless", "Extends", "Colder"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_record_is_readable_and_every_decoder_has_one_row(data, tmp_path, name, temperature):

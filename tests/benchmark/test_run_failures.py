@@ -159,6 +159,7 @@ class Full(Vanilla):
         self._go(step.context, "observe")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("where", "fail", "kind"),
     [

@@ -140,6 +140,7 @@ def under_torchrun(arguments, start):
     return done.stdout
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "launch", [shared_by_two, pytest.param(under_torchrun, marks=pytest.mark.nightly)]
 )

@@ -74,6 +74,7 @@ def test_vanilla_greedy_equals_generate(name):
     assert len(seen) > 8
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "sampler"),
     [  # each greedy, and each with another sampler

@@ -135,6 +135,7 @@ class TestHash:
         assert abs(correlation_z(u[:, :-1], u[:, 1:])) < Z
         assert abs(joint_z(u[:, :-1], u[:, 1:])) < Z
 
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("axis", AXES)
     def test_each_token_is_uniform_along(self, axis):
         """The 256 columns alone: their statistics follow a chi-square distribution too."""
@@ -224,6 +225,7 @@ class TestNoise:
         assert abs(correlation_z(a, b)) < Z
         assert abs(joint_z(*(torch.exp(-torch.exp(-x)) for x in (a, b)))) < Z
 
+    @pytest.mark.wide
     def test_every_token_wins_a_flat_row_as_often(self):
         sampler = Sampler(1.0, seed=6)
         tokens = torch.arange(VOCABULARY)
@@ -235,7 +237,7 @@ class TestNoise:
         assert abs(uniformity_z(torch.exp(-torch.exp(math.log(VOCABULARY) - best)), bins=50)) < Z
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("draws", [3_000, pytest.param(200_000, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     "sampler", [Sampler(1.0, seed=1), Sampler(0.6, top_k=4), Sampler(1.5, top_p=0.9), Sampler(0.8)]

@@ -45,7 +45,7 @@ def near(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_tokens_are_vanillas(tiny, near, heads, options, temperature):

@@ -42,7 +42,7 @@ def run(target, drafter, prompt=PROMPTS[0], temperature=0.0, tokens=30):
     return generate(target, drafter, sampler, prompt, Limit(tokens))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("options", "temperature"),
     [
@@ -60,6 +60,7 @@ def test_the_tokens_are_vanillas(deep, options, temperature):
         assert drafted.partial_forwards >= len([n for n in drafted.drafted if n])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_any_order_of_prompts_gives_the_same_steps(deep, temperature):
     """A search starts anew with each prompt; with `scope=run` the tokens at least are the same."""
@@ -109,6 +110,7 @@ def z_of(prefix, tokens, plan, sampler):
     return logits + sampler.temperature * torch.stack(noise)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_chains_and_leaves_are_those_of_the_stock_model_without_the_sublayers(deep, temperature):
     sampler = Sampler(temperature, stream=str(PROMPTS[0]))
@@ -137,6 +139,7 @@ def test_chains_and_leaves_are_those_of_the_stock_model_without_the_sublayers(de
     assert deepest > 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_scores_are_those_of_the_stock_model_on_the_window(deep, temperature):
     sampler = Sampler(temperature, stream=str(PROMPTS[0]))

@@ -85,6 +85,7 @@ def test_an_interrupted_set_continues_to_the_same_end(write, tmp_path, monkeypat
     assert content(write(tmp_path / "torn", tokens=700)) == whole
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("count", [1, 7])
 def test_shards_do_not_depend_on_how_many_are_in_progress(
     count, write, whole, tmp_path, monkeypatch

@@ -121,6 +121,7 @@ def check_trees(tiny, heads, name, sampler, *, ranked_by=None, **options):
         assert drafted_paths(tree) == expected, len(tokens)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
 def test_trees_equal_brute_force(tiny, heads, name, temperature):

@@ -75,7 +75,7 @@ def test_trees_of_any_shape(target, shape):
         assert device.drafted[0] == host.drafted[0]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("decoder", ON_DEVICE)
 def test_certification_holds_the_device_to_identity(target, decoder, monkeypatch):
     from fspad_bench.lossless import identity

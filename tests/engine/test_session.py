@@ -120,6 +120,7 @@ class TestTrees:
 
 
 class TestSkippedSublayers:
+    @pytest.mark.sampled(3)
     @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
     @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
     def test_they_equal_the_stock_model_with_the_identity_in_their_place(self, name, plan):

@@ -146,6 +146,7 @@ def test_pit_of_every_rule(options, tiny):
     assert distribution.check_pit(method, tiny, PROMPTS[:10], 32).verdict == "PASS"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("factor", [0.5, 1.6])
 def test_pit_refuses_another_temperature(factor, tiny):
     class Other:

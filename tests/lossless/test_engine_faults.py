@@ -65,7 +65,7 @@ def cheapest(fault):
     return next((check for check in CHEAP if check in fault.caught), None)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", [name for name, fault in BY_NAME.items() if cheapest(fault)])
 def test_each_is_refused_by_its_cheapest_check(name, target):
     fault = fault_named(name)

@@ -35,6 +35,7 @@ def test_every_rule_keeps_the_distribution_of_wide_trees(draft):
     assert {check.verdict for check in exact.check_rules([draft])} == {"PASS"}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("rule", RULES)
 def test_equal_states_merged_change_nothing(rule):
     target = ScriptedTarget(3)
@@ -77,6 +78,7 @@ def test_decoders_that_can_stand_on_a_script_do(tiny):
         assert (check.verdict, "over 6 samplers" in check.figure) == ("PASS", True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("options", "prompts"),
     [

@@ -190,6 +190,7 @@ def test_a_limit_of_one_token_runs_no_step(tiny):
     assert not observations.accepted
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["eagle", "fspad"])
 def test_children_come_from_the_distribution_they_claim(name, tiny, grid, vanilla):
     options = {name: {"verify": "rejection"}}
@@ -197,6 +198,7 @@ def test_children_come_from_the_distribution_they_claim(name, tiny, grid, vanill
     assert verdicts(checks)["draws"] == "PASS"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "spoil", [lambda q: (q + 0.01) / (q + 0.01).sum(1, keepdim=True), lambda q: q.sqrt()]
 )

@@ -167,6 +167,7 @@ def saved(tmp_path, **changes):
     return str(tmp_path)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("devices", "changes", "reason"),
     [

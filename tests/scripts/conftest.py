@@ -1,8 +1,10 @@
 """Scripts of the checkout, run in a folder of the test, with an interpreter that is a stub."""
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,20 @@ def stub(tmp_path):
     path.write_text(STUB)
     path.chmod(0o755)
     return str(path)
+
+
+@pytest.fixture
+def port():
+    """Return the first of five free ports, below those that a system hands out by itself."""
+    own = 20_000 + os.getpid() % 1000 * 10
+    return next(str(first) for first in range(own, 32_000, 10) if are_free(first))
+
+
+def are_free(first):
+    try:
+        with ExitStack() as stack:
+            for port in range(first, first + 5):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+    except OSError:
+        return False
+    return True

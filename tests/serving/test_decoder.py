@@ -10,6 +10,7 @@ from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import build_decoder, check_options
 from fspad_bench.decoders.label import Label
+from fspad_bench.serving import decoder
 from fspad_bench.serving.decoder import Served
 from fspad_bench.serving.double.server import serving
 from fspad_bench.serving.double.target import OwnTarget
@@ -45,6 +46,13 @@ def test_greedy_over_http_is_vanilla_and_its_figures_are_claims(data, tmp_path, 
     assert row["claimed_acceptance"] == (accepted / drafted if drafted else None)
     steps = sum(LENGTH - 1 - s.claims["accepted"] for s in samples)
     assert row["claimed_tokens_per_step"] == pytest.approx(3 * (LENGTH - 1) / steps)
+
+
+def test_the_servers_processes_work_in_its_turns(tiny, url, monkeypatch):
+    monkeypatch.setattr(decoder, "processes_behind", {url: [7, 8]}.get)
+    built = build_decoder(f"served:{url}", tiny)
+    built.prepare()
+    assert built.processes == [7, 8]
 
 
 def test_a_row_says_which_engine_answered(url, tiny):

@@ -62,6 +62,20 @@ def test_load_counts_other_processes_and_not_this_one(monkeypatch):
     assert load.others() == 0.0
 
 
+def test_what_a_helper_uses_meanwhile_is_no_other_load(monkeypatch):
+    clock = {"wall": 0.0, "busy": 100.0, 7: 30.0, 8: 2.0}
+    monkeypatch.setattr(machine, "perf_counter", lambda: clock["wall"])
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: clock["busy"])
+    monkeypatch.setattr(machine, "process_time", lambda: 0.0)
+    monkeypatch.setattr(machine, "_seconds_of", clock.get)
+    monkeypatch.setattr(machine, "_helpers", {8})
+    helped = machine.Load([7, 8])
+    alone = machine.Load()
+    clock.update({"wall": 10.0, "busy": 112.0, 7: 37.0, 8: 5.0})
+    assert helped.others() == pytest.approx(0.2)  # a helper of all is not counted twice
+    assert alone.others() == pytest.approx(0.9)
+
+
 def test_own_seconds_are_processor_time():
     before = machine._own_seconds()
     sum(range(2_000_000))

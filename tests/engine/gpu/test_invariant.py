@@ -96,6 +96,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_node_gets_the_value_and_the_bits_of_its_path(case, device, grown):
     prefix, nodes, group, dtype, window = case

@@ -43,7 +43,7 @@ def choices(kernels, sampler, logits, position, device):
     return kernels.choose(logits, depths, at, SamplerTensors.of(sampler, device)).tolist()
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
 @pytest.mark.parametrize(
     "sampler", SAMPLERS, ids=lambda s: f"{s.temperature:g}-{s.top_k}-{s.top_p:g}"
@@ -74,6 +74,7 @@ def test_logits_that_many_programs_share(sampler, device, monkeypatch):
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("position", range(4))
 def test_equal_logits_in_two_blocks_of_a_program(position, device, monkeypatch):
     """Top-k keeps the last two of the first block, and as many as are left of the second."""
@@ -94,6 +95,7 @@ def test_a_nucleus_that_ends_among_the_last_of_top_k(kernels, device):
     assert choices(kernels, sampler, logits.to(device), 5, device) == expected(sampler, logits, 5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kernels", BOTH, ids=["triton", "reference"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_other_precisions(kernels, dtype, device):

@@ -39,6 +39,7 @@ def test_every_fault_has_its_checks():
     assert LISTED.keys() == FAULTS.keys() == QUICK.keys() | ELSEWHERE_TESTED
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("fault", QUICK)
 def test_a_fault_is_found_by_a_check_listed_for_it(fault):
     found = findings(fault, *QUICK[fault])
