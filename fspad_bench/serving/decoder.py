@@ -81,7 +81,7 @@ class Served:
 def _generation(tokens: list[int], reply: Reply) -> Generation:
     """Return a reply as a generation; each step commits its accepted drafts and one more token."""
     seen = reply.first_token_s < reply.seconds  # or else the answer came at once
-    decoded = max(0, len(reply.tokens) - 1)
+    decoded = max(0, len(tokens) - 1)
     steps = 0
     drafts: dict[str, int] = {}
     if reply.drafted is not None and reply.accepted is not None:

@@ -22,7 +22,10 @@ TOKEN = "token_id:"
 
 @dataclass
 class Answer:
-    """A reply as far as it has come."""
+    """A reply as far as it has come.
+
+    `first_ms`: when its first token was there, where the server tells it.
+    """
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -31,6 +34,7 @@ class Answer:
     top: list[dict[int, float]] = field(default_factory=list)
     drafted: int | None = None
     accepted: int | None = None
+    first_ms: float | None = None
 
     @property
     def size(self) -> int:
@@ -48,6 +52,7 @@ class Answer:
             "alternatives' log-probabilities": all(
                 _is_number(value) for row in self.top for value in row.values()
             ),
+            "times": self.first_ms is None or (_is_number(self.first_ms) and self.first_ms >= 0),
             "draft counts": all(
                 count is None or _is_count(count) for count in (self.drafted, self.accepted)
             ),

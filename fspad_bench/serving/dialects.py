@@ -63,7 +63,9 @@ class SGLang(Dialect):
 class LlamaCpp(Dialect):
     """llama.cpp's `/completion`. It gives no log-probabilities of what it speculates.
 
-    `cache_prompt` is off: with it, logits depend on what was asked before.
+    - `cache_prompt` is off: with it, logits depend on what was asked before.
+    - Answers come whole: from a stream the server leaves out the ids of tokens that end within a
+      character (`process_token` of its `server-context.cpp`). It tells when the prompt was read.
     """
 
     name = "llamacpp"
@@ -87,7 +89,7 @@ class LlamaCpp(Dialect):
             "n_probs": ask.logprobs,
             "return_tokens": True,
             "cache_prompt": False,
-            "stream": True,
+            "stream": False,
         }
 
     def read(self, event: Mapping[str, Any], answer: Answer) -> None:
@@ -102,6 +104,7 @@ class LlamaCpp(Dialect):
             if "predicted_n" in timings:  # a count of 0 is left out
                 answer.drafted = timings.get("draft_n", 0)
                 answer.accepted = timings.get("draft_n_accepted", 0)
+            answer.first_ms = timings.get("prompt_ms")
 
 
 class Transformers(Dialect):

@@ -148,7 +148,7 @@ class OpenAIEngine:
             finish=self.client.hidden(answer.finish),
             chosen=tuple(answer.chosen) if whole else None,
             top=tuple(answer.top) if top else None,
-            first_token_s=first,
+            first_token_s=first if answer.first_ms is None else min(seconds, answer.first_ms / 1e3),
             seconds=seconds,
             drafted=answer.drafted,
             accepted=answer.accepted,

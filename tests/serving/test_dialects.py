@@ -145,6 +145,20 @@ class TestLlamaCpp:
         assert (body["n_predict"], body["n_probs"], body["seed"]) == (8, 2, 3)
         assert body["cache_prompt"] is False
 
+    def test_answers_come_whole_and_the_server_tells_when_the_first_token_was_there(self):
+        """Its stream has no ids of tokens that end within a character."""
+        whole = self.event([7, 8], stop=True, stop_type="limit", timings={"prompt_ms": 0.25})
+        reply, body = asked([whole], ASK, "llamacpp")
+        assert body["stream"] is False
+        assert reply.tokens == (7, 8)
+        assert reply.first_token_s == 0.00025 < reply.seconds
+
+    @pytest.mark.parametrize("told", [-1.0, float("nan"), "soon", True])
+    def test_a_time_that_is_none_is_refused(self, told):
+        whole = self.event([7], stop=True, timings={"prompt_ms": told})
+        with pytest.raises(BenchError, match="its times are none"):
+            asked([whole], ASK, "llamacpp")
+
     def test_speculated_tokens_have_no_log_probabilities(self):
         events = [self.event([7]), self.event([8], logprobs=False), self.end("eos")]
         reply, _ = asked(events, ASK, "llamacpp")
