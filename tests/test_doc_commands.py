@@ -44,6 +44,7 @@ RUNNABLE = [command for command in COMMANDS if not command.excuse]
 OTHERS = {
     "bash", "python", "pip", "pytest", "tox", "torchrun", "accelerate",
     "results/variants.sh", "results/trees.sh", "results/gpu.sh", "results/served.sh",
+    "results/anchor.sh",
 }  # fmt: skip
 FOREIGN_FLAGS = {
     "--nproc-per-node", "--index-url",

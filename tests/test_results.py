@@ -103,6 +103,17 @@ def within(part, whole):
     return all(cell in rest for cell in part)
 
 
+def test_the_anchors_speeds_are_its_record():
+    records = Records.read(*(ROOT / "results" / "bfloat16-anchor").glob("*.jsonl"))
+    table = rows(records)
+    shown = table_rows(text_of(ROOT / "results" / "README.md"))
+    for name in ("vanilla", "fspad", "llama.cpp"):
+        own = [row for row in table if row["decoder"].partition("=")[0] == name]
+        speeds = [row["speedup_end_to_end"] for row in sorted(own, key=lambda row: row["task"])]
+        assert [name, *(f"{x:.2f}" for x in (*speeds, sum(speeds) / 6))] in shown
+        assert not any(row["noisy"] for row in own)
+
+
 def test_records_that_results_mention_are_there():
     text = text_of(ROOT / "results" / "README.md")
     folders = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()}

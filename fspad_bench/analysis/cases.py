@@ -1,17 +1,19 @@
 """The generations to explain: those of a decoder on a task, or on all tasks of one place.
 
 - A group holds what was measured at one place with one way to sample: its cases can be compared.
-- A case of all tasks pools their generations: it is no mean of the tasks.
+- A case of all tasks pools their generations: it is no mean of the tasks. Of a task that was
+  measured several times, it holds the measurement of the most prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from fspad_bench.benchmark.guards.prefill import hidden_work
 from fspad_bench.benchmark.looping import loops
+from fspad_bench.benchmark.means import SAMPLING
 from fspad_bench.benchmark.record import METHOD, VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.rows import latest
 from fspad_bench.benchmark.speeds import Pair, pairs_of
@@ -22,6 +24,15 @@ from fspad_bench.util.errors import BenchError, near
 
 ALL_TASKS = "all tasks"
 OF_A_TASK = ("task", "data_source", "data_sha256", "card_sha256", "max_new_tokens")
+LEFT_OUT = (*METHOD, *OF_A_TASK)
+# fields that tell places apart, those that a title shows anyway left out
+TOLD = tuple(
+    field.name
+    for field in fields(Key)
+    if field.name not in (*LEFT_OUT, *SAMPLING, "target", "dtype", "device", "threads")
+)
+SHOWN = 40  # characters of a field's value
+SHORT = 6  # of a hash
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,13 @@ class Case:
     @property
     def is_vanilla(self) -> bool:
         return self.decoder == VANILLA
+
+
+class Member(NamedTuple):
+    """A case with the key of its generations."""
+
+    key: Key
+    case: Case
 
 
 @dataclass(frozen=True)
@@ -78,16 +96,16 @@ def groups(
     samples: dict[str, list[Sample]] = {name: [] for name in records.keys}
     for sample in records.samples:
         samples[sample.key].append(sample)
-    places: dict[tuple[object, ...], list[Case]] = {}
-    first: dict[tuple[object, ...], str] = {}
+    places: dict[tuple[object, ...], list[Member]] = {}
     for name in chosen:
         key = records.keys[name]
-        place = _place(key)
-        first.setdefault(place, name)
         vanilla = samples[_vanilla(records, key)] if _vanilla(records, key) else []
         case = _case(names[name], key, samples[name], vanilla, without_loops=without_loops)
-        places.setdefault(place, []).append(replace(case, costs=_costs(records, key)))
-    return [_group(rows[first[place]], cases) for place, cases in places.items()]
+        member = Member(key, replace(case, costs=_costs(records, key)))
+        places.setdefault(_place(key), []).append(member)
+    firsts = [members[0].key for members in places.values()]
+    differing = [field for field in TOLD if len({str(getattr(key, field)) for key in firsts}) > 1]
+    return [_group(members, differing) for members in places.values()]
 
 
 def pooled(cases: Sequence[Case]) -> Case:
@@ -123,8 +141,7 @@ def _chosen(records: Records, names: dict[str, str], wanted: Sequence[str]) -> l
 
 def _place(key: Key) -> tuple[object, ...]:
     """Return the fields of a setting that are not the task's."""
-    left_out = (*METHOD, *OF_A_TASK)
-    return tuple(getattr(key, f.name) for f in fields(key) if f.name not in left_out)
+    return tuple(getattr(key, f.name) for f in fields(key) if f.name not in LEFT_OUT)
 
 
 def _vanilla(records: Records, key: Key) -> str:
@@ -164,11 +181,41 @@ def _case(
     return Case(name, task_of(asdict(key)), own, timed, len(pairs), hidden, is_foreign=foreign)
 
 
-def _group(row: dict[str, object], cases: list[Case]) -> Group:
+def _group(members: Sequence[Member], differing: Sequence[str]) -> Group:
+    """Return the cases of one place, whose `differing` fields tell it from the other places."""
+    row = asdict(members[0].key)
+    told = [f"{name}={str(row[name])[:SHOWN]}" for name in differing]
+    place = " · ".join([row["target"], row["dtype"], device_of(row), *told])
+    tasks: dict[str, dict[tuple[Any, ...], list[Member]]] = {}
+    for member in members:
+        settings = tasks.setdefault(member.case.task, {})
+        settings.setdefault(member.key.setting, []).append(member)
     by_decoder: dict[str, list[Case]] = {}
-    for case in cases:
-        by_decoder.setdefault(case.decoder, []).append(case)
-    tasks = {case.task for case in cases}
+    cases = []
+    for settings in tasks.values():
+        largest = max(settings.values(), key=_prompts)
+        for own in settings.values():
+            shown = _task(own, list(settings.values()))
+            for member in own:
+                case = replace(member.case, task=shown)
+                cases.append(case)
+                if own is largest:
+                    by_decoder.setdefault(case.decoder, []).append(case)
     together = [pooled(own) for own in by_decoder.values()] if len(tasks) > 1 else []
-    place = f"{row['target']} · {row['dtype']} · {device_of(row)}"
     return Group(place, distribution(row), cases + together)
+
+
+def _prompts(members: Sequence[Member]) -> int:
+    return max(len({sample.sample for sample in member.case.samples}) for member in members)
+
+
+def _task(own: Sequence[Member], settings: Sequence[Sequence[Member]]) -> str:
+    """Return a task's name, with what tells this measurement of it from the others."""
+    parts = [own[0].case.task]
+    if len({members[0].key.max_new_tokens for members in settings}) > 1:
+        parts.append(f"{own[0].key.max_new_tokens} tokens")
+    if len({members[0].key.data_sha256 for members in settings}) > 1:
+        parts.append(f"{_prompts(own)} prompts ({own[0].key.data_sha256[:SHORT]})")
+    if len({members[0].key.card_sha256 for members in settings}) > 1:
+        parts.append(f"card {own[0].key.card_sha256[:SHORT]}")
+    return ", ".join(parts)

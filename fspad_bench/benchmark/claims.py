@@ -40,8 +40,12 @@ def time_to_first_token(samples: Sequence[Sample]) -> float | None:
 
 
 def decode_speedup(pairs: Pairs) -> float | None:
-    """Return vanilla's measured decode seconds per token over those that an engine claims."""
-    claimed = sum(engine.claims.get("decode_seconds", 0.0) for _, engine in pairs)
+    """Return vanilla's measured decode seconds per token over those that an engine claims.
+
+    Of the prompts that it claims seconds of: an answer that came at once has none.
+    """
+    pairs = [pair for pair in pairs if pair[1].claims.get("decode_seconds")]
+    claimed = sum(engine.claims["decode_seconds"] for _, engine in pairs)
     vanilla = sum(reference.decode_seconds for reference, _ in pairs)
     vanilla_tokens = sum(decoded(reference) for reference, _ in pairs)
     tokens = sum(decoded(engine) + (engine.overshoot or 0) for _, engine in pairs)

@@ -79,7 +79,7 @@ def _acceptance_rate(prompts: Prompts) -> Interval:
     """Return accepted over drafted tokens. A step accepts all that it commits but the bonus."""
     steps = [_steps(samples) for samples in prompts]
     rate = _ratio((sum(max(0, n - 1) for n, _ in own), sum(d for _, d in own)) for own in steps)
-    return rate._replace(high=1.0) if rate.high > 1 else rate
+    return rate.within(0.0, 1.0)
 
 
 def _steps(samples: Sequence[Sample]) -> list[tuple[int, int]]:

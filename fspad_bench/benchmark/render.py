@@ -11,18 +11,16 @@ import csv
 import io
 import json
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from fspad_bench.benchmark.means import TaskGroup, over_tasks, place
 from fspad_bench.benchmark.notes import notes_of
-from fspad_bench.benchmark.record import METHOD, PENALTIES, VANILLA
-from fspad_bench.benchmark.rows import IDENTITY, Row
+from fspad_bench.benchmark.record import VANILLA
+from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.titles import (
     Names,
-    device_of,
-    distribution,
     method,
     names_of,
     setting,
@@ -31,11 +29,6 @@ from fspad_bench.benchmark.titles import (
 from fspad_bench.util.grid import booktabs, grid
 from fspad_bench.util.terminal import visible, visible_lines
 
-PLACE = ("target", "dtype", "device", "threads", "machine")
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", *PENALTIES)
-DATA = ("task", "data_sha256", "card_sha256")  # each task has its own
-# fields that may tell apart two measurements of one task at one place
-APART = tuple(n for n in IDENTITY if n not in (*METHOD, *PLACE, *SAMPLING, *DATA))
 PERCENT = ("accuracy", "em", "exact_match", "acc")  # metrics shown with a percent sign
 HEADER = (
     "decoder",
@@ -210,7 +203,7 @@ def _means(table: list[Row], names: Names, style: str) -> list[str]:
     header = ["sampling", "decoder", "tasks", *figures]
     tables = []
     for where, here in places.items():
-        groups = [group for group in over_tasks(here) if len(group) > 1]
+        groups = [group for group in over_tasks(here) if len(group.rows) > 1]
         body = [_mean_line(group, names, list(figures.values())) for group in groups]
         if body:
             title = f"mean of the tasks · {where}" if len(places) > 1 else "mean of the tasks"
@@ -218,46 +211,9 @@ def _means(table: list[Row], names: Names, style: str) -> list[str]:
     return tables
 
 
-def _mean_line(group: list[Row], names: Names, figures: Sequence[str]) -> list[Any]:
-    first = group[0]
-    means = [_mean(group, name) for name in figures]
-    return [distribution(first), names[method(first)], len(group), *means]
-
-
-def over_tasks(table: Iterable[Row]) -> list[list[Row]]:
-    """Group the rows of one distribution and method, so that each group holds a task once.
-
-    A task that was measured several times is in several groups: by what tells its rows apart, such
-    as length or seed; other questions of one task in the order in which they come.
-    """
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in table:
-        groups.setdefault((distribution(row), method(row)), []).append(row)
-    parts: dict[tuple[Any, ...], list[Row]] = {}
-    for name, group in groups.items():
-        differing = _differing(group)
-        times: Counter[tuple[str, ...]] = Counter()
-        for row in group:
-            apart = tuple(str(row[field]) for field in differing)
-            times[row["task"], *apart] += 1
-            parts.setdefault((*name, *apart, times[row["task"], *apart]), []).append(row)
-    return list(parts.values())
-
-
-def _differing(group: Sequence[Row]) -> list[str]:
-    """Return the fields of which some task has several values."""
-    tasks = {row["task"] for row in group}
-    values = {
-        (field, task): {str(row[field]) for row in group if row["task"] == task}
-        for field in APART
-        for task in tasks
-    }
-    return [field for field in APART if any(len(values[field, task]) > 1 for task in tasks)]
-
-
-def place(row: Row) -> str:
-    """Return where a row was measured: target, precision, device and machine."""
-    return f"{row['target']} · {row['dtype']} · {device_of(row)} · {row['machine']}"
+def _mean_line(group: TaskGroup, names: Names, figures: Sequence[str]) -> list[Any]:
+    means = [_mean(group.rows, name) for name in figures]
+    return [group.sampling, names[method(group.rows[0])], len(group.rows), *means]
 
 
 def _mean(group: list[Row], name: str) -> str:

@@ -250,6 +250,7 @@ def _identical_output(evidence: Evidence) -> Row:
         "tokens": evidence.tokens,
         "verdict": _verdict(evidence),
         "divergences": evidence.divergences if evidence.judged else None,
+        "judged": len(evidence.judged),
         "same_tokens": _same_tokens(evidence.judged),
     }
 

@@ -90,7 +90,7 @@ class Runner:
             with self.watch.building(label, self.decoders):
                 self.decoders.append(build_decoder(label, self.target, plan.options))
                 self.decoders[-1].check_sampler(self._sampler(plan.temperatures[0]))
-        check_scopes(self.decoders, plan.repeats, self.shard)
+        check_scopes(self.decoders, len(plan.temperatures), plan.repeats, self.shard)
         self.longest = longest_conversation(
             self.data, self.prompts, self._answer_tokens, self.target.max_length
         )

@@ -98,7 +98,10 @@ def tokens_per_step(samples: Sequence[Sample]) -> Interval:
         committed = sum(sum(sample.committed) for sample in group)
         if forwards and committed:  # a foreign engine may tell one and not the other
             counts.append((committed, forwards))
-    return if_enough(ratio_interval(counts), len(counts)) if counts else NO_INTERVAL
+    if not counts:
+        return NO_INTERVAL
+    least = 1.0 if all(committed >= forwards for committed, forwards in counts) else 0.0
+    return if_enough(ratio_interval(counts), len(counts)).within(least)
 
 
 def if_enough(interval: Interval, prompts: int) -> Interval:

@@ -35,6 +35,12 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def within(self, least: float, most: float = math.inf) -> Interval:
+        """Return it without what no figure can be: below `least` or above `most`."""
+        if math.isnan(self.low):
+            return self
+        return Interval(self.value, max(self.low, least), min(self.high, most))
+
 
 def speedup(
     reference: Sequence[Cost],
@@ -213,6 +219,11 @@ def _widening(n: int, level: float) -> float:
 
     t = special.stdtrit(n - 1, (1 + level) / 2)
     return float(t / NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(n / (n - 1)))
+
+
+def widened(value: float, end: float, n: int, level: float) -> float:
+    """Return an end of a percentile interval of n prompts where a wide enough one ends."""
+    return _widened(value, end, _widening(n, level))
 
 
 def _widened(value: float, end: float, factor: float) -> float:

@@ -63,11 +63,21 @@ def units(
                     yield Unit(task, question, temperature, repeat)
 
 
-def check_scopes(decoders: Sequence[Decoder], repeats: int, shard: Shard = WHOLE) -> None:
-    """Raise BenchError for repeats or a shard of a decoder that learns across prompts."""
+def check_scopes(
+    decoders: Sequence[Decoder], temperatures: int, repeats: int, shard: Shard = WHOLE
+) -> None:
+    """Raise BenchError where a decoder that learns across prompts would see one twice, or a shard
+    of them.
+    """
     for decoder in decoders:
         if decoder.scope != "run":
             continue
+        if temperatures > 1:
+            raise BenchError(
+                f"{decoder.label} learns across prompts: the next temperature would show it each "
+                "of them again",
+                "give one temperature, and the same command again for another",
+            )
         if repeats > 1:
             raise BenchError(
                 f"{decoder.label} learns across prompts: a repeat would show it each of them again",

@@ -180,6 +180,7 @@ def _here(
     arguments: argparse.Namespace, cases: Sequence[Case], against: Sequence[Case]
 ) -> list[Projection]:
     from fspad_bench.cli.environment import use_threads
+    from fspad_bench.drafts.sizing.costs import is_tiny
     from fspad_bench.models.load import load_target
     from fspad_bench.profiling.cost_models import MeasuredForwards
     from fspad_bench.profiling.probe import probe
@@ -196,6 +197,11 @@ def _here(
         arguments.target or names.pop(), device=arguments.device, dtype=arguments.dtype
     )
     measured = _measured(arguments, cases, against, target.name)
+    if is_tiny(target):
+        raise BenchError(
+            f"the costs of {target.name} are made up, so that tests depend on no machine",
+            "give --shape, --bandwidth and --tflops, or a record of another target",
+        )
     options = recorded_options(record_files(arguments.records))
     places = [case.place for case in cases]
     probed = probe(target, places, options)

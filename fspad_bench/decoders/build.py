@@ -21,7 +21,7 @@ from fspad_bench.core.protocols import (
     told,
 )
 from fspad_bench.core.sampling import Sampler
-from fspad_bench.core.verification import RULES
+from fspad_bench.core.verification import RULES, match
 from fspad_bench.decoders.about import baseline
 from fspad_bench.decoders.border import blamed, check_ids, received, wholes
 from fspad_bench.decoders.code import code_hashes
@@ -100,7 +100,7 @@ class Decoder:
         with blamed(self.label, "prepare()"):
             measured = self.drafter.prepare(self.target, known)
             self.measurements = None if measured is None else plain(dict(measured))
-            on_device = self.drafter.device_drafter()
+            on_device = self.drafter.device_drafter() if _is_whole(self.drafter) else None
         if on_device is not None and runs_on_device(self.target):
             self._loop = DeviceLoop(self.target, on_device)
 
@@ -174,6 +174,21 @@ class Decoder:
             claims=_claims(generation, len(tokens) - 1 if stopped else None),
             overshoot=confirmed(target, sampler, [*prompt, *tokens], beyond, limit.stop_ids),
         )
+
+
+def _is_whole(drafter: Drafter) -> bool:
+    """Whether what a drafter has for the device drafts as it does itself.
+
+    Not where a class inherits that and has a `propose` or a rule of its own: the host runs it.
+    """
+    kind = type(getattr(drafter, "decoder", drafter))
+    drafts, on_device = (_definer(kind, name) for name in ("propose", "device_drafter"))
+    return drafter.rule is match and issubclass(on_device, drafts)
+
+
+def _definer(kind: type, method: str) -> type:
+    """Return the class that a class has a method of."""
+    return next((base for base in kind.__mro__ if method in vars(base)), object)
 
 
 def _claims(generation: Generation, to_stop: int | None) -> dict[str, Any]:

@@ -20,16 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import match
-from fspad_bench.decoders.build import build_decoder
+from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.drafts.drafter import HeadDrafter
-from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, merged, pruned
+from fspad_bench.drafts.merging import Proposal, best_size, merged, pruned
+from fspad_bench.drafts.part import Part
 from fspad_bench.drafts.sizing import costs, timing
 from fspad_bench.drafts.sizing.costs import NEAR, Costs
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
@@ -37,64 +38,7 @@ from fspad_bench.util.errors import BenchError
 
 VANILLA = "vanilla"
 MOST_NODES = 64
-FADING = 0.9  # the weight of a proposal one proposal later
 LOOKING = 0.02  # the share of the time that goes into asking one that is not thought to pay
-
-
-@dataclass
-class Part:
-    """One of the drafters.
-
-    `costs`: of a step that asks it alone; `idle`: seconds of one that asks no drafter, beside its
-    forward; `prepared`: what it has measured itself; `usual`: the chances of its proposals, best
-    first, as a fading mean; `waited`: seconds of steps since it was asked last.
-    """
-
-    label: str
-    drafter: Drafter
-    costs: Costs | None = None
-    idle: float = 0.0
-    prepared: Measurements | None = None
-    record: TrackRecord = field(default_factory=TrackRecord)
-    usual: list[float] | None = None
-    waited: float = 0.0
-    last: Tree | None = None  # its tree in this step, if it was asked
-
-    def seconds(self, prefix: int) -> float:
-        """Return what asking it adds to a step at this prefix length."""
-        assert self.costs is not None
-        return max(0.0, self.costs.overhead_seconds(1, prefix) - self.idle)
-
-    def begin(self, context: Context, scores: Scores) -> None:
-        self.drafter.begin(context, scores)
-        self.record = TrackRecord()
-        self.usual = None
-        self.waited = 0.0
-        self.last = None
-
-    def propose(self, context: Context, budget: int) -> Proposal:
-        self.waited = 0.0
-        self.last = self.drafter.propose(context, budget)
-        chances = self.drafter.chances()
-        if chances is None:
-            chances = self.record.chances(self.last)
-        self._note(sorted(chances, reverse=True))
-        return Proposal(self.last, chances)
-
-    def observe(self, step: Step) -> None:
-        self.drafter.observe(step)
-        if self.last is not None:
-            self.record.learn(self.last, step.tokens)
-        self.last = None
-
-    def _note(self, chances: list[float]) -> None:
-        if self.usual is None:
-            self.usual = chances
-            return
-        length = max(len(self.usual), len(chances))
-        before = self.usual + [0.0] * (length - len(self.usual))
-        now = chances + [0.0] * (length - len(chances))
-        self.usual = [FADING * b + (1 - FADING) * n for b, n in zip(before, now, strict=True)]
 
 
 class Hybrid(Drafter):
@@ -124,7 +68,8 @@ class Hybrid(Drafter):
             )
         self.target = target
         self.nodes = nodes
-        self.parts = [Part(label, _drafter(label, target)) for label in labels]
+        self.decoders = [_decoder(label, target) for label in labels]
+        self.parts = [Part(decoder.label, drafter_of(decoder)) for decoder in self.decoders]
         captures = {
             tuple(part.drafter.capture)
             for part in self.parts
@@ -143,8 +88,12 @@ class Hybrid(Drafter):
         return {
             "of": ",".join(part.label for part in self.parts),
             "nodes": self.nodes,
-            "parts": {part.label: part.drafter.settings() for part in self.parts},
+            "parts": self._options(),
         }
+
+    def _options(self) -> dict[str, Any]:
+        """Return what really runs of each drafter, its code too."""
+        return {decoder.label: decoder.options for decoder in self.decoders}
 
     def prepare(
         self, target: TransformersTarget, known: Measurements | None = None
@@ -153,7 +102,7 @@ class Hybrid(Drafter):
         beyond vanilla's.
         """
         known = known or {}
-        vanilla = Part(VANILLA, _drafter(VANILLA, target))
+        vanilla = Part(VANILLA, drafter_of(_decoder(VANILLA, target)))
         vanilla.costs = self._costs(vanilla, known.get(VANILLA, {}).get("costs"))
         measurements: dict[str, Any] = {VANILLA: {"prepared": None, "costs": asdict(vanilla.costs)}}
         # the costs of `tiny` are made up, the same for all
@@ -179,7 +128,7 @@ class Hybrid(Drafter):
     def _twin_of(self, part: Part) -> Part:
         drafter = part.drafter.twin()
         if drafter is None:
-            drafter = _drafter(part.label, self.target)
+            drafter = drafter_of(_decoder(part.label, self.target))
             drafter.prepare(self.target, part.prepared)
         return replace(part, drafter=drafter)
 
@@ -246,7 +195,7 @@ class Hybrid(Drafter):
     def _costs(self, part: Part, known: dict[str, Any] | None) -> Costs:
         if known:
             return Costs.of(known)
-        about = {"part": part.label, "settings": part.drafter.settings()}
+        about = {"part": part.label, "settings": self._options().get(part.label, {})}
         return costs.measure(self.target, about, partial(self._seconds, part))
 
     def _seconds(self, part: Part, prefixes: Sequence[int]) -> list[tuple[float, float]]:
@@ -258,9 +207,10 @@ class Hybrid(Drafter):
         return [(timing.step_seconds(self.target, drafter, prefix), 0.0) for prefix in prefixes]
 
 
-def _drafter(label: str, target: TransformersTarget) -> Drafter:
+def _decoder(label: str, target: TransformersTarget) -> Decoder:
     """Build one of the drafters. Raises BenchError for what cannot share a tree."""
-    drafter = build_decoder(label, target).drafter
+    decoder = build_decoder(label, target)
+    drafter = decoder.drafter
     if drafter is None:
         raise BenchError(f"hybrid.of: {label} is an engine of its own", "name drafters")
     if isinstance(drafter, Hybrid):
@@ -270,4 +220,9 @@ def _drafter(label: str, target: TransformersTarget) -> Drafter:
             f"hybrid.of: {label} draws its drafts for another rule of verification",
             "a shared tree is verified by match",
         )
-    return drafter
+    return decoder
+
+
+def drafter_of(decoder: Decoder) -> Drafter:
+    assert decoder.drafter is not None
+    return decoder.drafter

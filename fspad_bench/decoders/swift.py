@@ -19,6 +19,7 @@ drafted depends on the prompts before. The output depends on neither.
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from math import exp
 from typing import Any
 
@@ -47,7 +48,8 @@ class Swift(Drafter):
                     tokens of the window.
     enough, patience, suggest
                     see `drafts.layer_search.Effort`.
-    length, stop    of the chain; `leaves`: most children of a node; `nodes` of the tree.
+    length, stop    of the chain; `leaves`: most children of a node, which greedy steps always have
+                    where it is 3 or less; `nodes` of the tree.
     scope           what a search lasts for: `prompt` or `run`.
     """
 
@@ -164,10 +166,14 @@ class Swift(Drafter):
         if last < context.prompt_length - 1 or self.steps % self.interval:
             return
         reach = LARGEST_TREE - self.window  # entries over which a session can look back
-        if self.start is None or len(context.tokens) - 1 - self.start > reach:
+        score = partial(self._matches, context)
+        moves = self.start is not None and len(context.tokens) - 1 - self.start > reach
+        if self.start is None or moves:
             self.start = last
             self.search.move()
-        self.search.step(lambda layers: self._matches(context, layers))
+        if moves:  # however soon the next move is, candidates are tried
+            self.search.step(score)
+        self.search.step(score)
         self.draft.use(self.search.best)
 
     def _matches(self, context: Context, layers: LayerPlan) -> float:

@@ -7,6 +7,7 @@ verification that need a distribution).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -181,7 +182,7 @@ class HeadDrafter(Drafter):
 
         Children that were drawn have none.
         """
-        if self.last is None or self.options.drafting == "sampled":
+        if self.last is None or self.last.tree.q is not None:
             return None
         share = self.trust.share
         return [min(1.0, share * chance) for chance in self.last.chances]
@@ -206,7 +207,8 @@ class HeadDrafter(Drafter):
         options = self.options
         if budget < 1:
             return DraftTree(Tree.root(context.tokens[-1]))
-        if options.drafting == "sampled":
+        assert context.sampler is not None
+        if options.drafting == "sampled" and not context.sampler.greedy:
             depth = min(options.depth, budget)
             tree = sampled_tree(
                 self.draft, context, nodes=options.nodes, depth=depth, top_k=options.top_k
@@ -289,16 +291,16 @@ def resolve(
     adaptive = adaptive and drafting != "sampled"
     captured = bool(target.kernels) and verify == "match" and drafting != "sampled"
     captured = captured and head.network.on_device
-    captured = captured and (adaptive or depth <= DeviceTreeBuilder.deepest(top_k))
-    alone = captured or head.network.lm_head is not None  # a graph has one shape
-    nodes = nodes or (MOST_NODES if adaptive else FIXED_NODES)
     levels = head.network.shape.levels or LARGEST_TREE
     if depth > levels:
         raise BenchError(
             f"depth={depth} is out of range: this head predicts {levels} tokens at once",
             f"1 <= depth <= {levels}",
         )
-    depth = depth or min(levels, MOST_DEPTH if adaptive else FIXED_DEPTH)
+    depth = depth or min(levels, MOST_DEPTH if adaptive else _fewest_levels(nodes, top_k))
+    nodes = nodes or (MOST_NODES if adaptive else FIXED_NODES)
+    captured = captured and (adaptive or depth <= DeviceTreeBuilder.deepest(top_k))
+    alone = captured or head.network.lm_head is not None  # a graph has one shape
     sizes = (nodes, depth + 1, top_k + 1)  # a tree holds a whole path, and a node's children
     if not all(2 <= size <= LARGEST_TREE for size in sizes):
         raise BenchError(
@@ -315,6 +317,12 @@ def resolve(
         vocabulary="head" if alone else vocabulary,
         captured=captured,
     )
+
+
+def _fewest_levels(nodes: int, top_k: int) -> int:
+    """Return the levels of a fixed tree by default: more where so many `nodes` need them."""
+    more = max(0, nodes - 1 - top_k) / top_k**2 if top_k > 0 else 0.0
+    return min(MOST_DEPTH, max(FIXED_DEPTH, 1 + math.ceil(more)))
 
 
 def find_head(folder: str, network: type[HeadNetwork] | None, target: TransformersTarget) -> Head:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from weakref import finalize
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fspad_bench.core.protocols import ALL, LayerPlan
@@ -78,6 +78,11 @@ class TransformersTarget:
         self.files_sha256 = files_sha256
         self.config = model.config
         self.lm_head = model.get_output_embeddings()
+        if type(self.lm_head) is not nn.Linear:
+            raise BenchError(
+                f"{name}: its LM head is a {type(self.lm_head).__name__}, not one product",
+                "merge an adapter into the weights (merge_and_unload), load them unquantised",
+            )
         self.embedding = model.get_input_embeddings()
         self.device: torch.device = self.placement.first
         self.dtype: torch.dtype = self.embedding.weight.dtype

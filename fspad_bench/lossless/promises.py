@@ -174,7 +174,7 @@ def _check_values(path: Path, entry: dict[str, Any]) -> None:
         if not entry[name].strip():
             raise BenchError(f"{path}: '{name}' is empty", f"name a {name}")
     for name, least in LEAST.items():
-        if name in entry and not least <= entry[name] <= LARGEST:
+        if entry.get(name) is not None and not least <= entry[name] <= LARGEST:
             raise BenchError(
                 f"{path}: '{name}' is {entry[name]!r:.60}",
                 f"give a number from {least} to {LARGEST}",

@@ -45,7 +45,7 @@ def model_folder(source: Path | None = None, *, thorough: bool = False) -> Path:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            if not _is_whole(folder):
+            if not _is_whole(folder, thorough=thorough):
                 _convert(_obtain(source, Path(scratch)), Path(scratch), folder)
                 contents.remember(folder)
     except OSError as error:

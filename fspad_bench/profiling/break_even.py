@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fspad_bench.benchmark.stats import Cost, Interval, speedup_draws
+from fspad_bench.benchmark.stats import Cost, Interval, speedup_draws, widened
 
 Pair = tuple[Sequence[Cost], Sequence[Cost]]
 LEVEL = 0.95
@@ -35,7 +35,11 @@ def break_even(pairs: Mapping[int, Pair]) -> Interval:
     crossings = sorted(crossing(sizes, draw) for draw in draws.tolist())
     last = len(crossings) - 1
     tail = (1 - LEVEL) / 2
-    low, high = (crossings[round(part * last)] for part in (tail, 1 - tail))
+    prompts = min(len(vanilla) for vanilla, _ in pairs.values())
+    ends = [crossings[round(part * last)] for part in (tail, 1 - tail)]
+    if math.isfinite(value):
+        ends = [widened(value, end, prompts, LEVEL) if math.isfinite(end) else end for end in ends]
+    low, high = ends
     return Interval(value, low, high)
 
 

@@ -273,11 +273,13 @@ def recorded_options(paths: Sequence[Path]) -> dict[str, dict[str, str]]:
 
     Raises BenchError where a plan cannot be read, or two of them give other options.
     """
-    plans = [plan_of(path, next(lines(path)).get("plan")) for path in paths]
-    for path, plan in zip(paths, plans, strict=True):
-        if plan.options != plans[0].options:
+    headers = {path: header for path in paths if (header := next(lines(path), None))}
+    plans = {path: plan_of(path, header.get("plan")) for path, header in headers.items()}
+    (first, known), *others = plans.items()
+    for path, plan in others:
+        if plan.options != known.options:
             raise BenchError(
-                f"{path}: its decoders have other options than those of {paths[0]}",
+                f"{path}: its decoders have other options than those of {first}",
                 "project one of the records at a time",
             )
-    return plans[0].options
+    return known.options

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from fspad_bench.benchmark.record import VANILLA
+from fspad_bench.benchmark.speeds import if_enough
 from fspad_bench.benchmark.stats import Cost, Interval, ratio_interval, speedup
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Drafter
@@ -64,7 +65,8 @@ class Cell:
 
     @property
     def tokens_per_step(self) -> Interval:
-        return ratio_interval([p for p in zip(self.tokens, self.steps, strict=True) if p[1]])
+        counts = [p for p in zip(self.tokens, self.steps, strict=True) if p[1]]
+        return if_enough(ratio_interval(counts), len(counts))
 
 
 @dataclass
@@ -87,11 +89,13 @@ class Throughput:
 
     def speedup(self, cell: Cell) -> Interval:
         """Return vanilla's seconds per token over this decoder's, both at this batch size."""
-        return speedup(*self._pair(cell))
+        vanilla, own = self._pair(cell)
+        return if_enough(speedup(vanilla, own), len(own))
 
     def break_even(self, decoder: str) -> Interval:
         """Return the batch size from which on a decoder is slower than vanilla."""
-        return break_even({size: self._pair(cell) for size, cell in self.of(decoder).items()})
+        pairs = {size: self._pair(cell) for size, cell in self.of(decoder).items()}
+        return if_enough(break_even(pairs), min(len(own) for _, own in pairs.values()))
 
     def _pair(self, cell: Cell) -> Pair:
         """Return vanilla's and a decoder's costs of the prompts that both made steps for."""

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from fspad_bench.benchmark.record import VANILLA
+from fspad_bench.benchmark.speeds import FEWEST_PROMPTS
 from fspad_bench.benchmark.stats import Interval
 from fspad_bench.profiling.break_even import last_useful
 from fspad_bench.profiling.company import LOSSY
@@ -92,6 +93,8 @@ def notes(measured: Throughput) -> list[str]:
         found.append("tie: this engine rounds a row one way alone and another way among others")
     if "unverified" in verdicts:
         found.append("unverified: requests differ from batch 1, and nothing here can tell why")
+    if measured.prompts < FEWEST_PROMPTS:
+        found.append(f"fewer than {FEWEST_PROMPTS} prompts have no interval: give a larger --limit")
     if measured.too_large is not None:
         found.append(f"a batch of {measured.too_large} does not fit the memory: left out")
     if measured.others > machine.NOISY:
@@ -142,7 +145,7 @@ def _numbers(interval: Interval) -> list[float | None]:
 
 def _interval(speedup: Interval) -> str:
     if math.isnan(speedup.low):
-        return f"{speedup.value:.2f}"
+        return f"{speedup.value:.2f} [±?]"
     return f"{speedup.value:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"
 
 

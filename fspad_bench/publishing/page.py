@@ -21,9 +21,9 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from fspad_bench import __version__
+from fspad_bench.benchmark.means import place
 from fspad_bench.benchmark.notes import notes_of
 from fspad_bench.benchmark.record import VANILLA
-from fspad_bench.benchmark.render import place
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.titles import distribution, names_of, setting, task_of
 from fspad_bench.publishing.cells import Cell, figure, mean_cell, score

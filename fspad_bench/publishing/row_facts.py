@@ -119,7 +119,7 @@ def _identity(row: Row) -> Lines:
     if row["decoder"] == VANILLA or row["divergences"] is None:
         return []
     return [
-        ("divergences", Cell(f"{row['divergences']} of {row['outputs']} outputs")),
+        ("divergences", Cell(f"{row['divergences']} of {row['judged']} outputs")),
         ("same_tokens", figure(row, "same_tokens", ".1f", unit="%", factor=100)),
         ("max_regret", figure(row, "max_regret", ".2g", unit=" logits")),
         ("margin_error", figure(row, "margin_error", ".2g", unit=" logits")),

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fspad_bench.benchmark.render import over_tasks, place
+from fspad_bench.benchmark.means import over_tasks, place
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.stats import Interval
-from fspad_bench.benchmark.titles import Names, distribution, method
+from fspad_bench.benchmark.titles import Names, method
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ def standings(table: Sequence[Row], names: Names, *, fewest_tasks: int = 2) -> l
     settings: dict[tuple[str, str, tuple[str, ...]], list[Standing]] = {}
     for where in dict.fromkeys(place(row) for row in table):
         for group in over_tasks(row for row in table if place(row) == where):
-            if len(group) < fewest_tasks:
+            if len(group.rows) < fewest_tasks:
                 continue
-            ordered = sorted(group, key=lambda row: row["task"])
+            ordered = sorted(group.rows, key=lambda row: row["task"])
             tasks = tuple(row["task"] for row in ordered)
-            setting = (where, distribution(ordered[0]), tasks)
+            setting = (where, group.sampling, tasks)
             settings.setdefault(setting, []).append(Standing(names[method(ordered[0])], ordered))
     return [
         Standings(where, sampling, list(tasks), sorted(group, key=_slowness))

@@ -96,6 +96,8 @@ class LlamaCpp(Dialect):
         answer.text += event.get("content") or ""
         answer.tokens += event.get("tokens") or ()
         for row in event.get("completion_probabilities") or ():
+            if not row.get("top_logprobs"):
+                continue  # of a speculated token: a place-holder
             answer.chosen.append(row["logprob"])
             answer.top.append({x["id"]: x["logprob"] for x in row.get("top_logprobs") or ()})
         if event.get("stop"):

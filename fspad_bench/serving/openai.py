@@ -1,7 +1,8 @@
 """An engine behind the OpenAI API: `OpenAIEngine("http://127.0.0.1:8000")`.
 
 - The kind of server is told from what it says of its models; `dialect` names it where it cannot be.
-- Replies are streamed, so that the time of the first token is measured here.
+- Replies are streamed where a stream holds all token ids, so that the time of the first token is
+  measured here.
 - Draft counts come from the reply, or else from the server's `/metrics` before and after it. The
   counters cannot be divided among requests that run at once: the counts of those are None.
 """
@@ -22,6 +23,8 @@ from fspad_bench.serving.engine import Ask, Reply, check_supported
 from fspad_bench.serving.http import Client
 from fspad_bench.serving.metrics import Drafts, drafts
 from fspad_bench.util.errors import BenchError, near
+
+ABORTED = "abort"  # how vLLM and SGLang end an answer that they give up
 
 
 class OpenAIEngine:
@@ -119,6 +122,11 @@ class OpenAIEngine:
         if not answer.finish:
             raise BenchError(
                 f"the answer of {self.name} broke off after {len(answer.tokens)} tokens",
+                "see the server's log",
+            )
+        if answer.finish == ABORTED:
+            raise BenchError(
+                f"{self.name} gave an answer up after {len(answer.tokens)} tokens",
                 "see the server's log",
             )
         at_once = clock.size == answer.size and len(answer.tokens) != 1

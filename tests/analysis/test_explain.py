@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from by_hand import FAST, VANILLA, sample
-from small import DRAFTED, OTHER, PLAIN, before_schema_4, small
+from small import DRAFTED, OTHER, PLAIN, SLOW, before_schema_4, small
 
 from fspad_bench.analysis.cases import ALL_TASKS
 from fspad_bench.analysis.explain import conclusions, reports
@@ -189,3 +189,34 @@ def test_a_shipped_record_of_a_gpu_says_what_it_lacks():
         fspad = of(report, "fspad", ALL_TASKS)
         assert set(fspad.chain.factors) == {"tokens", "output", "step"}
         assert any("parts of a step were not timed" in gap for gap in fspad.gaps)
+
+
+def twice(**changes):
+    """The small records, and again with other values of these fields of their keys."""
+    pairs = [(VANILLA, PLAIN), (FAST, DRAFTED), (SLOW, OTHER)]
+    keys = [replace(key, **more) for more in ({}, changes) for key, _ in pairs]
+    samples = [replace(s, key=key.hash) for key, (_, s) in zip(keys, pairs * 2, strict=True)]
+    return small(*samples, keys=keys)
+
+
+def test_a_task_that_was_measured_twice_is_compared_within_each_measurement():
+    (report,) = reports(twice(max_new_tokens=99), ["fast", "slow"])
+    assert [(c.decoder, c.reference, c.task) for c in report.comparisons] == [
+        ("fast", "slow", "gsm8k@bundled, 16 tokens"),
+        ("fast", "slow", "gsm8k@bundled, 99 tokens"),
+    ]
+
+
+def test_two_sets_of_questions_have_names_of_their_own():
+    (report,) = reports(twice(data_sha256="cd" * 32), ["fast"])
+    tasks = {explanation.case.task for explanation in report.explanations}
+    assert tasks == {"gsm8k@bundled, 1 prompts (ababab)", "gsm8k@bundled, 1 prompts (cdcdcd)"}
+
+
+@pytest.mark.parametrize("field", ["machine", "seed", "version"])
+def test_what_tells_two_groups_apart_is_said(field):
+    values = [str(getattr(VANILLA, field)), "7"]
+    places = [
+        report.group.place for report in reports(twice(**{field: type(getattr(VANILLA, field))(7)}))
+    ]
+    assert [place.rpartition(" · ")[2] for place in places] == [f"{field}={v}" for v in values]

@@ -78,6 +78,21 @@ def test_every_figure_has_an_interval_in_which_prompts_are_drawn_whole():
         assert interval.high == pytest.approx(interval.value), name
 
 
+def test_no_interval_reaches_what_no_figure_can_be():
+    """One prompt of five accepts, and hardly anything is committed beside it."""
+    samples = [
+        sample(
+            FAST, f"{i}", 10, 1.0, committed=[2 if not i else 1] * 4, drafted=[1] * 4, forwards=4
+        )
+        for i in range(5)
+    ]
+    table = definitions(samples, tokens_per_step(samples))
+    assert tokens_per_step(samples).low == 1.0
+    assert table["accepted_per_step"].low == 0.0
+    assert table["acceptance_rate"] == pytest.approx((0.2, 0.0, table["acceptance_rate"].high))
+    assert table["acceptance_rate"].high <= 1
+
+
 def test_categories_weigh_the_same():
     samples = [fast(str(i), [2], category="often") for i in range(9)]
     samples.append(fast("9", [4], category="rare"))

@@ -25,8 +25,8 @@ from fspad_bench.util import provenance
 
 pytestmark = [pytest.mark.usefixtures("one_target", "stubs"), pytest.mark.wide]
 ME = "test_endurance"
-NAMES = ("Learns", "Differs", "Fails", "Draws", "Disturbs")
-LABELS = [f"{ME}:{name}" for name in NAMES]
+LEARNS = f"{ME}:Learns"
+LABELS = [f"{ME}:{name}" for name in ("Differs", "Fails", "Draws", "Disturbs")]
 TURNS = [["One?", "And then?"], ["Two?"]]
 
 
@@ -103,6 +103,9 @@ def generate(decoder, target, sampler, prompt, limit):
 class Idle:
     """A machine on which nothing else runs."""
 
+    def __init__(self, helpers):
+        pass
+
     def others(self):
         return 0.0
 
@@ -148,14 +151,25 @@ def stubs(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def plan(tmp_path):
+def questions(tmp_path):
     data = write(tmp_path, [turns[0] for turns in TURNS])
     lines = [
         f'{{"id": "q{i}", "turns": {turns!r}, "answers": ["{i}"]}}\n'.replace("'", '"')
         for i, turns in enumerate(TURNS)
     ]
     data.write_text("".join(lines))
-    return plan_of(data, *LABELS, temperatures=[0.0, 1.0], aa=True)
+    return data
+
+
+@pytest.fixture
+def plan(questions):
+    return plan_of(questions, *LABELS, temperatures=[0.0, 1.0], aa=True)
+
+
+@pytest.fixture
+def learning(questions):
+    """A plan of a decoder that learns across prompts, which takes one temperature."""
+    return plan_of(questions, LEARNS, LABELS[0], temperatures=[0.0], aa=True)
 
 
 @pytest.fixture
@@ -208,6 +222,16 @@ def test_a_record_cut_off_anywhere_is_completed_to_the_same_table(plan, whole, t
         assert_equal(resumed(plan, tmp_path / f"cut{count}", content), table, count)
 
 
+def test_one_of_a_decoder_that_learns_is_too(learning, tmp_path):
+    path, records = run(learning, tmp_path / "whole")
+    lines = path.read_bytes().splitlines(keepends=True)
+    widths = {sample.committed[0] for sample in records.samples}
+    assert len(widths) > 1
+    for count in range(1, len(lines)):
+        table = resumed(learning, tmp_path / f"cut{count}", b"".join(lines[:count]))
+        assert_equal(table, rows(records), count)
+
+
 def test_a_damaged_line_is_measured_again(plan, whole, tmp_path):
     """Every kind of line but the first, which makes a file a record."""
     lines, table = whole
@@ -228,11 +252,12 @@ def test_a_damaged_line_is_measured_again(plan, whole, tmp_path):
             assert_equal(sorted(again, key=name_of), sorted(table, key=name_of), place)
 
 
-def test_a_decoder_that_learns_otherwise_when_repeated_is_told(plan, whole, tmp_path, monkeypatch):
-    lines, _ = whole
-    content = b"".join(lines[: len(lines) // 2])
+def test_a_decoder_that_learns_otherwise_when_repeated_is_told(learning, tmp_path, monkeypatch):
+    path, _ = run(learning, tmp_path / "whole")
+    lines = path.read_bytes().splitlines(keepends=True)
+    content = b"".join(lines[:-3])  # without the last unit
     monkeypatch.setattr(Learns, "stub", lambda self, prompt, tokens: (tokens, 5))
-    for row in resumed(plan, tmp_path / "otherwise", content):
+    for row in resumed(learning, tmp_path / "otherwise", content):
         told = [f["text"] for f in row["findings"] if f["guard"] == "state"]
-        assert bool(told) == (row["decoder"] == LABELS[0])
+        assert bool(told) == (row["decoder"] == LEARNS)
         assert all("took other steps when they were repeated" in text for text in told)

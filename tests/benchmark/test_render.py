@@ -10,6 +10,7 @@ import pytest
 from by_hand import FAST, VANILLA, differing, records, row_of, sample, two_prompts
 from test_rows import CONTRACT
 
+from fspad_bench.benchmark.means import over_tasks
 from fspad_bench.benchmark.record import Finding
 from fspad_bench.benchmark.render import HEADER, render
 from fspad_bench.benchmark.rows import failed, rows
@@ -87,6 +88,9 @@ def test_settings_of_one_name_have_names_and_means_of_their_own():
         assert line.replace(name, "").split()[:3] == ["greedy", "2", expected]
 
 
+BOTH = ("vanilla", "fast")
+
+
 def test_places_have_means_of_their_own_and_a_task_counts_once():
     keys = [
         replace(key, task=task, dtype=dtype, max_new_tokens=length)
@@ -102,9 +106,9 @@ def test_places_have_means_of_their_own_and_a_task_counts_once():
         for line in text[text.index("mean of the tasks") :].split("\n")
         if line.startswith("greedy")
     ]
-    assert [line[1:3] for line in lines].count(["fast", "2"]) == 3
-    assert [line[1:3] for line in lines].count(["vanilla", "2"]) == 3
-    assert len(lines) == 6
+    of_float64 = [["greedy,", f"max_new_tokens={n}", name, "2"] for n in (8, 9) for name in BOTH]
+    of_float32 = [["greedy", name, "2"] for name in BOTH]
+    assert sorted(line[:-3] for line in lines) == sorted(of_float64 + of_float32)
 
 
 def test_a_task_measured_on_two_sets_of_questions_is_two_tasks():
@@ -137,8 +141,42 @@ def test_tasks_measured_with_two_seeds_have_a_mean_of_each(repeated):
     ]
     text = render(rows(records(*[sample(key, "a", 10, 1.0) for key in keys], keys=keys)), "text")
     means = text.partition("mean of the tasks")[2].splitlines()
-    shown = [line.split()[1:3] for line in means if line.startswith("greedy")]
-    assert sorted(shown) == [["fast", "2"]] * len(repeated) + [["vanilla", "2"]] * len(repeated)
+    lines = [line.split() for line in means if line.startswith("greedy")]
+    seeds = ["seed=0", "seed=1"][: len(repeated)]  # of the other the mean would be of one task
+    expected = [["greedy,", seed, name, "2"] for name in ("fast", "vanilla") for seed in seeds]
+    assert sorted(line[:4] for line in lines) == sorted(expected)
+
+
+def test_decoders_measured_with_one_seed_stand_beside_those_of_two():
+    """A mean says which seed it is of as soon as any decoder has two."""
+    keys = [
+        replace(key, task=task, seed=seed)
+        for task in ("gsm8k", "nq")
+        for key, seeds in ((VANILLA, (0, 1)), (FAST, (1,)))
+        for seed in seeds
+    ]
+    table = rows(records(*[sample(key, "a", 10, 1.0) for key in keys], keys=keys))
+    found = [(group.sampling, group.rows[0]["decoder"]) for group in over_tasks(table)]
+    assert sorted(found) == [
+        ("greedy, seed=0", "vanilla"),
+        ("greedy, seed=1", "fast"),
+        ("greedy, seed=1", "vanilla"),
+    ]
+
+
+def test_a_quick_try_of_one_task_is_in_no_mean_with_the_others():
+    """Its questions are fewer than those of the run that measured every task."""
+    sizes = {"few": 1, "many": 3}
+    measured = [("gsm8k", "few"), ("gsm8k", "many"), ("nq", "many")]
+    keys = [
+        replace(key, task=task, data_sha256=data)
+        for task, data in measured
+        for key in (VANILLA, FAST)
+    ]
+    samples = [sample(key, f"{i}", 10, 1.0) for key in keys for i in range(sizes[key.data_sha256])]
+    groups = over_tasks(rows(records(*samples, keys=keys)))
+    together = [[row["samples"] for row in group.rows] for group in groups]
+    assert sorted(together) == [[1], [1], [3, 3], [3, 3]]
 
 
 def test_a_mean_needs_a_figure_of_every_task():

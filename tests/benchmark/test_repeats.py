@@ -156,6 +156,14 @@ def test_a_decoder_that_learns_across_prompts_is_not_repeated(data, tmp_path):
 
 
 @in_runs
+def test_a_decoder_that_learns_across_prompts_has_one_temperature(data, tmp_path):
+    """It would draft a prompt's next answer from the one before."""
+    with pytest.raises(BenchError, match="the next temperature would show it each of them again"):
+        run(plan_of(data, f"{ME}:Learner", temperatures=[0.0, 1.0]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@in_runs
 def test_vanilla_takes_its_second_turn_among_the_others(data, tmp_path, calls):
     run(plan_of(data, LOOKUP, aa=True), tmp_path / "out")
     labels = [call.label for call in calls if call.stream != "warm-up"]

@@ -251,6 +251,19 @@ def test_a_step_is_charged_once_for_what_no_drafter_costs(tiny, monkeypatch):
     assert spent[-1] == 3.75
 
 
+def test_the_code_of_a_drafter_from_a_file_is_part_of_the_settings(tiny, tmp_path, monkeypatch):
+    """An edited decoder is another row."""
+    (tmp_path / "echoes.py").write_text(
+        "from fspad_bench.decoders.vanilla import Vanilla\n\nclass Echo(Vanilla):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = build_decoder("echoes:Echo", tiny).options
+    assert own
+    parts = Hybrid(tiny, of="echoes:Echo,prompt_lookup@paper").settings()["parts"]
+    assert parts["echoes:Echo"] == own
+    assert parts["prompt_lookup@paper"]["length"] == 10
+
+
 def test_settings_name_every_drafter_with_its_own_settings(tiny):
     hybrid = Hybrid(tiny, of="prompt_lookup,fspad@fixed")
     before = hybrid.settings()

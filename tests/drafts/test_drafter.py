@@ -129,6 +129,35 @@ def test_trees_equal_brute_force(tiny, heads, name, temperature):
     check_trees(tiny, heads, name, Sampler(temperature, stream="coupled"))
 
 
+def test_greedy_drafts_that_would_be_drawn_are_ranked(tiny, heads):
+    """Drawn from a distribution of one token, a tree would be a chain of two."""
+    options = {"nodes": 12, "depth": 4, "top_k": 3}
+    _, drawn = run(tiny, heads, "fspad", drafting="sampled", verify="rejection", **options)
+    _, ranked = run(tiny, heads, "fspad", drafting="ranked", **options)
+    assert [len(tree) for _, _, tree, _ in drawn.proposals] == [
+        len(tree) for _, _, tree, _ in ranked.proposals
+    ]
+    assert max(len(tree) for _, _, tree, _ in drawn.proposals) == 12
+
+
+@pytest.mark.parametrize(
+    ("given", "depth"),
+    [
+        ({}, 2),
+        ({"nodes": 12}, 2),
+        ({"nodes": 60}, 5),
+        ({"nodes": 128}, 8),
+        ({"top_k": 1}, 2),
+        ({"nodes": 60, "top_k": 10}, 2),
+        ({"nodes": 60, "depth": 3}, 3),
+    ],
+)
+def test_more_nodes_take_more_levels(tiny, heads, given, depth):
+    """Four children a node and two levels hold 21."""
+    drafter = DECODERS["eagle"](tiny, head=str(heads["eagle"]), tree="fixed", **given)
+    assert drafter.options.depth == depth
+
+
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_a_head_may_group_its_heads_otherwise_than_its_target(tiny, tmp_path, kv_heads):
     torch.manual_seed(3)

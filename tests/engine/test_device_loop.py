@@ -10,8 +10,10 @@ from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Limit
 from fspad_bench.core.sampling import NotFiniteError, Sampler
 from fspad_bench.core.tree import Tree
-from fspad_bench.decoders.build import build_decoder
+from fspad_bench.core.verification import match
+from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts import measure
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.policy import FixedTree
@@ -169,6 +171,27 @@ def test_other_decoders_stay_with_the_host(target, tiny):
     assert build_decoder("fspad", target, {"fspad": more_entries_than_bits}).loop is None
     assert build_decoder("fspad", tiny, {}).loop is None
     assert PromptLookup(target).device_drafter() is None
+
+
+class Silent(Vanilla):
+    """Inherits what vanilla has for the device, and drafts otherwise."""
+
+    def propose(self, context, budget):
+        return Tree.chain(context.tokens[-1], [5])
+
+
+class Lossy(Vanilla):
+    @staticmethod
+    def rule(tree, logits, sampler, position):
+        return match(tree, logits, sampler, position)
+
+
+def test_a_decoder_that_inherits_the_loop_of_another_is_run_as_it_is(target):
+    for kind in (Silent, Lossy):
+        decoder = Decoder("mine", target, drafter=kind(target))
+        assert decoder.drafter.device_drafter() is not None
+        assert decoder.loop is None
+    assert Decoder("vanilla", target, drafter=Vanilla(target)).loop is not None
 
 
 def test_a_target_without_kernels_has_no_device_loop(target, tiny):

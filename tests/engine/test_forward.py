@@ -12,7 +12,9 @@ from fspad_bench.core.protocols import ALL, LayerPlan
 from fspad_bench.engine.attention import Pending, TorchAttention
 from fspad_bench.engine.cache import KVCache
 from fspad_bench.engine.forward import FusedForward
+from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.models.tiny import tiny_model
+from fspad_bench.util.errors import BenchError
 
 CPU = torch.device("cpu")
 BOUND = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.15}
@@ -214,6 +216,10 @@ def test_other_arithmetic_does_not_fit():
         adapter.weight = product.weight
         setattr(part, name.split(".")[1], adapter)
         assert not FusedForward.fits(wrapped)
+    head = random_model("llama")
+    head.lm_head.__class__ = type("Packed", (torch.nn.Linear,), {})
+    with pytest.raises(BenchError, match="its LM head is a Packed, not one product"):
+        TransformersTarget(head, None)
     mixed = random_model("llama")
     mixed.base_model.norm.to(torch.float32)
     assert not FusedForward.fits(mixed)

@@ -162,6 +162,7 @@ GOOD_ENTRY = {"target": "tiny", "task": "nq", "tokens_per_step": 2}
         ("steps", [3, 1.5], "'steps' is \[3, 1.5\]"),
         ("steps", 3, "'steps' is 3"),
         ("limit", float("inf"), "'limit' is inf"),
+        ("measured", -1, "'measured' is -1"),
         ("max_new_tokens", 0, "'max_new_tokens' is 0"),
         ("max_new_tokens", 10**12, "'max_new_tokens' is 1000000000000"),
         ("temperature", -1, "'temperature' is -1"),
@@ -185,6 +186,13 @@ def test_a_value_that_no_run_could_have_is_named(name, value, message, tmp_path)
     assert str(path) in caught.value.message
     assert len(caught.value.message) < 250
     assert caught.value.hint
+
+
+def test_an_expectation_may_not_have_been_measured_yet(tmp_path):
+    path = tmp_path / "mine.yaml"
+    promises = [GOOD_ENTRY | {"measured": None}]
+    path.write_text(yaml.safe_dump({"decoder": "fspad", "promises": promises}))
+    assert [entry.measured for entry in read_baseline(path)] == [None]
 
 
 def test_a_generation_that_failed_is_named():

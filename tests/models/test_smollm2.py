@@ -6,6 +6,7 @@ No test reaches a network or converts a real model: the subprocess and the conve
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -150,6 +151,15 @@ class TestSources:
         assert path.read_bytes() == content
         assert len(conversions) == 2
         assert f"{path} is damaged or missing" in capsys.readouterr().err
+
+    def test_damage_that_leaves_size_and_date_is_mended_too(self, conversions, tmp_path):
+        source = gguf_of(tmp_path)
+        path = smollm2.model_folder(source) / "model.safetensors"
+        content, dates = path.read_bytes(), path.stat()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+        smollm2.model_folder(source, thorough=True)
+        assert path.read_bytes() == content
 
     def test_an_unfinished_folder_is_no_model(self, cache, conversions, tmp_path):
         folder = cache / f"smollm2-135m-{smollm2.SHA256[:12]}"

@@ -39,10 +39,11 @@ def test_the_interval_holds_the_break_evens_of_the_draws():
     pooled = [3 / sum(1 / s for s in speedups) for speedups in ((2, 2, 1.2), (1.4, 1.1, 0.9))]
     assert min(pooled) > 1
     assert 4 < interval.value < 8
-    worst = crossing([2, 4, 8], [1.2, 0.9, 0.4])
+    worst = crossing([2, 4, 8], [1.2, 0.9, 0.4])  # a draw of the third prompt alone: 1 in 27
     best = crossing([2, 4, 8], [2.0, 1.4, 0.9])
-    assert interval.low == pytest.approx(worst)  # a draw of the third prompt alone: 1 in 27
-    assert interval.high == pytest.approx(best)
+    factor = 4.3027 / 1.95996 * (3 / 2) ** 0.5  # Student's t of three prompts
+    assert interval.low == pytest.approx(interval.value * (worst / interval.value) ** factor, 1e-4)
+    assert interval.high == pytest.approx(interval.value * (best / interval.value) ** factor, 1e-4)
 
 
 def test_an_interval_may_end_beyond_the_sizes_measured():

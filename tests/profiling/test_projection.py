@@ -10,10 +10,10 @@ from by_hand import FAST, KEY, VANILLA, records, sample
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.cli.main import main
+from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import SIZES, Costs
 from fspad_bench.models.random_weights import shape
 from fspad_bench.profiling.cost_models import MeasuredForwards, Overhead, Roofline
-from fspad_bench.profiling.golden import Curve, golden_speedup, read_golden, schedule, selected
 from fspad_bench.profiling.probe import probe
 from fspad_bench.profiling.projection import (
     Overheads,
@@ -234,56 +234,6 @@ def test_a_probe_times_the_rows_decoders_here(tiny):
 # golden acceptance lengths
 
 
-def test_a_length_is_replayed_with_the_smallest_variance():
-    assert schedule(3.78, 7) == pytest.approx([1, 1, 0.78, 0, 0, 0, 0])
-    assert schedule(1.0, 3) == [0, 0, 0]
-    assert schedule(4.0, 3) == [1, 1, 1]
-
-
-def test_the_speedup_of_a_length_is_its_tokens_over_what_a_step_costs():
-    speedup = golden_speedup(2.5, 3, Linear(), Overhead(0.1, 0.2), prefix=500)
-    assert speedup == pytest.approx(2.5 * (1.5 + 0.2) / (4.5 + 0.3 + 0.2))
-
-
-def test_a_golden_file_is_read_by_model_and_mode(tmp_path):
-    path = tmp_path / "golden.yaml"
-    path.write_text(
-        "_metadata: {draft-model: d}\nm3:\n  thinking_on:\n    1: 1.79\n    2: 2.39\n"
-        "  thinking_off: {3: 2}\nq3: {thinking_on: {7: 3.67}}\n"
-    )
-    curves = read_golden(path)
-    assert [(c.model, c.mode, c.lengths) for c in curves] == [
-        ("m3", "thinking_on", {1: 1.79, 2: 2.39}),
-        ("m3", "thinking_off", {3: 2}),
-        ("q3", "thinking_on", {7: 3.67}),
-    ]
-    assert [curve.model for curve in selected(curves, "q3")] == ["q3"]
-    with pytest.raises(BenchError, match="no curve of 'q4'"):
-        selected(curves, "q4")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("- 1", "holds no golden acceptance lengths"),
-        ("_metadata: {a: 1}", "holds no golden acceptance lengths"),
-        ("m: 3", "m has no modes"),
-        ("m: {on_: {}}", "is no curve"),
-        ("m: {thinking: {x: 1.5}}", "'x' is no number of drafted tokens"),
-        ("m: {thinking: {0: 1.0}}", "0 is no number of drafted tokens"),
-        ("m: {thinking: {2: 3.5}}", "3.5 tokens per step with 2 drafted"),
-        ("m: {thinking: {2: .nan}}", "nan tokens per step"),
-        ("m: {thinking: {2: true}}", "True tokens per step"),
-        ("m: [", "cannot read"),
-    ],
-)
-def test_what_is_no_golden_file_is_refused(tmp_path, content, message):
-    path = tmp_path / "golden.yaml"
-    path.write_text(content)
-    with pytest.raises(BenchError, match=message):
-        read_golden(path)
-
-
 # the verb
 
 
@@ -320,7 +270,13 @@ def test_the_verb_projects_to_a_device(record, capsys):
     assert row["projected"] == at_roofline([case], forwards, None, [None])[0].projected
 
 
-def test_the_verb_measures_here_and_states_its_error(record, capsys):
+def test_made_up_costs_are_no_projection(record, capsys):
+    assert main(["project", str(record)]) == 2
+    assert "the costs of tiny are made up" in capsys.readouterr().err
+
+
+def test_the_verb_measures_here_and_states_its_error(record, capsys, monkeypatch):
+    monkeypatch.setattr(costs, "is_tiny", lambda target: False)
     assert recorded_options([record]) == {"prompt_lookup": {"ngram": "2"}}
     assert main(["project", str(record), "--against", str(record)]) == 0
     out = capsys.readouterr().out
@@ -379,6 +335,15 @@ def test_two_records_of_other_options_are_not_projected_as_one(record, tmp_path)
         recorded_options([record, other])
 
 
+def test_an_empty_record_beside_another_has_no_options(record):
+    """As of a process that was killed at its first line; other verbs read on too."""
+    record.with_name("empty.jsonl").write_text("")
+    record.with_name("torn.jsonl").write_text('{"kind": "run"')
+    paths = sorted(record.parent.glob("*.jsonl"))
+    assert len(paths) == 3
+    assert recorded_options(paths) == {"prompt_lookup": {"ngram": "2"}}
+
+
 def test_a_record_whose_plan_is_damaged_is_refused(record):
     record.write_text(record.read_text().replace('"tasks"', '"tusks"'))
     with pytest.raises(BenchError, match="a plan with 'tusks'"):
@@ -391,7 +356,3 @@ def test_the_table_names_the_largest_error(case):
     error = good[0].projected / 0.6 - 1
     assert f"largest error of 1 rows: {error:+.1%} (fast on gsm8k, T=0)" in text
     assert "measured" not in projection_table([replace(good[0], measured=None)], "markdown")
-
-
-def test_curves_of_one_model_and_mode_are_told_apart():
-    assert Curve("m", "on", {1: 1.5}) != Curve("m", "on", {1: 1.5})

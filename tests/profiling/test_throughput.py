@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -41,8 +42,8 @@ def cell(decoder, batch, seconds, tokens):
     return Cell(decoder, batch, list(seconds), list(tokens), steps, nodes=10, requests=2)
 
 
-def measured(*cells, keeps_bits=True):
-    return Throughput(2, keeps_bits, cells=list(cells))
+def measured(*cells, keeps_bits=True, prompts=2):
+    return Throughput(prompts, keeps_bits, cells=list(cells))
 
 
 def test_only_full_rounds_count_and_each_request_pays_an_equal_share():
@@ -126,9 +127,22 @@ def test_the_sentence_says_from_which_batch_on_it_is_to_be_switched_off():
             for size, speedup in zip((1, 4), speedups, strict=True)
         ]
         assert sentences(measured(*slow.values(), *own)) == [sentence]
-    spread = cell("x", 4, [0.4, 1.2], [4, 4])
-    (sentence,) = sentences(measured(*slow.values(), cell("x", 1, [0.5, 0.5], [4, 4]), spread))
-    assert sentence.startswith("x: break-even not reached [3.0, above 4] up to batch 4")
+    tokens = [4] * 5
+    cells = [cell("vanilla", size, [1.0] * 5, tokens) for size in (1, 4)]
+    cells.append(cell("x", 1, [0.5] * 5, tokens))
+    cells.append(cell("x", 4, [0.4, 0.4, 0.4, 1.2, 1.2], tokens))
+    (sentence,) = sentences(measured(*cells, prompts=5))
+    assert re.match(r"x: break-even not reached \[[23]\.\d, above 4\] up to batch 4", sentence)
+
+
+def test_few_prompts_have_no_interval():
+    """As in a table of `run`."""
+    cells = [cell(name, 1, [1.0] * 4, [4] * 4) for name in ("vanilla", "x")]
+    result = measured(*cells, prompts=4)
+    assert "1.00 [±?]" in render(result)
+    assert "fewer than 5 prompts have no interval" in render(result)
+    cells = [cell(name, 1, [1.0] * 5, [4] * 5) for name in ("vanilla", "x")]
+    assert "1.00 [1.00, 1.00]" in render(measured(*cells, prompts=5))
 
 
 def test_json_holds_none_for_what_has_no_number():
@@ -136,7 +150,7 @@ def test_json_holds_none_for_what_has_no_number():
     content = facts(result)
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert content["break_even"] == {"x": [None, None, None]}
-    assert content["cells"][1]["speedup"] == pytest.approx([2.0, 2.0, 2.0])
+    assert content["cells"][1]["speedup"] == [2.0, None, None]
     assert math.isinf(result.break_even("x").value)
 
 

@@ -1,6 +1,7 @@
 """A served engine in a run: its tokens are vanilla's or the row says so; its figures are claims."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from runs import LENGTH, plan_of, row_of, run
@@ -93,6 +94,17 @@ def test_a_stop_that_the_server_leaves_out_is_put_back_if_it_is_known(tiny, stop
             [40], Sampler(), Limit(9, frozenset(stops))
         )
     assert generation.tokens == tokens
+
+
+def test_a_stop_that_is_put_back_is_a_step_of_its_own(tiny):
+    """One token a step where nothing was accepted, the prefill's left out."""
+    with scripted([piece([7, 8], "stop")]) as server:
+        served = Served(tiny, url=server.url)
+        served.engine.ask = lambda ask, own=served.engine.ask: replace(
+            own(ask), drafted=4, accepted=0
+        )
+        generation = served.generate([40], Sampler(), Limit(9, frozenset({2})))
+    assert (len(generation.tokens), generation.forwards) == (3, 2)
 
 
 def test_a_failure_is_that_samples_error(data, tmp_path, quick_runs):

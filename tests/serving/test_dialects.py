@@ -166,6 +166,15 @@ class TestLlamaCpp:
         assert reply.chosen is None
         assert (reply.finish, reply.drafted) == ("stop", None)
 
+    def test_a_placeholder_of_a_speculated_token_is_no_log_probability(self):
+        rows = [
+            {"id": 7, "logprob": -0.7, "top_logprobs": [{"id": 7, "logprob": -0.7}]},
+            {"id": 8, "logprob": 0.0, "top_logprobs": []},
+        ]
+        whole = self.event([7, 8], stop=True) | {"completion_probabilities": rows}
+        reply, _ = asked([whole], ASK, "llamacpp")
+        assert (reply.tokens, reply.chosen, reply.top) == ((7, 8), None, None)
+
     def test_a_count_of_none_is_left_out_by_the_server(self):
         reply, _ = asked([self.event([7]), self.end("eos", predicted_n=1)], ASK, "llamacpp")
         assert (reply.drafted, reply.accepted) == (0, 0)

@@ -75,6 +75,7 @@ def test_what_does_not_pass_is_given_up():
         ((404, "nothing"), "has no /v1/completions", "right server"),
         ((GOOD[:1], "cut"), "broke off", "log"),
         (GOOD[:1], "broke off after 2 tokens", "log"),
+        ([piece([7, 8], "abort")], "gave an answer up after 2 tokens", "log"),
         ([{"error": {"message": "out of memory"}}], "out of memory", "log"),
         (["<html>"], "does not speak the OpenAI API: '<html>'", "address"),
         ([piece([7], logprobs=3)], "not of the dialect 'vllm'", "dialect"),

@@ -21,6 +21,7 @@ from fspad_bench.serving.certify.plan import PLAIN, SERVED, Cell, Sampling
 NAME = "parameters"
 COLD = 0.01
 TINY = 1e-6
+PENALTIES = "penalties"
 
 
 class Probe(NamedTuple):
@@ -43,7 +44,7 @@ def probes(sampling: Sampling) -> Iterator[Probe]:
     if sampling.min_p:
         yield Probe("min-p", replace(warm, min_p=1.0), penalties)
     if sampling.penalised:
-        yield Probe("penalties", penalties, penalties)
+        yield Probe(PENALTIES, penalties, penalties)
 
 
 def check_parameters(pair: Pair, cell: Cell, judge: Judge) -> Check:
@@ -68,6 +69,11 @@ def _checked(pair: Pair, cell: Cell, probe: Probe, judge: Judge) -> Check:
     if own.verdict != PASS:
         figure = f"{probe.parameter}: the plain server's answers are not its greedy ones"
         return Check(NAME, cell.name, ELSEWHERE, figure)
+    if probe.parameter == PENALTIES:
+        free = pair.greedy("alone", PLAIN, cell, Sampling(), alone=True)
+        if all(one.tokens == other.tokens for one, other in zip(free, greedy, strict=True)):
+            figure = f"{probe.parameter}: they change none of the plain server's answers"
+            return Check(NAME, cell.name, ELSEWHERE, figure)
     found = differences(greedy, served, prompts, judge)
     check = judged(NAME, cell.name, found, served, tie)
     check = with_drafts(check, served)

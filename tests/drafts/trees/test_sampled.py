@@ -39,7 +39,7 @@ def first_tree(tiny, head, sampler, **options):
             trees.append(super().propose(context, budget))
             return trees[-1]
 
-    drafter = Recorder(tiny, head=str(head), drafting="sampled", **options)
+    drafter = Recorder(tiny, head=str(head), **{"drafting": "sampled"} | options)
     generate(tiny, drafter, sampler, PROMPT, Limit(8))
     return trees[0], drafter
 
@@ -85,6 +85,8 @@ def test_draws_are_without_replacement_and_stop_when_nothing_is_left():
 
 
 @pytest.mark.parametrize("verify", ["match", "rejection", "traversal"])
-def test_at_temperature_0_the_tree_is_a_chain_of_the_best(tiny, heads, verify):
+def test_at_temperature_0_the_tree_is_the_ranked_one(tiny, heads, verify):
+    """Drawn from a distribution of one token, it would be a chain."""
     tree, _ = first_tree(tiny, heads["fspad"], Sampler(), depth=3, verify=verify)
-    assert tree.parents == [-1, 0, 1, 2]
+    ranked, _ = first_tree(tiny, heads["fspad"], Sampler(), depth=3, drafting="ranked")
+    assert (tree.tokens, tree.parents, tree.q) == (ranked.tokens, ranked.parents, None)

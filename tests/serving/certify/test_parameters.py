@@ -1,5 +1,7 @@
 """Settings that leave one token show whether a parameter is heeded."""
 
+from dataclasses import replace
+
 import pytest
 from cells import Through, by_name, checks, pair, plan
 
@@ -33,6 +35,19 @@ def test_ignored_parameters_are_found(sampling):
     assert "differ by more than a near tie" in check.figure
 
 
+def test_penalties_that_neither_side_heeds_are_not_said_to_be():
+    class Unpenalised(Through):
+        def ask_all(self, asks, concurrency):
+            free = [replace(ask, presence=0.0, frequency=0.0, repetition=1.0) for ask in asks]
+            return self.engine.ask_all(free, concurrency)
+
+    check = parameters(tuple(map(Unpenalised, pair())), "frequency=0.5", max_tokens=12)
+    assert (check.verdict, check.figure) == (
+        ELSEWHERE,
+        "penalties: they change none of the plain server's answers",
+    )
+
+
 def test_a_bonus_token_without_the_temperature_is_found():
     check = parameters(pair("bonus-without-temperature"), "temperature=0.7", depths=(1,))
     assert check.verdict == FAIL
@@ -44,8 +59,6 @@ def test_what_the_plain_server_ignores_is_not_asked_of_the_other():
         """Answers as the double does at temperature 1."""
 
         def ask_all(self, asks, concurrency):
-            from dataclasses import replace
-
             hot = [replace(a, temperature=1.0) if a.temperature else a for a in asks]
             return self.engine.ask_all(hot, concurrency)
 
