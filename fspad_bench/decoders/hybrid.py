@@ -69,7 +69,7 @@ class Hybrid(Drafter):
         self.target = target
         self.nodes = nodes
         self.decoders = [_decoder(label, target) for label in labels]
-        self.parts = [Part(decoder.label, drafter_of(decoder)) for decoder in self.decoders]
+        self.parts = [Part(decoder.label, _drafter_of(decoder)) for decoder in self.decoders]
         captures = {
             tuple(part.drafter.capture)
             for part in self.parts
@@ -102,7 +102,7 @@ class Hybrid(Drafter):
         beyond vanilla's.
         """
         known = known or {}
-        vanilla = Part(VANILLA, drafter_of(_decoder(VANILLA, target)))
+        vanilla = Part(VANILLA, _drafter_of(_decoder(VANILLA, target)))
         vanilla.costs = self._costs(vanilla, known.get(VANILLA, {}).get("costs"))
         measurements: dict[str, Any] = {VANILLA: {"prepared": None, "costs": asdict(vanilla.costs)}}
         # the costs of `tiny` are made up, the same for all
@@ -128,7 +128,7 @@ class Hybrid(Drafter):
     def _twin_of(self, part: Part) -> Part:
         drafter = part.drafter.twin()
         if drafter is None:
-            drafter = drafter_of(_decoder(part.label, self.target))
+            drafter = _drafter_of(_decoder(part.label, self.target))
             drafter.prepare(self.target, part.prepared)
         return replace(part, drafter=drafter)
 
@@ -223,6 +223,6 @@ def _decoder(label: str, target: TransformersTarget) -> Decoder:
     return decoder
 
 
-def drafter_of(decoder: Decoder) -> Drafter:
+def _drafter_of(decoder: Decoder) -> Drafter:
     assert decoder.drafter is not None
     return decoder.drafter

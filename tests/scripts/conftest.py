@@ -39,7 +39,13 @@ def start_script(tmp_path):
             **changes,
         }
         # not as a background command or under nohup, which ignore signals
-        command = ["env", "--default-signal=INT,HUP", "bash", str(CHECKOUT / path), *map(str, words)]
+        command = [
+            "env",
+            "--default-signal=INT,HUP",
+            "bash",
+            str(CHECKOUT / path),
+            *map(str, words),
+        ]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, env=environment, cwd=tmp_path, **pipes))
         return started[-1]
