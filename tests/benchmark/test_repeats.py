@@ -164,7 +164,7 @@ def test_a_decoder_that_learns_across_prompts_has_one_temperature(data, tmp_path
 
 
 @in_runs
-def test_vanilla_takes_its_second_turn_among_the_others(data, tmp_path, calls):
+def test_vanilla_takes_its_second_turn_among_the_others(data, tmp_path, calls, counted_rounds):
     run(plan_of(data, LOOKUP, aa=True), tmp_path / "out")
     labels = [call.label for call in calls if call.stream != "warm-up"]
     units = [tuple(labels[i : i + 3]) for i in range(0, len(labels), 3)]

@@ -42,7 +42,9 @@ CODE = Path(runs.__file__)
 WARM_UPS = 4  # two prompts, two decoders, one temperature
 
 
-def test_all_decoders_are_interleaved_per_prompt_in_random_order(data, tmp_path, calls):
+def test_all_decoders_are_interleaved_per_prompt_in_random_order(
+    data, tmp_path, calls, counted_rounds
+):
     decoders = [LOOKUP, f"{ME}:Headed"]
     run(plan_of(data, *decoders, temperatures=[0.0, 1.0]), tmp_path / "out")
     measured = [call for call in calls if call.stream != "warm-up"]
