@@ -33,12 +33,8 @@ class TaskGroup:
     @property
     def sampling(self) -> str:
         """How its tokens were chosen, and what tells it from the other measurements."""
-        return ", ".join(
-            [
-                distribution(self.rows[0]),
-                *(f"{name}={value:.{SHOWN}}" for name, value in self.apart),
-            ]
-        )
+        told = [f"{name}={value:.{SHOWN}}" for name, value in self.apart]
+        return ", ".join([distribution(self.rows[0]), *told])
 
 
 def place(row: Row) -> str:

@@ -181,8 +181,7 @@ def _is_whole(drafter: Drafter) -> bool:
 
     Not where a class inherits that and has a `propose` or a rule of its own: the host runs it.
     """
-    kind = type(getattr(drafter, "decoder", drafter))
-    drafts, on_device = (_definer(kind, name) for name in ("propose", "device_drafter"))
+    drafts, on_device = (_definer(type(drafter), name) for name in ("propose", "device_drafter"))
     return drafter.rule is match and issubclass(on_device, drafts)
 
 

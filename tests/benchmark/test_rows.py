@@ -40,6 +40,7 @@ def test_golden_row():
         "tokens": 30,
         "verdict": "exact",
         "divergences": 0,
+        "judged": 2,
         "same_tokens": 1.0,
         "speedup": 2.0,
         "speedup_low": None,

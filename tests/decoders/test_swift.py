@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import LayerPlan, Limit
 from fspad_bench.core.sampling import Sampler
+from fspad_bench.decoders import swift
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.swift import Swift, width_of
 from fspad_bench.decoders.vanilla import Vanilla
@@ -100,6 +101,14 @@ def test_the_search_begins_with_the_first_window_and_its_forwards_are_partial(de
     assert len(drafter.search.tried) == windows > 5
     drafts = sum(max(tree.depths) for _, tree, _, _ in recorder.proposals)
     assert searched.partial_forwards == drafts + windows
+
+
+def test_candidates_are_tried_however_soon_the_window_moves(deep, monkeypatch):
+    """The best set has no score in another window, and is scored before a candidate is."""
+    drafter = Swift(deep, enough=2.0, **SEARCHING | {"interval": 3})
+    monkeypatch.setattr(swift, "LARGEST_TREE", SEARCHING["context"] + 2)
+    run(deep, drafter, tokens=30)
+    assert len(set(drafter.search.tried)) > 1
 
 
 def z_of(prefix, tokens, plan, sampler):

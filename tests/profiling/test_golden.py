@@ -1,17 +1,11 @@
 """Golden acceptance lengths: read, and replayed by the schedule that engines take."""
 
 import pytest
+from doubles import LinearForwards
 
 from fspad_bench.profiling.cost_models import Overhead
 from fspad_bench.profiling.golden import Curve, golden_speedup, read_golden, schedule, selected
 from fspad_bench.util.errors import BenchError
-
-
-class Linear:
-    """A forward of n nodes behind p tokens takes n + p / 1000 seconds."""
-
-    def seconds(self, nodes, prefix):
-        return nodes + prefix / 1000
 
 
 def test_a_length_is_replayed_with_the_smallest_variance():
@@ -21,7 +15,7 @@ def test_a_length_is_replayed_with_the_smallest_variance():
 
 
 def test_the_speedup_of_a_length_is_its_tokens_over_what_a_step_costs():
-    speedup = golden_speedup(2.5, 3, Linear(), Overhead(0.1, 0.2), prefix=500)
+    speedup = golden_speedup(2.5, 3, LinearForwards(), Overhead(0.1, 0.2), prefix=500)
     assert speedup == pytest.approx(2.5 * (1.5 + 0.2) / (4.5 + 0.3 + 0.2))
 
 

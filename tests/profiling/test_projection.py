@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from by_hand import FAST, KEY, VANILLA, records, sample
+from doubles import LinearForwards
 
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.record_file import RecordFile
@@ -47,17 +48,10 @@ def case():
     return only
 
 
-class Linear:
-    """A forward of n nodes behind p tokens takes n + p / 1000 seconds."""
-
-    def seconds(self, nodes, prefix):
-        return nodes + prefix / 1000
-
-
 def test_each_step_is_charged_for_its_nodes_and_its_prefix(case):
     (result,) = project(
         [case],
-        Linear(),
+        LinearForwards(),
         [Overheads(Overhead(0.5, 0.25), Overhead(0.0, 0.125))],
         [1.25],
     )
@@ -161,7 +155,7 @@ def test_the_rest_of_a_step_is_charged_to_both_sides_or_to_neither(case, untimed
     def without_parts(*sides):
         parts = {"draft_seconds": None, "score_seconds": None}
         own = {side: [replace(s, **parts) for s in getattr(case, side)] for side in sides}
-        return at_roofline([replace(case, **own)], Linear(), 0.5, [None])[0].projected
+        return at_roofline([replace(case, **own)], LinearForwards(), 0.5, [None])[0].projected
 
     assert without_parts(untimed) == without_parts("samples", "vanilla")
     assert without_parts(untimed) != without_parts()
@@ -198,7 +192,7 @@ def test_an_unknown_speedup_is_no_error_of_a_projection(case):
     unknown = replace(case, recorded=math.nan)
     assert measured_speedups([case], [unknown]) == [None]
     costs = [Overheads(Overhead(), Overhead())] * 2
-    both = project([case, case], Linear(), costs, [math.nan, 0.6])
+    both = project([case, case], LinearForwards(), costs, [math.nan, 0.6])
     text = projection_table(both, "text")
     assert "largest error of 1 rows: " in text
     assert "nan" not in text
@@ -351,7 +345,7 @@ def test_a_record_whose_plan_is_damaged_is_refused(record):
 
 
 def test_the_table_names_the_largest_error(case):
-    good = project([case], Linear(), [Overheads(Overhead(), Overhead())], [0.6])
+    good = project([case], LinearForwards(), [Overheads(Overhead(), Overhead())], [0.6])
     text = projection_table(good, "text")
     error = good[0].projected / 0.6 - 1
     assert f"largest error of 1 rows: {error:+.1%} (fast on gsm8k, T=0)" in text

@@ -1,5 +1,6 @@
 """Shared by the tests of scripts: small settings, what their parts print, and their summary."""
 
+import sys
 import time
 
 SMALL = {
@@ -12,6 +13,15 @@ SMALL = {
     "LEAST": "1",
 }
 TRACEBACK = "printf 'Traceback (most recent call last):\\nValueError: kept\\n' >&2; exit 1"
+# Stands for a server: it listens at the port that follows, and answers whatever is asked.
+LISTENER = f'''exec {sys.executable} -c "
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
+"'''
 
 
 def summary(folder):

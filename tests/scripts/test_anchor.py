@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from parts import LISTENER
 
 pytestmark = pytest.mark.wide
 WRITER = Path(__file__).parents[2] / "results/bfloat16_gguf.py"
@@ -17,14 +18,7 @@ WRITER = Path(__file__).parents[2] / "results/bfloat16_gguf.py"
 SERVER = f"""#!/usr/bin/env bash
 echo "$*" > "$SERVED"
 cp "$2" "$SERVED.weights"
-exec {sys.executable} -c "
-import http.server, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
-" "$6"
+{LISTENER} "$6"
 """
 # Stands for the interpreter: a run says what it was called with, while the server is there.
 PYTHON = f"""#!/usr/bin/env bash

@@ -4,6 +4,7 @@ import socket
 import sys
 
 import pytest
+from parts import LISTENER
 
 pytestmark = pytest.mark.wide
 
@@ -11,14 +12,7 @@ pytestmark = pytest.mark.wide
 # with the variable STUB_<its report's name>.
 ENGINE = f"""#!/usr/bin/env bash
 if [ "$1" = -m ] && [ "$2" = fspad_bench.serving.double ]; then
-    exec {sys.executable} -c "
-import http.server, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
-" "$4"
+    {LISTENER} "$4"
 elif [ "$1" = -m ]; then
     name=$(basename "$5" .jsonl)
     code=STUB_${{name//-/_}}
