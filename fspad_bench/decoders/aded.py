@@ -16,6 +16,8 @@ How this one differs from what was published:
 
 - The reward counts the value of the token that follows; the released code looks up the one before,
   so that its reward is almost always 1.
+- Of the nodes found, those are proposed that pay on this machine (`drafts.sized`); with a size
+  given, all.
 - When `nodes` are used up, the least visited paths are left out; the release drops the longest.
 - The prompt is learned from too, once (`prompt=false`: its last 16 tokens alone), and by default a
   prompt starts anew; `scope=run` keeps what was learned, as published.
@@ -29,9 +31,10 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 from typing import Any, Literal
 
-from fspad_bench.core.protocols import Context, Drafter, Scope, Scores, Step, Target
+from fspad_bench.core.protocols import Context, Scope, Scores, Step, Target
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.monte_carlo import LENGTH, most_visited
+from fspad_bench.drafts.sized import MOST_NODES, SizedDrafter
 from fspad_bench.drafts.trigrams import Trigrams, TrigramTable, load_table
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.models.chat import vocabulary_hash
@@ -39,6 +42,7 @@ from fspad_bench.util.errors import BenchError
 from fspad_bench.util.paths import user_path
 
 WINDOW = 16
+FIXED_NODES = 16
 ITERATIONS = 150
 SENTENCES = 24
 DEPTH = LENGTH + 1
@@ -47,8 +51,11 @@ Maker = Literal["best_first", "mcts"]
 Continuation = tuple[int, ...]
 
 
-class Aded(Drafter):
-    """A tree of up to `nodes`, the root among them, from the tri-grams of `table` and the text."""
+class Aded(SizedDrafter):
+    """A tree of up to `nodes`, the root among them, from the tri-grams of `table` and the text.
+
+    `tree`: see `SizedDrafter`; empty, it is fixed where `nodes` is given.
+    """
 
     def __init__(
         self,
@@ -56,13 +63,17 @@ class Aded(Drafter):
         *,
         table: str = "",
         maker: Maker = "best_first",
-        nodes: int = 16,
+        tree: str = "",
+        nodes: int | None = None,
         prompt: bool = True,
         scope: Scope = "prompt",
     ) -> None:
+        super().__init__(target, tree=tree, size=nodes)
+        nodes = self.size_of(nodes, auto=MOST_NODES, fixed=FIXED_NODES)
         if not 2 <= nodes <= LARGEST_TREE:
             raise BenchError(
-                f"aded takes 2 <= nodes <= {LARGEST_TREE}, not {nodes}", "the default is nodes=16"
+                f"aded takes 2 <= nodes <= {LARGEST_TREE}, not {nodes}",
+                f"the default is nodes={FIXED_NODES}",
             )
         self.table = table_for(table, target) if table else None
         self.trigrams = Trigrams(self.table)
@@ -74,6 +85,7 @@ class Aded(Drafter):
     def settings(self) -> dict[str, Any]:
         """Return the options, the table by its content."""
         return {
+            **super().settings(),
             "maker": self.maker,
             "nodes": self.nodes,
             "prompt": self.prompt,
@@ -81,12 +93,13 @@ class Aded(Drafter):
         }
 
     def begin(self, context: Context, scores: Scores) -> None:
+        super().begin(context, scores)
         if self.scope == "prompt":
-            self.trigrams.forget()
+            self.trigrams = Trigrams(self.table)
         self.trigrams.learn(context.tokens if self.prompt else context.tokens[-WINDOW:])
         self.known = len(context.tokens)
 
-    def propose(self, context: Context, budget: int) -> Tree:
+    def candidates(self, context: Context, budget: int) -> Tree:
         tokens = context.tokens
         depth = min(DEPTH, budget)
         if len(tokens) < 2 or depth < 1:
@@ -101,6 +114,7 @@ class Aded(Drafter):
         return trie(tokens[-1], paths, self.nodes, depth)
 
     def observe(self, step: Step) -> None:
+        super().observe(step)
         tokens = step.context.tokens
         new = len(tokens) - self.known
         self.trigrams.learn(tokens[-max(WINDOW, new + 2) :])

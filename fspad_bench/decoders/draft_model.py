@@ -14,19 +14,22 @@ from __future__ import annotations
 from copy import copy
 from typing import Any, Literal
 
-from fspad_bench.core.protocols import Context, Drafter, Scores
+from fspad_bench.core.protocols import Context, Scores
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.language_model import LanguageModel
 from fspad_bench.drafts.language_network import trained_model
+from fspad_bench.drafts.sized import SizedDrafter
 from fspad_bench.drafts.sizing.policy import ConfidentTree
 from fspad_bench.drafts.trees.dynamic import dynamic_tree
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.models.draft_model import load_draft_model
 from fspad_bench.util.errors import BenchError
 
+NODES = 12
 
-class DraftModel(Drafter):
+
+class DraftModel(SizedDrafter):
     """A tree or chain drafted by a causal language model.
 
     model   a preset, folder or hub id whose tokenizer is the target's; the folder of a draft model
@@ -35,6 +38,7 @@ class DraftModel(Drafter):
     shape   `chain`, or `tree`: `top_k` paths a level, each with `top_k` children, of which the most
             likely make a tree of `nodes` with the root.
     length  levels, unless no path at a level has a chance of at least `stop`.
+    tree    see `SizedDrafter`; empty, it is fixed where `nodes` is given.
     """
 
     def __init__(
@@ -45,10 +49,13 @@ class DraftModel(Drafter):
         skip: float = 0.25,
         shape: Literal["chain", "tree"] = "tree",
         length: int = 5,
-        nodes: int = 12,
+        nodes: int | None = None,
         top_k: int = 3,
         stop: float = 0.3,
+        tree: str = "",
     ) -> None:
+        super().__init__(target, tree=tree, size=nodes)
+        nodes = self.size_of(nodes, auto=NODES, fixed=NODES)
         is_chain = shape == "chain"
         if is_chain:
             top_k = 1
@@ -65,6 +72,7 @@ class DraftModel(Drafter):
 
     def settings(self) -> dict[str, Any]:
         return {
+            **super().settings(),
             **self.draft.settings(),
             "shape": self.shape,
             "length": self.policy.depth,
@@ -79,9 +87,10 @@ class DraftModel(Drafter):
         return twin
 
     def begin(self, context: Context, scores: Scores) -> None:
+        super().begin(context, scores)
         self.draft.begin()
 
-    def propose(self, context: Context, budget: int) -> Tree:
+    def candidates(self, context: Context, budget: int) -> Tree:
         levels = self.draft.follow(context, budget)
         if levels < 1:
             return Tree.root(context.tokens[-1])

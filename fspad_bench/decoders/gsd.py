@@ -16,17 +16,20 @@ from copy import copy
 from dataclasses import asdict
 from typing import Any
 
-from fspad_bench.core.protocols import Context, Drafter, Scores
+from fspad_bench.core.protocols import Context, Scores
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.language_model import LanguageModel
 from fspad_bench.drafts.language_network import trained_model
+from fspad_bench.drafts.sized import SizedDrafter
 from fspad_bench.drafts.trees.graph import NEVER, GraphShape, draft_graph
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.models.draft_model import load_draft_model
 from fspad_bench.util.errors import BenchError
 
+NODES = 24
 
-class Gsd(Drafter):
+
+class Gsd(SizedDrafter):
     """A graph drafted by a causal language model, unrolled into a tree.
 
     model   a preset, folder or hub id whose tokenizer is the target's; the folder of a draft model
@@ -35,6 +38,7 @@ class Gsd(Drafter):
     n_tree, repeat, prob_threshold, sibling_threshold, length, nodes
             see `drafts.trees.graph.GraphShape`.
     depth   of the unrolled tree, which may be deeper than what was drafted.
+    tree    see `SizedDrafter`; empty, it is fixed where `nodes` is given.
     """
 
     def __init__(
@@ -48,9 +52,12 @@ class Gsd(Drafter):
         prob_threshold: float = 0.3,
         sibling_threshold: float = 0.3,
         length: int = 5,
-        nodes: int = 24,
+        nodes: int | None = None,
         depth: int = 8,
+        tree: str = "",
     ) -> None:
+        super().__init__(target, tree=tree, size=nodes)
+        nodes = self.size_of(nodes, auto=NODES, fixed=NODES)
         shape = GraphShape(n_tree, repeat, prob_threshold, sibling_threshold, length, nodes)
         check_shape(shape, depth)
         own = trained_model(model, target) or load_draft_model(model, target)
@@ -59,7 +66,12 @@ class Gsd(Drafter):
         self.depth = depth
 
     def settings(self) -> dict[str, Any]:
-        return {**self.draft.settings(), **asdict(self.shape), "depth": self.depth}
+        return {
+            **super().settings(),
+            **self.draft.settings(),
+            **asdict(self.shape),
+            "depth": self.depth,
+        }
 
     def twin(self) -> Gsd:
         twin = copy(self)
@@ -67,9 +79,10 @@ class Gsd(Drafter):
         return twin
 
     def begin(self, context: Context, scores: Scores) -> None:
+        super().begin(context, scores)
         self.draft.begin()
 
-    def propose(self, context: Context, budget: int) -> Tree:
+    def candidates(self, context: Context, budget: int) -> Tree:
         levels = self.draft.follow(context, budget)
         if levels < 1:
             return Tree.root(context.tokens[-1])

@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
@@ -29,9 +28,11 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import match
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.drafts.drafter import HeadDrafter
+from fspad_bench.drafts.measure import asking_costs
 from fspad_bench.drafts.merging import Proposal, best_size, merged, pruned
 from fspad_bench.drafts.part import Part
-from fspad_bench.drafts.sizing import costs, timing
+from fspad_bench.drafts.sized import SizedDrafter
+from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import NEAR, Costs
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError
@@ -193,18 +194,9 @@ class Hybrid(Drafter):
         return rate > without
 
     def _costs(self, part: Part, known: dict[str, Any] | None) -> Costs:
-        if known:
-            return Costs.of(known)
+        """Return what steps of a drafter like this part's cost; the part's own learns nothing."""
         about = {"part": part.label, "settings": self._options().get(part.label, {})}
-        return costs.measure(self.target, about, partial(self._seconds, part))
-
-    def _seconds(self, part: Part, prefixes: Sequence[int]) -> list[tuple[float, float]]:
-        """Time steps of a drafter like this part's at each prefix length, without their forwards.
-
-        One of its own: the part's learns nothing from them.
-        """
-        drafter = self._twin_of(part).drafter
-        return [(timing.step_seconds(self.target, drafter, prefix), 0.0) for prefix in prefixes]
+        return asking_costs(self.target, about, lambda: self._twin_of(part).drafter, known)
 
 
 def _decoder(label: str, target: TransformersTarget) -> Decoder:
@@ -220,6 +212,8 @@ def _decoder(label: str, target: TransformersTarget) -> Decoder:
             f"hybrid.of: {label} draws its drafts for another rule of verification",
             "a shared tree is verified by match",
         )
+    if isinstance(drafter, SizedDrafter):
+        drafter.whole()
     return decoder
 
 

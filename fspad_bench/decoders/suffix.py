@@ -22,14 +22,16 @@ drafts.
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from fspad_bench.core.protocols import Context, Drafter, Scope, Scores, Step, Target
+from fspad_bench.core.protocols import Context, Scope, Scores, Step, Target
 from fspad_bench.core.tree import Tree
+from fspad_bench.drafts.sized import MOST_NODES, SizedDrafter
 from fspad_bench.drafts.suffix_automaton import NO_MATCH, Match, SuffixAutomaton
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.util.errors import BenchError
 
+FIXED_NODES = 12
 MOST_REMEMBERED = 200_000  # tokens of earlier outputs, about 1 kB each
 
 
@@ -53,23 +55,29 @@ class Continuation(NamedTuple):
     match: Match
 
 
-class Suffix(Drafter):
-    """A tree of up to `nodes`, the root among them, from the longest match of the text's end."""
+class Suffix(SizedDrafter):
+    """A tree of up to `nodes`, the root among them, from the longest match of the text's end.
+
+    `tree`: see `SizedDrafter`; empty, it is fixed where `nodes` is given.
+    """
 
     def __init__(
         self,
         target: Target,
         *,
-        nodes: int = 12,
+        tree: str = "",
+        nodes: int | None = None,
         least: float = 0.2,
         doubt: float = 1.0,
         scope: Scope = "prompt",
     ) -> None:
+        super().__init__(target, tree=tree, size=nodes)
+        nodes = self.size_of(nodes, auto=MOST_NODES, fixed=FIXED_NODES)
         if not (2 <= nodes <= LARGEST_TREE and 0 < least <= 1 and doubt >= 0):
             raise BenchError(
                 f"suffix takes 2 <= nodes <= {LARGEST_TREE}, 0 < least <= 1 and doubt >= 0, "
                 f"not {nodes}, {least:g}, {doubt:g}",
-                "the defaults are nodes=12, least=0.2, doubt=1",
+                f"the defaults are nodes={FIXED_NODES}, least=0.2, doubt=1",
             )
         self.nodes = nodes
         self.least = least
@@ -78,20 +86,31 @@ class Suffix(Drafter):
         self.earlier = SuffixAutomaton()
         self.output: list[int] = []
 
+    def settings(self) -> dict[str, Any]:
+        return {
+            **super().settings(),
+            "nodes": self.nodes,
+            "least": self.least,
+            "doubt": self.doubt,
+            "scope": self.scope,
+        }
+
     def begin(self, context: Context, scores: Scores) -> None:
+        super().begin(context, scores)
         if self.scope == "run":
             self._remember()
         self.text = SuffixAutomaton()
         self.matched = NO_MATCH  # in the earlier outputs
         self._read(context)
 
-    def propose(self, context: Context, budget: int) -> Tree:
+    def candidates(self, context: Context, budget: int) -> Tree:
         match = self.text.repeated_suffix()
         if self.matched.length > match.length:
             return self._tree(self.earlier, self.matched, context.tokens[-1], budget)
         return self._tree(self.text, match, context.tokens[-1], budget)
 
     def observe(self, step: Step) -> None:
+        super().observe(step)
         self._read(step.context)
 
     def _read(self, context: Context) -> None:

@@ -23,14 +23,16 @@ from functools import partial
 from math import exp
 from typing import Any
 
-from fspad_bench.core.protocols import Context, Drafter, LayerPlan, Scope, Scores
+from fspad_bench.core.protocols import Context, LayerPlan, Scope, Scores
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.language_model import LanguageModel, inner_layers
 from fspad_bench.drafts.layer_search import Effort, LayerSearch, odd_layers
+from fspad_bench.drafts.sized import SizedDrafter
 from fspad_bench.drafts.trees.levels import coupled
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError
 
+NODES = 24
 SURE = (0.95, 0.8, 0.5)
 WIDTHS = {True: (3, 5, 8, 10), False: (1, 3, 5, 10)}
 """Children of a node by whether the step is greedy: where the first one's probability is above each
@@ -38,7 +40,7 @@ of SURE, and where it is not.
 """
 
 
-class Swift(Drafter):
+class Swift(SizedDrafter):
     """A chain with leaves, drafted by a part of the target.
 
     skip            share of the inner layers' sublayers that candidates skip.
@@ -48,6 +50,7 @@ class Swift(Drafter):
                     tokens of the window.
     enough, patience, suggest
                     see `drafts.layer_search.Effort`.
+    tree            see `SizedDrafter`; empty, it is fixed where `nodes` is given.
     length, stop    of the chain; `leaves`: most children of a node, which greedy steps always have
                     where it is 3 or less; `nodes` of the tree.
     scope           what a search lasts for: `prompt` or `run`.
@@ -69,9 +72,12 @@ class Swift(Drafter):
         length: int = 8,
         stop: float = 0.8,
         leaves: int = 3,
-        nodes: int = 24,
+        nodes: int | None = None,
+        tree: str = "",
         scope: Scope = "prompt",
     ) -> None:
+        super().__init__(target, tree=tree, size=nodes)
+        nodes = self.size_of(nodes, auto=NODES, fixed=NODES)
         self.scope = scope
         check_options(skip, interval, context, length, stop, leaves, nodes)
         layers = target.config.num_hidden_layers
@@ -85,7 +91,6 @@ class Swift(Drafter):
             )
             self.size = len(self.first.skip_attention) + len(self.first.skip_mlp)
         target.check_plan(self.first)
-        self.target = target
         self.adapt = adapt
         self.interval = interval
         self.window = context
@@ -99,6 +104,7 @@ class Swift(Drafter):
 
     def settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {
+            **super().settings(),
             "first_attention": sorted(self.first.skip_attention),
             "first_mlp": sorted(self.first.skip_mlp),
             "adapt": self.adapt,
@@ -114,6 +120,7 @@ class Swift(Drafter):
         return settings
 
     def begin(self, context: Context, scores: Scores) -> None:
+        super().begin(context, scores)
         if self.scope == "prompt":
             self.search = self._new_search()
         self.search.move()
@@ -122,7 +129,7 @@ class Swift(Drafter):
         self.draft.layers = self.search.best
         self.draft.begin()
 
-    def propose(self, context: Context, budget: int) -> Tree:
+    def candidates(self, context: Context, budget: int) -> Tree:
         levels = min(self.draft.follow(context, budget), self.length)
         if levels < 1:
             return Tree.root(context.tokens[-1])

@@ -11,6 +11,8 @@ highest when that token was read last.
 
 How this one differs from what was published:
 
+- Of the filled tree those nodes are proposed that pay on this machine (`drafts.sized`); with a size
+  given, all.
 - The shape follows from `acceptance`, the assumed probability that a candidate is right, by rank
   and independent of the node: the `nodes` of the highest products along their paths, which is the
   tree of the most expected tokens. The published tree (80 nodes, six levels) was shaped by hand.
@@ -24,17 +26,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fspad_bench.core.protocols import Context, Drafter, Scope, Scores, Step, Target
+from fspad_bench.core.protocols import Context, Scope, Scores, Step, Target
 from fspad_bench.core.tree import Tree
+from fspad_bench.drafts.sized import MOST_NODES, SizedDrafter
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.util.errors import BenchError
 
 ACCEPTANCE = "0.45,0.15,0.08,0.05,0.03,0.02,0.02,0.01"
+FIXED_NODES = 16
 MOST_DEPTH = 16
 
 
@@ -53,40 +57,60 @@ class Slot(NamedTuple):
     depth: int
 
 
-class TokenRecycling(Drafter):
-    """A tree of up to `nodes`, the root among them, and `depth` levels, from the table."""
+class TokenRecycling(SizedDrafter):
+    """A tree of up to `nodes`, the root among them, and `depth` levels, from the table.
+
+    `tree`: see `SizedDrafter`; empty, it is fixed where `nodes` is given.
+    """
 
     def __init__(
         self,
         target: Target,
         *,
-        nodes: int = 16,
+        tree: str = "",
+        nodes: int | None = None,
         depth: int = 5,
         acceptance: str = ACCEPTANCE,
         prompt: bool = True,
         scope: Scope = "prompt",
     ) -> None:
+        super().__init__(target, tree=tree, size=nodes)
+        nodes = self.size_of(nodes, auto=MOST_NODES, fixed=FIXED_NODES)
         if not (2 <= nodes <= LARGEST_TREE and 1 <= depth <= MOST_DEPTH):
             raise BenchError(
                 f"token_recycling takes 2 <= nodes <= {LARGEST_TREE} and "
                 f"1 <= depth <= {MOST_DEPTH}, not {nodes}, {depth}",
-                "the defaults are nodes=16, depth=5",
+                f"the defaults are nodes={FIXED_NODES}, depth=5",
             )
         rates = read_rates(acceptance)
-        self.candidates = len(rates)
+        self.acceptance = acceptance
+        self.nodes = nodes
+        self.depth = depth
+        self.ranks = len(rates)
         self.template = template(rates, nodes, depth)
         self.prompt = prompt
         self.scope = scope
         self.table: dict[int, Entry] = {}
 
+    def settings(self) -> dict[str, Any]:
+        return {
+            **super().settings(),
+            "nodes": self.nodes,
+            "depth": self.depth,
+            "acceptance": self.acceptance,
+            "prompt": self.prompt,
+            "scope": self.scope,
+        }
+
     def begin(self, context: Context, scores: Scores) -> None:
+        super().begin(context, scores)
         if self.scope == "prompt":
             self.table = {}
         if self.prompt:
             self._learn_text(context.tokens[: context.prompt_length])
         self._learn(context.tokens[-2:-1], scores.logits[-1:], [0])
 
-    def propose(self, context: Context, budget: int) -> Tree:
+    def candidates(self, context: Context, budget: int) -> Tree:
         tokens = [context.tokens[-1]]
         parents = [-1]
         nodes = {0: 0}  # of the template -> of this tree
@@ -104,6 +128,7 @@ class TokenRecycling(Drafter):
         return Tree(tokens, parents)
 
     def observe(self, step: Step) -> None:
+        super().observe(step)
         path = step.accepted.path
         refused = sorted(set(range(len(step.tree))) - set(path))
         self._learn(step.tree.tokens, step.scores.logits, [*refused, *path])
@@ -122,7 +147,7 @@ class TokenRecycling(Drafter):
 
     def _learn(self, tokens: Sequence[int], logits: Tensor, order: list[int]) -> None:
         """Enter the candidates of each row of `logits [N, V]`; later ones of `order` prevail."""
-        best = logits.topk(min(self.candidates, logits.shape[-1]))
+        best = logits.topk(min(self.ranks, logits.shape[-1]))
         values = best.values.to("cpu", torch.float32)
         indices = best.indices.cpu()
         for node in order:
@@ -135,7 +160,7 @@ class TokenRecycling(Drafter):
             followers.setdefault(token, {})[following] = None
         for token, seen in followers.items():
             if token not in self.table:
-                best = torch.tensor(list(seen)[: self.candidates])
+                best = torch.tensor(list(seen)[: self.ranks])
                 self.table[token] = Entry(best, -torch.arange(len(best), dtype=torch.float32))
 
 

@@ -1,15 +1,15 @@
-"""From measured costs to tree policies: what `HeadDrafter.prepare` does for adaptive trees."""
+"""What asking a drafter costs, and from costs to tree policies: the `prepare` of adaptive trees."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from fspad_bench.core.protocols import Context, Measurements
+from fspad_bench.core.protocols import Context, Drafter, Measurements
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import rule_named
@@ -105,6 +105,24 @@ def captured_shape(
     depth = min(options.depth, DeviceTreeBuilder.deepest(options.top_k))
     shape = best_shape(measured, calibration, nodes=options.nodes, depth=depth, top_k=options.top_k)
     return shape, {"captured": asdict(measured)}
+
+
+def asking_costs(
+    target: TransformersTarget,
+    about: Mapping[str, Any],
+    beginner: Callable[[], Drafter],
+    known: Mapping[str, Any] | None,
+) -> Costs:
+    """Return the costs of a drafter's steps, whatever it drafts with: those that are `known`, or
+    else measured. `beginner` returns one that is prepared and may learn from being timed.
+    """
+    if known:
+        return Costs.of(known)
+
+    def seconds(prefixes: Sequence[int]) -> list[tuple[float, float]]:
+        return [(timing.step_seconds(target, beginner(), prefix), 0.0) for prefix in prefixes]
+
+    return costs.measure(target, about, seconds)
 
 
 def _about(head: Head, options: Options) -> dict[str, object]:

@@ -87,10 +87,6 @@ class Trigrams:
         self.table = table
         self.values: dict[tuple[int, int], dict[int, float]] = {}
 
-    def forget(self) -> None:
-        """Drop what was learned; the table stays."""
-        self.values = {}
-
     def after(self, first: int, second: int) -> Successors:
         """Return the best successors of a pair."""
         values = self._values(first, second)

@@ -211,7 +211,7 @@ def test_a_torn_line_is_no_obstacle(data, tmp_path, monkeypatch):
 def test_a_full_disk_loses_nothing_and_the_same_command_continues(data, tmp_path, monkeypatch):
     plan = plan_of(data, LOOKUP)
     real = os.fsync
-    left = [6]
+    left = [7]
 
     def full(fd):
         left[0] -= 1

@@ -90,7 +90,7 @@ def test_room_for_the_longest_conversation_is_made_before_anything_is_timed(
 def test_the_record_is_complete(data, tmp_path):
     path, records = run(plan_of(data, LOOKUP, log_samples=True), tmp_path / "new" / "out")
     kinds = Counter(line["kind"] for line in lines(path))
-    assert kinds == {"run": 1, "key": 2, "sample": 10, "score": 2, "end": 1}
+    assert kinds == {"run": 1, "costs": 1, "key": 2, "sample": 10, "score": 2, "end": 1}
     assert records.complete
     header = header_of(path)
     assert header["schema"] == SCHEMA
@@ -284,11 +284,12 @@ def test_options_and_the_heads_hash_are_in_the_key(data, tmp_path, monkeypatch):
 def test_options_reach_the_decoder_over_the_presets(data, monkeypatch, tmp_path):
     (tmp_path / "prompt_lookup.yaml").write_text("presets:\n  paper: {ngram: 5, length: 10}\n")
     monkeypatch.setattr(about, "data_folder", lambda name: tmp_path)
+    paper = {"ngram": 5, "tree": ""}
     _, plain = configure(LOOKUP, {})
-    assert plain == {"ngram": 3, "shortest": 2, "length": 8}
-    assert configure(f"{LOOKUP}@paper", {})[1] == {"ngram": 5, "shortest": 2, "length": 10}
+    assert plain == {"ngram": 3, "shortest": 2, "length": None, "tree": ""}
+    assert configure(f"{LOOKUP}@paper", {})[1] == paper | {"shortest": 2, "length": 10}
     options = {LOOKUP: {"shortest": "1", "length": "9"}, f"{LOOKUP}@paper": {"length": "7"}}
-    assert configure(f"{LOOKUP}@paper", options)[1] == {"ngram": 5, "shortest": 1, "length": 7}
+    assert configure(f"{LOOKUP}@paper", options)[1] == paper | {"shortest": 1, "length": 7}
     check_options([LOOKUP, f"{LOOKUP}@paper"], options)
 
 

@@ -34,7 +34,7 @@ def test_json_is_one_document_with_the_names_of_the_contract(arguments, capsys):
         "prompt_lookup",
         "exact",
     )
-    assert lookup["options"] == {"ngram": 3, "shortest": 2, "length": 3}
+    assert lookup["options"] == {"tree": "fixed", "ngram": 3, "shortest": 2, "length": 3}
     assert (lookup["samples"], lookup["max_new_tokens"], lookup["top_p"], lookup["top_k"]) == (
         2,
         5,

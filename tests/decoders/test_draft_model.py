@@ -171,6 +171,7 @@ def test_past_its_context_the_draft_is_silent_and_the_target_goes_on(tiny):
 
 def test_settings_name_the_layers_or_the_model_by_its_content(tiny, saved_tiny):
     assert build_decoder("draft_model", tiny).options == {
+        "tree": "auto",
         "model": "self",
         "skipped_layers": [1],
         "shape": "tree",

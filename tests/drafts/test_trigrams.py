@@ -142,8 +142,6 @@ class TestLearning:
         trigrams = Trigrams(table)
         trigrams.learn([1, 2, 4, 1])
         assert trigrams.after(1, 2) == [(4, 0.5 + STEP), (3, 0.5)]
-        trigrams.forget()
-        assert trigrams.after(1, 2) == [(3, 0.5), (4, 0.5)]
         assert table.after(1, 2) == {3: 0.5, 4: 0.5}
 
     def test_short_texts_have_no_trigrams(self):

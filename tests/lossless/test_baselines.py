@@ -65,7 +65,7 @@ def cripple(monkeypatch, steps):
 
 
 def test_a_loss_of_a_tenth_is_found_and_an_unchanged_decoder_passes(baseline, monkeypatch, capsys):
-    path = baseline({})
+    path = baseline({"options": {"tree": "fixed"}})
     assert cli.main(["check", "--update", str(path)]) == 0
     written = read_baseline(path)[0]
     assert written.measured > 1.5
@@ -82,12 +82,16 @@ def test_a_loss_of_a_tenth_is_found_and_an_unchanged_decoder_passes(baseline, mo
 
 
 def test_update_says_what_it_changed_and_keeps_the_rest(baseline, capsys):
-    path = baseline({}, {"temperature": 1.0, "target": "random:nobody"})
+    fixed = {"options": {"tree": "fixed"}}
+    path = baseline(fixed, {"temperature": 1.0, "target": "random:nobody"})
     before = path.read_text()
     assert cli.main(["check", "--update", "--target", "tiny", str(path)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     least = read_baseline(path)[0].tokens_per_step
-    assert f"prompt_lookup on tiny, gsm8k, T=0: at least 1 -> {least:g}, measured " in line
+    assert (
+        f"prompt_lookup (tree=fixed) on tiny, gsm8k, T=0: at least 1 -> {least:g}, measured "
+        in line
+    )
     assert "finds a loss of 0.001 tokens a step" in line
     after = path.read_text().splitlines()
     assert after[0] == "# ours"

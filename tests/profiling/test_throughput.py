@@ -174,7 +174,7 @@ def test_the_verb_prints_what_was_measured(capsys, quick_runs):
     ]  # fmt: skip
     assert {c["differing"] for c in content["cells"]} == {0}
     assert content["rows"] == "same up to rounding"
-    assert content["decoders"]["suffix"]["nodes"] == 12
+    assert content["decoders"]["suffix"]["nodes"] == 64
     assert (content["target"], content["temperature"]) == ("tiny", 0.0)
     assert list(content["break_even"]) == ["suffix"]
 

@@ -6,6 +6,7 @@ The quickest of some turns counts, since other work can only add to the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -15,7 +16,7 @@ import torch
 
 from fspad_bench.core.loop import Decoding
 from fspad_bench.core.protocols import Context, Drafter, Limit
-from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.sampling import NotFiniteError, Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import Rule
 from fspad_bench.engine.device_loop import repeated
@@ -100,16 +101,20 @@ def overhead_seconds(turns: Sequence[Turn], verify: Rule) -> list[float]:
 @torch.inference_mode()
 def step_seconds(target: TransformersTarget, drafter: Drafter, prefix: int) -> float:
     """Return the seconds of a drafter's steps behind a prefix, without their forwards: the median
-    of some steps of a generation, since no two draft alike.
+    of some steps of a generation, since no two draft alike; 0 where the target's logits there are
+    not finite.
     """
     prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
     limit = Limit(min(ROOM, target.max_length - prefix))
     seconds: list[float] = []
-    with Decoding(target, drafter, Sampler(1.0), prompt, limit) as decoding:
+    with (
+        Decoding(target, drafter, Sampler(1.0), prompt, limit) as decoding,
+        suppress(NotFiniteError),  # its samples say so
+    ):
         decoding.begin(decoding.session.prefill(prompt))
         while not decoding.finished and len(seconds) < WARM + TURNS:
             seconds.append(_step_without_forward(target, decoding))
-    return median(seconds[WARM:] or seconds)
+    return median(seconds[WARM:] or seconds or [0.0])
 
 
 def _step_without_forward(target: TransformersTarget, decoding: Decoding) -> float:

@@ -1,0 +1,120 @@
+"""Drafters whose candidates cost little beside the forward that reads them: of all that they find,
+a tree holds as many as pay on this machine.
+
+A published tree is as large as its authors' hardware liked it: 64 nodes are nearly free on a GPU
+and cost two cores thirteen forwards. As for adaptive trees (`sizing.policy`), nodes are kept to
+where expected tokens a second are highest. What a candidate is worth is learned from this text
+(`merging.TrackRecord`), from those that were left out too: the target's answer decides on them as
+far as its tokens lead through them.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
+from fspad_bench.core.tree import Tree
+from fspad_bench.drafts.measure import asking_costs
+from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, pruned
+from fspad_bench.drafts.sizing import costs
+from fspad_bench.drafts.sizing.costs import Costs
+from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
+from fspad_bench.util.errors import BenchError, near
+
+TREES = ("auto", "fixed")
+MOST_NODES = 64  # that are looked for where the machine decides
+
+
+class SizedDrafter(Drafter):
+    """The base class: `candidates` must be written, and `begin` and `observe` call those of here.
+
+    size    of a tree, where one is given.
+    tree    `auto`: of all candidates those that pay on this machine, by what `prepare` measures;
+            `fixed`: all. Empty: `auto`, unless a size is given or nothing can be timed on this
+            target.
+
+    With `scope=prompt` its `begin` puts new objects in the place of what was learned.
+    """
+
+    def __init__(self, target: Any, *, tree: str = "", size: int | None = None) -> None:
+        self.target = target
+        self.tree = resolved_tree(target, tree, sized=size is not None)
+        self.costs: Costs | None = None
+        self.last: Proposal | None = None  # all candidates, and what was thought of them
+
+    def size_of(self, given: int | None, *, auto: int, fixed: int) -> int:
+        """Return the most that is looked for: what was given, or else what suits `tree`."""
+        if given is not None:
+            return given
+        return auto if self.tree == "auto" else fixed
+
+    def candidates(self, context: Context, budget: int) -> Tree:
+        """Return all that may be proposed, as `propose` would."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        return {"tree": self.tree}
+
+    def prepare(
+        self, target: TransformersTarget, known: Measurements | None = None
+    ) -> Measurements | None:
+        """Measure what a forward and asking this drafter cost, or take what is known."""
+        if self.tree == "fixed":
+            return None
+        about = {"part": type(self).__name__, "settings": self.settings()}
+        self.costs = asking_costs(
+            self.target, about, partial(self._beginner, target), (known or {}).get("costs")
+        )
+        return {"costs": asdict(self.costs)}
+
+    def whole(self) -> None:
+        """Propose every candidate from now on: another cuts the tree."""
+        self.tree = "fixed"
+
+    def begin(self, context: Context, scores: Scores) -> None:
+        self.record = TrackRecord()
+        self.last = None
+
+    def propose(self, context: Context, budget: int) -> Tree:
+        tree = self.candidates(context, budget)
+        self.last = None
+        if self.costs is None:
+            return tree
+        self.last = Proposal(tree, self.record.chances(tree))
+        ranked = sorted(self.last.chances, reverse=True)
+        prefix = len(context.tokens)
+        forwards = self.costs.all_forwards(prefix, context.batch)
+        spent = self.costs.overhead_seconds(1, prefix)
+        _, size = best_size(ranked, forwards, spent, LARGEST_TREE - 1)
+        return pruned(self.last, size)
+
+    def observe(self, step: Step) -> None:
+        if self.last is not None:
+            self.record.learn(self.last.tree, step.tokens)
+        self.last = None
+
+    def _beginner(self, target: TransformersTarget) -> Drafter:
+        """Return one like this to be timed, from which this one learns nothing."""
+        beginner = self.twin() or copy(self)
+        assert isinstance(beginner, SizedDrafter)
+        beginner.scope = "prompt"
+        beginner.costs = costs.measure_target(target)
+        return beginner
+
+
+def resolved_tree(target: Any, tree: str, *, sized: bool) -> str:
+    """Return `auto` or `fixed`. Raises BenchError for anything else, and for `auto` where no step
+    can be timed.
+    """
+    if tree and tree not in TREES:
+        raise BenchError(f"unknown tree '{tree}'", near(tree, TREES))
+    measurable = isinstance(target, TransformersTarget) and costs.is_measurable(target)
+    if tree == "auto" and not measurable:
+        raise BenchError(
+            f"tree=auto times steps behind {costs.NEAR} tokens, which this target does not read",
+            "use tree=fixed",
+        )
+    return tree or ("auto" if measurable and not sized else "fixed")
