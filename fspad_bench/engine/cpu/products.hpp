@@ -47,14 +47,26 @@ template <typename T> struct Rows {
   long stride;
 };
 
-// Return the rows of x, copied further apart where their addresses would evict one another.
-template <typename T, typename W> Rows<T> separated_rows(const Product<T, W>& p) {
-  static thread_local std::vector<T> copies;
-  if (p.rows == 1 || p.in * sizeof(T) % ALIASING != 0) return {p.x, p.in};
-  const long stride = p.in + CHUNK;
-  T* to = grown(copies, p.rows * stride);
-  for (long row = 0; row < p.rows; row++)
-    std::memcpy(to + row * stride, p.x + row * p.in, p.in * sizeof(T));
+// Copy a row, widened where it is to be read as floats.
+template <typename T> void copy_row(T* to, const T* from, long count) {
+  std::memcpy(to, from, count * sizeof(T));
+}
+inline void copy_row(Float32* to, const Bfloat16* from, long count) {
+  for (long i = 0; i < count; i += LANES)
+    Float32::store(to + i, load_upper_halves((const uint16_t*)(from + i)));
+}
+
+// Return the rows of x as a product reads them, copied further apart where their addresses would
+// evict one another.
+template <typename T, typename W> Rows<typename T::Input> input_rows(const Product<T, W>& p) {
+  using Input = typename T::Input;
+  static thread_local std::vector<Input> copies;
+  const bool is_crowded = p.rows > 1 && p.in * sizeof(Input) % ALIASING == 0;
+  if constexpr (std::is_same_v<T, Input>)
+    if (!is_crowded) return {p.x, p.in};
+  const long stride = is_crowded ? p.in + CHUNK : p.in;
+  Input* to = grown(copies, p.rows * stride);
+  for (long row = 0; row < p.rows; row++) copy_row(to + row * stride, p.x + row * p.in, p.in);
   return {to, stride};
 }
 
@@ -77,11 +89,12 @@ template <typename T> INLINED void store_block(T* to, Floats left, Floats right,
 // Multiply the `rows` rows of a tile with one block. The tiles share the prefetching of the next
 // block, one cache line each in turn, so that memory stays busy throughout.
 template <typename T, typename W, int rows>
-KERNEL void multiply_block(const Product<T, W>& p, Rows<T> x_rows, long block, RowTile tile) {
+KERNEL void multiply_block(const Product<T, W>& p, Rows<typename T::Input> x_rows, long block,
+                           RowTile tile) {
   constexpr long HALF = LANES * T::DEPTH;  // elements of half a block's outputs
   constexpr long LINE = CACHE_LINE / sizeof(W);
   Floats sums[rows][2] = {};
-  const T* x = x_rows.start + tile.first_row * x_rows.stride;
+  const typename T::Input* x = x_rows.start + tile.first_row * x_rows.stride;
   const W* weight = p.weight + block * BLOCK * p.in;
   const W* next_block = weight + p.in * BLOCK;
   long lines_to_skip = tile.index;
@@ -117,7 +130,7 @@ KERNEL void multiply_block(const Product<T, W>& p, Rows<T> x_rows, long block, R
 
 // out = x weight^T + bias. A thread multiplies one block with all rows before it reads the next.
 template <typename T, typename W> void product(const Product<T, W>& p, int threads) {
-  const Rows<T> x_rows = separated_rows(p);
+  const Rows<typename T::Input> x_rows = input_rows(p);
   const long blocks = (p.outs + BLOCK - 1) / BLOCK;
   const long tiles = (p.rows + MAX_TILE_ROWS - 1) / MAX_TILE_ROWS;
   const bool is_parallel = p.in * p.outs > MIN_PARALLEL_WORK;

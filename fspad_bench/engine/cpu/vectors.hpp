@@ -125,7 +125,8 @@ INLINED void store_floats(float* to, Floats x) {
 //   operands' products to a vector of partial sums.
 // - DEPTH: elements of a row that multiply_add reads per lane where a packed weight is an operand.
 //   broadcast_inputs copies DEPTH inputs to all lanes, load_weights reads DEPTH weights of each of
-//   LANES outputs.
+//   LANES outputs. Input: what inputs are read as; of bfloat16 each would be widened anew for every
+//   block of weights.
 struct Bfloat16;
 
 struct Float32 {
@@ -148,6 +149,7 @@ struct Float32 {
   }
 
   static constexpr long DEPTH = 1;
+  using Input = Float32;
   static Floats broadcast_inputs(const Float32* from) { return broadcast(from->value); }
   static Floats load_weights(const Float32* from) { return load_floats(&from->value); }
   static Floats load_weights(const Bfloat16* from) {
@@ -197,7 +199,8 @@ struct Bfloat16 {
   static Floats multiply_add(Floats sum, Operand x, Operand y) {
     return {{(FloatPart)_mm512_dpbf16_ps((__m512)sum.parts[0], x, y)}};
   }
-  static Operand broadcast_inputs(const Bfloat16* from) {
+  using Input = Bfloat16;
+  static Operand broadcast_inputs(const Input* from) {
     int two_elements;
     std::memcpy(&two_elements, from, sizeof two_elements);
     return (__m512bh)_mm512_set1_epi32(two_elements);
@@ -208,8 +211,9 @@ struct Bfloat16 {
   static Floats multiply_add(Floats sum, Operand x, Operand y) {
     return sum + x.first * y.first + x.second * y.second;
   }
-  static Operand broadcast_inputs(const Bfloat16* from) {
-    return {broadcast(to_float(from[0])), broadcast(to_float(from[1]))};
+  using Input = Float32;
+  static Operand broadcast_inputs(const Input* from) {
+    return {broadcast(from[0].value), broadcast(from[1].value)};
   }
 #endif
   static constexpr long DEPTH = 2;
