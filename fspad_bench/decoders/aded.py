@@ -34,7 +34,8 @@ from typing import Any, Literal
 from fspad_bench.core.protocols import Context, Scope, Scores, Step, Target
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.monte_carlo import LENGTH, most_visited
-from fspad_bench.drafts.sized import MOST_NODES, SizedDrafter
+from fspad_bench.drafts.sized import SizedDrafter
+from fspad_bench.drafts.sizing.policy import MOST_NODES
 from fspad_bench.drafts.trigrams import Trigrams, TrigramTable, load_table
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.models.chat import vocabulary_hash

@@ -34,11 +34,11 @@ from fspad_bench.drafts.part import Part
 from fspad_bench.drafts.sized import SizedDrafter
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import NEAR, Costs
+from fspad_bench.drafts.sizing.policy import MOST_NODES
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError
 
 VANILLA = "vanilla"
-MOST_NODES = 64
 LOOKING = 0.02  # the share of the time that goes into asking one that is not thought to pay
 
 

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 from fspad_bench.core.protocols import Context, Scope, Scores, Step, Target
 from fspad_bench.core.tree import Tree
-from fspad_bench.drafts.sized import MOST_NODES, SizedDrafter
+from fspad_bench.drafts.sized import SizedDrafter
+from fspad_bench.drafts.sizing.policy import MOST_NODES
 from fspad_bench.drafts.suffix_automaton import NO_MATCH, Match, SuffixAutomaton
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.util.errors import BenchError

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from fspad_bench.core.protocols import Context, Scope, Scores, Step, Target
 from fspad_bench.core.tree import Tree
-from fspad_bench.drafts.sized import MOST_NODES, SizedDrafter
+from fspad_bench.drafts.sized import SizedDrafter
+from fspad_bench.drafts.sizing.policy import MOST_NODES
 from fspad_bench.engine.session import LARGEST_TREE
 from fspad_bench.util.errors import BenchError
 

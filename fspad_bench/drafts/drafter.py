@@ -25,7 +25,7 @@ from fspad_bench.drafts.measure import captured_shape, measured_policies
 from fspad_bench.drafts.network import HeadNetwork
 from fspad_bench.drafts.parallel import ParallelDraft, ParallelNetwork
 from fspad_bench.drafts.sizing import costs
-from fspad_bench.drafts.sizing.policy import FixedTree, TreePolicy, Trust
+from fspad_bench.drafts.sizing.policy import MOST_NODES, TREES, FixedTree, TreePolicy, Trust
 from fspad_bench.drafts.trees.dynamic import DraftTree, dynamic_tree
 from fspad_bench.drafts.trees.levels import HeadLevels
 from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
@@ -34,11 +34,9 @@ from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError, near
 
 DRAFTING = ("coupled", "ranked", "sampled")
-TREES = ("auto", "fixed")
 VOCABULARIES = ("prompt", "head")
 FIXED_NODES = 8
 FIXED_DEPTH = 2
-MOST_NODES = 64
 MOST_DEPTH = 8
 
 

@@ -21,11 +21,9 @@ from fspad_bench.drafts.measure import asking_costs
 from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, pruned
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import Costs
+from fspad_bench.drafts.sizing.policy import TREES
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError, near
-
-TREES = ("auto", "fixed")
-MOST_NODES = 64  # that are looked for where the machine decides
 
 
 class SizedDrafter(Drafter):
@@ -81,7 +79,7 @@ class SizedDrafter(Drafter):
     def propose(self, context: Context, budget: int) -> Tree:
         tree = self.candidates(context, budget)
         self.last = None
-        if self.costs is None:
+        if self.costs is None or tree.q is not None:  # drawn children are verified as a whole
             return tree
         self.last = Proposal(tree, self.record.chances(tree))
         ranked = sorted(self.last.chances, reverse=True)

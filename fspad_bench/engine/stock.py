@@ -14,7 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, GenerationConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from fspad_bench.engine.attention import (
@@ -25,6 +30,7 @@ from fspad_bench.engine.attention import (
     causal_attention,
 )
 from fspad_bench.engine.cache import KVCache
+from fspad_bench.util.errors import BenchError
 
 ATTENTION = "fspad_tree"
 NO_STOP = [-1]  # an id that no token has
@@ -198,4 +204,17 @@ def tree_attention(
     return seen.transpose(1, 2), None
 
 
+def unpadded(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
+    """Return no mask, since `tree_attention` makes its own.
+
+    Raises BenchError for padding, which that would not see.
+    """
+    if attention_mask is not None and not attention_mask.all():
+        raise BenchError(
+            "this model belongs to a target, whose attention takes no padding",
+            "generate for one prompt at a time, or load the model once more",
+        )
+
+
 AttentionInterface.register(ATTENTION, tree_attention)
+AttentionMaskInterface.register(ATTENTION, unpadded)

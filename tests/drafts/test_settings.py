@@ -13,10 +13,10 @@ from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.eagle import Eagle
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.drafts import measure
-from fspad_bench.drafts.drafter import FIXED_DEPTH, FIXED_NODES, MOST_DEPTH, MOST_NODES
+from fspad_bench.drafts.drafter import FIXED_DEPTH, FIXED_NODES, MOST_DEPTH
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import SIZES, TINY, Costs
-from fspad_bench.drafts.sizing.policy import AdaptiveTree, FixedTree
+from fspad_bench.drafts.sizing.policy import MOST_NODES, AdaptiveTree, FixedTree
 from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
 from fspad_bench.engine import gpu as kernels
 from fspad_bench.models.load import load_target

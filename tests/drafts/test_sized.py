@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 import pytest
+import torch
 from doubles import random_model
 
 from fspad_bench.core.loop import generate
@@ -99,6 +100,22 @@ def test_candidates_that_were_left_out_are_learned_from(tiny):
     assert generation.committed[0] < 4
     assert generation.committed[-4:-1] == [4, 4, 4]
     assert generation.drafted[-4:-1] == [3, 3, 3]  # the path alone
+
+
+class Drawing(SizedDrafter):
+    """Says from which distribution its children were drawn."""
+
+    def candidates(self, context, budget):
+        return Tree([context.tokens[-1], 1, 2], [-1, 0, 0], q=torch.full((3, 4), 0.25))
+
+
+def test_drawn_children_are_proposed_as_a_whole(tiny):
+    """Without one of them the others would not have been drawn from what `q` says."""
+    drafter = Drawing(tiny)
+    drafter.prepare(tiny, {"costs": asdict(DEAR)})
+    context = Context([5, 6], 1, Sampler())
+    drafter.begin(context, None)
+    assert len(drafter.propose(context, 9)) == 3
 
 
 def measurable():

@@ -269,3 +269,18 @@ def test_stop_ids_are_those_of_the_generation_settings(end, ids):
     model = random_model("llama")
     model.generation_config.eos_token_id = end
     assert TransformersTarget(model, None).stop_ids == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("llama", {}), ("mistral", {}), ("llama", {"hidden_act": "gelu"})]
+)
+def test_a_targets_model_generates_by_itself_but_takes_no_padding(name, options):
+    """What its attention would not see is refused; prompts of one length may share a batch."""
+    target = random_target(name, **options)
+    ids = torch.tensor([[5, 9, 1, 30], [7, 2, 2, 8]])
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    given = target.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    assert torch.equal(given, random_model(name, **options).generate(ids, **settings))
+    padded = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    with pytest.raises(BenchError, match="takes no padding"):
+        target.model.generate(ids, attention_mask=padded, **settings)

@@ -23,6 +23,8 @@ from fspad_bench.drafts.sizing.costs import NEAR, SIZES, Costs
 
 PRIOR = 8.0  # drafted tokens for which a calibration is believed
 FADING = 0.98  # the weight of a step one step later
+TREES = ("auto", "fixed")
+MOST_NODES = 64  # of a tree that the machine sizes, where no bound is given
 GRAIN = 32  # tokens by which a prefix grows before its costs are looked up anew
 FAINT = 0.005  # a chance below which no node is worth its share of a forward, however cheap
 
