@@ -114,6 +114,41 @@ def test_the_anchors_speeds_are_its_record():
         assert not any(row["noisy"] for row in own)
 
 
+def test_the_speeds_of_the_field_are_its_record():
+    records = Records.read(*sorted((ROOT / "results" / "bfloat16-field").glob("*.jsonl")))
+    table = rows(records)
+    known = cells(text_of(ROOT / "results" / "README.md"))
+    assert {row["verdict"] for row in table} == {"exact"}
+    for heat in (0.0, 1.0):
+        names = {row["decoder"] for row in of(table, temperature=heat)} - {"vanilla"}
+        assert len(names) == 10
+        for name in names:
+            by_task = of(table, temperature=heat, decoder=name)
+            speeds = [row["speedup"] for row in by_task]
+            steps = f"{mean(by_task, 'tokens_per_step'):.2f}"
+            figures = [f"{x:.2f}" for x in (*speeds, sum(speeds) / 6)]
+            assert (f"{heat:g}", name, *figures, steps) in known
+
+
+def test_the_speeds_of_sized_and_fixed_trees_are_their_record():
+    table = rows(Records.read(*(ROOT / "results" / "bfloat16-sized").glob("*.jsonl")))
+    known = cells(text_of(ROOT / "results" / "README.md"))
+    pairs = {
+        "prompt_lookup": "lookups",
+        "suffix": "suffixes",
+        "token_recycling": "recycling",
+        "aded": "trigrams",
+    }
+    for name, fixed in pairs.items():
+        chosen = [of(table, decoder=name), of(table, decoder=f"{fixed}={name}")]
+        figures = [
+            f"{mean(group, figure):.2f}"
+            for figure in ("tokens_per_step", "speedup")
+            for group in chosen
+        ]
+        assert (name, *figures) in known
+
+
 def test_records_that_results_mention_are_there():
     text = text_of(ROOT / "results" / "README.md")
     folders = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()}
