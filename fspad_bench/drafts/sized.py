@@ -41,6 +41,7 @@ class SizedDrafter(Drafter):
         self.target = target
         self.tree = resolved_tree(target, tree, sized=size is not None)
         self.costs: Costs | None = None
+        self.record = TrackRecord()
         self.last: Proposal | None = None  # all candidates, and what was thought of them
 
     def size_of(self, given: int | None, *, auto: int, fixed: int) -> int:
@@ -51,7 +52,7 @@ class SizedDrafter(Drafter):
 
     def candidates(self, context: Context, budget: int) -> Tree:
         """Return all that may be proposed, as `propose` would."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no candidates(context, budget)")
 
     def settings(self) -> dict[str, Any]:
         return {"tree": self.tree}

@@ -50,6 +50,7 @@ def test_there_are_some():
     assert set(LEARNING) <= set(NAMES)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_output_is_vanillas_whatever_a_forward_costs(tiny, name, temperature):
@@ -118,6 +119,11 @@ def test_drawn_children_are_proposed_as_a_whole(tiny):
     assert len(drafter.propose(context, 9)) == 3
 
 
+def test_one_without_candidates_says_so(tiny):
+    with pytest.raises(TypeError, match=r"SizedDrafter has no candidates\(context, budget\)"):
+        SizedDrafter(tiny).propose(Context([5, 6], 1, Sampler()), 4)
+
+
 def measurable():
     model = random_model("llama", max_position_embeddings=costs.NEAR + LARGEST_TREE + 1)
     return TransformersTarget(model, tiny_tokenizer(), "other", "abc")
@@ -131,6 +137,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(costs, "_measured", {})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("scope", ["prompt", "run"])
 @pytest.mark.parametrize("name", LEARNING)
