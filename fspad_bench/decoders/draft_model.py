@@ -55,7 +55,7 @@ class DraftModel(SizedDrafter):
         tree: str = "",
     ) -> None:
         super().__init__(target, tree=tree, size=nodes)
-        nodes = self.size_of(nodes, auto=NODES, fixed=NODES)
+        nodes = NODES if nodes is None else nodes
         is_chain = shape == "chain"
         if is_chain:
             top_k = 1

@@ -57,7 +57,7 @@ class Gsd(SizedDrafter):
         tree: str = "",
     ) -> None:
         super().__init__(target, tree=tree, size=nodes)
-        nodes = self.size_of(nodes, auto=NODES, fixed=NODES)
+        nodes = NODES if nodes is None else nodes
         shape = GraphShape(n_tree, repeat, prob_threshold, sibling_threshold, length, nodes)
         check_shape(shape, depth)
         own = trained_model(model, target) or load_draft_model(model, target)

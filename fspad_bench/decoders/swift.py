@@ -77,7 +77,7 @@ class Swift(SizedDrafter):
         scope: Scope = "prompt",
     ) -> None:
         super().__init__(target, tree=tree, size=nodes)
-        nodes = self.size_of(nodes, auto=NODES, fixed=NODES)
+        nodes = NODES if nodes is None else nodes
         self.scope = scope
         check_options(skip, interval, context, length, stop, leaves, nodes)
         layers = target.config.num_hidden_layers
