@@ -38,9 +38,6 @@ from fspad_bench.drafts.sizing.policy import MOST_NODES
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError
 
-VANILLA = "vanilla"
-LOOKING = 0.02  # the share of the time that goes into asking one that is not thought to pay
-
 
 class Hybrid(Drafter):
     """`of`: two or more decoders, with presets if need be (`fspad,suffix`); `nodes`: the
@@ -99,20 +96,13 @@ class Hybrid(Drafter):
     def prepare(
         self, target: TransformersTarget, known: Measurements | None = None
     ) -> Measurements | None:
-        """Let each drafter prepare itself, then time what asking it costs: its step's seconds
-        beyond vanilla's.
-        """
+        """Let each drafter prepare itself, then time what asking it costs."""
         known = known or {}
-        vanilla = Part(VANILLA, _drafter_of(_decoder(VANILLA, target)))
-        vanilla.costs = self._costs(vanilla, known.get(VANILLA, {}).get("costs"))
-        measurements: dict[str, Any] = {VANILLA: {"prepared": None, "costs": asdict(vanilla.costs)}}
-        # the costs of `tiny` are made up, the same for all
-        idle = 0.0 if costs.is_tiny(target) else vanilla.costs.overhead
+        measurements: dict[str, Any] = {}
         for part in self.parts:
             own = known.get(part.label, {})
             part.prepared = part.drafter.prepare(target, own.get("prepared"))
             part.costs = self._costs(part, own.get("costs"))
-            part.idle = idle
             measurements[part.label] = {"prepared": part.prepared, "costs": asdict(part.costs)}
         self._put_in_order()
         return measurements
@@ -150,17 +140,17 @@ class Hybrid(Drafter):
         first = self.order[0].costs
         assert first is not None
         forwards = first.all_forwards(prefix, context.batch)  # the same for all
-        spent = self.order[0].idle
+        spent = self._idle_seconds(prefix)
         proposals: list[Proposal] = []
         whole = Proposal(Tree.root(root), [])
         for part in self.order:
             seconds = part.seconds(prefix)
-            is_due = seconds <= LOOKING * part.waited
+            is_due = part.habit.is_due(seconds)
             if is_due or self._pays(part, whole, forwards, (spent, seconds)):
                 proposals.append(part.propose(context, budget))
                 spent += seconds
                 whole = merged(root, proposals)
-            part.waited += spent + forwards[1]
+            part.habit.wait(spent + forwards[1])
         ranked = sorted(whole.chances, reverse=True)
         return pruned(whole, best_size(ranked, forwards, spent, self.nodes - 1)[1])
 
@@ -180,11 +170,11 @@ class Hybrid(Drafter):
 
         It is thought to help only where those asked before it are wrong at once.
         """
-        if part.usual is None or part is self.order[0]:
+        if part.habit.usual is None or part is self.order[0]:
             return True
         first = [c for c, p in zip(whole.chances, whole.tree.parents[1:], strict=True) if p == 0]
         failing = 1 - min(1.0, sum(first))
-        more = [failing * chance for chance in part.usual]
+        more = [failing * chance for chance in part.habit.usual]
         most = self.nodes - 1
         ranked = sorted(whole.chances, reverse=True)
         spent, further = seconds
@@ -192,6 +182,13 @@ class Hybrid(Drafter):
         together = sorted([*whole.chances, *more], reverse=True)
         rate, _ = best_size(together, forwards, spent + further, most)
         return rate > without
+
+    def _idle_seconds(self, prefix: int) -> float:
+        """Return the seconds of a step that asks no drafter, beside its forward: verification and
+        commit, and what the dearest does to keep up with the text.
+        """
+        known = [part.costs for part in self.parts if part.costs is not None]
+        return max(of_part.overhead_seconds(0, prefix) for of_part in known)
 
     def _costs(self, part: Part, known: dict[str, Any] | None) -> Costs:
         """Return what steps of a drafter like this part's cost; the part's own learns nothing."""

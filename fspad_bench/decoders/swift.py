@@ -18,6 +18,7 @@ drafted depends on the prompts before. The output depends on neither.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from math import exp
@@ -128,6 +129,10 @@ class Swift(SizedDrafter):
         self.steps = 0
         self.draft.layers = self.search.best
         self.draft.begin()
+
+    def is_asked(self, forwards: Sequence[float], idle: float, asked: float) -> bool:
+        """Whether it drafts: while it searches, what it proposes now does not tell what it will."""
+        return (self.adapt and self.search.active) or super().is_asked(forwards, idle, asked)
 
     def candidates(self, context: Context, budget: int) -> Tree:
         levels = min(self.draft.follow(context, budget), self.length)

@@ -113,14 +113,15 @@ def asking_costs(
     beginner: Callable[[], Drafter],
     known: Mapping[str, Any] | None,
 ) -> Costs:
-    """Return the costs of a drafter's steps, whatever it drafts with: those that are `known`, or
-    else measured. `beginner` returns one that is prepared and may learn from being timed.
+    """Return the costs of a drafter's steps, whatever it drafts with, `per_level` being those of
+    asking it: those that are `known`, or else measured. `beginner` returns one that is prepared and
+    may learn from being timed.
     """
     if known:
         return Costs.of(known)
 
     def seconds(prefixes: Sequence[int]) -> list[tuple[float, float]]:
-        return [(timing.step_seconds(target, beginner(), prefix), 0.0) for prefix in prefixes]
+        return [timing.step_seconds(target, beginner(), prefix) for prefix in prefixes]
 
     return costs.measure(target, about, seconds)
 

@@ -1,15 +1,16 @@
-"""Drafters whose candidates cost little beside the forward that reads them: of all that they find,
-a tree holds as many as pay on this machine.
+"""Drafters whose candidates have no calibration: of all that they find, a tree holds as many as pay
+on this machine, and where none would, they are not asked.
 
 A published tree is as large as its authors' hardware liked it: 64 nodes are nearly free on a GPU
 and cost two cores thirteen forwards. As for adaptive trees (`sizing.policy`), nodes are kept to
 where expected tokens a second are highest. What a candidate is worth is learned from this text
 (`merging.TrackRecord`), from those that were left out too: the target's answer decides on them as
-far as its tokens lead through them.
+far as its tokens lead through them. Asking pays where the usual proposal would (`asking.Habit`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
 from fspad_bench.core.tree import Tree
+from fspad_bench.drafts.asking import Habit
 from fspad_bench.drafts.measure import asking_costs
 from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, pruned
 from fspad_bench.drafts.sizing import costs
@@ -42,6 +44,7 @@ class SizedDrafter(Drafter):
         self.tree = resolved_tree(target, tree, sized=size is not None)
         self.costs: Costs | None = None
         self.record = TrackRecord()
+        self.habit = Habit()
         self.last: Proposal | None = None  # all candidates, and what was thought of them
 
     def size_of(self, given: int | None, *, auto: int, fixed: int) -> int:
@@ -51,7 +54,7 @@ class SizedDrafter(Drafter):
         return auto if self.tree == "auto" else fixed
 
     def candidates(self, context: Context, budget: int) -> Tree:
-        """Return all that may be proposed, as `propose` would."""
+        """Return all that may be proposed, as `propose` would; not every step asks for it."""
         raise TypeError(f"{type(self).__name__} has no candidates(context, budget)")
 
     def settings(self) -> dict[str, Any]:
@@ -75,20 +78,39 @@ class SizedDrafter(Drafter):
 
     def begin(self, context: Context, scores: Scores) -> None:
         self.record = TrackRecord()
+        self.habit = Habit()
         self.last = None
 
     def propose(self, context: Context, budget: int) -> Tree:
-        tree = self.candidates(context, budget)
         self.last = None
-        if self.costs is None or tree.q is not None:  # drawn children are verified as a whole
-            return tree
-        self.last = Proposal(tree, self.record.chances(tree))
-        ranked = sorted(self.last.chances, reverse=True)
+        if self.costs is None:
+            return self.candidates(context, budget)
         prefix = len(context.tokens)
         forwards = self.costs.all_forwards(prefix, context.batch)
-        spent = self.costs.overhead_seconds(1, prefix)
-        _, size = best_size(ranked, forwards, spent, LARGEST_TREE - 1)
+        idle, asked = (self.costs.overhead_seconds(times, prefix) for times in (0, 1))
+        if not self.is_asked(forwards, idle, asked):
+            self.habit.wait(idle + forwards[1])
+            return Tree.root(context.tokens[-1])
+        tree = self.candidates(context, budget)
+        if tree.q is not None:  # drawn children are verified as a whole
+            return tree
+        self.last = Proposal(tree, self.record.chances(tree))
+        self.habit.note(self.last.chances)
+        ranked = sorted(self.last.chances, reverse=True)
+        _, size = best_size(ranked, forwards, asked, LARGEST_TREE - 1)
+        self.habit.wait(asked + forwards[1 + size])
         return pruned(self.last, size)
+
+    def is_asked(self, forwards: Sequence[float], idle: float, asked: float) -> bool:
+        """Whether the usual proposal makes more tokens a second than a step without one, or it is
+        time to look.
+
+        `idle`, `asked`: seconds of such steps beside their forwards.
+        """
+        if self.habit.is_due(asked - idle):
+            return True
+        rate, _ = best_size(self.habit.usual or [], forwards, asked, LARGEST_TREE - 1)
+        return rate > 1 / (idle + forwards[1])
 
     def observe(self, step: Step) -> None:
         if self.last is not None:

@@ -23,6 +23,11 @@ PROMPTS = [[40, 41, 42, 43, 44, 45] * 2, list(range(30, 60)), [5, 6, 7] * 8]
 CHEAP = Costs((1.0,) * 12, 0.0, 0.0)
 
 
+def asking(seconds, rest=0.0):
+    """Costs of a drafter that asking takes so long, in steps with so much else beside forwards."""
+    return Costs(CHEAP.forward, seconds + rest, seconds)
+
+
 def output(target, drafter, temperature, prompt, tokens=32):
     return generate(target, drafter, Sampler(temperature, seed=3), prompt, Limit(tokens))
 
@@ -71,7 +76,7 @@ def test_a_head_is_not_asked_where_it_costs_more_than_it_brings(tiny):
         head = Counting(tiny)
         hybrid.parts[0].drafter = head
         hybrid.prepare(tiny)
-        hybrid.parts[0].costs = Costs(CHEAP.forward, seconds, 0.0)
+        hybrid.parts[0].costs = asking(seconds)
         hybrid.parts[1].costs = CHEAP
         hybrid.order = hybrid.parts[::-1]
         generation = output(tiny, hybrid, 0.0, [5, 6, 7] * 8, tokens=96)
@@ -117,7 +122,7 @@ def test_a_drafter_that_had_nothing_to_say_is_asked_again(tiny):
     hybrid.parts[1].drafter = Late(tiny)
     hybrid.prepare(tiny)
     for part, seconds in zip(hybrid.parts, (0.0, 0.1), strict=True):
-        part.costs = Costs(CHEAP.forward, seconds, 0.0)
+        part.costs = asking(seconds)
     hybrid.order = hybrid.parts
     generation = output(tiny, hybrid, 0.0, PROMPTS[1], tokens=96)
     steps = len(generation.committed)
@@ -159,7 +164,8 @@ def test_known_costs_are_not_measured_again(tiny):
     measured = first.prepare(tiny)
     again = Hybrid(tiny, of="fspad,prompt_lookup")
     known = {
-        name: part | {"costs": part["costs"] | {"overhead": 7.0}} for name, part in measured.items()
+        name: part | {"costs": part["costs"] | {"per_level": 7.0}}
+        for name, part in measured.items()
     }
     assert again.prepare(tiny, known) == known
     assert [part.seconds(0) for part in again.parts] == [7.0, 7.0]
@@ -174,9 +180,8 @@ def test_the_costs_of_a_target_are_measured(monkeypatch, tmp_path):
     hybrid = Hybrid(target, of="prompt_lookup,vanilla")
     hybrid.prepare(target)
     lookup, vanilla = hybrid.parts
-    assert vanilla.seconds(0) == 0
-    assert vanilla.idle == lookup.idle > 0
-    assert lookup.seconds(0) == max(0, lookup.costs.overhead - lookup.idle)
+    for part in (lookup, vanilla):
+        assert 0 < part.seconds(0) == part.costs.per_level < part.costs.overhead
     assert hybrid.prepare(target) == hybrid.prepare(target)
 
 
@@ -197,15 +202,16 @@ def test_a_timed_step_reads_what_the_step_before_it_committed(monkeypatch):
     target = measurable()
     drafter = Reading(target)
     monkeypatch.setattr(timing, "TURNS", 3)
-    assert timing.step_seconds(target, drafter, costs.NEAR) > 0
+    whole, asked = timing.step_seconds(target, drafter, costs.NEAR)
+    assert whole > asked > 0
     assert len(read) == timing.WARM + 3
     hybrid = Hybrid(target, of="prompt_lookup,aded")
     before = {id(part.drafter) for part in hybrid.parts}
     timed = []
-    monkeypatch.setattr(timing, "step_seconds", lambda t, own, p: timed.append(id(own)) or 1.0)
+    monkeypatch.setattr(timing, "step_seconds", lambda t, own, p: timed.append(id(own)) or (1, 1))
     monkeypatch.setattr(costs, "measure", lambda t, about, seconds: seconds((1,)) and CHEAP)
     hybrid.prepare(target)
-    assert len(timed) == 3
+    assert len(timed) == 2
     assert not before & set(timed)
 
 
@@ -232,15 +238,14 @@ def test_a_context_without_room_for_timed_steps_is_refused():
 
 
 def test_a_step_is_charged_once_for_what_no_drafter_costs(tiny, monkeypatch):
-    """Verification and commit are vanilla's too: drafters add only what they cost beyond that."""
-    monkeypatch.setattr(costs, "is_tiny", lambda target: False)
-    seconds = {"vanilla": 3.0, "fspad": 3.5, "prompt_lookup": 3.25}
+    """Verification and commit are vanilla's too: drafters add only what asking them costs."""
+    seconds = {"fspad@fixed": 0.5, "prompt_lookup": 0.25}
     known = {
-        name: {"prepared": None, "costs": asdict(Costs(CHEAP.forward, overhead, 0.0))}
-        for name, overhead in seconds.items()
+        name: {"prepared": None, "costs": asdict(asking(of_asking, rest=3.0))}
+        for name, of_asking in seconds.items()
     }
     hybrid = Hybrid(tiny, of="fspad@fixed,prompt_lookup")
-    hybrid.prepare(tiny, known | {"fspad@fixed": known["fspad"]})
+    hybrid.prepare(tiny, known)
     assert [part.seconds(0) for part in hybrid.order] == [0.25, 0.5]
     spent = []
     monkeypatch.setattr(

@@ -1,5 +1,6 @@
 """SWIFT's tokens are vanilla's whatever it searches, its chains those of the skipping target."""
 
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from fspad_bench.decoders import swift
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.swift import Swift, width_of
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.drafts.sizing.costs import SIZES, Costs
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.models.tiny import CONFIG, tiny_model
 from fspad_bench.util.errors import BenchError
@@ -236,3 +238,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(deep, options,
 def test_a_target_that_cannot_skip_is_refused(name, options, message):
     with pytest.raises(BenchError, match=message):
         Swift(random_target(name, **options))
+
+
+@pytest.mark.parametrize("adapt", [True, False])
+def test_it_drafts_in_every_step_only_while_it_searches(deep, adapt):
+    """A search finds better layers than those whose drafts do not pay now."""
+    drafter = Swift(deep, adapt=adapt, tree="auto")
+    slow = Costs((1.0,) * len(SIZES), 50.0, 50.0)
+    drafter.prepare(deep, {"costs": asdict(slow)})
+    candidates = drafter.candidates
+    trees = []
+    drafter.candidates = lambda *given: trees.append(candidates(*given)) or trees[-1]
+    steps = len(run(deep, drafter).committed)
+    assert len(trees) == (steps if adapt else 1)

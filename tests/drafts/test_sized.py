@@ -23,6 +23,7 @@ from fspad_bench.util.errors import BenchError
 
 FREE = Costs((1.0,) * len(SIZES), 0.0, 0.0)
 DEAR = Costs(tuple(float(n) for n in SIZES), 0.0, 0.0)  # a node costs what it can at best bring
+SLOW = Costs(FREE.forward, 9.0, 9.0)  # asking takes nine forwards
 PROMPTS = [[40, 41, 42, 43, 44, 45] * 2, list(range(20, 50)), [5, 6, 7] * 8]
 
 
@@ -60,7 +61,7 @@ def test_there_are_some():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_output_is_vanillas_whatever_a_forward_costs(tiny, name, temperature):
     vanilla = build_decoder("vanilla", tiny).drafter
-    drafters = [prepared(name, tiny, seconds) for seconds in (FREE, DEAR, costs.TINY)]
+    drafters = [prepared(name, tiny, seconds) for seconds in (FREE, DEAR, SLOW, costs.TINY)]
     for prompt in PROMPTS:
         expected = steps(tiny, vanilla, prompt, temperature).tokens
         for drafter in drafters:
@@ -87,8 +88,10 @@ class Guessing(SizedDrafter):
     def __init__(self, target, right, **options):
         super().__init__(target, **options)
         self.right = right
+        self.asked = 0
 
     def candidates(self, context, budget):
+        self.asked += 1
         at = len(context.new_tokens)
         root = context.tokens[-1]
         wrong = [token for token in (1, 2, 3) if token not in self.right[at : at + 1]][:2]
@@ -106,6 +109,21 @@ def test_candidates_that_were_left_out_are_learned_from(tiny):
     assert generation.committed[0] < 4
     assert generation.committed[-4:-1] == [4, 4, 4]
     assert generation.drafted[-4:-1] == [3, 3, 3]  # the path alone
+
+
+@pytest.mark.parametrize(
+    ("seconds", "are_right", "least", "most"),
+    [(0.0, False, 1.0, 1.0), (0.5, True, 1.0, 1.0), (0.5, False, 0.04, 0.2), (9.0, True, 0.0, 0.1)],
+)
+def test_it_is_asked_where_its_usual_proposal_pays(tiny, seconds, are_right, least, most):
+    """A right one makes four tokens of a forward; looking again takes 2% of the time."""
+    vanilla = build_decoder("vanilla", tiny).drafter
+    right = steps(tiny, vanilla, PROMPTS[1], tokens=96).tokens
+    drafter = Guessing(tiny, right if are_right else [(token + 1) % 97 for token in right])
+    drafter.prepare(tiny, {"costs": asdict(Costs(FREE.forward, seconds, seconds))})
+    generation = steps(tiny, drafter, PROMPTS[1], tokens=96)
+    assert generation.tokens == right
+    assert least <= drafter.asked / len(generation.drafted) <= most
 
 
 class Drawing(SizedDrafter):

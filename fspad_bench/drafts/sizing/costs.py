@@ -48,7 +48,7 @@ class Costs:
 
     forward          a forward of each of `SIZES` nodes
     overhead         all else in a step with one drafted level
-    per_level        each further level
+    per_level        each further level; of a drafter that is asked as a whole, asking it once
     forward_per_token    what each further token of the prefix adds to each of `forward`
     draft_per_token      what each further token of the prefix adds to `overhead` and to `per_level`
     """
@@ -102,13 +102,15 @@ class Costs:
         return (share + further).tolist()
 
     def overhead_seconds(self, levels: int, prefix: int = NEAR) -> float:
-        """Return the seconds of a step with so many drafted levels, at least one, without its
-        forward.
+        """Return the seconds of a step with so many drafted levels without its forward: at least
+        one, or none of a drafter that is asked as a whole.
         """
-        further = max(0, prefix - NEAR)
-        first = self.overhead + further * self.draft_per_token[0]
-        level = self.per_level + further * self.draft_per_token[1]
-        return first + (levels - 1) * level
+        first = self.overhead + max(0, prefix - NEAR) * self.draft_per_token[0]
+        return max(0.0, first + (levels - 1) * self.level_seconds(prefix))
+
+    def level_seconds(self, prefix: int = NEAR) -> float:
+        """Return the seconds of a further level, or of asking a drafter as a whole."""
+        return self.per_level + max(0, prefix - NEAR) * self.draft_per_token[1]
 
     @cached_property
     def _forward(self) -> np.ndarray:

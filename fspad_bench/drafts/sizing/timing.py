@@ -99,26 +99,28 @@ def overhead_seconds(turns: Sequence[Turn], verify: Rule) -> list[float]:
 
 
 @torch.inference_mode()
-def step_seconds(target: TransformersTarget, drafter: Drafter, prefix: int) -> float:
-    """Return the seconds of a drafter's steps behind a prefix, without their forwards: the median
-    of some steps of a generation, since no two draft alike; 0 where the target's logits there are
-    not finite.
+def step_seconds(target: TransformersTarget, drafter: Drafter, prefix: int) -> tuple[float, float]:
+    """Return the seconds of a drafter's steps behind a prefix without their forwards, and those of
+    asking it alone: the medians of some steps of a generation, since no two draft alike; 0 where
+    the target's logits there are not finite.
     """
     prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
     limit = Limit(min(ROOM, target.max_length - prefix))
-    seconds: list[float] = []
+    steps: list[tuple[float, float]] = []
     with (
         Decoding(target, drafter, Sampler(1.0), prompt, limit) as decoding,
         suppress(NotFiniteError),  # its samples say so
     ):
         decoding.begin(decoding.session.prefill(prompt))
-        while not decoding.finished and len(seconds) < WARM + TURNS:
-            seconds.append(_step_without_forward(target, decoding))
-    return median(seconds[WARM:] or seconds or [0.0])
+        while not decoding.finished and len(steps) < WARM + TURNS:
+            steps.append(_step_without_forward(target, decoding))
+    asking, rest = zip(*(steps[WARM:] or steps or [(0.0, 0.0)]), strict=True)
+    asked = median(asking)
+    return asked + median(rest), asked
 
 
-def _step_without_forward(target: TransformersTarget, decoding: Decoding) -> float:
-    """Run a step; return its seconds but for its forward."""
+def _step_without_forward(target: TransformersTarget, decoding: Decoding) -> tuple[float, float]:
+    """Run a step; return its seconds of asking the drafter, and of all else but the forward."""
     began = perf_counter()
     tree = decoding.propose()
     target.synchronize()
@@ -128,7 +130,7 @@ def _step_without_forward(target: TransformersTarget, decoding: Decoding) -> flo
     scored = perf_counter()
     decoding.take(tree, scores, scored - drafted)
     target.synchronize()
-    return drafted - began + perf_counter() - scored
+    return drafted - began, perf_counter() - scored
 
 
 def forward_seconds(target: TransformersTarget, cases: Sequence[tuple[int, int]]) -> list[float]:

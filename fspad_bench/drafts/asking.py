@@ -1,0 +1,45 @@
+"""Whether a drafter is asked: by what its proposals were worth in this text.
+
+Drafting is the dear part for some: a level of the target's own layers costs half a forward or more.
+One whose usual proposal would not raise tokens a second is left alone, and asked again now and
+then, since texts change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LOOKING = 0.02  # the share of the time that goes into asking one that is not thought to pay
+FADING = 0.9  # the weight of a proposal one proposal later
+
+
+class Habit:
+    """What a drafter usually proposes, and how long it has not been asked.
+
+    usual     the chances of its proposals, best first, as a fading mean; None before the first.
+    waited    seconds of the steps since it was asked.
+    """
+
+    def __init__(self) -> None:
+        self.usual: list[float] | None = None
+        self.waited = 0.0
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether asking, which takes so long, is cheap beside the time without it."""
+        return self.usual is None or seconds <= LOOKING * self.waited
+
+    def note(self, chances: Sequence[float]) -> None:
+        """Take the chances of a proposal that was asked for."""
+        self.waited = 0.0
+        now = sorted(chances, reverse=True)
+        if self.usual is None:
+            self.usual = now
+            return
+        length = max(len(self.usual), len(now))
+        before = self.usual + [0.0] * (length - len(self.usual))
+        now += [0.0] * (length - len(now))
+        self.usual = [FADING * b + (1 - FADING) * n for b, n in zip(before, now, strict=True)]
+
+    def wait(self, seconds: float) -> None:
+        """Let a step pass, be it one that asked or not."""
+        self.waited += seconds

@@ -1,0 +1,34 @@
+"""Whether a drafter is asked again."""
+
+import pytest
+
+from fspad_bench.drafts.asking import FADING, LOOKING, Habit
+
+
+def test_one_that_was_never_asked_is_due_whatever_it_costs():
+    assert Habit().is_due(1e9)
+
+
+def test_looking_takes_a_small_share_of_the_time():
+    habit = Habit()
+    habit.note([0.1])
+    assert habit.is_due(0.0)
+    asked = 0
+    for _ in range(1000):
+        if habit.is_due(0.5):
+            habit.note([0.1])
+            asked += 1
+        habit.wait(1.0)
+    assert asked * 0.5 == pytest.approx(1000 * LOOKING, rel=0.05)
+
+
+def test_what_is_usual_fades():
+    habit = Habit()
+    habit.note([0.2, 0.8])
+    assert habit.usual == [0.8, 0.2]
+    habit.note([])
+    assert habit.usual == pytest.approx([0.8 * FADING, 0.2 * FADING])
+    habit.note([1.0, 0.5, 0.5])
+    new = 1 - FADING
+    expected = [0.8 * FADING**2 + new, 0.2 * FADING**2 + 0.5 * new, 0.5 * new]
+    assert habit.usual == pytest.approx(expected)
