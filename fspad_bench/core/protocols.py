@@ -138,6 +138,11 @@ class Context:
         return len(self.tokens)
 
     @property
+    def greedy(self) -> bool:
+        """Whether the target's choice is its likeliest token, as where no sampler is known."""
+        return self.sampler is None or self.sampler.greedy
+
+    @property
     def new_tokens(self) -> list[int]:
         return self.tokens[self.prompt_length :]
 

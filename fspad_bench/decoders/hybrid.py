@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
@@ -28,12 +28,11 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import match
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.drafts.drafter import HeadDrafter
-from fspad_bench.drafts.measure import asking_costs
+from fspad_bench.drafts.measure import asking_costs, facts_of
 from fspad_bench.drafts.merging import Proposal, best_size, merged, pruned
 from fspad_bench.drafts.part import Part
 from fspad_bench.drafts.sized import SizedDrafter
-from fspad_bench.drafts.sizing import costs
-from fspad_bench.drafts.sizing.costs import NEAR, Costs
+from fspad_bench.drafts.sizing.costs import NEAR, Costs, is_measurable
 from fspad_bench.drafts.sizing.policy import MOST_NODES
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError
@@ -58,7 +57,7 @@ class Hybrid(Drafter):
             )
         if not 2 <= nodes <= LARGEST_TREE:
             raise BenchError(f"hybrid.nodes={nodes}", f"2 <= nodes <= {LARGEST_TREE}")
-        if not costs.is_measurable(target):
+        if not is_measurable(target):
             raise BenchError(
                 f"hybrid times its drafters behind {NEAR} tokens, and {target.name} reads "
                 f"{target.max_length} in all",
@@ -80,7 +79,6 @@ class Hybrid(Drafter):
         self.capture = captures.pop() if captures else ()
         if any(part.drafter.scope == "run" for part in self.parts):
             self.scope = "run"
-        self.order: list[Part] = []  # the cheapest first, once that is known
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -103,8 +101,7 @@ class Hybrid(Drafter):
             own = known.get(part.label, {})
             part.prepared = part.drafter.prepare(target, own.get("prepared"))
             part.costs = self._costs(part, own.get("costs"))
-            measurements[part.label] = {"prepared": part.prepared, "costs": asdict(part.costs)}
-        self._put_in_order()
+            measurements[part.label] = {"prepared": part.prepared, "costs": facts_of(part.costs)}
         return measurements
 
     def may_share(self) -> bool:
@@ -113,7 +110,6 @@ class Hybrid(Drafter):
     def twin(self) -> Hybrid:
         twin = copy(self)
         twin.parts = [self._twin_of(part) for part in self.parts]
-        twin._put_in_order()
         return twin
 
     def _twin_of(self, part: Part) -> Part:
@@ -123,11 +119,8 @@ class Hybrid(Drafter):
             drafter.prepare(self.target, part.prepared)
         return replace(part, drafter=drafter)
 
-    def _put_in_order(self) -> None:
-        self.order = sorted(self.parts, key=lambda part: part.seconds(NEAR))
-
     def begin(self, context: Context, scores: Scores) -> None:
-        if not self.order:
+        if any(part.costs is None for part in self.parts):
             self.prepare(self.target)
         for part in self.parts:
             part.begin(context, scores)
@@ -137,15 +130,16 @@ class Hybrid(Drafter):
         if budget < 1:
             return Tree.root(root)
         prefix = len(context.tokens)
-        first = self.order[0].costs
-        assert first is not None
-        forwards = first.all_forwards(prefix, context.batch)  # the same for all
-        spent = self._idle_seconds(prefix)
+        known = [part.costs[context.greedy] for part in self.parts if part.costs is not None]
+        forwards = known[0].all_forwards(prefix, context.batch)  # the same for all
+        # verification and commit, and what the dearest does to keep up with the text
+        spent = max(costs.overhead_seconds(0, prefix) for costs in known)
+        asking = {part.label: part.seconds(prefix, greedy=context.greedy) for part in self.parts}
         proposals: list[Proposal] = []
         whole = Proposal(Tree.root(root), [])
-        for part in self.order:
-            seconds = part.seconds(prefix)
-            is_due = part.habit.is_due(seconds)
+        for part in sorted(self.parts, key=lambda part: asking[part.label]):
+            seconds = asking[part.label]
+            is_due = not proposals or part.habit.is_due(seconds)
             if is_due or self._pays(part, whole, forwards, (spent, seconds)):
                 proposals.append(part.propose(context, budget))
                 spent += seconds
@@ -165,16 +159,14 @@ class Hybrid(Drafter):
         forwards: Sequence[float],
         seconds: tuple[float, float],
     ) -> bool:
-        """Whether this drafter's usual proposal would raise the rate, or it is the cheapest one;
-        `seconds`: spent before it, and on it.
+        """Whether this drafter's usual proposal would raise the rate; `seconds`: spent before it,
+        and on it.
 
         It is thought to help only where those asked before it are wrong at once.
         """
-        if part.habit.usual is None or part is self.order[0]:
-            return True
         first = [c for c, p in zip(whole.chances, whole.tree.parents[1:], strict=True) if p == 0]
         failing = 1 - min(1.0, sum(first))
-        more = [failing * chance for chance in part.habit.usual]
+        more = [failing * chance for chance in part.habit.usual or []]
         most = self.nodes - 1
         ranked = sorted(whole.chances, reverse=True)
         spent, further = seconds
@@ -183,14 +175,7 @@ class Hybrid(Drafter):
         rate, _ = best_size(together, forwards, spent + further, most)
         return rate > without
 
-    def _idle_seconds(self, prefix: int) -> float:
-        """Return the seconds of a step that asks no drafter, beside its forward: verification and
-        commit, and what the dearest does to keep up with the text.
-        """
-        known = [part.costs for part in self.parts if part.costs is not None]
-        return max(of_part.overhead_seconds(0, prefix) for of_part in known)
-
-    def _costs(self, part: Part, known: dict[str, Any] | None) -> Costs:
+    def _costs(self, part: Part, known: Measurements | None) -> dict[bool, Costs]:
         """Return what steps of a drafter like this part's cost; the part's own learns nothing."""
         about = {"part": part.label, "settings": self._options().get(part.label, {})}
         return asking_costs(self.target, about, lambda: self._twin_of(part).drafter, known)

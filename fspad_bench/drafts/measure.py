@@ -60,31 +60,22 @@ def measured_policies(
     of.
     """
     calibration = Calibration.of(head.facts.get("calibration"))
+    about = {**_about(head, options), "verify": options.verify}
+    seconds = partial(_draft_seconds, target, draft, options)
+    measured = _by_kind(target, about, seconds, known)
     policies: dict[bool, TreePolicy] = {}
-    measurements = {}
-    for greedy, kind in KINDS.items():
-        if known and kind in known:
-            measured = Costs.of(known[kind])
-        else:
-            about = {
-                **_about(head, options),
-                "verify": options.verify,
-                "greedy": greedy,
-            }
-            seconds = partial(_draft_seconds, target, draft, options, greedy)
-            measured = costs.measure(target, about, seconds)
-        measurements[kind] = asdict(measured)
+    for greedy in KINDS:
         # the sampled curves were fitted with the noise
         fits = greedy or options.drafting == "coupled"
         policies[greedy] = AdaptiveTree(
             options.nodes,
             options.depth,
             options.top_k,
-            measured,
+            measured[greedy],
             calibration if fits else Calibration(),
             greedy,
         )
-    return policies, measurements
+    return policies, facts_of(measured)
 
 
 def captured_shape(
@@ -111,19 +102,39 @@ def asking_costs(
     target: TransformersTarget,
     about: Mapping[str, Any],
     beginner: Callable[[], Drafter],
-    known: Mapping[str, Any] | None,
-) -> Costs:
-    """Return the costs of a drafter's steps, whatever it drafts with, `per_level` being those of
-    asking it: those that are `known`, or else measured. `beginner` returns one that is prepared and
-    may learn from being timed.
+    known: Measurements | None,
+) -> dict[bool, Costs]:
+    """Return the costs of a drafter's steps, greedy and sampled, whatever it drafts with,
+    `per_level` being those of asking it: those that are `known`, or else measured. `beginner`
+    returns one that is prepared and may learn from being timed.
     """
-    if known:
-        return Costs.of(known)
 
-    def seconds(prefixes: Sequence[int]) -> list[tuple[float, float]]:
-        return [timing.step_seconds(target, beginner(), prefix) for prefix in prefixes]
+    def seconds(greedy: bool, prefixes: Sequence[int]) -> list[tuple[float, float]]:
+        return [timing.step_seconds(target, beginner(), prefix, greedy) for prefix in prefixes]
 
-    return costs.measure(target, about, seconds)
+    return _by_kind(target, about, seconds, known)
+
+
+def facts_of(measured: Mapping[bool, Costs]) -> Measurements:
+    """Return the costs of greedy and sampled steps as a record holds them."""
+    return {kind: asdict(measured[greedy]) for greedy, kind in KINDS.items()}
+
+
+def _by_kind(
+    target: TransformersTarget,
+    about: Mapping[str, Any],
+    seconds: Callable[[bool, Sequence[int]], Sequence[tuple[float, float]]],
+    known: Measurements | None,
+) -> dict[bool, Costs]:
+    """Return the costs of steps by whether they are greedy: those that are `known`, or else
+    measured, drafting by `seconds`, of such steps behind some prefixes.
+    """
+    return {
+        greedy: Costs.of(known[kind])
+        if known and kind in known
+        else costs.measure(target, {**about, "greedy": greedy}, partial(seconds, greedy))
+        for greedy, kind in KINDS.items()
+    }
 
 
 def _about(head: Head, options: Options) -> dict[str, object]:

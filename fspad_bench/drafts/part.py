@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
@@ -15,21 +16,22 @@ from fspad_bench.drafts.sizing.costs import Costs
 class Part:
     """One of the drafters.
 
-    `costs`: of a step that asks it alone; `prepared`: what it has measured itself.
+    `costs`: of a greedy and of a sampled step that asks it alone; `prepared`: what it has measured
+    itself.
     """
 
     label: str
     drafter: Drafter
-    costs: Costs | None = None
+    costs: Mapping[bool, Costs] | None = None
     prepared: Measurements | None = None
     record: TrackRecord = field(default_factory=TrackRecord)
     habit: Habit = field(default_factory=Habit)
     last: Tree | None = None  # its tree in this step, if it was asked
 
-    def seconds(self, prefix: int) -> float:
+    def seconds(self, prefix: int, *, greedy: bool) -> float:
         """Return what asking it adds to a step at this prefix length."""
         assert self.costs is not None
-        return self.costs.level_seconds(prefix)
+        return self.costs[greedy].level_seconds(prefix)
 
     def begin(self, context: Context, scores: Scores) -> None:
         self.drafter.begin(context, scores)

@@ -10,19 +10,17 @@ far as its tokens lead through them. Asking pays where the usual proposal would 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.asking import Habit
-from fspad_bench.drafts.measure import asking_costs
+from fspad_bench.drafts.measure import asking_costs, facts_of
 from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, pruned
-from fspad_bench.drafts.sizing import costs
-from fspad_bench.drafts.sizing.costs import Costs
+from fspad_bench.drafts.sizing.costs import NEAR, Costs, is_measurable, measure_target
 from fspad_bench.drafts.sizing.policy import TREES
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError, near
@@ -42,7 +40,7 @@ class SizedDrafter(Drafter):
     def __init__(self, target: Any, *, tree: str = "", size: int | None = None) -> None:
         self.target = target
         self.tree = resolved_tree(target, tree, sized=size is not None)
-        self.costs: Costs | None = None
+        self.costs: Mapping[bool, Costs] | None = None  # of a greedy and of a sampled step
         self.record = TrackRecord()
         self.habit = Habit()
         self.last: Proposal | None = None  # all candidates, and what was thought of them
@@ -67,10 +65,8 @@ class SizedDrafter(Drafter):
         if self.tree == "fixed":
             return None
         about = {"part": type(self).__name__, "settings": self.settings()}
-        self.costs = asking_costs(
-            self.target, about, partial(self._beginner, target), (known or {}).get("costs")
-        )
-        return {"costs": asdict(self.costs)}
+        self.costs = asking_costs(self.target, about, partial(self._beginner, target), known)
+        return facts_of(self.costs)
 
     def whole(self) -> None:
         """Propose every candidate from now on: another cuts the tree."""
@@ -85,9 +81,10 @@ class SizedDrafter(Drafter):
         self.last = None
         if self.costs is None:
             return self.candidates(context, budget)
+        costs = self.costs[context.greedy]
         prefix = len(context.tokens)
-        forwards = self.costs.all_forwards(prefix, context.batch)
-        idle, asked = (self.costs.overhead_seconds(times, prefix) for times in (0, 1))
+        forwards = costs.all_forwards(prefix, context.batch)
+        idle, asked = (costs.overhead_seconds(times, prefix) for times in (0, 1))
         if not self.is_asked(forwards, idle, asked):
             self.habit.wait(idle + forwards[1])
             return Tree.root(context.tokens[-1])
@@ -122,7 +119,7 @@ class SizedDrafter(Drafter):
         beginner = self.twin() or copy(self)
         assert isinstance(beginner, SizedDrafter)
         beginner.scope = "prompt"
-        beginner.costs = costs.measure_target(target)
+        beginner.costs = dict.fromkeys((True, False), measure_target(target))
         return beginner
 
 
@@ -132,10 +129,10 @@ def resolved_tree(target: Any, tree: str, *, sized: bool) -> str:
     """
     if tree and tree not in TREES:
         raise BenchError(f"unknown tree '{tree}'", near(tree, TREES))
-    measurable = isinstance(target, TransformersTarget) and costs.is_measurable(target)
+    measurable = isinstance(target, TransformersTarget) and is_measurable(target)
     if tree == "auto" and not measurable:
         raise BenchError(
-            f"tree=auto times steps behind {costs.NEAR} tokens, which this target does not read",
+            f"tree=auto times steps behind {NEAR} tokens, which this target does not read",
             "use tree=fixed",
         )
     return tree or ("auto" if measurable and not sized else "fixed")

@@ -118,3 +118,10 @@ def test_what_has_no_propose_is_no_drafter():
     assert as_engine(object()) is None
     with pytest.raises(TypeError, match="Drafter has no propose"):
         Drafter().propose(None, 1)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "greedy"), [(None, True), (Sampler(0.0), True), (Sampler(0.7), False)]
+)
+def test_a_context_is_greedy_unless_its_sampler_draws(sampler, greedy):
+    assert Context([1], 1, sampler).greedy == greedy

@@ -1,7 +1,5 @@
 """Several drafters in one tree: vanilla's tokens, the expensive ones asked only where it pays."""
 
-from dataclasses import asdict
-
 import pytest
 from doubles import random_model
 
@@ -13,6 +11,7 @@ from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.hybrid import Hybrid
 from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.drafts.measure import facts_of
 from fspad_bench.drafts.sizing import costs, timing
 from fspad_bench.drafts.sizing.costs import Costs
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
@@ -26,6 +25,11 @@ CHEAP = Costs((1.0,) * 12, 0.0, 0.0)
 def asking(seconds, rest=0.0):
     """Costs of a drafter that asking takes so long, in steps with so much else beside forwards."""
     return Costs(CHEAP.forward, seconds + rest, seconds)
+
+
+def both(seconds):
+    """Costs of steps, be they greedy or sampled."""
+    return dict.fromkeys((True, False), seconds)
 
 
 def output(target, drafter, temperature, prompt, tokens=32):
@@ -55,7 +59,7 @@ def test_it_accepts_what_its_drafters_would(tiny):
         if name == "hybrid":
             drafter.prepare(tiny)
             for part in drafter.parts:
-                part.costs = CHEAP
+                part.costs = both(CHEAP)
         steps[name] = sum(len(output(tiny, drafter, 1.0, p).committed) for p in prompts)
     assert steps["hybrid"] < min(steps["fspad@ranked"], steps["eagle@ranked"])
 
@@ -76,9 +80,8 @@ def test_a_head_is_not_asked_where_it_costs_more_than_it_brings(tiny):
         head = Counting(tiny)
         hybrid.parts[0].drafter = head
         hybrid.prepare(tiny)
-        hybrid.parts[0].costs = asking(seconds)
-        hybrid.parts[1].costs = CHEAP
-        hybrid.order = hybrid.parts[::-1]
+        hybrid.parts[0].costs = both(asking(seconds))
+        hybrid.parts[1].costs = both(CHEAP)
         generation = output(tiny, hybrid, 0.0, [5, 6, 7] * 8, tokens=96)
         shares[seconds] = head.asked / len(generation.committed)
     assert shares[0.0] > 0.9
@@ -122,8 +125,7 @@ def test_a_drafter_that_had_nothing_to_say_is_asked_again(tiny):
     hybrid.parts[1].drafter = Late(tiny)
     hybrid.prepare(tiny)
     for part, seconds in zip(hybrid.parts, (0.0, 0.1), strict=True):
-        part.costs = asking(seconds)
-    hybrid.order = hybrid.parts
+        part.costs = both(asking(seconds))
     generation = output(tiny, hybrid, 0.0, PROMPTS[1], tokens=96)
     steps = len(generation.committed)
     assert 0.05 * steps < len(asked) < 0.6 * steps
@@ -164,11 +166,12 @@ def test_known_costs_are_not_measured_again(tiny):
     measured = first.prepare(tiny)
     again = Hybrid(tiny, of="fspad,prompt_lookup")
     known = {
-        name: part | {"costs": part["costs"] | {"per_level": 7.0}}
+        name: part | {"costs": facts_of({True: asking(7.0), False: asking(9.0)})}
         for name, part in measured.items()
     }
     assert again.prepare(tiny, known) == known
-    assert [part.seconds(0) for part in again.parts] == [7.0, 7.0]
+    for greedy, seconds in ((True, 7.0), (False, 9.0)):
+        assert [part.seconds(0, greedy=greedy) for part in again.parts] == [seconds, seconds]
 
 
 def test_the_costs_of_a_target_are_measured(monkeypatch, tmp_path):
@@ -181,7 +184,8 @@ def test_the_costs_of_a_target_are_measured(monkeypatch, tmp_path):
     hybrid.prepare(target)
     lookup, vanilla = hybrid.parts
     for part in (lookup, vanilla):
-        assert 0 < part.seconds(0) == part.costs.per_level < part.costs.overhead
+        for greedy, of_kind in part.costs.items():
+            assert 0 < part.seconds(0, greedy=greedy) == of_kind.per_level < of_kind.overhead
     assert hybrid.prepare(target) == hybrid.prepare(target)
 
 
@@ -202,16 +206,16 @@ def test_a_timed_step_reads_what_the_step_before_it_committed(monkeypatch):
     target = measurable()
     drafter = Reading(target)
     monkeypatch.setattr(timing, "TURNS", 3)
-    whole, asked = timing.step_seconds(target, drafter, costs.NEAR)
+    whole, asked = timing.step_seconds(target, drafter, costs.NEAR, greedy=False)
     assert whole > asked > 0
     assert len(read) == timing.WARM + 3
     hybrid = Hybrid(target, of="prompt_lookup,aded")
     before = {id(part.drafter) for part in hybrid.parts}
     timed = []
-    monkeypatch.setattr(timing, "step_seconds", lambda t, own, p: timed.append(id(own)) or (1, 1))
+    monkeypatch.setattr(timing, "step_seconds", lambda t, own, *_: timed.append(id(own)) or (1, 1))
     monkeypatch.setattr(costs, "measure", lambda t, about, seconds: seconds((1,)) and CHEAP)
     hybrid.prepare(target)
-    assert len(timed) == 2
+    assert len(timed) == 4  # each for greedy and for sampled steps
     assert not before & set(timed)
 
 
@@ -241,12 +245,12 @@ def test_a_step_is_charged_once_for_what_no_drafter_costs(tiny, monkeypatch):
     """Verification and commit are vanilla's too: drafters add only what asking them costs."""
     seconds = {"fspad@fixed": 0.5, "prompt_lookup": 0.25}
     known = {
-        name: {"prepared": None, "costs": asdict(asking(of_asking, rest=3.0))}
+        name: {"prepared": None, "costs": facts_of(both(asking(of_asking, rest=3.0)))}
         for name, of_asking in seconds.items()
     }
     hybrid = Hybrid(tiny, of="fspad@fixed,prompt_lookup")
     hybrid.prepare(tiny, known)
-    assert [part.seconds(0) for part in hybrid.order] == [0.25, 0.5]
+    assert [part.seconds(0, greedy=True) for part in hybrid.parts] == [0.5, 0.25]
     spent = []
     monkeypatch.setattr(
         "fspad_bench.decoders.hybrid.best_size",

@@ -245,7 +245,7 @@ def test_it_drafts_in_every_step_only_while_it_searches(deep, adapt):
     """A search finds better layers than those whose drafts do not pay now."""
     drafter = Swift(deep, adapt=adapt, tree="auto")
     slow = Costs((1.0,) * len(SIZES), 50.0, 50.0)
-    drafter.prepare(deep, {"costs": asdict(slow)})
+    drafter.prepare(deep, {"greedy": asdict(slow)})
     candidates = drafter.candidates
     trees = []
     drafter.candidates = lambda *given: trees.append(candidates(*given)) or trees[-1]

@@ -44,10 +44,15 @@ def steps(target, drafter, prompt, temperature=0.0, tokens=32):
     return generate(target, drafter, Sampler(temperature, seed=3), prompt, Limit(tokens))
 
 
+def known(seconds):
+    """The costs of a greedy and of a sampled step, as a record holds them."""
+    return {"greedy": asdict(seconds), "sampled": asdict(seconds)}
+
+
 def prepared(name, target, seconds, **options):
     drafter = build_decoder(name, target, {name: options}).drafter
     assert drafter.tree == "auto"
-    assert drafter.prepare(target, {"costs": asdict(seconds)}) == {"costs": asdict(seconds)}
+    assert drafter.prepare(target, known(seconds)) == known(seconds)
     return drafter
 
 
@@ -103,7 +108,7 @@ def test_candidates_that_were_left_out_are_learned_from(tiny):
     right = steps(tiny, build_decoder("vanilla", tiny).drafter, PROMPTS[1], tokens=40).tokens
     drafter = Guessing(tiny, right)
     level = Costs(tuple(1 + 0.25 * (n - 1) for n in SIZES), 0.0, 0.0)
-    drafter.prepare(tiny, {"costs": asdict(level)})
+    drafter.prepare(tiny, known(level))
     generation = steps(tiny, drafter, PROMPTS[1], tokens=40)
     assert generation.tokens == right
     assert generation.committed[0] < 4
@@ -120,7 +125,7 @@ def test_it_is_asked_where_its_usual_proposal_pays(tiny, seconds, are_right, lea
     vanilla = build_decoder("vanilla", tiny).drafter
     right = steps(tiny, vanilla, PROMPTS[1], tokens=96).tokens
     drafter = Guessing(tiny, right if are_right else [(token + 1) % 97 for token in right])
-    drafter.prepare(tiny, {"costs": asdict(Costs(FREE.forward, seconds, seconds))})
+    drafter.prepare(tiny, known(Costs(FREE.forward, seconds, seconds)))
     generation = steps(tiny, drafter, PROMPTS[1], tokens=96)
     assert generation.tokens == right
     assert least <= drafter.asked / len(generation.drafted) <= most
@@ -136,7 +141,7 @@ class Drawing(SizedDrafter):
 def test_drawn_children_are_proposed_as_a_whole(tiny):
     """Without one of them the others would not have been drawn from what `q` says."""
     drafter = Drawing(tiny)
-    drafter.prepare(tiny, {"costs": asdict(DEAR)})
+    drafter.prepare(tiny, known(DEAR))
     context = Context([5, 6], 1, Sampler())
     drafter.begin(context, None)
     assert len(drafter.propose(context, 9)) == 3
@@ -168,13 +173,15 @@ def test_nothing_is_learned_from_being_timed(name, scope):
     """The drafts after it are those of a drafter that was told the costs."""
     target = measurable()
     drafter = build_decoder(name, target, {name: {"scope": scope}}).drafter
-    measured = drafter.prepare(target)["costs"]
-    assert min(measured["forward"]) > 0
-    assert measured["overhead"] > 0
+    measured = drafter.prepare(target)
+    for seconds in measured.values():
+        assert min(seconds["forward"]) > 0
+        assert seconds["overhead"] > seconds["per_level"] > 0
     assert drafter.scope == scope
     if name in LEARNED:
         assert not LEARNED[name](drafter)
-    told = prepared(name, target, Costs.of(measured), scope=scope)
+    told = build_decoder(name, target, {name: {"scope": scope}}).drafter
+    assert told.prepare(target, measured) == measured
     for prompt in PROMPTS:
         one, other = (steps(target, d, prompt, 0.5) for d in (drafter, told))
         assert (one.tokens, one.committed) == (other.tokens, other.committed)

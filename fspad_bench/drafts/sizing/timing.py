@@ -99,16 +99,19 @@ def overhead_seconds(turns: Sequence[Turn], verify: Rule) -> list[float]:
 
 
 @torch.inference_mode()
-def step_seconds(target: TransformersTarget, drafter: Drafter, prefix: int) -> tuple[float, float]:
+def step_seconds(
+    target: TransformersTarget, drafter: Drafter, prefix: int, greedy: bool
+) -> tuple[float, float]:
     """Return the seconds of a drafter's steps behind a prefix without their forwards, and those of
     asking it alone: the medians of some steps of a generation, since no two draft alike; 0 where
     the target's logits there are not finite.
     """
+    sampler = Sampler(0.0 if greedy else 1.0)
     prompt = [token % target.config.vocab_size for token in range(7, 7 + prefix)]
     limit = Limit(min(ROOM, target.max_length - prefix))
     steps: list[tuple[float, float]] = []
     with (
-        Decoding(target, drafter, Sampler(1.0), prompt, limit) as decoding,
+        Decoding(target, drafter, sampler, prompt, limit) as decoding,
         suppress(NotFiniteError),  # its samples say so
     ):
         decoding.begin(decoding.session.prefill(prompt))
