@@ -122,9 +122,8 @@ class Target(Protocol):
 class Context:
     """All committed tokens; the last one is not in the target's cache yet.
 
-    `sampler` is there for drafters that draw: with the target's own noise, or with dice of their
-    own. `batch` counts the requests whose trees share the target's next forward, this one among
-    them.
+    `sampler`: for drafters that draw, with the target's own noise or with dice of their own.
+    `batch`: how many requests' trees share the target's next forward, this one's among them.
     """
 
     tokens: list[int]
@@ -162,8 +161,8 @@ class Step(NamedTuple):
     @property
     def tokens(self) -> list[int]:
         """The target's answer: the accepted tokens and the bonus."""
-        accepted = [self.tree.tokens[node] for node in self.accepted.path[1:]]
-        return [*accepted, self.accepted.bonus]
+        path = self.accepted.path[1:]
+        return [*(self.tree.tokens[node] for node in path), self.accepted.bonus]
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,7 @@ class Limit:
     first token at which `stop` is true of the new tokens so far. What ends it is kept.
 
     `stop` is asked of every token in turn; it depends on the tokens alone, so that every decoder's
-    output ends where vanilla's does. Raises ValueError for less than one token: the prefill yields
-    one.
+    output ends where vanilla's does. Raises ValueError for less than the token of the prefill.
     """
 
     max_new_tokens: int

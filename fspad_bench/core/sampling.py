@@ -60,19 +60,25 @@ def mix(word: int) -> int:
     return word ^ word >> 16
 
 
+def words_at(key: tuple[int, int], position: int) -> tuple[int, int]:
+    """Return the two words, unsigned, that the bits of all tokens at a position are made with."""
+    row = mix((position + key[0]) & MASK)
+    return row, mix(row ^ key[1])
+
+
 def hash32(key: tuple[int, int], position: int, token: Tensor) -> Tensor:
     """Return 32 bits, as int32, for each token id at an absolute position.
 
     Identical on every device.
     """
-    row = mix((position + key[0]) & MASK)
-    return mix_(mix_(token.to(torch.int32) ^ signed(row)).add_(signed(mix(row ^ key[1]))))
+    row, offset = words_at(key, position)
+    return mix_(mix_(token.to(torch.int32) ^ signed(row)).add_(signed(offset)))
 
 
 def hash_word(key: tuple[int, int], position: int, token: int) -> int:
     """Return the bits of `hash32` of one token id, unsigned; many times as fast as a tensor."""
-    row = mix((position + key[0]) & MASK)
-    return mix((mix(token ^ row) + mix(row ^ key[1])) & MASK)
+    row, offset = words_at(key, position)
+    return mix((mix(token ^ row) + offset) & MASK)
 
 
 def hash32_rows(first: Tensor, second: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.language_model import LanguageModel, inner_layers
 from fspad_bench.drafts.layer_search import Effort, LayerSearch, odd_layers
 from fspad_bench.drafts.sized import SizedDrafter
-from fspad_bench.drafts.trees.levels import coupled
+from fspad_bench.drafts.trees.levels import coupled, leading_children
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError
 
@@ -154,12 +154,10 @@ class Swift(SizedDrafter):
         node = 0
         logits = self.draft.absorb()
         for level in range(levels):
-            z = coupled(logits[0], ids, context, level)
-            best = z.log_softmax(-1).topk(min(self.leaves, len(ids)))
-            chance = exp(best.values[0])
-            width = width_of(chance, widths)
+            best = leading_children(logits, ids, context, level, min(self.leaves, len(ids)))
+            chance = exp(best.log_q[0])
             room = self.nodes - len(tokens)
-            children = ids[best.indices[: min(width, room)]].tolist()
+            children = best.tokens[: min(width_of(chance, widths), room)]
             parents += [node] * len(children)
             node = len(tokens)
             tokens += children

@@ -17,11 +17,13 @@ class Habit:
     """What a drafter usually proposes, and how long it has not been asked.
 
     usual     the chances of its proposals, best first, as a fading mean; None before the first.
+    latest    those of the last one: what repeats an earlier text does so for some steps.
     waited    seconds of the steps since it was asked.
     """
 
     def __init__(self) -> None:
         self.usual: list[float] | None = None
+        self.latest: list[float] = []
         self.waited = 0.0
 
     def is_due(self, seconds: float) -> bool:
@@ -31,13 +33,13 @@ class Habit:
     def note(self, chances: Sequence[float]) -> None:
         """Take the chances of a proposal that was asked for."""
         self.waited = 0.0
-        now = sorted(chances, reverse=True)
+        self.latest = now = sorted(chances, reverse=True)
         if self.usual is None:
             self.usual = now
             return
         length = max(len(self.usual), len(now))
         before = self.usual + [0.0] * (length - len(self.usual))
-        now += [0.0] * (length - len(now))
+        now = now + [0.0] * (length - len(now))
         self.usual = [FADING * b + (1 - FADING) * n for b, n in zip(before, now, strict=True)]
 
     def wait(self, seconds: float) -> None:

@@ -99,15 +99,16 @@ class SizedDrafter(Drafter):
         return pruned(self.last, size)
 
     def is_asked(self, forwards: Sequence[float], idle: float, asked: float) -> bool:
-        """Whether the usual proposal makes more tokens a second than a step without one, or it is
-        time to look.
+        """Whether the usual proposal, or one like the last, makes more tokens a second than a step
+        without one; or it is time to look.
 
         `idle`, `asked`: seconds of such steps beside their forwards.
         """
         if self.habit.is_due(asked - idle):
             return True
-        rate, _ = best_size(self.habit.usual or [], forwards, asked, LARGEST_TREE - 1)
-        return rate > 1 / (idle + forwards[1])
+        known = (self.habit.usual or [], self.habit.latest)
+        rates = [best_size(chances, forwards, asked, LARGEST_TREE - 1)[0] for chances in known]
+        return max(rates) > 1 / (idle + forwards[1])
 
     def observe(self, step: Step) -> None:
         if self.last is not None:

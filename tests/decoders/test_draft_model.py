@@ -17,6 +17,7 @@ from fspad_bench.decoders.draft_model import DraftModel
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.head import load_head
 from fspad_bench.drafts.trees import dynamic
+from fspad_bench.engine.cpu.leading import leading
 from fspad_bench.lossless import certify, identity
 from fspad_bench.models.tiny import tiny_model, tiny_tokenizer
 from fspad_bench.util.errors import BenchError
@@ -147,7 +148,11 @@ def test_the_noise_makes_drafts_accepted_at_temperature_1(tiny, monkeypatch):
         return sum(map(len, (g.tokens for g in made))) / sum(g.forwards for g in made)
 
     with_noise = tokens_a_step()
-    monkeypatch.setattr(dynamic, "coupled", lambda logits, *_: logits)
+    monkeypatch.setattr(
+        dynamic,
+        "leading_children",
+        lambda logits, ids, context, level, count: leading(logits, ids, count),
+    )
     assert with_noise > 1.2 * tokens_a_step()
 
 

@@ -27,8 +27,10 @@ def test_what_is_usual_fades():
     habit.note([0.2, 0.8])
     assert habit.usual == [0.8, 0.2]
     habit.note([])
+    assert habit.latest == []
     assert habit.usual == pytest.approx([0.8 * FADING, 0.2 * FADING])
-    habit.note([1.0, 0.5, 0.5])
+    habit.note([0.5, 1.0, 0.5])
+    assert habit.latest == [1.0, 0.5, 0.5]
     new = 1 - FADING
     expected = [0.8 * FADING**2 + new, 0.2 * FADING**2 + 0.5 * new, 0.5 * new]
     assert habit.usual == pytest.approx(expected)

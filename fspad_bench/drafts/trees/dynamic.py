@@ -16,7 +16,8 @@ from typing import NamedTuple
 from fspad_bench.core.protocols import Context
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.sizing.policy import TreePolicy
-from fspad_bench.drafts.trees.levels import Levels, coupled
+from fspad_bench.drafts.trees.levels import Levels, leading_children
+from fspad_bench.engine.cpu.leading import leading
 
 
 class DraftTree(NamedTuple):
@@ -57,12 +58,14 @@ def dynamic_tree(
     frontier = [-1]  # the nodes whose children are drafted next
     path_chances = [1.0]  # theirs
     for level in range(budget):
-        z = coupled(logits, draft.ids, context, level) if with_noise else logits
-        best = z.log_softmax(-1).topk(top_k, dim=-1)
+        if with_noise:
+            best = leading_children(logits, draft.ids, context, level, top_k)
+        else:
+            best = leading(logits, draft.ids, top_k)
         first = len(candidates.tokens)
-        graded = policy.grade(best.values.flatten().tolist(), level)
+        graded = policy.grade(best.log_q, level)
         paths = [path_chances[number // top_k] * chance for number, chance in enumerate(graded)]
-        candidates.tokens.extend(draft.ids[best.indices].flatten().tolist())
+        candidates.tokens.extend(best.tokens)
         candidates.chances.extend(p if p >= 0 else 0.0 for p in paths)  # a draft may yield NaN
         candidates.parents.extend(node for node in frontier for _ in range(top_k))
         frontier = _leading(candidates.chances, range(first, len(candidates.chances)))[:top_k]

@@ -18,11 +18,12 @@ chain.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import exp
 from typing import NamedTuple
 
 from fspad_bench.core.protocols import Context
 from fspad_bench.core.tree import Tree
-from fspad_bench.drafts.trees.levels import Levels, coupled
+from fspad_bench.drafts.trees.levels import Levels, leading_children
 
 NEVER = -1
 
@@ -140,16 +141,15 @@ def draft_graph(draft: Levels, context: Context, shape: GraphShape, budget: int)
     frontier = [0]
     levels = min(budget, shape.length)
     for level in range(levels):
-        chances = coupled(logits, draft.ids, context, level).softmax(-1)
-        width = min(shape.n_tree, chances.shape[-1])
-        best = chances.topk(width, dim=-1)
+        width = min(shape.n_tree, logits.shape[-1])
+        best = leading_children(logits, draft.ids, context, level, width)
         new: list[int] = []
         rows: list[int] = []
-        tokens = draft.ids[best.indices].tolist()
         for row, node in enumerate(frontier):
-            values = best.values[row].tolist()
-            for token, chance in zip(tokens[row], values, strict=True):
-                if chance < shape.sibling_threshold * values[0]:
+            of_row = slice(row * width, (row + 1) * width)
+            chances = [exp(value) for value in best.log_q[of_row]]
+            for token, chance in zip(best.tokens[of_row], chances, strict=True):
+                if chance < shape.sibling_threshold * chances[0]:
                     break
                 number = graph.add(Child(node, token, chance), level)
                 if number is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fspad_bench.core.protocols import Context
 from fspad_bench.drafts.cache import extend_visibility
 from fspad_bench.drafts.draft import Draft
+from fspad_bench.engine.cpu.leading import Leaders, Noise, leading
 
 
 class Levels(Protocol):
@@ -64,6 +65,20 @@ class HeadLevels:
         )
         self.level += 1
         return self.draft.logits(self.out)
+
+
+def leading_children(
+    logits: Tensor, ids: Tensor, context: Context, level: int, count: int
+) -> Leaders:
+    """Return the `count` likeliest children at `level` of each row of logits `[K, V_draft]`, whose
+    columns are `ids`, by their `coupled` scores.
+    """
+    if context.greedy:
+        return leading(logits, ids, count)
+    noise = Noise.at(context.sampler, context.position + level)
+    if noise is None:
+        return leading(coupled(logits, ids, context, level), ids, count)
+    return leading(logits, ids, count, noise)
 
 
 def coupled(logits: Tensor, ids: Tensor, context: Context, level: int) -> Tensor:

@@ -39,7 +39,7 @@ FLAGS = (
     "-ffp-contract=fast",
 )
 LINKED = ("-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-Wno-psabi")
-FUNCTIONS = ("pack", "product", "add_norm", "gated", "tail", "attend", "layer")
+FUNCTIONS = ("pack", "product", "add_norm", "gated", "tail", "attend", "layer", "leading")
 OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -124,6 +124,10 @@ def loaded(path: Path) -> ctypes.CDLL:
     library.fspad_tail.argtypes = [dtype, *[pointer] * 5, number, *norm]
     library.fspad_attend.argtypes = [dtype, *[pointer] * 10, *last]
     library.fspad_layer.argtypes = [dtype, *[pointer] * 11, ctypes.c_float, *last]
+    word = ctypes.c_uint32
+    library.fspad_leading.argtypes = [
+        pointer, pointer, *[number] * 3, pointer, pointer, word, word, *last,
+    ]  # fmt: skip
     for name in FUNCTIONS:
         getattr(library, f"fspad_{name}").restype = None
     return library

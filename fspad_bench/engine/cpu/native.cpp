@@ -8,6 +8,7 @@
 
 #include "attention.hpp"
 #include "layer.hpp"
+#include "leading.hpp"
 #include "products.hpp"
 #include "tail.hpp"
 
@@ -123,4 +124,10 @@ EXPORT void fspad_attend(int dtype, const void* q, const void* kv, const void* c
     read_sizes(call, numbers);
     attend(call, threads);
   });
+}
+
+EXPORT void fspad_leading(const float* logits, const int64_t* tokens, long rows, long width,
+                          long count, float* values, int64_t* leaders, uint32_t row,
+                          uint32_t offset, float temperature, int threads) {
+  leading(logits, tokens, rows, width, temperature, {row, offset}, values, leaders, count, threads);
 }
