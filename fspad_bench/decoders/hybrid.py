@@ -1,11 +1,11 @@
 """Several drafters in one tree, each where it pays: retrieval where the text repeats, a head
 elsewhere.
 
-Every step, the cheapest drafter first:
+Every step:
 
-1. A drafter is asked if its proposal is expected to raise this step's tokens a second, given what
-   the cheaper ones have proposed already: a long match of the text makes a head's levels a waste.
-   One that is not expected to is asked again now and then: texts change.
+1. The cheapest drafter is asked; each further one if its proposal is expected to raise this step's
+   tokens a second, given what the cheaper ones have proposed: a long match of the text makes a
+   head's levels a waste. One that is not expected to is asked again now and then: texts change.
 2. The proposals become one trie (`drafts.merging`). A node's chance is what its drafter says of it,
    or what such guesses of this drafter were worth in this text so far.
 3. The tree is cut where expected tokens a second are highest on this machine.
@@ -140,11 +140,12 @@ class Hybrid(Drafter):
         for part in sorted(self.parts, key=lambda part: asking[part.label]):
             seconds = asking[part.label]
             is_due = not proposals or part.habit.is_due(seconds)
-            if is_due or self._pays(part, whole, forwards, (spent, seconds)):
+            asked = is_due or self._pays(part, whole, forwards, (spent, seconds))
+            if asked:
                 proposals.append(part.propose(context, budget))
                 spent += seconds
                 whole = merged(root, proposals)
-            part.habit.wait(spent + forwards[1])
+            part.habit.wait(spent + forwards[1], asked=asked)
         ranked = sorted(whole.chances, reverse=True)
         return pruned(whole, best_size(ranked, forwards, spent, self.nodes - 1)[1])
 

@@ -184,7 +184,9 @@ class Swift(SizedDrafter):
         if moves:  # however soon the next move is, candidates are tried
             self.search.step(score)
         self.search.step(score)
-        self.draft.use(self.search.best)
+        if self.search.best != self.draft.layers:
+            self.draft.use(self.search.best)
+            self.forget_chances()
 
     def _matches(self, context: Context, layers: LayerPlan) -> float:
         """Return the share of the window's tokens that these layers would have drafted."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LOOKING = 0.02  # the share of the time that goes into asking one that is not thought to pay
-FADING = 0.9  # the weight of a proposal one proposal later
+FADING = 0.9  # the weight of a proposal one proposal later, once there are some
 
 
 class Habit:
-    """What a drafter usually proposes, and how long it has not been asked.
+    """A drafter's usual proposal, and how long it has not been asked.
 
     usual     the chances of its proposals, best first, as a fading mean; None before the first.
     latest    those of the last one: what repeats an earlier text does so for some steps.
@@ -25,6 +25,7 @@ class Habit:
         self.usual: list[float] | None = None
         self.latest: list[float] = []
         self.waited = 0.0
+        self.noted = 0
 
     def is_due(self, seconds: float) -> bool:
         """Whether asking, which takes so long, is cheap beside the time without it."""
@@ -32,16 +33,15 @@ class Habit:
 
     def note(self, chances: Sequence[float]) -> None:
         """Take the chances of a proposal that was asked for."""
-        self.waited = 0.0
+        self.noted += 1
         self.latest = now = sorted(chances, reverse=True)
-        if self.usual is None:
-            self.usual = now
-            return
-        length = max(len(self.usual), len(now))
-        before = self.usual + [0.0] * (length - len(self.usual))
+        before = self.usual or []
+        length = max(len(before), len(now))
+        before = before + [0.0] * (length - len(before))
         now = now + [0.0] * (length - len(now))
-        self.usual = [FADING * b + (1 - FADING) * n for b, n in zip(before, now, strict=True)]
+        share = max(1 - FADING, 1 / self.noted)
+        self.usual = [b + share * (n - b) for b, n in zip(before, now, strict=True)]
 
-    def wait(self, seconds: float) -> None:
-        """Let a step pass, be it one that asked or not."""
-        self.waited += seconds
+    def wait(self, seconds: float, *, asked: bool) -> None:
+        """Let a step pass that asked the drafter, or did not."""
+        self.waited = seconds if asked else self.waited + seconds

@@ -137,6 +137,13 @@ def _by_kind(
     }
 
 
+class _Narrow(FixedTree):
+    """Levels as adaptive trees mostly draft them, from a path or two."""
+
+    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> int:
+        return min(2, super().deepen(chances, frontier, levels))
+
+
 def _about(head: Head, options: Options) -> dict[str, object]:
     return {
         "head": head.sha256,
@@ -178,7 +185,7 @@ def _draft_seconds(
         return dynamic_tree(
             HeadLevels(draft),
             context,
-            policy=FixedTree(SMALL, levels),
+            policy=_Narrow(SMALL, levels),
             budget=levels,
             top_k=options.top_k,
             with_noise=options.drafting == "coupled",

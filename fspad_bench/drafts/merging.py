@@ -44,9 +44,19 @@ class TrackRecord:
 
     def chances(self, tree: Tree) -> list[float]:
         """Return the chance of each drafted node."""
+        return self._chances(tree, FIRST_GUESS)
+
+    def hopes(self, tree: Tree) -> list[float]:
+        """Return the chances that are still possible: what is not known yet is taken to be right.
+
+        By them nothing is given up before it was tried.
+        """
+        return self._chances(tree, 1.0)
+
+    def _chances(self, tree: Tree, first_guess: float) -> list[float]:
         chances = [1.0]
         for parent, kind in zip(tree.parents[1:], _kinds(tree), strict=True):
-            chances.append(chances[parent] * self._share(kind))
+            chances.append(chances[parent] * self._share(kind, first_guess))
         return chances[1:]
 
     def learn(self, tree: Tree, tokens: Sequence[int]) -> None:
@@ -61,10 +71,10 @@ class TrackRecord:
             node = tree.children[node, token]
             self.right[kinds[node - 1]] += 1
 
-    def _share(self, kind: Kind) -> float:
+    def _share(self, kind: Kind, first_guess: float) -> float:
         """Return the chance of a guess whose parent was right."""
         rank = kind[-1]
-        prior = FIRST_GUESS / (1 + rank)
+        prior = first_guess if rank == 0 else FIRST_GUESS / (1 + rank)
         return (self.right[kind] + BELIEF * prior) / (self.tried[kind] + BELIEF)
 
 

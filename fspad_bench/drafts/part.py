@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, Step
@@ -27,6 +27,7 @@ class Part:
     record: TrackRecord = field(default_factory=TrackRecord)
     habit: Habit = field(default_factory=Habit)
     last: Tree | None = None  # its tree in this step, if it was asked
+    chances: Sequence[float] | None = None  # what it says of them itself
 
     def seconds(self, prefix: int, *, greedy: bool) -> float:
         """Return what asking it adds to a step at this prefix length."""
@@ -41,14 +42,15 @@ class Part:
 
     def propose(self, context: Context, budget: int) -> Proposal:
         self.last = self.drafter.propose(context, budget)
-        chances = self.drafter.chances()
-        if chances is None:
-            chances = self.record.chances(self.last)
-        self.habit.note(chances)
-        return Proposal(self.last, chances)
+        self.chances = self.drafter.chances()
+        if self.chances is None:
+            return Proposal(self.last, self.record.chances(self.last))
+        return Proposal(self.last, self.chances)
 
     def observe(self, step: Step) -> None:
         self.drafter.observe(step)
         if self.last is not None:
             self.record.learn(self.last, step.tokens)
+            hopes = self.record.hopes(self.last)
+            self.habit.note(hopes if self.chances is None else self.chances)
         self.last = None

@@ -73,9 +73,13 @@ class SizedDrafter(Drafter):
         self.tree = "fixed"
 
     def begin(self, context: Context, scores: Scores) -> None:
+        self.forget_chances()
+        self.last = None
+
+    def forget_chances(self) -> None:
+        """Know nothing of what candidates are worth: another text, or another way to draft."""
         self.record = TrackRecord()
         self.habit = Habit()
-        self.last = None
 
     def propose(self, context: Context, budget: int) -> Tree:
         self.last = None
@@ -86,16 +90,15 @@ class SizedDrafter(Drafter):
         forwards = costs.all_forwards(prefix, context.batch)
         idle, asked = (costs.overhead_seconds(times, prefix) for times in (0, 1))
         if not self.is_asked(forwards, idle, asked):
-            self.habit.wait(idle + forwards[1])
+            self.habit.wait(idle + forwards[1], asked=False)
             return Tree.root(context.tokens[-1])
         tree = self.candidates(context, budget)
         if tree.q is not None:  # drawn children are verified as a whole
             return tree
         self.last = Proposal(tree, self.record.chances(tree))
-        self.habit.note(self.last.chances)
         ranked = sorted(self.last.chances, reverse=True)
         _, size = best_size(ranked, forwards, asked, LARGEST_TREE - 1)
-        self.habit.wait(asked + forwards[1 + size])
+        self.habit.wait(asked + forwards[1 + size], asked=True)
         return pruned(self.last, size)
 
     def is_asked(self, forwards: Sequence[float], idle: float, asked: float) -> bool:
@@ -113,6 +116,7 @@ class SizedDrafter(Drafter):
     def observe(self, step: Step) -> None:
         if self.last is not None:
             self.record.learn(self.last.tree, step.tokens)
+            self.habit.note(self.record.hopes(self.last.tree))
         self.last = None
 
     def _beginner(self, target: TransformersTarget) -> Drafter:

@@ -251,3 +251,22 @@ def test_it_drafts_in_every_step_only_while_it_searches(deep, adapt):
     drafter.candidates = lambda *given: trees.append(candidates(*given)) or trees[-1]
     steps = len(run(deep, drafter).committed)
     assert len(trees) == (steps if adapt else 1)
+
+
+def test_better_layers_are_not_held_to_what_worse_ones_drafted(deep, monkeypatch):
+    drafter = Swift(deep, tree="auto", **SEARCHING)
+    better = LayerPlan(frozenset({2}), frozenset({2}))
+    found = []
+    forgotten = []
+
+    def step(search, score):
+        search.best = better if found else search.best
+        found.append(search.best)
+
+    forget = drafter.forget_chances
+    monkeypatch.setattr(swift.LayerSearch, "step", step)
+    monkeypatch.setattr(drafter, "forget_chances", lambda: forgotten.append(forget()))
+    run(deep, drafter)
+    assert drafter.draft.layers == better
+    assert len(found) > 2
+    assert len(forgotten) == 2  # at the beginning, and with the better ones

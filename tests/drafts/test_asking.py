@@ -17,20 +17,26 @@ def test_looking_takes_a_small_share_of_the_time():
     for _ in range(1000):
         if habit.is_due(0.5):
             habit.note([0.1])
+            habit.wait(1.0, asked=True)
             asked += 1
-        habit.wait(1.0)
+        else:
+            habit.wait(1.0, asked=False)
     assert asked * 0.5 == pytest.approx(1000 * LOOKING, rel=0.05)
 
 
-def test_what_is_usual_fades():
+def test_what_is_usual_is_the_mean_of_the_first_and_then_fades():
     habit = Habit()
     habit.note([0.2, 0.8])
     assert habit.usual == [0.8, 0.2]
     habit.note([])
     assert habit.latest == []
-    assert habit.usual == pytest.approx([0.8 * FADING, 0.2 * FADING])
+    assert habit.usual == pytest.approx([0.4, 0.1])
     habit.note([0.5, 1.0, 0.5])
     assert habit.latest == [1.0, 0.5, 0.5]
-    new = 1 - FADING
-    expected = [0.8 * FADING**2 + new, 0.2 * FADING**2 + 0.5 * new, 0.5 * new]
-    assert habit.usual == pytest.approx(expected)
+    assert habit.usual == pytest.approx([1.8 / 3, 0.7 / 3, 0.5 / 3])
+    for _ in range(20):
+        habit.note([0.3])
+    assert habit.usual[0] == pytest.approx(0.3, abs=0.05)
+    before = habit.usual[0]
+    habit.note([1.0])
+    assert habit.usual[0] == pytest.approx(FADING * before + 1 - FADING)

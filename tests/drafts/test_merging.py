@@ -117,3 +117,19 @@ def test_a_second_child_is_another_kind_of_guess():
     first, second = record.chances(tree)
     assert first < 0.1
     assert second > 0.8
+
+
+def test_hopes_are_the_chances_that_are_still_possible():
+    """What was never tried may always be right; what was tried has its share."""
+    record = TrackRecord()
+    chain = Tree.chain(1, [2, 3, 4])
+    assert record.hopes(chain) == [1.0, 1.0, 1.0]
+    for _ in range(6):
+        record.learn(chain, [2, 9])  # right once, then wrong
+    first, second, third = record.hopes(chain)
+    assert first == 1.0
+    assert second == third == pytest.approx(2 / 8)
+    for hope, chance in zip(record.hopes(chain), record.chances(chain), strict=True):
+        assert hope >= chance
+    siblings = Tree([1, 2, 3], [-1, 0, 0])
+    assert TrackRecord().hopes(siblings) == [1.0, TrackRecord().chances(siblings)[1]]

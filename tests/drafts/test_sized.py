@@ -118,7 +118,14 @@ def test_candidates_that_were_left_out_are_learned_from(tiny):
 
 @pytest.mark.parametrize(
     ("seconds", "are_right", "least", "most"),
-    [(0.0, False, 1.0, 1.0), (0.5, True, 1.0, 1.0), (0.5, False, 0.04, 0.2), (9.0, True, 0.0, 0.1)],
+    [
+        (0.0, False, 1.0, 1.0),
+        (0.5, True, 1.0, 1.0),
+        (2.0, True, 1.0, 1.0),  # not by what a beginner's guesses are taken to be worth
+        (0.5, False, 0.04, 0.2),
+        (2.0, False, 0.01, 0.06),
+        (9.0, True, 0.0, 0.05),
+    ],
 )
 def test_it_is_asked_where_its_usual_proposal_pays(tiny, seconds, are_right, least, most):
     """A right one makes four tokens of a forward; looking again takes 2% of the time."""

@@ -60,8 +60,10 @@ class TreePolicy(Protocol):
     def grade(self, log_q: Sequence[float], level: int) -> list[float]:
         """Turn the log-probabilities of children at a level into chances of being accepted."""
 
-    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
-        """Whether another level is drafted after `levels`, from the nodes of the frontier."""
+    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> int:
+        """Return from how many paths of the frontier, the best ones, another level is drafted after
+        `levels`; 0 where none is.
+        """
 
     def keep(self, chances: Sequence[float], levels: int) -> int:
         """Return how many of all candidates make the tree."""
@@ -80,8 +82,8 @@ class FixedTree:
     def grade(self, log_q: Sequence[float], level: int) -> list[float]:
         return [exp(value) for value in log_q]
 
-    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
-        return levels < self.depth
+    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> int:
+        return len(frontier) if levels < self.depth else 0
 
     def keep(self, chances: Sequence[float], levels: int) -> int:
         return min(self.nodes - 1, len(chances))
@@ -93,8 +95,8 @@ class ConfidentTree(FixedTree):
 
     stop: float
 
-    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
-        return levels < self.depth and frontier[0] >= self.stop
+    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> int:
+        return super().deepen(chances, frontier, levels) if frontier[0] >= self.stop else 0
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,21 @@ class AdaptiveTree:
     def grade(self, log_q: Sequence[float], level: int) -> list[float]:
         return self.calibration.curve(level, greedy=self.greedy).grade(log_q)
 
-    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> bool:
-        """Whether a next level whose children turn out as on average raises the rate."""
+    def deepen(self, chances: Sequence[float], frontier: Sequence[float], levels: int) -> int:
+        """Return how many paths may have children in the tree, if a next level whose children turn
+        out as on average raises the rate: those as likely as its last node. The fewer the rows, the
+        cheaper the level.
+        """
         if levels >= self.depth:
-            return False
+            return 0
         shares = self.calibration.curve(levels, greedy=self.greedy).shares(self.top_k)
         expected = [chance * share for chance in frontier for share in shares]
+        together = sorted([*chances, *expected], reverse=True)
         now, _ = self._best(chances, levels)
-        then, _ = self._best(sorted([*chances, *expected], reverse=True), levels + 1)
-        return then > now
+        then, size = self._best(together, levels + 1)
+        if then <= now:
+            return 0
+        return sum(chance >= together[size - 1] for chance in frontier)
 
     def keep(self, chances: Sequence[float], levels: int) -> int:
         return self._best(chances, levels)[1]

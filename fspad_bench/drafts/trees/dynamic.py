@@ -71,8 +71,10 @@ def dynamic_tree(
         frontier = _leading(candidates.chances, range(first, len(candidates.chances)))[:top_k]
         path_chances = [candidates.chances[node] for node in frontier]
         ranked = sorted(candidates.chances, reverse=True)
-        if level + 1 == budget or not policy.deepen(ranked, path_chances, level + 1):
+        count = policy.deepen(ranked, path_chances, level + 1) if level + 1 < budget else 0
+        if not count:
             break
+        frontier = frontier[:count]
         rows = [(node - first) // top_k for node in frontier]
         logits = draft.expand([candidates.tokens[node] for node in frontier], rows)
     return _pruned(context.tokens[-1], candidates, policy, level + 1)

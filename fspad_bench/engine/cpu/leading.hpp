@@ -3,8 +3,8 @@
 // - Under sampling the scores are logits + temperature * G, with the Gumbel noise G of a token at a
 //   position (`core/sampling.py`). Its hash is the same to the bit; its logarithms are this file's,
 //   within a few units in the last place, which is enough to rank drafts by.
-// - Of equal scores the lower place leads. A score that is no number never does, and leaves its row
-//   no log-probabilities that are numbers.
+// - Of equal scores the lower place leads. Scores that are no numbers, or forbid a token, come last,
+//   in the order of their places; the former leave their row no log-probabilities that are numbers.
 
 #pragma once
 
@@ -65,15 +65,32 @@ inline void write_noise(const int64_t* tokens, long width, float temperature, No
   }
 }
 
-// The best `count` scores so far, best first, and their places.
+// The best `count` scores so far, best first, and their places; -1 where there are fewer.
 struct Leaders {
   float* scores;
   int64_t* places;
   long count;
 
+  void clear() const {
+    for (long i = 0; i < count; i++) {
+      scores[i] = LOWEST;
+      places[i] = -1;
+    }
+  }
+
+  // Put the lowest places that do not lead where there are too few that do.
+  void fill() const {
+    long place = 0;
+    for (long i = 0; i < count; i++) {
+      if (places[i] >= 0) continue;
+      while (std::find(places, places + i, place) != places + i) place++;
+      places[i] = place;
+    }
+  }
+
   float last() const { return scores[count - 1]; }
 
-  void add(float score, long place) {
+  void add(float score, long place) const {
     long i = count - 1;
     for (; i > 0 && scores[i - 1] < score; i--) {
       scores[i] = scores[i - 1];
@@ -87,10 +104,7 @@ struct Leaders {
 // Fill `leaders` with those of scores [width padded to LANES], at most as many, and turn their
 // scores into log-probabilities. What pads is LOWEST.
 inline void lead(const float* scores, long width, Leaders leaders) {
-  for (long i = 0; i < leaders.count; i++) {
-    leaders.scores[i] = LOWEST;
-    leaders.places[i] = i;
-  }
+  leaders.clear();
   for (long i = 0; i < width; i += LANES) {
     const Floats chunk = load_floats(scores + i);
     IntPart is_better{};
@@ -101,6 +115,7 @@ inline void lead(const float* scores, long width, Leaders leaders) {
     for (long place = i; place < std::min(width, i + LANES); place++)
       if (scores[place] > leaders.last()) leaders.add(scores[place], place);
   }
+  leaders.fill();
   const float best = leaders.scores[0];
   Floats sums = broadcast(0.f);
   for (long i = 0; i < width; i += LANES)

@@ -51,8 +51,10 @@ def leading(logits: Tensor, tokens: Tensor, count: int, noise: Noise | None = No
     """Return the `count` likeliest tokens of each row of logits `[N, V]`, whose columns are those
     of `tokens [V]`, by the softmax of logits, with noise of their sum.
     """
-    functions = native() if logits.device.type == "cpu" else None
-    if functions is None or logits.dtype != torch.float32 or not is_right(functions):
+    served = logits.device.type == "cpu" and logits.dtype == torch.float32
+    fits = tokens.dtype == torch.int64 and tokens.shape == logits.shape[1:]
+    functions = native() if served and fits and 0 < count <= len(tokens) else None
+    if functions is None or not is_right(functions):
         return leading_by_torch(logits, tokens, count, noise)
     return _compiled(functions, logits, tokens, count, noise)
 

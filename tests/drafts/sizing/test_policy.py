@@ -111,8 +111,18 @@ def test_bounds_hold():
     fixed = FixedTree(5, 2)
     assert fixed.keep([0.9, 0.1], 1) == 2
     assert fixed.keep([0.5] * 9, 1) == 4
-    assert fixed.deepen([], [], 1)
-    assert not fixed.deepen([], [], 2)
+    assert fixed.deepen([], [0.9, 0.01], 1) == 2
+    assert fixed.deepen([], [0.9, 0.01], 2) == 0
+
+
+def test_a_level_is_drafted_only_from_paths_whose_children_may_be_kept():
+    """A child is no likelier than its path, and the tree ends at its last node's chance."""
+    frontier = [0.9, 0.3, 0.06, 0.01]
+    counts = []
+    for slope in (0.001, 0.03, 0.4):
+        costs = Costs(tuple(1 + slope * n for n in SIZES), 0.0, 0.1)
+        counts.append(adaptive(costs).deepen(frontier, frontier, 1))
+    assert counts == [4, 2, 1]
 
 
 def test_forwards_between_the_measured_sizes_are_interpolated():
@@ -137,7 +147,7 @@ def test_a_longer_prefix_makes_levels_dearer_and_trees_less_deep():
     deepened = [
         adaptive(costs).at(prefix, 1.0).deepen(chances, frontier, 1) for prefix in (NEAR, 20 * NEAR)
     ]
-    assert deepened == [True, False]
+    assert deepened == [1, 0]
 
 
 def test_a_longer_prefix_makes_forwards_dearer_and_trees_smaller():

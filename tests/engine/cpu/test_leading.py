@@ -71,12 +71,25 @@ def test_of_equal_scores_the_lower_column_leads():
 
 
 @pytest.mark.usefixtures("compiled_only")
-def test_forbidden_tokens_come_last():
+@pytest.mark.parametrize(("allowed", "tokens"), [(17, [17, 0, 1]), (0, [0, 1, 2]), (1, [1, 0, 2])])
+def test_forbidden_tokens_come_last(allowed, tokens):
     logits = torch.full((1, 20), -math.inf)
-    logits[0, 17] = 2.0
+    logits[0, allowed] = 2.0
     best = leading(logits, torch.arange(20), 3)
-    assert best.tokens[0] == 17
+    assert best.tokens == tokens
     assert best.log_q == [0.0, -math.inf, -math.inf]
+
+
+@pytest.mark.usefixtures("compiled_only")
+@pytest.mark.parametrize("hidden", [-math.inf, math.nan])
+def test_no_token_leads_twice(hidden):
+    """Two siblings of one token would be no tree."""
+    for finite in ([], [0], [2], [0, 1], [1, 4]):
+        logits = torch.full((1, 6), hidden)
+        logits[0, finite] = 1.0
+        best = leading(logits, torch.arange(6), 5).tokens
+        assert best[: len(finite)] == finite
+        assert len(set(best)) == 5
 
 
 @pytest.mark.usefixtures("compiled_only")
@@ -96,7 +109,7 @@ def test_scores_that_are_no_numbers_give_no_chances(broken):
 def test_views_are_read_as_what_they_show():
     logits, tokens = some(4, 64)
     whole = leading(logits, tokens, 3)
-    assert leading(logits.T.contiguous().T, tokens.repeat(2)[:64], 3) == whole
+    assert leading(logits.T.contiguous().T, tokens.repeat_interleave(2)[::2], 3) == whole
     assert leading(logits[::2], tokens, 3).tokens == whole.tokens[:3] + whole.tokens[6:9]
 
 
@@ -115,6 +128,12 @@ def test_one_that_chooses_otherwise_is_not_used(monkeypatch):
         assert leading(logits, tokens, 2, NOISE) == leading_by_torch(logits, tokens, 2, NOISE)
     finally:
         is_right.cache_clear()
+
+
+def test_more_leaders_than_columns_are_refused():
+    logits, tokens = some(2, 3)
+    with pytest.raises(RuntimeError, match="out of range"):
+        leading(logits, tokens, 4)
 
 
 def test_what_is_not_float32_is_left_to_torch():
