@@ -140,7 +140,7 @@ class TokenRecycling(SizedDrafter):
         if entry is None:
             return []
         sampler = context.sampler
-        if sampler is None or context.greedy:
+        if sampler is None or sampler.greedy:
             return entry.tokens.tolist()
         noise = sampler.noise(context.position + depth - 1, entry.tokens)
         order = (entry.logits + sampler.temperature * noise).argsort(descending=True, stable=True)
