@@ -19,6 +19,7 @@ class Habit:
     usual     the chances of its proposals, best first, as a fading mean; None before the first.
     latest    those of the last one: what repeats an earlier text does so for some steps.
     waited    seconds of the steps since it was asked.
+    noted     how many proposals there were.
     """
 
     def __init__(self) -> None:

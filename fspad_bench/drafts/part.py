@@ -51,6 +51,6 @@ class Part:
         self.drafter.observe(step)
         if self.last is not None:
             self.record.learn(self.last, step.tokens)
-            hopes = self.record.hopes(self.last)
-            self.habit.note(hopes if self.chances is None else self.chances)
+            said = self.chances
+            self.habit.note(self.record.hopes(self.last) if said is None else said)
         self.last = None

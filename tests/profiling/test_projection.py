@@ -11,6 +11,7 @@ from doubles import LinearForwards
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.cli.main import main
+from fspad_bench.drafts.sized import SizedDrafter
 from fspad_bench.drafts.sizing import costs
 from fspad_bench.drafts.sizing.costs import SIZES, Costs
 from fspad_bench.models.random_weights import shape
@@ -223,6 +224,17 @@ def test_a_probe_times_the_rows_decoders_here(tiny):
     assert measured.overheads.keys() == {place, place._replace(decoder="vanilla")}
     assert measured.overheads[place].draft > 0
     assert measured.vanilla(place).rest > 0
+
+
+def test_a_probe_asks_in_every_step(tiny, monkeypatch):
+    """Whether asking pays here is not asked: what is charged is what asking takes."""
+
+    def never(*_):
+        raise AssertionError("left to what pays")
+
+    monkeypatch.setattr(SizedDrafter, "is_asked", never)
+    place = Place("prompt_lookup", "gsm8k", 0.0)
+    assert probe(tiny, [place], {}).overheads[place].draft > 0
 
 
 # golden acceptance lengths

@@ -46,10 +46,9 @@ def test_a_level_is_drafted_from_as_many_paths_as_its_policy_says():
     assert expanded == [([10, 11], [0, 0]), ([10], [0])]
     assert made.levels == 3
     assert max(made.tree.depths) == 3
-    for (parent, token), node in made.tree.children.items():
-        if made.tree.depths[parent] == 1 and token in (10, 11, 12):
-            assert made.tree.tokens[parent] in (10, 11)
-            assert node > parent
+    tree = made.tree
+    above = {tree.tokens[parent] for parent in tree.parents[1:] if tree.depths[parent] == 1}
+    assert above == {10, 11}
 
 
 def test_a_fixed_tree_is_drafted_from_all_of_them():
