@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,8 +28,9 @@ class Tree:
 
     `q [N, V]`, where a drafter draws its children: the distribution that each node's first child
     was drawn from; the next ones were drawn from what is left of it, without replacement, in the
-    order of the nodes. Raises ValueError when a parent does not precede its child or two siblings
-    carry the same token.
+    order of the nodes. Tokens and parents may be whole numbers of numpy or torch. Raises TypeError
+    for what is none, ValueError when a parent does not precede its child or two siblings carry the
+    same token.
     """
 
     tokens: Sequence[int]
@@ -36,6 +38,10 @@ class Tree:
     q: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        for name in ("tokens", "parents"):
+            values = getattr(self, name)
+            if any(type(value) is not int for value in values):  # torch's do not hash by value
+                object.__setattr__(self, name, [operator.index(value) for value in values])
         if len(self.tokens) != len(self.parents) or not self.tokens or self.parents[0] != -1:
             raise ValueError("a tree has one parent a token, and -1 for the root")
         if any(not 0 <= parent < node for node, parent in enumerate(self.parents) if node):
@@ -61,7 +67,7 @@ class Tree:
         nodes = {}
         for path in paths:
             node = 0
-            for step in path:
+            for step in map(operator.index, path):
                 if (node, step) not in nodes:
                     nodes[node, step] = len(tokens)
                     tokens.append(step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from doubles import random_tree
@@ -123,6 +124,23 @@ def test_an_accepted_path_knows_its_place_in_the_tree():
     assert AcceptedPath(parents, (0, 2, 5, 6)).refused == 0
     root = AcceptedPath((-1,), (0,))
     assert (root.depth, root.ranks, root.refused) == (0, [], 0)
+
+
+@pytest.mark.parametrize("kind", [lambda values: torch.tensor(values), np.array])
+def test_whole_numbers_of_other_libraries_are_tokens(kind):
+    chain = Tree.chain(kind([9])[0], kind([5, 6]))
+    assert [list(chain.tokens), list(chain.parents)] == [[9, 5, 6], [-1, 0, 1]]
+    assert chain.followed([5, 6, 7]) == [1, 2]
+    assert Tree(list(kind([9, 5, 6])), list(kind([-1, 0, 0]))).children == {(0, 5): 1, (0, 6): 2}
+    paths = Tree.from_paths(9, [kind([5, 6]), kind([5, 7])])
+    assert [list(paths.tokens), list(paths.parents)] == [[9, 5, 6, 7], [-1, 0, 1, 1]]
+    with pytest.raises(ValueError, match="two siblings"):
+        Tree(list(kind([9, 5, 5])), [-1, 0, 0])
+
+
+def test_a_token_that_is_no_whole_number_is_refused():
+    with pytest.raises(TypeError):
+        Tree.chain(9, [5.0])
 
 
 def test_equality_ignores_q():
