@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fspad_bench.core.protocols import Drafter, as_drafter
 from fspad_bench.decoders.border import blamed
-from fspad_bench.decoders.build import Decoder, configure
+from fspad_bench.decoders.build import Decoder, find
+from fspad_bench.decoders.label import Label
 from fspad_bench.util.errors import BenchError
 
 
@@ -16,10 +17,11 @@ def check_may_share(decoder: Decoder) -> None:
             "name a decoder that runs in our loop",
         )
     if decoder.scope == "run":
+        optional = f"-D {decoder.label}.scope=prompt, or " if "scope" in decoder.given else ""
         raise BenchError(
             f"{decoder.label} learns across prompts (scope=run): what it drafts for a request "
             "depends on which others ran before it",
-            f"-D {decoder.label}.scope=prompt, or leave it out",
+            f"{optional}leave it out",
         )
     with blamed(decoder.label, "may_share()"):
         may_share = decoder.drafter.may_share()
@@ -46,7 +48,7 @@ def _twin(decoder: Decoder, drafter: Drafter) -> Drafter:
         twin = drafter.twin()
     if twin is not None:
         return twin
-    kind, _ = configure(decoder.label, {})
+    kind, _ = find(Label.of(decoder.label))
     with blamed(decoder.label, "its constructor"):
         twin = as_drafter(kind(decoder.target, **decoder.given))
     with blamed(decoder.label, "prepare()"):

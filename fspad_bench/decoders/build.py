@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from inspect import signature
 from time import perf_counter
 from typing import Any, get_args
 
@@ -50,14 +51,14 @@ class Decoder:
         drafter: Drafter | None = None,
         engine: Engine | None = None,
         options: dict[str, Any] | None = None,
-        files: dict[str, str] | None = None,
+        unsaid: dict[str, Any] | None = None,
     ) -> None:
         self.label = label
         self.target = target
         self.drafter = drafter
         self.engine = engine
         self.given = options or {}
-        self.files = files or {}
+        self.unsaid = unsaid or {}
         self.prepared = False
         self.processes: list[int] = []  # beside this one, that work in its turns
         self.measurements: Measurements | None = None
@@ -65,16 +66,15 @@ class Decoder:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The settings that really run, and the hash of a foreign file.
-
-        They are those that the decoder has resolved, or else the options given.
+        """The settings that really run: those that the decoder has resolved, or else the options
+        given; and what is `unsaid` there.
         """
         with blamed(self.label, "settings()"):
             if self.drafter:
                 resolved = dict(self.drafter.settings())
             else:
                 resolved = dict(told(self.engine, "settings", {}))
-            return dict(plain((resolved or self.given) | self.files))
+            return dict(plain((resolved or self.given) | self.unsaid))
 
     @property
     def scope(self) -> Scope:
@@ -157,11 +157,11 @@ class Decoder:
         returned = self.engine.generate(list(prompt), sampler, limit)
         seconds = perf_counter() - began
         generation = received(returned)
-        context = Context(prompt, len(prompt))
         made = generation.tokens
         check_ids(made, target.config.vocab_size)
-        tokens = limit.cut(context, made)
-        stopped = bool(tokens) and limit.stopped(Context([*prompt, *tokens], len(prompt)))
+        tokens = limit.cut(Context(prompt, len(prompt)), made)
+        context = Context([*prompt, *tokens], len(prompt))
+        stopped = bool(tokens) and limit.stopped(context)
         if len(tokens) < limit.max_new_tokens and not stopped:
             raise ValueError(
                 f"{self.label} ended after {len(tokens)} tokens, neither at a stop nor at the limit"
@@ -172,7 +172,7 @@ class Decoder:
             prefill_seconds=seconds,
             decode_seconds=0.0,
             claims=_claims(generation, len(tokens) - 1 if stopped else None),
-            overshoot=confirmed(target, sampler, [*prompt, *tokens], beyond, limit.stop_ids),
+            overshoot=confirmed(target, sampler, context, beyond, limit),
         )
 
 
@@ -188,6 +188,15 @@ def _is_whole(drafter: Drafter) -> bool:
 def _definer(kind: type, method: str) -> type:
     """Return the class that a class has a method of."""
     return next((base for base in kind.__mro__ if method in vars(base)), object)
+
+
+def added_options(decoder: object, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a class adds to those of the class whose `settings` it inherits,
+    which cannot tell them.
+    """
+    author = _definer(type(decoder), "settings")
+    told_of = signature(author).parameters if author is not object else {}
+    return {name: value for name, value in given.items() if name not in told_of}
 
 
 def _claims(generation: Generation, to_stop: int | None) -> dict[str, Any]:
@@ -265,13 +274,13 @@ def build_decoder(
     cls, chosen = configure(label, options or {})
     with blamed(label, "its constructor"):
         decoder = cls(target, **chosen)
-    files = code_hashes(cls)
+    unsaid = added_options(decoder, chosen) | code_hashes(cls)
     with blamed(label, "one of its attributes"):
         engine = as_engine(decoder)
         if engine is not None:
-            return Decoder(label, target, engine=engine, options=chosen, files=files)
+            return Decoder(label, target, engine=engine, options=chosen, unsaid=unsaid)
         drafter = _checked_drafter(label, decoder)
-    return Decoder(label, target, drafter=drafter, options=chosen, files=files)
+    return Decoder(label, target, drafter=drafter, options=chosen, unsaid=unsaid)
 
 
 def _checked_drafter(label: str, decoder: Any) -> Drafter:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fspad_bench.util.paths import PACKAGE
+from fspad_bench.util.provenance import is_of_package
 
 PLACES = ("stdlib", "platstdlib", "purelib", "platlib")
 INSTALLED = tuple(Path(sysconfig.get_paths()[name]).resolve() for name in PLACES)
@@ -26,9 +27,9 @@ def code_hashes(decoder: type) -> dict[str, str]:
 
     Nothing for a decoder of this package, whose source has a hash of its own.
     """
-    module = str(getattr(decoder, "__module__", ""))
-    if module.partition(".")[0] == PACKAGE.name:
+    if is_of_package(decoder):
         return {}
+    module = str(getattr(decoder, "__module__", ""))
     try:
         path = Path(inspect.getsourcefile(decoder) or "").resolve()
         hashes = {"code_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

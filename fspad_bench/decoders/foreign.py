@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from fspad_bench.core.processors import output_logits
+from fspad_bench.core.protocols import Context, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.engine.target import TransformersTarget
 
@@ -31,14 +32,15 @@ def first_steps(committed: Sequence[int], tokens: int) -> list[int]:
 def confirmed(
     target: TransformersTarget,
     sampler: Sampler,
-    before: list[int],
+    context: Context,
     beyond: Sequence[int],
-    stop_ids: frozenset[int],
+    limit: Limit,
 ) -> int:
-    """Return how many leading tokens of `beyond` the target chooses after `before`, up to a stop.
+    """Return how many leading tokens of `beyond` the target chooses after a text, up to a stop.
 
     It asks by a forward of the benchmark's own: no clock runs, and it is not counted.
     """
+    before = context.tokens
     size = target.config.vocab_size
     room = min(target.max_length - len(before), MOST_CONFIRMED)
     beyond = [token for token in beyond[: max(0, room)] if 0 <= token < size]
@@ -53,13 +55,15 @@ def confirmed(
         rows = output_logits(torch.stack(logits), sampler, before, beyond[: len(logits) - 1])
         chosen = [sampler.next(row, len(before) + i) for i, row in enumerate(rows)]
     target.forwards = forwards
-    return _agreeing(beyond, chosen, stop_ids)
+    return _agreeing(context, beyond, chosen, limit)
 
 
-def _agreeing(beyond: Sequence[int], chosen: Sequence[int], stop_ids: frozenset[int]) -> int:
+def _agreeing(context: Context, beyond: Sequence[int], chosen: Sequence[int], limit: Limit) -> int:
+    tokens = list(context.tokens)
     for count, (token, own) in enumerate(zip(beyond, chosen, strict=True)):
         if token != own:
             return count
-        if token in stop_ids:
+        tokens.append(token)
+        if limit.stopped(Context(tokens, context.prompt_length)):
             return count + 1
     return len(beyond)

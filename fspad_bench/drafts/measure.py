@@ -25,6 +25,7 @@ from fspad_bench.drafts.trees.levels import HeadLevels
 from fspad_bench.drafts.trees.on_device import DeviceTreeBuilder
 from fspad_bench.engine.device_loop import DeviceLoop, replayed
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.util.provenance import is_of_package
 
 SMALL = 8  # nodes of the trees whose drafting is timed on the host
 LARGE = 64  # and on a device
@@ -60,7 +61,7 @@ def measured_policies(
     of.
     """
     calibration = Calibration.of(head.facts.get("calibration"))
-    about = {**_about(head, options), "verify": options.verify}
+    about = _about(head, options, verify=options.verify)
     seconds = partial(_draft_seconds, target, draft, options)
     measured = _by_kind(target, about, seconds, known)
     policies: dict[bool, TreePolicy] = {}
@@ -90,7 +91,7 @@ def captured_shape(
     if known and "captured" in known:
         measured = Costs.of(known["captured"])
     else:
-        about = {**_about(head, options), "captured": True}
+        about = _about(head, options, captured=True)
         seconds = partial(_captured_seconds, target, draft, options)
         measured = costs.measure(target, about, seconds, with_far=False)
     depth = min(options.depth, DeviceTreeBuilder.deepest(options.top_k))
@@ -100,13 +101,14 @@ def captured_shape(
 
 def asking_costs(
     target: TransformersTarget,
-    about: Mapping[str, Any],
+    about: Mapping[str, Any] | None,
     beginner: Callable[[], Drafter],
     known: Measurements | None,
 ) -> dict[bool, Costs]:
     """Return the costs of a drafter's steps, greedy and sampled, whatever it drafts with,
-    `per_level` being those of asking it: those that are `known`, or else measured. `beginner`
-    returns one that is prepared and may learn from being timed.
+    `per_level` being those of asking it: those that are `known`, or else measured, and kept for the
+    next run if `about` identifies them. `beginner` returns one that is prepared and may learn from
+    being timed.
     """
 
     def seconds(greedy: bool, prefixes: Sequence[int]) -> list[tuple[float, float]]:
@@ -122,19 +124,21 @@ def facts_of(measured: Mapping[bool, Costs]) -> Measurements:
 
 def _by_kind(
     target: TransformersTarget,
-    about: Mapping[str, Any],
+    about: Mapping[str, Any] | None,
     seconds: Callable[[bool, Sequence[int]], Sequence[tuple[float, float]]],
     known: Measurements | None,
 ) -> dict[bool, Costs]:
     """Return the costs of steps by whether they are greedy: those that are `known`, or else
     measured, drafting by `seconds`, of such steps behind some prefixes.
     """
-    return {
-        greedy: Costs.of(known[kind])
-        if known and kind in known
-        else costs.measure(target, {**about, "greedy": greedy}, partial(seconds, greedy))
-        for greedy, kind in KINDS.items()
-    }
+    measured = {}
+    for greedy, kind in KINDS.items():
+        if known and kind in known:
+            measured[greedy] = Costs.of(known[kind])
+        else:
+            own = None if about is None else {**about, "greedy": greedy}
+            measured[greedy] = costs.measure(target, own, partial(seconds, greedy))
+    return measured
 
 
 class _Narrow(FixedTree):
@@ -144,12 +148,19 @@ class _Narrow(FixedTree):
         return min(2, super().deepen(chances, frontier, levels))
 
 
-def _about(head: Head, options: Options) -> dict[str, object]:
+def _about(head: Head, options: Options, **more: object) -> dict[str, object] | None:
+    """Return what the costs of drafting with a head depend on, and `more`.
+
+    None where its network is of another package, whose code nothing tells.
+    """
+    if not is_of_package(type(head.network)):
+        return None
     return {
         "head": head.sha256,
         "top_k": options.top_k,
         "drafting": options.drafting,
         "prompted": options.vocabulary == "prompt",
+        **more,
     }
 
 

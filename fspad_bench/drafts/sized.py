@@ -11,7 +11,7 @@ far as its tokens lead through them. Asking pays where the usual proposal would 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,12 @@ from fspad_bench.core.protocols import Context, Drafter, Measurements, Scores, S
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.asking import Habit
 from fspad_bench.drafts.measure import asking_costs, facts_of
-from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, pruned
+from fspad_bench.drafts.merging import Proposal, TrackRecord, pruned
 from fspad_bench.drafts.sizing.costs import NEAR, Costs, is_measurable, measure_target
-from fspad_bench.drafts.sizing.policy import TREES
+from fspad_bench.drafts.sizing.policy import TREES, best_size
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError, near
+from fspad_bench.util.provenance import is_of_package
 
 
 class SizedDrafter(Drafter):
@@ -64,7 +65,9 @@ class SizedDrafter(Drafter):
         """Measure what a forward and asking this drafter cost, or take what is known."""
         if self.tree == "fixed":
             return None
-        about = {"part": type(self).__name__, "settings": self.settings()}
+        about = None  # nothing tells the code of another package's
+        if is_of_package(type(self)):
+            about = {"part": type(self).__name__, "settings": self.settings()}
         self.costs = asking_costs(self.target, about, partial(self._beginner, target), known)
         return facts_of(self.costs)
 
@@ -121,7 +124,10 @@ class SizedDrafter(Drafter):
 
     def _beginner(self, target: TransformersTarget) -> Drafter:
         """Return one like this to be timed, from which this one learns nothing."""
-        beginner = self.twin() or copy(self)
+        beginner = self.twin()
+        if beginner is None and type(self).scope == "run":  # it learns whatever its scope says
+            beginner = deepcopy(self, {id(self.target): self.target})
+        beginner = beginner or copy(self)
         assert isinstance(beginner, SizedDrafter)
         beginner.scope = "prompt"
         beginner.costs = dict.fromkeys((True, False), measure_target(target))

@@ -59,6 +59,11 @@ def environment(threads: int) -> dict[str, Any]:
     }
 
 
+def is_of_package(kind: type) -> bool:
+    """Whether a class is written in this package, so that `source_hash` tells its code."""
+    return str(getattr(kind, "__module__", "")).partition(".")[0] == PACKAGE.name
+
+
 @cache
 def source_hash() -> str:
     """Return the sha256 of this package's own source files: their names and contents, sorted by

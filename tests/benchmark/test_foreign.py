@@ -7,7 +7,7 @@ from runs import LENGTH, ME, Beyond, Foreign, foreign, plan_of, row_of, run
 from fspad_bench.benchmark import runner
 from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.rows import failed, rows
-from fspad_bench.core.protocols import Limit
+from fspad_bench.core.protocols import Context, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.build import Decoder
 from fspad_bench.decoders.foreign import confirmed
@@ -102,21 +102,25 @@ def test_tokens_beyond_the_limit_are_confirmed_up_to_a_stop(tiny):
     whole = Decoder("foreign", tiny, engine=Foreign(tiny)).generate(
         tiny, sampler, prompt, Limit(12)
     )
-    before = [*prompt, *whole.tokens[:4]]
+    before = Context([*prompt, *whole.tokens[:4]], len(prompt))
     beyond = whole.tokens[4:]
+    end = Limit(4)
     forwards = tiny.forwards
-    assert confirmed(tiny, sampler, before, beyond, frozenset()) == 8
+    assert confirmed(tiny, sampler, before, beyond, end) == 8
     assert tiny.forwards == forwards  # the benchmark's own
     wrong = [*beyond[:3], (beyond[3] + 1) % 97, *beyond[4:]]
-    assert confirmed(tiny, sampler, before, wrong, frozenset()) == 3
-    stop = frozenset([beyond[2]])
+    assert confirmed(tiny, sampler, before, wrong, end) == 3
+    stop = Limit(4, frozenset([beyond[2]]))
     assert confirmed(tiny, sampler, before, beyond, stop) == beyond.index(beyond[2]) + 1
+    text = Limit(4, stop=lambda new: list(new) == whole.tokens[:6])
+    assert confirmed(tiny, sampler, before, beyond, text) == 2
     for outside in ([], [-1], [97]):
-        assert confirmed(tiny, sampler, before, outside, frozenset()) == 0
-    assert confirmed(tiny, sampler, before, [beyond[0], 97, 98], frozenset()) == 1
-    assert confirmed(tiny, sampler, [*before, 97], beyond, frozenset()) == 0
-    full = [1] * tiny.max_length
-    assert confirmed(tiny, sampler, full, beyond, frozenset()) == 0
+        assert confirmed(tiny, sampler, before, outside, end) == 0
+    assert confirmed(tiny, sampler, before, [beyond[0], 97, 98], end) == 1
+    unknown = Context([*before.tokens, 97], len(prompt))
+    assert confirmed(tiny, sampler, unknown, beyond, end) == 0
+    full = Context([1] * tiny.max_length, len(prompt))
+    assert confirmed(tiny, sampler, full, beyond, end) == 0
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,13 @@ class Counts(Drafter):
         return Tree.chain(context.tokens[-1], [5] * min(self.length, budget))
 
 
+class Needy(Counts):
+    scope = "run"
+
+    def __init__(self, target, *, length: int):
+        super().__init__(target, length=length)
+
+
 class Alone(Counts):
     def may_share(self):
         return False
@@ -170,11 +177,22 @@ def test_a_decoder_without_twins_is_built_again(tiny):
     assert len(drafters(build_decoder(f"{__name__}:Duck", tiny), 2)) == 2
 
 
+def test_options_without_a_default_are_those_that_were_given(tiny, monkeypatch):
+    monkeypatch.setattr(Needy, "scope", "prompt")
+    label = f"{__name__}:Needy"
+    pool = drafters(build_decoder(label, tiny, {label: {"length": "3"}}), 2)
+    assert [drafter.length for drafter in pool] == [3, 3]
+
+
 def test_what_cannot_share_a_batch_is_refused_by_name(tiny):
     learning = build_decoder("suffix", tiny, {"suffix": {"scope": "run"}})
     with pytest.raises(BenchError, match="suffix learns across prompts") as error:
         drafters(learning, 2)
     assert error.value.hint == "-D suffix.scope=prompt, or leave it out"
+    label = f"{__name__}:Needy"
+    with pytest.raises(BenchError, match="Needy learns across prompts") as error:
+        drafters(build_decoder(label, tiny, {label: {"length": "3"}}), 2)
+    assert error.value.hint == "leave it out"
     with pytest.raises(BenchError, match="Alone says that its requests cannot"):
         check_may_share(build_decoder(f"{__name__}:Alone", tiny))
     with pytest.raises(BenchError, match="engine of its own"):

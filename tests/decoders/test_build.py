@@ -21,6 +21,7 @@ LIMIT = Limit(24)
 SOURCE = '''
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.protocols import Drafter, Generation
+from fspad_bench.decoders.prompt_lookup import PromptLookup
 
 
 class Bare:
@@ -59,6 +60,21 @@ class Counter(Drafter):
 
     def propose(self, context, budget):
         return Tree.root(context.tokens[-1])
+
+
+class Heir(PromptLookup):
+    """Adds an option to those that the inherited `settings` tell."""
+
+    def __init__(self, target, *, length: int = 8, weight: float = 1.0):
+        super().__init__(target, length=length)
+
+
+class Teller(Heir):
+    def __init__(self, target, *, weight: float = 1.0):
+        super().__init__(target, weight=weight)
+
+    def settings(self):
+        return {"told": "itself"}
 
 
 class Short:
@@ -127,8 +143,21 @@ def test_a_decoder_with_only_propose_works(tiny, own_decoders):
     assert decoder.options == {"length": 3, "code_sha256": digest}
 
 
-def test_the_packages_own_decoders_need_no_hash_of_their_file(tiny):
-    assert "code_sha256" not in build_decoder("prompt_lookup", tiny).options
+@pytest.mark.parametrize("name", registry.names(registry.DECODERS))
+def test_the_packages_own_decoders_tell_all_themselves(tiny, name):
+    decoder = build_decoder(name, tiny)
+    assert decoder.options == (decoder.drafter.settings() or decoder.given)
+
+
+def test_an_option_that_inherited_settings_cannot_tell_is_one_of_the_row(tiny, own_decoders):
+    label = f"{HERE}:Heir"
+    given = {label: {"length": "12", "weight": "2.5"}}
+    options = build_decoder(label, tiny, given).options
+    inherited = build_decoder("prompt_lookup", tiny, {"prompt_lookup": {"length": "12"}}).options
+    digest = hashlib.sha256(own_decoders.read_bytes()).hexdigest()
+    assert options == {**inherited, "weight": 2.5, "code_sha256": digest}
+    telling = build_decoder(f"{HERE}:Teller", tiny).options
+    assert telling == {"told": "itself", "code_sha256": digest}
 
 
 def test_a_decoder_is_prepared_once_by_its_first_generation(tiny, own_decoders):

@@ -1,6 +1,7 @@
 """Drafters that are sized by the machine: vanilla's tokens, and as many candidates as pay."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.decoders.build import build_decoder
 from fspad_bench.decoders.hybrid import Hybrid
+from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.drafts.sized import SizedDrafter, resolved_tree
 from fspad_bench.drafts.sizing import costs, timing
 from fspad_bench.drafts.sizing.costs import SIZES, Costs
@@ -193,6 +195,53 @@ def test_nothing_is_learned_from_being_timed(name, scope):
         one, other = (steps(target, d, prompt, 0.5) for d in (drafter, told))
         assert (one.tokens, one.committed) == (other.tokens, other.committed)
         assert one.drafted == other.drafted
+
+
+class Foreign(PromptLookup):
+    """Of another package: what its code costs can change from run to run."""
+
+    def settings(self):
+        return {**super().settings(), "corpus": Path("words.txt")}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("kind", "timed"), [(PromptLookup, 2), (Foreign, 4)])
+def test_costs_are_kept_of_this_packages_code_alone(kind, timed, monkeypatch):
+    target = measurable()
+    calls = []
+    monkeypatch.setattr(timing, "step_seconds", lambda *a: calls.append(a) or (2.0, len(calls)))
+    for _ in range(2):
+        drafter = kind(target)
+        drafter.prepare(target)
+        assert drafter.costs[True].per_level == len(calls) - 1
+    assert len(calls) == timed
+
+
+class Gathering(SizedDrafter):
+    """Learns across prompts, whatever its `scope` is set to."""
+
+    scope = "run"
+
+    def __init__(self, target):
+        super().__init__(target)
+        self.seen = {}
+
+    def candidates(self, context, budget):
+        return Tree.root(context.tokens[-1])
+
+    def observe(self, step):
+        super().observe(step)
+        self.seen[len(self.seen)] = step.tokens
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_always_learns_learns_nothing_from_being_timed():
+    target = measurable()
+    drafter = Gathering(target)
+    drafter.prepare(target)
+    assert drafter.seen == {}
+    steps(target, drafter, PROMPTS[0])
+    assert drafter.seen
 
 
 def test_trees_shrink_where_requests_share_a_forward(tiny):

@@ -4,6 +4,7 @@ so many levels.
 - Measured once for a target, a draft, a device, a machine, its threads and the code that runs, and
   kept in the user's cache; where other work was going on, for this process alone. A damaged file is
   measured anew, as all are by `FSPAD_BENCH_COSTS=new`.
+- A draft of another package's code is measured for each drafter: nothing tells when it is edited.
 - They decide how many nodes a drafter proposes. The output depends on that only where a rule is
   exact in distribution but not in tokens.
 """
@@ -145,7 +146,7 @@ TINY = Costs(tuple(1.0 + 0.02 * n for n in SIZES), 0.1, 0.1)
 
 def is_measurable(target: TransformersTarget) -> bool:
     """Whether the target's context has room for the steps that are timed."""
-    return is_tiny(target) or target.max_length >= NEAR + LARGEST_TREE
+    return target.max_length >= NEAR + LARGEST_TREE
 
 
 def is_tiny(target: TransformersTarget) -> bool:
@@ -155,13 +156,13 @@ def is_tiny(target: TransformersTarget) -> bool:
 
 def measure(
     target: TransformersTarget,
-    about: Mapping[str, Any],
+    about: Mapping[str, Any] | None,
     measure_draft: DraftSeconds,
     *,
     with_far: bool = True,
 ) -> Costs:
     """Return the costs of a target with the draft that `about` identifies; from the cache where
-    they are known.
+    they are known. None: nothing identifies it, so that it is measured, and not kept.
 
     `measure_draft` returns `overhead` and `per_level` at each of some prefix lengths: `NEAR` and,
     with `with_far` where the target's context is long enough to tell a slope from noise, `FAR`.
@@ -172,7 +173,7 @@ def measure(
     of_target = _forwards(target, prefixes)
     drafts = _known(
         target,
-        {**about, "prefixes": prefixes},
+        None if about is None else {**about, "prefixes": prefixes},
         lambda: [seconds for pair in measure_draft(prefixes) for seconds in pair],
         count=2 * len(prefixes),
     )
@@ -230,12 +231,16 @@ def _monotone(target: TransformersTarget, prefixes: Sequence[int]) -> list[float
 
 def _known(
     target: TransformersTarget,
-    about: Mapping[str, Any],
+    about: Mapping[str, Any] | None,
     measure: Callable[[], Sequence[float]],
     *,
     count: int,
 ) -> list[float]:
-    """Return these `count` costs from the cache, or measure them and keep them there."""
+    """Return these `count` costs from the cache, or measure them and keep them there; where nothing
+    identifies them, they are measured and not kept.
+    """
+    if about is None:
+        return _timed(target, measure)[0]
     key = {
         **about,
         "target": target.identity,
@@ -257,13 +262,8 @@ def _known(
             _measured[path] = kept
     if path in _measured:
         return _measured[path]
-    session = target.last_session  # a drafter may share it; those of the measurement are closed
-    with Progress("measuring what a step costs", 1) as progress:
-        load = machine.Load()
-        _measured[path] = list(measure())
-        progress.advance()
-    target.last_session = session
-    if load.others() > machine.NOISY:
+    _measured[path], others = _timed(target, measure)
+    if others > machine.NOISY:
         note("other work is going on: these costs are not kept for the next run")
         return _measured[path]
     try:
@@ -273,6 +273,19 @@ def _known(
     except OSError as error:
         note(f"these costs are not kept for the next run: {error}; set FSPAD_BENCH_CACHE")
     return _measured[path]
+
+
+def _timed(
+    target: TransformersTarget, measure: Callable[[], Sequence[float]]
+) -> tuple[list[float], float]:
+    """Return what is measured, and the other work that went on meanwhile."""
+    session = target.last_session  # a drafter may share it, and those of the measurement end
+    with Progress("measuring what a step costs", 1) as progress:
+        load = machine.Load()
+        seconds = list(measure())
+        progress.advance()
+    target.last_session = session
+    return seconds, load.others()
 
 
 def _read(path: Path, key: Mapping[str, Any], count: int) -> list[float] | None:

@@ -208,6 +208,20 @@ def test_trees_of_a_calibrated_head_are_adaptive_unless_a_size_is_given(tiny, op
     assert drafter.settings()["tree"] == ("auto" if is_adaptive else "fixed")
 
 
+def test_what_another_packages_network_costs_is_measured_in_each_run(tiny, monkeypatch):
+    known = []
+    monkeypatch.setattr(
+        measure.costs, "measure", lambda target, about, *_: known.append(about) or CHEAP
+    )
+    head = head_of(tiny, CONFIDENT)
+    HeadDrafter(tiny, head).prepare(tiny)
+    head.network.__class__ = type("Own", (type(head.network),), {"__module__": __name__})
+    HeadDrafter(tiny, head).prepare(tiny)
+    greedy, sampled, *of_another = known
+    assert (greedy["head"], greedy["greedy"], sampled["greedy"]) == (head.sha256, True, False)
+    assert of_another == [None, None]
+
+
 def test_a_context_too_short_to_measure_in_has_fixed_trees(tiny, monkeypatch):
     head = head_of(tiny, CONFIDENT)
     monkeypatch.setattr(tiny.config, "max_position_embeddings", NEAR)
