@@ -11,15 +11,13 @@ cache, so that only the last token is run before the first level.
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any, Literal
 
-from fspad_bench.core.protocols import Context, Scores
+from fspad_bench.core.protocols import Context
 from fspad_bench.core.tree import Tree
 from fspad_bench.drafts.head import Head
-from fspad_bench.drafts.language_model import LanguageModel
 from fspad_bench.drafts.language_network import trained_model
-from fspad_bench.drafts.sized import SizedDrafter
+from fspad_bench.drafts.model_drafter import ModelDrafter
 from fspad_bench.drafts.sizing.policy import ConfidentTree
 from fspad_bench.drafts.trees.dynamic import dynamic_tree
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
@@ -29,7 +27,7 @@ from fspad_bench.util.errors import BenchError
 NODES = 12
 
 
-class DraftModel(SizedDrafter):
+class DraftModel(ModelDrafter):
     """A tree or chain drafted by a causal language model.
 
     model   a preset, folder or hub id whose tokenizer is the target's; the folder of a draft model
@@ -54,26 +52,29 @@ class DraftModel(SizedDrafter):
         stop: float = 0.3,
         tree: str = "",
     ) -> None:
-        super().__init__(target, tree=tree, size=nodes)
-        nodes = NODES if nodes is None else nodes
-        is_chain = shape == "chain"
-        if is_chain:
+        size = NODES if nodes is None else nodes
+        if shape == "chain":
+            if nodes is not None:
+                raise BenchError(
+                    f"draft_model.nodes={nodes} is of a tree, and a chain has length + 1",
+                    "give length",
+                )
+            size = length + 1
             top_k = 1
-            nodes = length + 1
-        check_sizes(length=length, nodes=nodes, top_k=top_k, stop=stop)
+        check_sizes(length=length, nodes=size, top_k=top_k, stop=stop)
+        own: Head | TransformersTarget
         if isinstance(model, Head):
-            self.draft = LanguageModel.of(target, model, skip)
+            own = model
         else:
             own = trained_model(model, target) or load_draft_model(model, target)
-            self.draft = LanguageModel.of(target, own, skip)
+        super().__init__(target, model=own, skip=skip, tree=tree, nodes=nodes)
         self.top_k = min(top_k, len(self.draft.ids))
-        self.policy = ConfidentTree(nodes, length, stop)
+        self.policy = ConfidentTree(size, length, stop)
         self.shape = shape
 
     def settings(self) -> dict[str, Any]:
         return {
             **super().settings(),
-            **self.draft.settings(),
             "shape": self.shape,
             "length": self.policy.depth,
             "nodes": self.policy.nodes,
@@ -81,29 +82,15 @@ class DraftModel(SizedDrafter):
             "stop": self.policy.stop,
         }
 
-    def twin(self) -> DraftModel:
-        twin = copy(self)
-        twin.draft = self.draft.twin()
-        return twin
-
-    def begin(self, context: Context, scores: Scores) -> None:
-        super().begin(context, scores)
-        self.draft.begin()
-
-    def candidates(self, context: Context, budget: int) -> Tree:
-        levels = self.draft.follow(context, budget)
-        if levels < 1:
-            return Tree.root(context.tokens[-1])
-        drafted = dynamic_tree(
+    def drafted(self, context: Context, levels: int, budget: int) -> Tree:
+        return dynamic_tree(
             self.draft,
             context,
             policy=self.policy,
             budget=levels,
             top_k=self.top_k,
             with_noise=True,
-        )
-        self.draft.release()
-        return drafted.tree
+        ).tree
 
 
 def check_sizes(*, length: int, nodes: int, top_k: int, stop: float) -> None:

@@ -12,15 +12,13 @@ nodes and reads the tokens committed there anew.
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import asdict
 from typing import Any
 
-from fspad_bench.core.protocols import Context, Scores
+from fspad_bench.core.protocols import Context
 from fspad_bench.core.tree import Tree
-from fspad_bench.drafts.language_model import LanguageModel
 from fspad_bench.drafts.language_network import trained_model
-from fspad_bench.drafts.sized import SizedDrafter
+from fspad_bench.drafts.model_drafter import ModelDrafter
 from fspad_bench.drafts.trees.graph import NEVER, GraphShape, draft_graph
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.models.draft_model import load_draft_model
@@ -29,7 +27,7 @@ from fspad_bench.util.errors import BenchError
 NODES = 24
 
 
-class Gsd(SizedDrafter):
+class Gsd(ModelDrafter):
     """A graph drafted by a causal language model, unrolled into a tree.
 
     model   a preset, folder or hub id whose tokenizer is the target's; the folder of a draft model
@@ -56,38 +54,18 @@ class Gsd(SizedDrafter):
         depth: int = 8,
         tree: str = "",
     ) -> None:
-        super().__init__(target, tree=tree, size=nodes)
-        nodes = NODES if nodes is None else nodes
-        shape = GraphShape(n_tree, repeat, prob_threshold, sibling_threshold, length, nodes)
-        check_shape(shape, depth)
-        own = trained_model(model, target) or load_draft_model(model, target)
-        self.draft = LanguageModel.of(target, own, skip)
-        self.shape = shape
+        size = NODES if nodes is None else nodes
+        self.shape = GraphShape(n_tree, repeat, prob_threshold, sibling_threshold, length, size)
         self.depth = depth
+        check_shape(self.shape, depth)
+        own = trained_model(model, target) or load_draft_model(model, target)
+        super().__init__(target, model=own, skip=skip, tree=tree, nodes=nodes)
 
     def settings(self) -> dict[str, Any]:
-        return {
-            **super().settings(),
-            **self.draft.settings(),
-            **asdict(self.shape),
-            "depth": self.depth,
-        }
+        return {**super().settings(), **asdict(self.shape), "depth": self.depth}
 
-    def twin(self) -> Gsd:
-        twin = copy(self)
-        twin.draft = self.draft.twin()
-        return twin
-
-    def begin(self, context: Context, scores: Scores) -> None:
-        super().begin(context, scores)
-        self.draft.begin()
-
-    def candidates(self, context: Context, budget: int) -> Tree:
-        levels = self.draft.follow(context, budget)
-        if levels < 1:
-            return Tree.root(context.tokens[-1])
+    def drafted(self, context: Context, levels: int, budget: int) -> Tree:
         graph = draft_graph(self.draft, context, self.shape, levels)
-        self.draft.release()
         return graph.unrolled(min(self.depth, budget))
 
 

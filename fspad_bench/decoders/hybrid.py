@@ -29,11 +29,11 @@ from fspad_bench.core.verification import match
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.drafts.drafter import HeadDrafter
 from fspad_bench.drafts.measure import asking_costs, facts_of
-from fspad_bench.drafts.merging import Proposal, best_size, merged, pruned
+from fspad_bench.drafts.merging import Proposal, merged, pruned
 from fspad_bench.drafts.part import Part
 from fspad_bench.drafts.sized import SizedDrafter
 from fspad_bench.drafts.sizing.costs import NEAR, Costs, is_measurable
-from fspad_bench.drafts.sizing.policy import MOST_NODES
+from fspad_bench.drafts.sizing.policy import MOST_NODES, best_size
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.util.errors import BenchError
 
@@ -136,18 +136,21 @@ class Hybrid(Drafter):
         spent = max(costs.overhead_seconds(0, prefix) for costs in known)
         asking = {part.label: part.seconds(prefix, greedy=context.greedy) for part in self.parts}
         proposals: list[Proposal] = []
+        asked = set()
         whole = Proposal(Tree.root(root), [])
         for part in sorted(self.parts, key=lambda part: asking[part.label]):
             seconds = asking[part.label]
             is_due = not proposals or part.habit.is_due(seconds)
-            asked = is_due or self._pays(part, whole, forwards, (spent, seconds))
-            if asked:
+            if is_due or self._pays(part, whole, forwards, (spent, seconds)):
                 proposals.append(part.propose(context, budget))
+                asked.add(part.label)
                 spent += seconds
                 whole = merged(root, proposals)
-            part.habit.wait(spent + forwards[1], asked=asked)
         ranked = sorted(whole.chances, reverse=True)
-        return pruned(whole, best_size(ranked, forwards, spent, self.nodes - 1)[1])
+        _, size = best_size(ranked, forwards, spent, self.nodes - 1)
+        for part in self.parts:
+            part.habit.wait(spent + forwards[1 + size], asked=part.label in asked)
+        return pruned(whole, size)
 
     def observe(self, step: Step) -> None:
         for part in self.parts:

@@ -277,36 +277,25 @@ def resolve(
     """
     drafting = drafting or ("coupled" if verify == "match" else "sampled")
     _check_words(tree=tree or "auto", drafting=drafting, vocabulary=vocabulary, verify=verify)
-    measurable = target.max_length >= costs.NEAR + LARGEST_TREE
     if tree == "auto" and not costs.is_measurable(target):
         raise BenchError(
             f"tree=auto times steps behind {costs.NEAR} tokens, and {target.name} reads "
             f"{target.max_length} in all",
             "use tree=fixed",
         )
-    calibrated = "calibration" in head.facts and drafting == "coupled" and measurable
-    adaptive = (tree or ("auto" if calibrated and not (nodes or depth) else "fixed")) == "auto"
-    adaptive = adaptive and drafting != "sampled"
-    captured = bool(target.kernels) and verify == "match" and drafting != "sampled"
-    captured = captured and head.network.on_device
-    levels = head.network.shape.levels or LARGEST_TREE
-    if depth > levels:
-        raise BenchError(
-            f"depth={depth} is out of range: this head predicts {levels} tokens at once",
-            f"1 <= depth <= {levels}",
-        )
-    depth = depth or min(levels, MOST_DEPTH if adaptive else _fewest_levels(nodes, top_k))
-    nodes = nodes or (MOST_NODES if adaptive else FIXED_NODES)
-    captured = captured and (adaptive or depth <= DeviceTreeBuilder.deepest(top_k))
+    if not tree:
+        calibrated = "calibration" in head.facts and drafting == "coupled"
+        sized = bool(nodes or depth)
+        tree = "auto" if calibrated and costs.is_measurable(target) and not sized else "fixed"
+    if drafting == "sampled":
+        tree = "fixed"
+    nodes, depth = _sizes(head, tree, nodes=nodes, depth=depth, top_k=top_k)
+    captured = bool(target.kernels) and head.network.on_device
+    captured = captured and verify == "match" and drafting != "sampled"
+    captured = captured and (tree == "auto" or depth <= DeviceTreeBuilder.deepest(top_k))
     alone = captured or head.network.lm_head is not None  # a graph has one shape
-    sizes = (nodes, depth + 1, top_k + 1)  # a tree holds a whole path, and a node's children
-    if not all(2 <= size <= LARGEST_TREE for size in sizes):
-        raise BenchError(
-            f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range",
-            f"2 <= nodes <= {LARGEST_TREE}, 1 <= depth, top_k < {LARGEST_TREE}",
-        )
     return DraftSettings(
-        tree="auto" if adaptive else "fixed",
+        tree=tree,
         nodes=nodes,
         depth=depth,
         top_k=min(top_k, len(head.vocabulary)),
@@ -315,6 +304,29 @@ def resolve(
         vocabulary="head" if alone else vocabulary,
         captured=captured,
     )
+
+
+def _sizes(head: Head, tree: str, *, nodes: int, depth: int, top_k: int) -> tuple[int, int]:
+    """Return the nodes and levels of a tree: those given, or else what suits it.
+
+    Raises BenchError for those out of range.
+    """
+    levels = head.network.shape.levels or LARGEST_TREE
+    if depth > levels:
+        raise BenchError(
+            f"depth={depth} is out of range: this head predicts {levels} tokens at once",
+            f"1 <= depth <= {levels}",
+        )
+    most = MOST_DEPTH if tree == "auto" else _fewest_levels(nodes, top_k)
+    depth = depth or min(levels, most)
+    nodes = nodes or (MOST_NODES if tree == "auto" else FIXED_NODES)
+    sizes = (nodes, depth + 1, top_k + 1)  # a tree holds a whole path, and a node's children
+    if not all(2 <= size <= LARGEST_TREE for size in sizes):
+        raise BenchError(
+            f"nodes={nodes}, depth={depth}, top_k={top_k} is out of range",
+            f"2 <= nodes <= {LARGEST_TREE}, 1 <= depth, top_k < {LARGEST_TREE}",
+        )
+    return nodes, depth
 
 
 def _fewest_levels(nodes: int, top_k: int) -> int:

@@ -4,8 +4,7 @@
   to it.
 - A drafter that does not know its chances has a `TrackRecord`: how often such guesses of its were
   right in this text.
-- The best size of a tree is where expected tokens a second are highest, as for adaptive trees
-  (`sizing.policy`).
+- The best size of a tree is where expected tokens a second are highest (`sizing.policy.best_size`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ FIRST_GUESS = 0.5  # the chance of a first child, before anything is known
 BELIEF = 2.0  # guesses for which that is believed
 DEEPEST = 8  # depths and ranks beyond these are one
 LAST_RANK = 3
-FAINT = 0.005  # a chance below which no node is worth its share of a forward
 
 Kind = tuple[int, int, int]  # of a guess: how far its drafter went (log2), its depth, its rank
 
@@ -113,29 +111,6 @@ def merged(root: int, proposals: Sequence[Proposal]) -> Proposal:
     for node in range(1, len(tokens)):
         likely.append(min(likely[parents[node]], 1 - failing[node]))
     return Proposal(Tree(tokens, parents), likely[1:])
-
-
-def best_size(
-    chances: Sequence[float], forwards: Sequence[float], spent: float, most: int
-) -> tuple[float, int]:
-    """Return the highest rate, in tokens a second, over the number of drafted nodes, and that
-    number.
-
-    `chances`, best first; `forwards[n]`: seconds of a forward of n nodes, root included; `spent`:
-    seconds of the step beside it.
-    """
-    tokens = 1.0
-    best = tokens / (spent + forwards[1])
-    size = 0
-    for number, chance in enumerate(chances[:most], 1):
-        if chance < FAINT:
-            break
-        tokens += chance
-        rate = tokens / (spent + forwards[number + 1])
-        if rate > best:
-            best = rate
-            size = number
-    return best, size
 
 
 def pruned(proposal: Proposal, size: int) -> Tree:

@@ -95,7 +95,10 @@ def paths_of(tree):
 @pytest.mark.parametrize("shape", ["tree", "chain"])
 def test_trees_equal_brute_force_over_the_stock_draft_model(tiny, temperature, stop, shape):
     sampler = Sampler(temperature, seed=2)
-    drafter = DraftModel(tiny, model="tiny", shape=shape, length=3, nodes=7, top_k=2, stop=stop)
+    nodes = {"tree": 7, "chain": None}[shape]
+    drafter = DraftModel(
+        tiny, model="tiny", shape=shape, length=3, nodes=nodes, top_k=2, stop=stop, tree="fixed"
+    )
     recorder = Recorder(drafter)
     generate(tiny, recorder, sampler, PROMPT, Limit(16))
     sizes = {"tree": {"nodes": 7, "top_k": 2}, "chain": {"nodes": 4, "top_k": 1}}[shape]
@@ -206,6 +209,7 @@ def test_settings_name_a_trained_model_by_its_content(tiny, heads):
         ({"top_k": "0"}, "takes length, top_k >= 1"),
         ({"nodes": "1"}, "2 <= nodes <= 128"),
         ({"shape": "chain", "length": "128"}, "2 <= nodes <= 128"),
+        ({"shape": "chain", "nodes": "4"}, "nodes=4 is of a tree"),
         ({"length": "40", "top_k": "4"}, "are 157 tokens to draft"),
         ({"stop": "1.5"}, "stop=1.5 is no chance"),
         ({"shape": "graph"}, "shape=graph is not allowed"),

@@ -4,7 +4,7 @@ import pytest
 from doubles import random_model
 
 from fspad_bench.core.loop import generate
-from fspad_bench.core.protocols import Limit
+from fspad_bench.core.protocols import Context, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.decoders.build import build_decoder
@@ -13,7 +13,7 @@ from fspad_bench.decoders.hybrid import Hybrid
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.drafts.measure import facts_of
 from fspad_bench.drafts.sizing import costs, timing
-from fspad_bench.drafts.sizing.costs import Costs
+from fspad_bench.drafts.sizing.costs import SIZES, Costs
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.models.tiny import tiny_tokenizer
 from fspad_bench.util.errors import BenchError
@@ -129,6 +129,22 @@ def test_a_drafter_that_had_nothing_to_say_is_asked_again(tiny):
     generation = output(tiny, hybrid, 0.0, PROMPTS[1], tokens=96)
     steps = len(generation.committed)
     assert 0.05 * steps < len(asked) < 0.6 * steps
+
+
+def test_drafters_wait_for_as_long_as_the_step_takes(tiny):
+    """For the forward of the whole tree, and for those that are asked after them."""
+    hybrid = Hybrid(tiny, of="fspad,prompt_lookup")
+    hybrid.prepare(tiny)
+    forwards = tuple(1 + 0.1 * n for n in range(len(SIZES)))
+    for part, seconds in zip(hybrid.parts, (0.25, 0.0), strict=True):
+        part.costs = both(Costs(forwards, seconds, seconds))
+    context = Context([*PROMPTS[1], 5], len(PROMPTS[1]), Sampler())
+    with tiny.session(64, capture=hybrid.capture) as session:
+        hybrid.begin(context, session.prefill(PROMPTS[1]))
+        tree = hybrid.propose(context, 9)
+    step = 0.25 + hybrid.parts[0].costs[True].forward_seconds(len(tree))
+    assert len(tree) > 2
+    assert [part.habit.waited for part in hybrid.parts] == [step, step]
 
 
 def test_a_head_is_trusted_by_the_nodes_that_a_step_decided_on(tiny):

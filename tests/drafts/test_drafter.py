@@ -15,6 +15,7 @@ from fspad_bench.drafts.cache import DraftCache
 from fspad_bench.drafts.head import Head
 from fspad_bench.drafts.network import architecture
 from fspad_bench.drafts.shape import Shape
+from fspad_bench.models.load import load_target
 from fspad_bench.util.errors import BenchError
 
 DECODERS = {"eagle": Eagle, "fspad": Fspad}
@@ -256,6 +257,7 @@ WRONG = [
     ({"nodes": 500}, "out of range"),
     ({"depth": -1}, "out of range"),
     ({"top_k": 0}, "out of range"),
+    ({"top_k": 0, "tree": "fixed"}, "out of range"),
     ({"tree": "best"}, "unknown tree 'best'"),
     ({"verify": "reject"}, "unknown verification 'reject'"),
     ({"drafting": "guess"}, "unknown drafting 'guess'"),
@@ -264,7 +266,10 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize(("options", "message"), WRONG)
-def test_options_out_of_range_are_refused(tiny, heads, options, message):
+def test_options_out_of_range_are_refused(tiny, heads, monkeypatch, options, message, captured):
+    monkeypatch.setenv("FSPAD_KERNELS", "reference")
+    target = load_target("tiny") if captured else tiny
     with pytest.raises(BenchError, match=message):
-        Eagle(tiny, head=str(heads["eagle"]), **options)
+        Eagle(target, head=str(heads["eagle"]), **options)

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from fspad_bench.core.tree import Tree
-from fspad_bench.drafts.merging import Proposal, TrackRecord, best_size, merged, pruned
+from fspad_bench.drafts.merging import Proposal, TrackRecord, merged, pruned
+from fspad_bench.drafts.sizing.policy import best_size
 
 ROOT = 9
 
@@ -73,6 +74,10 @@ def test_the_size_is_the_best_of_all(seed):
     assert rate == pytest.approx(max(rates))
     assert size == rates.index(max(rates))
     assert best_size(chances, forwards, spent, 3)[1] <= 3
+    halved = [chance / 2 for chance in chances]
+    assert best_size(chances, forwards, spent, 12, 0.5) == pytest.approx(
+        best_size(halved, forwards, spent, 12)
+    )
 
 
 @pytest.mark.parametrize("size", range(8))

@@ -25,7 +25,6 @@ PRIOR = 8.0  # drafted tokens for which a calibration is believed
 FADING = 0.98  # the weight of a step one step later
 TREES = ("auto", "fixed")
 MOST_NODES = 64  # of a tree that the machine sizes, where no bound is given
-GRAIN = 32  # tokens by which a prefix grows before its costs are looked up anew
 FAINT = 0.005  # a chance below which no node is worth its share of a forward, however cheap
 
 
@@ -114,7 +113,7 @@ class AdaptiveTree:
     batch: int = 1
 
     def at(self, prefix: int, trust: float, batch: int = 1) -> AdaptiveTree:
-        return replace(self, prefix=prefix - prefix % GRAIN, trust=trust, batch=batch)
+        return replace(self, prefix=prefix, trust=trust, batch=batch)
 
     def grade(self, log_q: Sequence[float], level: int) -> list[float]:
         return self.calibration.curve(level, greedy=self.greedy).grade(log_q)
@@ -139,28 +138,40 @@ class AdaptiveTree:
         return self._best(chances, levels)[1]
 
     def _best(self, chances: Sequence[float], levels: int) -> tuple[float, int]:
-        """Return the highest rate, in tokens a second, over the number of drafted nodes, and that
-        number.
-        """
+        """Return `best_size` of a tree that took so many levels to draft."""
         overhead = self.costs.overhead_seconds(levels, self.prefix)
-        forwards = self._forwards
-        tokens = 1.0
-        best = tokens / (overhead + forwards[0])
-        nodes = 0
-        for number, chance in enumerate(chances[: self.nodes - 1], 1):
-            if chance < FAINT:
-                break
-            tokens += self.trust * chance
-            rate = tokens / (overhead + forwards[number])
-            if rate > best:
-                best = rate
-                nodes = number
-        return best, nodes
+        return best_size(chances, self._forwards, overhead, self.nodes - 1, self.trust)
 
     @cached_property
     def _forwards(self) -> list[float]:
-        """Seconds of trees with so many drafted nodes, beginning with none."""
-        return self.costs.all_forwards(self.prefix, self.batch)[1:]
+        return self.costs.all_forwards(self.prefix, self.batch)
+
+
+def best_size(
+    chances: Sequence[float],
+    forwards: Sequence[float],
+    spent: float,
+    most: int,
+    trust: float = 1.0,
+) -> tuple[float, int]:
+    """Return the highest rate, in tokens a second, over the number of drafted nodes, and that
+    number.
+
+    `chances`, best first, which `trust` multiplies; `forwards[n]`: seconds of a forward of n nodes,
+    root included; `spent`: seconds of the step beside it.
+    """
+    tokens = 1.0
+    best = tokens / (spent + forwards[1])
+    size = 0
+    for number, chance in enumerate(chances[:most], 1):
+        if chance < FAINT:
+            break
+        tokens += trust * chance
+        rate = tokens / (spent + forwards[number + 1])
+        if rate > best:
+            best = rate
+            size = number
+    return best, size
 
 
 def best_shape(
