@@ -202,8 +202,9 @@ def calls(module, name):
 
 
 def test_text_is_printed_at_one_door():
-    """It escapes what a terminal would obey, and so do the cells of tables."""
+    """It escapes what a terminal would obey, as cells of tables do, and stdout is kept for it."""
     assert {m for m in MODULES if calls(m, "print")} == {"util.terminal", "util.progress"}
+    assert {m for m in MODULES if calls(m, "redirect_stdout")} == {"util.terminal"}
     assert {m for m in MODULES if "tabulate" in packages(m)} == {"util.grid"}
     assert not [m for m in MODULES if "print_exc" in path_of(m).read_text(encoding="utf-8")]
 

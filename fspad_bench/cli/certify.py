@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from fspad_bench.cli import certify_served
@@ -76,8 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     use_threads(arguments.threads)
     certified = certify_served.certify_served if arguments.served else _decoders
-    with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the report
-        parts = certified(arguments)
+    parts = certified(arguments)
     show(render(parts, arguments.format))
     return 0 if passed(parts) else 1
 

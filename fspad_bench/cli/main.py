@@ -21,6 +21,7 @@ from fspad_bench.cli import endings
 from fspad_bench.cli.examples import epilog
 from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.strangers import contained
+from fspad_bench.util.terminal import results_alone
 
 EPILOG = """examples:
   fspad-bench run --decoder fspad --task gsm8k
@@ -129,5 +130,5 @@ def _run(argv: list[str] | None) -> int:
     if not verb and words and not words[0].startswith("-"):
         raise BenchError(f"unknown verb '{words[0]}'", near(words[0], VERBS))
     arguments = parser(verb).parse_args(words)
-    with contained():  # a plug-in does not end the command in its own way
+    with contained(), results_alone():  # from plug-ins: their exits, and what they print
         return arguments.run(arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.like is not None and not arguments.plan:
         return _repeat(arguments)
     plan = of_process(_read_plan(arguments) if arguments.plan else plan_from(arguments))
-    with redirect_stdout(sys.stderr):  # decoders may print; stdout is for the table
-        path = Runner(plan, arguments.output).run()
+    path = Runner(plan, arguments.output).run()
     note(f"record: {path}")
     return table.print_table([path], arguments.format)
 
@@ -165,8 +163,7 @@ def _repeat(arguments: argparse.Namespace) -> int:
         note(f"left out: {line}")
     for line in overridden(reference.plan, plan):
         note(f"  {line}")
-    with redirect_stdout(sys.stderr):
-        path = _measured(reference, plan, given, arguments.output)
+    path = _measured(reference, plan, given, arguments.output)
     note(f"record: {path}")
     code = table.print_table([path], arguments.format)
     is_text = arguments.format in ("text", "markdown")

@@ -10,12 +10,16 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import TextIO
 
 # C0 and C1, line and paragraph separators, what reverses the order of text, halves of pairs
 CONTROLS = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 CONTROL = re.compile(f"[{CONTROLS}]")
 CONTROL_IN_LINES = re.compile(f"(?!\n)[{CONTROLS}]")
+
+_results: TextIO | None = None  # stdout, while what others print there goes to stderr
 
 
 def visible(text: str) -> str:
@@ -28,9 +32,22 @@ def visible_lines(text: str) -> str:
     return CONTROL_IN_LINES.sub(_escaped, text)
 
 
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """Leave stdout to `show`: what others print there, as plug-ins do, goes to stderr."""
+    global _results
+    before = _results
+    _results = before or sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = before
+
+
 def show(text: str) -> None:
     """Print lines of a result to stdout."""
-    print(visible_lines(text))
+    print(visible_lines(text), file=_results or sys.stdout)
 
 
 def note(text: str) -> None:

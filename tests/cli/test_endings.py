@@ -202,14 +202,6 @@ def test_a_plug_in_that_cannot_be_imported_is_one_clear_error(
     assert "cannot load 'strange:Mine'" in message
 
 
-def test_what_a_decoder_prints_is_not_in_the_document(arguments, capsys):
-    argv = arguments("--decoder", f"{ME}:Chatty", "--format", "json", "--limit", "1")
-    assert main(argv) == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out)["rows"][1]["verdict"] == "exact"
-    assert "drafting!" in err
-
-
 def test_a_decoder_that_exits_is_its_own_error(arguments, capsys):
     argv = arguments("--decoder", f"{ME}:Exits,prompt_lookup", "--format", "json", "--limit", "1")
     assert main(argv) == 1

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fspad_bench.util.terminal import note, show, visible, visible_lines
+from fspad_bench.util.terminal import note, results_alone, show, visible, visible_lines
 
 SHOWN = {
     "\x1b[2J\x1b]0;title\x07": r"\x1b[2J\x1b]0;title\x07",
@@ -34,6 +34,16 @@ def test_results_go_to_stdout_and_notes_to_stderr(capsys):
     show("a\x1b\nb")
     note("c\x07\nd")
     assert capsys.readouterr() == ("a\\x1b\nb\n", "c\\x07\\nd\n")
+
+
+def test_results_alone_are_printed_to_stdout(capsys):
+    with results_alone():
+        print("chatter")
+        with results_alone():
+            show("a result")
+        show("another")
+    print("afterwards")
+    assert capsys.readouterr() == ("a result\nanother\nafterwards\n", "chatter\n")
 
 
 class Full:
