@@ -30,7 +30,7 @@ from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.benchmark.sweep import Outcome
-from fspad_bench.cli.main import main, parser
+from fspad_bench.cli.main import VERBS, main, module_of, parser
 from fspad_bench.decoders.build import check_options
 from fspad_bench.decoders.options import read_options
 from fspad_bench.drafts.head import Head
@@ -57,10 +57,11 @@ SMALL = {
     "profile": "--device cpu --dtype float64 --limit 1 --max-new-tokens 6 --threads 1",
     "throughput": "--target tiny --device cpu --limit 1 --max-new-tokens 4 --threads 1",
     "distill": "--target tiny --device cpu --rows 8 --shard 4 --threads 1",
-    "train": "--target tiny --device cpu --epochs 1 --batch-tokens 256 --threads 1",
+    "train": "--target tiny --device cpu --threads 1",
     "export": "--target tiny",
     "invariance": "--target tiny --device cpu --dtype float64 --rows 1 --prefix 9 --threads 1",
 }
+STEPS = "--epochs 1 --batch-tokens 256"  # of a training; a table has none
 TOKENS = "300"
 QUESTION = {"question_id": 1, "turns": ["who wrote it"], "reference": [["42"]]}
 CATEGORIES = ("qa", "rag", "translation", "summarization", "math_reasoning", "writing")
@@ -80,6 +81,13 @@ def test_commands_parse(command):
             if name.split(":")[0] not in OURS
         }
         check_options([] if labels == ["all"] else labels, options)
+    assert_prompts_are_named(command.arguments)
+
+
+def assert_prompts_are_named(words):
+    """Assert that a certification of a served engine says where its prompts come from."""
+    if words[0] == "certify" and "--served" in words:
+        assert {"--tokenizer", "--prompts"} & set(words), words
 
 
 def test_examples_of_the_help_parse():
@@ -93,12 +101,31 @@ def test_examples_of_the_help_parse():
             assert program == "fspad-bench"
             assert parser().parse_args(words)
             assert verb in ("", words[0])
+            assert_prompts_are_named(words)
 
 
 def test_every_verb_stands_in_the_table_of_verbs():
     text = text_of(ROOT / "docs" / "command-line.md")
     listed = {row[0].split("]")[0].strip("[`") for row in table_rows(text) if "](#" in row[0]}
     assert listed == set(verbs())
+
+
+def test_a_sweep_has_the_flags_of_a_run_that_the_document_says():
+    flags = {
+        verb: {flag for action in verbs()[verb]._actions for flag in action.option_strings}
+        for verb in ("run", "sweep")
+    }
+    text = " ".join(text_of(ROOT / "docs" / "command-line.md").split())
+    assert flags["run"] - flags["sweep"] == {"--like", "--plan"}
+    assert "The flags are those of `run`, but for `--like` and `--plan`" in text
+
+
+def test_verbs_that_may_fail_are_named_with_their_exit_code():
+    rows_of_codes = table_rows(text_of(ROOT / "docs" / "command-line.md"))
+    (meaning,) = (row[1] for row in rows_of_codes if row[0] == "1")
+    failing = {name for name in VERBS if hasattr(module_of(name), "FAILED")}
+    assert failing >= {"sweep", "throughput"}
+    assert [name for name in failing if f"`{name}`" not in meaning] == []
 
 
 def test_no_other_program_is_called_than_those_we_know():
@@ -182,8 +209,9 @@ def reduced(command):
     verb = words[0]
     if verb == "train" and "--init" not in words:
         words += ["--tokens", TOKENS]
-    if verb == "train" and "--init" not in words and "aded" not in words:
-        words += ["--draft-vocabulary", "40"]
+    if verb == "train" and "aded" not in words:
+        words += STEPS.split()
+        words += [] if "--init" in words else ["--draft-vocabulary", "40"]
     if verb == "distill" and "--of" not in words:
         words += ["--tokens", TOKENS]
     if verb in ("distill", "train", "export", "run"):

@@ -85,7 +85,7 @@ class Outcome:
 class Resources:
     """The resources of each cell, and how often one that was killed is tried again.
 
-    `workers` cells run at once, 0 for as many as the executor has room for. `settings` are the
+    `workers` cells run at once; 0 leaves their number to the executor. `settings` are the
     executor's own, such as a partition of Slurm.
     """
 

@@ -19,7 +19,9 @@ PICTURES = (".png", ".pdf", ".svg")
 
 MEASURING = "float32 on the CPU, bfloat16 on a GPU"
 LEARNING = "bfloat16, or float32 where the CPU has no products in bfloat16"
-"""The default precision of a target that is measured, and of one that a draft learns from."""
+CERTIFYING = "float32, or float64 of tiny"
+"""The default precision of a target that is measured, of one that a draft learns from, and of one
+that certifies."""
 
 
 class Given(argparse.Action):

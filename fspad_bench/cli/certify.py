@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fspad_bench.cli import certify_served
 from fspad_bench.cli.arguments import (
+    CERTIFYING,
     REPORT_FORMATS,
     add_decoder_options,
     add_device,
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_target(parser, default="tiny")
     add_device(parser)
-    add_dtype(parser, ["float32", "bfloat16", "float64"])
+    add_dtype(parser, ["float32", "bfloat16", "float64"], CERTIFYING)
     add_decoder_options(parser)
     add_penalties(parser.add_argument_group("sampling of the decoders' checks"))
     effort = parser.add_mutually_exclusive_group()

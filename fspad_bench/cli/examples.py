@@ -70,7 +70,8 @@ EXAMPLES: dict[str, str] = {
   fspad-bench certify --decoder my_decoder:MyDecoder --quick
   fspad-bench certify --decoder fspad -D fspad.verify=rejection
   fspad-bench certify --served http://localhost:8000 --plain http://localhost:8001 --tokenizer MODEL
-  fspad-bench certify --served http://localhost:8000 --plain-extra '{"speculative": false}' --quick
+  fspad-bench certify --served http://localhost:8000 --plain-extra '{"speculative": false}' \
+--tokenizer MODEL --quick
 """,
     "invariance": """
   fspad-bench invariance

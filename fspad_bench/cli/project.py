@@ -77,6 +77,10 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raise BenchError for arguments that do not go together."""
     if bool(arguments.records) == bool(arguments.golden):
         raise BenchError("name records, or a file with --golden", "one of the two")
+    if arguments.golden and arguments.against:
+        raise BenchError(
+            "--against is of a record: golden lengths name no decoder and no task", "leave it out"
+        )
     device = [arguments.shape, arguments.bandwidth, arguments.tflops]
     if any(device) and not all(device):
         raise BenchError(

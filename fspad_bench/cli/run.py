@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fspad_bench.benchmark.plan import PRECISIONS
+from fspad_bench.benchmark.plan import PRECISIONS, Plan
 from fspad_bench.benchmark.shards import of_process
 from fspad_bench.cli import table
 from fspad_bench.cli.arguments import (
@@ -27,12 +28,13 @@ from fspad_bench.util.errors import BenchError
 from fspad_bench.util.terminal import note, show
 
 if TYPE_CHECKING:
-    from fspad_bench.benchmark.plan import Plan
     from fspad_bench.benchmark.record import Key
     from fspad_bench.benchmark.repeat import Reference
 
 BESIDE_A_PLAN = {"--output", "--format"}
-FIELDS = {"decoder": "decoders", "task": "tasks", "temperature": "temperatures"}  # of a plan
+RENAMED = {"decoders": "decoder", "tasks": "task", "temperatures": "temperature"}
+FLAGS = {field.name: RENAMED.get(field.name, field.name) for field in fields(Plan)}
+"""Field of a plan -> the argument that gives it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,14 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def plan_from(arguments: argparse.Namespace) -> Plan:
     """Return the plan that the arguments ask for. Raises BenchError where they are too few."""
-    from fspad_bench.benchmark.plan import Plan
-
     if missing := [f"--{name}" for name in ("decoder", "task") if name not in arguments.given]:
         raise BenchError(
             f"the following arguments are required: {', '.join(missing)}",
             "`--help` lists the arguments",
         )
-    return Plan(**_chosen(arguments))
+    return Plan(**_chosen(arguments, arguments.data))
 
 
 def _read_plan(arguments: argparse.Namespace) -> Plan:
@@ -118,29 +118,30 @@ def _flags(arguments: argparse.Namespace) -> set[str]:
     return stored | {flag for flag, is_given in others.items() if is_given}
 
 
-def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a plan as the arguments say, defaults included."""
+def _chosen(arguments: argparse.Namespace, data: str) -> dict[str, Any]:
+    """Return the fields of a plan as the arguments say, defaults included.
+
+    `data`: the source whose tasks `--task all` stands for.
+    """
     from fspad_bench.benchmark.record import VANILLA
     from fspad_bench.benchmark.tasks import tasks_of
     from fspad_bench.decoders.options import read_options, split_names
 
-    chosen = {
-        FIELDS.get(name, name): getattr(arguments, name)
-        for name in (
-            *("target", "data", "limit", "temperature", "top_p", "top_k", "seed"),
-            *("max_new_tokens", "dtype", "device", "threads", "log_samples"),
-            *("repeats", "aa", "shard", "min_p", "repetition_penalty", "presence_penalty"),
-            *("frequency_penalty", "no_repeat_ngram_size"),
-        )
-    }
+    chosen = {name: getattr(arguments, flag) for name, flag in FLAGS.items()}
     chosen["options"] = read_options(arguments.options)
     if arguments.decoder is not None:
         others = [name for name in split_names(arguments.decoder) if name != VANILLA]
         chosen["decoders"] = [VANILLA, *others]
     if arguments.task is not None:
-        is_all = arguments.task == "all"
-        chosen["tasks"] = tasks_of(arguments.data) if is_all else split_names(arguments.task)
+        chosen["tasks"] = tasks_of(data) if arguments.task == "all" else split_names(arguments.task)
     return chosen
+
+
+def _given(arguments: argparse.Namespace) -> set[str]:
+    """Return the fields of a plan that the user gave."""
+    given = {name for name, flag in FLAGS.items() if flag in arguments.given}
+    given |= {name for name in ("options", "log_samples") if getattr(arguments, name)}
+    return given if arguments.aa else given | {"aa"}
 
 
 def _repeat(arguments: argparse.Namespace) -> int:
@@ -150,14 +151,12 @@ def _repeat(arguments: argparse.Namespace) -> int:
     from fspad_bench.util.paths import user_path
 
     reference = Reference.read(table.record_file(user_path(arguments.like)))
-    given = {FIELDS.get(name, name) for name in arguments.given}
-    given |= {name for name in ("options", "log_samples") if getattr(arguments, name)}
-    given |= set() if arguments.aa else {"aa"}
-    chosen = {name: value for name, value in _chosen(arguments).items() if name in given}
-    plan = of_process(reference.changed(chosen))
-    reference.check_output(arguments.output)
+    given = _given(arguments)
     if "data" not in given:
-        reference.check_file(plan.data)
+        reference.check_file(reference.plan.data)
+    chosen = _chosen(arguments, arguments.data if "data" in given else reference.plan.data)
+    plan = of_process(reference.changed({name: chosen[name] for name in given}))
+    reference.check_output(arguments.output)
     note(f"repeating {reference.path}")
     for line in reference.records.damaged:
         note(f"left out: {line}")

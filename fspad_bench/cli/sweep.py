@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes of this machine, ray, slurm, or a package's (default: %(default)s)",
     )
     group.add_argument(
-        "--workers", type=whole, default=0, metavar="N", help="cells at once (default: what fits)"
+        "--workers",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="cells at once (default: what fits; 1 on processes without --gpus)",
     )
     group.add_argument("--cpus", type=positive, default=1, help="processors a cell (default: 1)")
     group.add_argument("--gpus", type=whole, default=0, help="GPUs a cell (default: 0)")

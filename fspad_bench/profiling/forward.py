@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from fspad_bench.drafts.sizing import costs, timing
 from fspad_bench.engine.target import LARGEST_TREE, TransformersTarget
 from fspad_bench.profiling.timing import copy_bandwidth
+from fspad_bench.util.errors import BenchError
 from fspad_bench.util.grid import grid
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)
-LENGTHS = (256, 512, 1024, 2048, 4096)
+LENGTHS = (costs.NEAR, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ class ForwardCosts:
 
 
 def forward_costs(target: TransformersTarget) -> ForwardCosts:
-    """Measure a target's forwards, up to the prefix lengths that its context allows."""
+    """Measure a target's forwards, up to the prefix lengths that its context allows.
+
+    Raises BenchError where it allows none of them.
+    """
+    check_context(target)
     lengths = [n for n in LENGTHS if n + LARGEST_TREE <= target.max_length]
     by_nodes = timing.forward_seconds(target, [(nodes, costs.NEAR) for nodes in NODES])
     by_length = timing.forward_seconds(target, [(1, length) for length in lengths])
@@ -59,6 +64,17 @@ def forward_costs(target: TransformersTarget) -> ForwardCosts:
         copy_bandwidth=copy_bandwidth(target.device),
         windows=target.heads.windows,
     )
+
+
+def check_context(target: TransformersTarget) -> None:
+    """Raise BenchError for a context in which no forward can be timed."""
+    needed = costs.NEAR + LARGEST_TREE
+    if target.max_length < needed:
+        raise BenchError(
+            f"{target.name} has a context of {target.max_length} tokens: timing its forwards takes "
+            f"{needed}",
+            "name another --target",
+        )
 
 
 def _weight_bytes(target: TransformersTarget) -> int:

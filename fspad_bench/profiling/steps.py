@@ -29,7 +29,7 @@ from fspad_bench.engine.device_loop import DeviceLoop, replayed
 from fspad_bench.engine.session import Scores, Session
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.profiling import forward
-from fspad_bench.profiling.forward import ForwardCosts, forward_costs, milliseconds
+from fspad_bench.profiling.forward import ForwardCosts, check_context, forward_costs, milliseconds
 from fspad_bench.util.grid import grid
 from fspad_bench.util.progress import Progress
 
@@ -89,10 +89,11 @@ def profile(
     forwards.
 
     The first prompt is decoded once more before, as a warm-up. Raises ValueError for an engine of
-    its own.
+    its own, BenchError for a context that is too short.
     """
     if decoder.drafter is None:
         raise ValueError(f"{decoder.label} is an engine of its own")
+    check_context(target)
     baseline = Decoder("vanilla", target, drafter=Vanilla(target))
     vanilla: Loop = HostLoop(target, Vanilla(target))
     steps: Steps = HostSteps(target, decoder.drafter)

@@ -7,6 +7,7 @@ import pytest
 from commands import ME
 
 from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.tasks import tasks_of
 from fspad_bench.cli.main import main
 
 
@@ -133,3 +134,14 @@ def test_a_file_without_a_plan_is_told_with_what_one_is(refused, tmp_path):
     path.write_text("garbage")
     assert "holds no plan: not JSON" in refused(["run", "--plan", path])
     assert "cannot read" in refused(["run", "--plan", tmp_path / "none"])
+
+
+def test_all_tasks_are_those_of_the_records_data(record, data, tmp_path):
+    """A file is taken for one of every task; of bundled samples some tasks have none."""
+    data.write_text('{"turns": ["Hello?"]}\n')
+    path = record("--limit", "1", "--max-new-tokens", "2")
+    assert like(path, tmp_path / "again", "--task", "all") == 0
+    (again,) = (tmp_path / "again").glob("*.jsonl")
+    tasks = header(again)["plan"]["tasks"]
+    assert tasks == tasks_of(str(data))
+    assert set(tasks) > set(tasks_of("bundled"))

@@ -4,7 +4,7 @@ import pytest
 
 from fspad_bench.benchmark import processes
 from fspad_bench.benchmark.runner import Runner
-from fspad_bench.benchmark.sweep import Outcome
+from fspad_bench.benchmark.sweep import Outcome, Resources
 from fspad_bench.cli.main import main
 
 SWEEP = "sweep --target tiny --data bundled --limit 1 --max-new-tokens 4 --no-aa --task gsm8k"
@@ -83,3 +83,11 @@ def test_a_sweep_that_measured_nothing_is_an_error(swept):
 def test_bad_input(capsys, words, message):
     assert main([*SWEEP.split(), *words.split()]) == 2
     assert message in capsys.readouterr().err.splitlines()[0]  # no cell has been tried
+
+
+def test_the_help_says_how_many_cells_run_at_once(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "cells at once (default: what fits; 1 on processes without --gpus)" in said
+    assert processes.Processes(Resources(), tmp_path).workers == 1

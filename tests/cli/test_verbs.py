@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from fspad_bench.cli.main import VERBS, main, module_of
-from fspad_bench.models import smollm2
+from fspad_bench.lossless import certify
+from fspad_bench.models import load, smollm2
 
 
 def test_a_table_of_anything_but_records_is_refused(refused, data, tmp_path):
@@ -120,6 +121,23 @@ def test_help_goes_to_stdout_with_code_0(capsys, words):
     out, err = capsys.readouterr()
     assert "fspad-bench" in out
     assert err == ""
+
+
+def test_certify_runs_in_the_precision_that_its_help_states(capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        main(["certify", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "precision of the target (default: float32, or float64 of tiny)" in said
+    loaded = {}
+
+    def load_target(name, *, device, dtype=None):
+        loaded[name] = dtype  # None: its own, float64
+
+    monkeypatch.setattr(load, "load_target", load_target)
+    monkeypatch.setattr(load, "devices_named", lambda name: [name])
+    monkeypatch.setattr(certify, "certify", lambda *_: [])
+    main("certify --decoder vanilla --target smollm2-135m --device cuda".split())
+    assert loaded == {"tiny": None, "smollm2-135m": "float32"}
 
 
 # verbs that answer at once

@@ -319,6 +319,7 @@ def test_the_verb_replays_golden_lengths(tmp_path, capsys):
         (["RECORD", "--batch", "8"], "--batch and --draft-cost are of a roofline"),
         (["--golden", "g.yaml"], "golden lengths say nothing about costs"),
         (["RECORD", "--golden", "g.yaml"], "name records, or a file with --golden"),
+        (["--golden", "g.yaml", "--against", "RECORD"], "--against is of a record"),
         (
             ["RECORD", "--shape", "llama4", "--bandwidth", "1", "--tflops", "1"],
             "unknown shape 'llama4'",

@@ -18,7 +18,7 @@ from fspad_bench.engine.session import Session
 from fspad_bench.engine.target import LARGEST_TREE
 from fspad_bench.models.load import load_target
 from fspad_bench.profiling import forward, steps, timing
-from fspad_bench.profiling.forward import ForwardCosts, forward_costs
+from fspad_bench.profiling.forward import LENGTHS, ForwardCosts, forward_costs
 from fspad_bench.profiling.steps import PARTS, Clock, Profile, profile, render
 
 PROMPTS = [list(range(30, 52)), [40, 41, 42] * 8]
@@ -154,6 +154,19 @@ def test_a_longer_prefix_is_measured_where_it_fits(tiny):
     costs = forward_costs(tiny)
     assert list(costs.lengths) == [16, 32]
     assert costs.entry_bytes == 2 * 2 * tiny.config.num_key_value_heads * tiny.config.head_dim * 8
+
+
+def test_a_context_without_room_for_the_forwards_is_one_clear_error(
+    tiny, capsys, monkeypatch, quick_runs
+):
+    monkeypatch.setattr(forward, "LENGTHS", LENGTHS)
+    monkeypatch.setattr(type(tiny), "max_length", 383)
+    assert main("profile --target tiny --limit 1 --max-new-tokens 4".split()) == 2
+    error, hint = capsys.readouterr().err.splitlines()  # nothing was decoded before
+    assert error == "error: tiny has a context of 383 tokens: timing its forwards takes 384"
+    assert hint == "hint:  name another --target"
+    monkeypatch.setattr(type(tiny), "max_length", 384)
+    assert list(forward_costs(tiny).lengths) == [256]
 
 
 def test_answers_of_one_token_have_no_steps(tiny, capsys):
