@@ -30,9 +30,9 @@ NODES = 12
 class DraftModel(ModelDrafter):
     """A tree or chain drafted by a causal language model.
 
-    model   a preset, folder or hub id whose tokenizer is the target's; the folder of a draft model
-            that `train` made for the target; `shipped`: the package's own of these; `self`: the
-            target without a share `skip` of its layers, evenly spread.
+    model   a preset, folder or hub id whose tokenizer is the target's; a draft model that `train`
+            made for the target, by folder or hub id; `shipped`: the package's own of these;
+            `self`: the target without a share `skip` of its layers, evenly spread.
     shape   `chain`, or `tree`: `top_k` paths a level, each with `top_k` children, of which the most
             likely make a tree of `nodes` with the root.
     length  levels, unless no path at a level has a chance of at least `stop`.

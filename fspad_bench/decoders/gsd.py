@@ -30,9 +30,9 @@ NODES = 24
 class Gsd(ModelDrafter):
     """A graph drafted by a causal language model, unrolled into a tree.
 
-    model   a preset, folder or hub id whose tokenizer is the target's; the folder of a draft model
-            that `train` made for the target; `shipped`: the package's own of these; `self`: the
-            target without a share `skip` of its layers, evenly spread.
+    model   a preset, folder or hub id whose tokenizer is the target's; a draft model that `train`
+            made for the target, by folder or hub id; `shipped`: the package's own of these;
+            `self`: the target without a share `skip` of its layers, evenly spread.
     n_tree, repeat, prob_threshold, sibling_threshold, length, nodes
             see `drafts.trees.graph.GraphShape`.
     depth   of the unrolled tree, which may be deeper than what was drafted.

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from fspad_bench.drafts.head import ABOUT, Head, load_head, shipped
+from fspad_bench.drafts.head import Head, load_head, shipped
+from fspad_bench.drafts.hub_heads import head_folder, is_trained
 from fspad_bench.drafts.network import DraftOutput, HeadNetwork
 from fspad_bench.drafts.shape import Shape
 from fspad_bench.drafts.vocabulary import Vocabulary
@@ -31,7 +32,6 @@ from fspad_bench.engine.architecture import rope_types
 from fspad_bench.engine.stock import take_buffers
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.util.errors import BenchError
-from fspad_bench.util.paths import user_path
 
 SHIPPED = "shipped"
 LAYERS = 2  # unless another number is asked for
@@ -120,14 +120,16 @@ def spread_layers(count: int, layers: int) -> list[int]:
 
 
 def trained_model(name: str, target: TransformersTarget) -> Head | None:
-    """Return the trained draft model that a user named: its folder, or `shipped`.
+    """Return the trained draft model that a user named: its folder, its repository on the hub as
+    OWNER/NAME or OWNER/NAME@REVISION, or `shipped`.
 
     None where the name is that of any other language model. Raises BenchError for a head of another
     kind or target.
     """
     if name != SHIPPED:
-        folder = user_path(name)
-        return load_head(folder, target, LanguageNetwork) if (folder / ABOUT).is_file() else None
+        if not is_trained(name):
+            return None
+        return load_head(head_folder(name), target, LanguageNetwork)
     folder = shipped(LanguageNetwork.architecture, target.name)
     if not folder.is_dir():
         raise BenchError(

@@ -7,6 +7,7 @@ folders of paths, stay here (`private`); records hold both, so they are publishe
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from fspad_bench.benchmark.titles import names_of, place_of
 from fspad_bench.drafts.head import ABOUT, WEIGHTS
 from fspad_bench.publishing.facts import caveats, model_id
 from fspad_bench.publishing.private import base_names, decoder_name
+from fspad_bench.util import registry
 from fspad_bench.util.errors import BenchError
 from fspad_bench.util.text import file_bytes, json_value
 
@@ -32,6 +34,7 @@ REQUIRED = ("target", "decoder", "identity")
 OPTIONAL = ("version", "parameters", "conversations", "answer_tokens", "tokens_seen")
 SHORT_HASH = 8
 TAGS = ["speculative-decoding", "fspad-bench"]
+ANY_HEAD = f"{registry.PACKAGE}.decoders.variants:AnyHead"
 Files = Mapping[str, bytes]
 """Path in the repository -> content."""
 
@@ -43,11 +46,14 @@ def head_repository(folder: Path, repo: str, license_: str, model: str | None) -
     decoder = str(about["decoder"])
     facts = {**dict.fromkeys(OPTIONAL), **about}
     public = _without_commands(about)
+    label, option = _run_by(str(about.get("architecture", decoder)))
     card = _render(
         "head_card.md",
         front=_front(license=license_, base_model=target, tags=[*TAGS, decoder]),
         repo=repo,
         target=target,
+        label=label,
+        option=option,
         about=facts,
         stages=_stages(about),
         held_out=sorted(_figures(about.get("held_out"))),
@@ -73,6 +79,14 @@ def _about(folder: Path) -> dict[str, Any]:
             "give the folder that `fspad-bench train` wrote",
         ) from error
     return about
+
+
+def _run_by(architecture: str) -> tuple[str, str]:
+    """Return the label of a decoder that runs a head of an architecture, and its option for it."""
+    if architecture not in registry.names(registry.DECODERS):
+        return f"{architecture}={ANY_HEAD}", f"{architecture}.head"
+    options = inspect.signature(registry.resolve(registry.DECODERS, architecture)).parameters
+    return architecture, f"{architecture}.{'head' if 'head' in options else 'model'}"
 
 
 def results_repository(

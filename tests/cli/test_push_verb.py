@@ -1,6 +1,7 @@
 """Repositories of the hub: what a dry run writes, what is pushed, and what stays here."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import datasets
@@ -8,7 +9,9 @@ import huggingface_hub
 import pytest
 import yaml
 
-from fspad_bench.cli.main import main
+from fspad_bench.cli.main import main, parser
+from fspad_bench.decoders.build import check_options
+from fspad_bench.decoders.options import read_options, split_names
 from fspad_bench.drafts.head import shipped
 
 
@@ -47,6 +50,8 @@ def test_a_head_becomes_a_model_repository(tmp_path, capsys):
         "tags": ["speculative-decoding", "fspad-bench", "fspad"],
     }
     assert "-D fspad.head=lab/fspad-tiny" in card
+    counted = f"{about['conversations']} conversations, {about['answer_tokens']} answer tokens"
+    assert f"| data | {counted} |" in card
 
 
 def test_the_head_that_was_written_can_be_run(tmp_path, quick_runs):
@@ -54,6 +59,24 @@ def test_the_head_that_was_written_can_be_run(tmp_path, quick_runs):
     run = "run --target tiny --decoder fspad --task gsm8k --data bundled --limit 1 --no-aa"
     words = [*run.split(), "--max-new-tokens", "4", "-D", f"fspad.head={tmp_path / 'head'}"]
     assert main([*words, "--output", str(tmp_path / "records")]) == 0
+
+
+def command(card):
+    """Return the words of the command that a card shows, without the program's name."""
+    (line,) = [line for line in card.splitlines() if line.startswith("fspad-bench run ")]
+    return shlex.split(line)[1:]
+
+
+@pytest.mark.parametrize("architecture", ["fspad", "draft_model", "wide", "fspad3"])
+def test_the_command_of_a_card_runs_the_head(heads, tmp_path, architecture):
+    folder = tmp_path / "head"
+    assert push(heads[architecture], "--repo", "lab/head", "--dry-run", folder) == 0
+    words = command((folder / "README.md").read_text())
+    arguments = parser().parse_args(words)
+    check_options(split_names(arguments.decoder), read_options(arguments.options))
+    here = [word.replace("lab/head", str(folder)) for word in words]
+    few = "--data bundled --limit 1 --no-aa --max-new-tokens 4".split()
+    assert main([*here, *few, "--output", str(tmp_path / "records")]) == 0
 
 
 def test_records_become_a_data_set(record, tmp_path):

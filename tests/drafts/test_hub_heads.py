@@ -6,6 +6,7 @@ import pytest
 from fspad_bench.drafts.drafter import find_head
 from fspad_bench.drafts.head import shipped
 from fspad_bench.drafts.hub_heads import head_folder
+from fspad_bench.drafts.language_network import trained_model
 from fspad_bench.util.errors import BenchError
 
 
@@ -14,14 +15,21 @@ def hub(monkeypatch, tmp_path):
     """`hub[0]` is what the hub gives: a folder, or an error; the calls follow."""
     asked = [tmp_path]
 
-    def snapshot_download(repo, *, revision, allow_patterns):
+    def folder(repo, revision):
         asked.append((repo, revision))
-        assert "*.safetensors" in allow_patterns
         if isinstance(asked[0], Exception):
             raise asked[0]
-        return str(asked[0])
+        return asked[0]
+
+    def snapshot_download(repo, *, revision, allow_patterns):
+        assert "*.safetensors" in allow_patterns
+        return str(folder(repo, revision))
+
+    def hf_hub_download(repo, filename, *, revision):
+        return str((folder(repo, revision) / filename).resolve(strict=True))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     return asked
 
 
@@ -59,3 +67,18 @@ def test_a_decoder_takes_a_head_from_the_hub(hub, tiny):
     head = find_head("lab/eagle", None, tiny)
     assert head.target == "tiny"
     assert hub[1:] == [("lab/eagle", None)]
+
+
+def test_a_trained_draft_model_is_taken_from_the_hub(hub, tiny):
+    hub[0] = shipped("draft_model", "tiny")
+    head = trained_model("lab/small@v1", tiny)
+    assert head.network.architecture == "draft_model"
+    assert set(hub[1:]) == {("lab/small", "v1")}
+
+
+@pytest.mark.parametrize("error", [None, ConnectionError("no route")])
+def test_another_language_model_of_the_hub_is_no_trained_one(hub, tiny, error):
+    """Its weights are not fetched to see that."""
+    hub[0] = error or hub[0]
+    assert trained_model("lab/model", tiny) is None
+    assert hub[1:] == [("lab/model", None)]
