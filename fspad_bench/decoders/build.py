@@ -232,7 +232,15 @@ def find(label: Label) -> tuple[type, dict[str, Any]]:
 
 
 def configure(label: str, options: dict[str, dict[str, str]]) -> tuple[type, dict[str, Any]]:
-    """Return the decoder's class and all its options, the user's over the preset's."""
+    """Return the decoder's class and all its options, the user's over the preset's.
+
+    Raises BenchError where the name or an option is not usable.
+    """
+    if not isinstance(label, str):
+        raise BenchError(
+            f"{label!r:.80} is no name of a decoder",
+            "give its name, or package.module:Class; fspad_bench.generate runs a drafter object",
+        )
     parts = Label.of(label)
     decoder, given = find(parts)
     for prefix in parts.option_prefixes:
@@ -266,11 +274,6 @@ def build_decoder(
 
     Raises BenchError where the name, an option or the class is not usable.
     """
-    if not isinstance(label, str):
-        raise BenchError(
-            f"{label!r:.80} is no name of a decoder",
-            "give its name, or package.module:Class; fspad_bench.generate runs a drafter object",
-        )
     cls, chosen = configure(label, options or {})
     with blamed(label, "its constructor"):
         decoder = cls(target, **chosen)

@@ -29,7 +29,7 @@ from fspad_bench.benchmark.lm_eval_tasks import NEUTRAL, SAMPLING, generation_se
 from fspad_bench.benchmark.record import PENALTIES
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler, stream_of
-from fspad_bench.decoders.build import build_decoder
+from fspad_bench.decoders.build import build_decoder, check_options
 from fspad_bench.decoders.options import read_options
 from fspad_bench.engine.penalties import Penalties
 from fspad_bench.engine.target import TransformersTarget
@@ -126,6 +126,7 @@ class DecoderLM(HFLM):
             )
         options = _decoder_options(others)
         _check_arguments(others)
+        check_options([decoder], options)
         self.target = _target(pretrained, device, dtype)
         limit = min(
             others.pop("max_length", None) or self.target.max_length, self.target.max_length

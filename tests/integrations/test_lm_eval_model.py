@@ -143,6 +143,9 @@ class TestDecodersAsModels:
             ({"dtype": "int8"}, "unknown dtype 'int8'"),
             ({"decoder": "fsapd"}, "unknown decoder 'fsapd'"),
             ({"fspad.deep": 3}, "no option 'deep'"),
+            ({"fpsad.depth": 9}, "no decoder 'fpsad'"),
+            ({"pretrained": "tinny", "decoder": "fspad", "fpsad.depth": 9}, "no decoder 'fpsad'"),
+            ({"decoder": 5}, "5 is no name of a decoder"),
             ({"log": "/nowhere/at/all"}, "cannot write /nowhere/at/all"),
         ],
     )
