@@ -37,7 +37,8 @@ Started = TypeVar("Started")
 
 
 class Shards:
-    """The written shards of a folder with their answer tokens, and those in progress, in order.
+    """The written shards of a folder with their rows and answer tokens, and those in progress, in
+    order.
 
     `damaged` names those that were written and are not whole any more, or gone.
 
@@ -63,6 +64,7 @@ class Shards:
         self.goal = goal
         self.hashes: dict[str, str] = {}
         self.answer_tokens: dict[str, int] = {}
+        self.rows: dict[str, int] = {}
         self.damaged = set(known or ())
         check_names(folder, known or {})
         for path in shard_files(folder):
@@ -96,7 +98,7 @@ class Shards:
         """Yield `start(number)` for missing shards, until those in progress should suffice."""
         self._in_progress.clear()
         for number in count():
-            name = f"shard-{number:05}.jsonl"
+            name = shard_name(number)
             if name in self.answer_tokens:
                 continue
             is_enough = self._in_progress and self._expected >= self.goal
@@ -118,8 +120,13 @@ class Shards:
         """Count a shard as written; return its answer tokens."""
         self.damaged.discard(path.name)
         self.hashes[path.name] = file_hash(path)
+        self.rows[path.name] = path.read_bytes().count(b"\n")
         self.answer_tokens[path.name] = answer_tokens(path)
         return self.answer_tokens[path.name]
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05}.jsonl"
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -174,7 +181,7 @@ def check_shards(folder: Path, manifest: Mapping[str, Any]) -> None:
     before its hash is.
     """
     hashes = known_hashes(manifest)
-    following = "" if SHARDS in manifest else f"shard-{len(hashes):05}.jsonl"
+    following = "" if SHARDS in manifest else shard_name(len(hashes))
     for name, known in hashes.items():
         path = folder / name
         if not path.is_file() or file_hash(path) != known:

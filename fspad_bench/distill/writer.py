@@ -23,7 +23,15 @@ from fspad_bench import __version__
 from fspad_bench.distill.conversations import ConversationGenerator, recipe, tokenizer_of
 from fspad_bench.distill.imported import Given, rendered
 from fspad_bench.distill.lock import exclusive, has_content
-from fspad_bench.distill.shards import FILES, MANIFEST, SHARDS, Row, Shards, known_hashes
+from fspad_bench.distill.shards import (
+    FILES,
+    MANIFEST,
+    SHARDS,
+    Row,
+    Shards,
+    known_hashes,
+    shard_name,
+)
 from fspad_bench.engine.batch import Stream, answer_streams
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.models.chat import Chat, vocabulary_hash
@@ -39,6 +47,7 @@ SHARD = 128
 AHEAD = 3  # shards in progress at once, at the least
 FILL = 2  # conversations in progress for each that the batch has room for: many wait for another
 SILENT = 16  # conversations without an answer, after which a target is refused
+WITHOUT_ROW = "refused by the chat template, without room, or without an answer"
 RECIPE = "recipe"
 DAMAGED = "delete the folder, or give another --output"
 TARGET = "target_sha256"
@@ -84,27 +93,34 @@ def distill_given(
 ) -> Path:
     """Write given conversations, as they are or with the target's answers in place of theirs.
 
-    Reasons why conversations are left out are appended to `given.left_out`.
+    Reasons why conversations are left out are appended to `given.left_out`: a call that continues a
+    data set counts those of the shards that it found, too.
     """
     parts = [given.scripts[start : start + shard] for start in range(0, len(given.scripts), shard)]
     chat = Chat(tokenizer_of(target), target.stop_ids)
+    refused: dict[int, list[str]] = {}  # shards of this call
 
     def start(number: int) -> Stream[list[Row]]:
         part = parts[number]
+        refused[number] = []
         if not regenerate:
-            return list(rendered(chat, part, given.left_out))
+            return list(rendered(chat, part, refused[number]))
         generator = ConversationGenerator(target, seed=(seed, number))
         rows = yield from generator.regenerate(part)
-        given.left_out.extend(generator.left_out)
-        missing = len(part) - len(rows) - len(generator.left_out)
-        if missing > 0:
-            given.left_out.append(f"{missing} of shard {number} had no room or no answer")
+        refused[number] += generator.left_out
         return rows
 
     settings = {"of": given.digest, "regenerate": regenerate, "seed": seed, "shard": shard}
     with exclusive(folder):
         shards = Shards(folder, shard, shards=len(parts), known=_known(folder))
         _write(target, shards, settings, start, slots)
+        for number, part in enumerate(parts):
+            name = shard_name(number)
+            reasons = refused.get(number, [])
+            others = len(part) - shards.rows[name] - len(reasons)
+            given.left_out.extend(
+                [*reasons, *[f"a conversation of {name}: {WITHOUT_ROW}"] * others]
+            )
         if not any(shards.answer_tokens.values()):
             first = given.left_out[0] if given.left_out else "the target answers none of them"
             raise BenchError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from fspad_bench.training.conversations import (
     read_files,
 )
 from fspad_bench.training.job import Trained, TrainingJob
+from fspad_bench.training.objective import Recipe
 from fspad_bench.util.errors import BenchError
 
 Figures = dict[str, float | None]
+OF_A_TABLE = {"supervise", "seed"}  # of a recipe; `seed` is that of `--data self`
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class TrigramTrainer:
             )
         if job.layers is not None:
             raise BenchError("a tri-gram table has no layers", "leave --layers out")
+        if idle := _idle(job):
+            flag = f"--{idle[0].replace('_', '-')}"
+            raise BenchError(
+                f"a tri-gram table is counted, not trained: {flag} does nothing",
+                f"leave {flag} out",
+            )
         if target.tokenizer is None:
             raise BenchError(
                 f"{target.name} has no tokenizer to build a table for", "name another --target"
@@ -72,6 +80,13 @@ class TrigramTrainer:
 
 
 ADED = TrigramTrainer()
+
+
+def _idle(job: TrainingJob) -> list[str]:
+    """Return the settings of a job that are not the default and that no table depends on."""
+    usual = asdict(Recipe())
+    given = [name for name, value in asdict(job.recipe).items() if value != usual[name]]
+    return [name for name in given if name not in OF_A_TABLE] + ["live"] * job.live
 
 
 def _build(job: TrainingJob, target: TransformersTarget, data: Sequence[Path]) -> Figures:

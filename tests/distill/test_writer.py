@@ -291,6 +291,33 @@ def test_what_a_template_refuses_is_left_out_by_name(tiny, short, template, tmp_
 
 
 @pytest.mark.parametrize("regenerate", [False, True])
+def test_what_was_left_out_before_an_interruption_is_counted(
+    tiny, short, template, tmp_path, monkeypatch, regenerate
+):
+    template(STRICT + TEMPLATE)
+
+    def left_out():
+        given = given_file(tmp_path, TURN, [SYSTEM, *TURN], TURN, TURN, [SYSTEM, *TURN])
+        sizes = {"slots": 2, "shard": 2}
+        distill_given(tiny, tmp_path / "set", given, regenerate=regenerate, seed=0, **sizes)
+        return given.left_out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_check_answers", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            left_out()
+    assert [path.name for path in shard_files(tmp_path / "set")] == ["shard-00000.jsonl"]
+    first, last = left_out()
+    assert first.startswith("a conversation of shard-00000.jsonl: refused by the chat template")
+    assert last == "'be brief': the chat template refuses a conversation: no system"
+    assert len(left_out()) == 2  # of a complete set
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("regenerate", [False, True])
 def test_given_data_of_no_use_are_an_error(tiny, short, template, tmp_path, regenerate):
     template(STRICT + TEMPLATE)
     given = given_file(tmp_path, [SYSTEM, *TURN])

@@ -72,6 +72,9 @@ def test_the_decoder_drafts_from_it(job, tiny):
         ({"initial": "head"}, "starts from no head"),
         ({"draft_vocabulary": 10}, "holds every token of its data"),
         ({"data": ["none.jsonl"]}, "no such training data"),
+        ({"recipe": Recipe(epochs=2)}, "counted, not trained: --epochs does nothing"),
+        ({"recipe": Recipe(batch_tokens=9)}, "--batch-tokens does nothing"),
+        ({"live": True}, "--live does nothing"),
     ],
 )
 def test_what_a_table_has_no_use_for_is_refused(job, changes, message):
