@@ -70,6 +70,13 @@ def test_sizes_that_are_not_given_are_settled_by_the_kind_of_tree(tiny):
     assert (adaptive["nodes"], adaptive["depth"]) == (MOST_NODES, MOST_DEPTH)
 
 
+@pytest.mark.parametrize(("nodes", "depth"), [(4, 2), (16, 2), (32, 3), (64, 5), (128, 8)])
+def test_more_nodes_of_a_fixed_tree_have_more_levels(tiny, nodes, depth):
+    """32 and 64 are those that the documents name."""
+    settings = Fspad(tiny, nodes=nodes).settings()
+    assert (settings["tree"], settings["depth"]) == ("fixed", depth)
+
+
 def test_a_vocabulary_smaller_than_top_k_bounds_it(tiny):
     head = Fspad(tiny).head
     small = replace(head, vocabulary=head.vocabulary[:3])
