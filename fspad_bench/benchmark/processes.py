@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -11,6 +12,8 @@ from threading import Event
 
 from fspad_bench.benchmark.sweep import Cell, Outcome, Resources, perform
 from fspad_bench.util.errors import BenchError
+
+MASK = "CUDA_VISIBLE_DEVICES"  # the GPUs that a process may use, by number or UUID
 
 
 class Processes:
@@ -59,7 +62,7 @@ class Processes:
                 outcome = perform(
                     cell,
                     self.output / cell.name,
-                    {"CUDA_VISIBLE_DEVICES": place} if place else None,
+                    {MASK: place} if place else None,
                     self._keep,
                 )
                 if not outcome.died or self.interrupted.is_set():
@@ -70,15 +73,28 @@ class Processes:
 
 
 def _gpus(count: int) -> list[str]:
-    """Return the GPUs of this machine in groups of `count`, as CUDA names them. Raises BenchError
-    where there is no group.
+    """Return the GPUs that this process may use in groups of `count`, as CUDA names them. Raises
+    BenchError where there is no group.
+    """
+    names = _visible_gpus()
+    groups = [names[first : first + count] for first in range(0, len(names) - count + 1, count)]
+    if not groups:
+        raise BenchError(
+            f"a cell asks for {count} GPUs, and this process may use {len(names)}",
+            "give a smaller --gpus",
+        )
+    return [",".join(group) for group in groups]
+
+
+def _visible_gpus() -> list[str]:
+    """Return the names of the GPUs that torch counts: numbers or UUIDs, as the user's own mask has
+    them, where there is one.
+
+    CUDA reads a mask up to the first name that it does not know.
     """
     import torch
 
-    there = torch.cuda.device_count()
-    groups = [range(first, first + count) for first in range(0, there - count + 1, count)]
-    if not groups:
-        raise BenchError(
-            f"a cell asks for {count} GPUs, and this machine has {there}", "give a smaller --gpus"
-        )
-    return [",".join(map(str, group)) for group in groups]
+    count = torch.cuda.device_count()
+    mask = os.environ.get(MASK)
+    names = map(str, range(count)) if mask is None else map(str.strip, mask.split(","))
+    return list(names)[:count]

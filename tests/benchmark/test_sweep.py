@@ -159,16 +159,37 @@ def test_an_interrupted_sweep_cancels_its_jobs(monkeypatch, tmp_path):
     assert cancelled == ["going"]
 
 
+def places_of(calls):
+    """The GPUs of each cell that ran."""
+    return {environment["CUDA_VISIBLE_DEVICES"] for *_, environment in calls}
+
+
 def test_each_cell_has_gpus_of_its_own(ends, monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     calls = ends(0, 0, 0)
     executor = Processes(Resources(gpus=2), tmp_path)
     assert executor.workers == 2
     list(executor.run([Cell(replace(PLAN, seed=seed)) for seed in range(3)]))
-    places = [environment["CUDA_VISIBLE_DEVICES"] for *_, environment in calls]
-    assert set(places) <= {"0,1", "2,3"}
-    with pytest.raises(BenchError, match="asks for 6 GPUs, and this machine has 5"):
+    assert places_of(calls) <= {"0,1", "2,3"}
+    with pytest.raises(BenchError, match="asks for 6 GPUs, and this process may use 5"):
         Processes(Resources(gpus=6), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mask", "visible", "expected"),
+    [
+        ("2,3", 2, ["2", "3"]),
+        ("GPU-8932f937, GPU-ab12", 2, ["GPU-8932f937", "GPU-ab12"]),
+        ("5,-1,6", 1, ["5"]),  # CUDA reads no further than a name that it does not know
+    ],
+)
+def test_cells_run_on_the_gpus_that_the_user_chose(monkeypatch, tmp_path, mask, visible, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    executor = Processes(Resources(gpus=1), tmp_path)
+    assert executor.workers == len(expected)
+    assert [executor.places.get_nowait() for _ in expected] == expected
 
 
 def test_a_finished_cell_is_known_by_its_plan_and_its_end(tmp_path):
