@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from fspad_bench.benchmark.record import VANILLA
-from fspad_bench.benchmark.speeds import if_enough
+from fspad_bench.benchmark.speeds import NO_INTERVAL, if_enough
 from fspad_bench.benchmark.stats import Cost, Interval, ratio_interval, speedup
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Drafter
@@ -74,13 +74,15 @@ class Throughput:
     """All cells of a measurement.
 
     `keeps_bits`: whether the engine's rows are the same to the bit in any company; `others`: cores
-    that other work used meanwhile; `too_large`: the batch size that did not fit the memory.
+    that other work used meanwhile; `too_large`: the batch size that did not fit the memory;
+    `speculate_up_to`: the largest batch that drafts, None for all.
     """
 
     prompts: int
     keeps_bits: bool
     others: float = 0.0
     too_large: int | None = None
+    speculate_up_to: int | None = None
     cells: list[Cell] = field(default_factory=list)
 
     def of(self, decoder: str) -> dict[int, Cell]:
@@ -92,9 +94,18 @@ class Throughput:
         vanilla, own = self._pair(cell)
         return if_enough(speedup(vanilla, own), len(own))
 
+    def drafting(self, decoder: str) -> dict[int, Cell]:
+        """Return a decoder's cells by batch size, without those of rounds that drafted nothing."""
+        limit = self.speculate_up_to
+        return {n: cell for n, cell in self.of(decoder).items() if limit is None or n <= limit}
+
     def break_even(self, decoder: str) -> Interval:
-        """Return the batch size from which on a decoder is slower than vanilla."""
-        pairs = {size: self._pair(cell) for size, cell in self.of(decoder).items()}
+        """Return the batch size from which on a decoder is slower than vanilla, among those at
+        which it drafts; nan where there is none.
+        """
+        pairs = {size: self._pair(cell) for size, cell in self.drafting(decoder).items()}
+        if not pairs:
+            return NO_INTERVAL
         return if_enough(break_even(pairs), min(len(own) for _, own in pairs.values()))
 
     def _pair(self, cell: Cell) -> Pair:
@@ -131,7 +142,7 @@ def measure(
     """
     check_shares(target)
     pools = {decoder.label: drafters(decoder, max(sizes)) for decoder in decoders}
-    result = Throughput(len(questions), keeps_bits(target))
+    result = Throughput(len(questions), keeps_bits(target), speculate_up_to=speculate_up_to)
     load = machine.Load()
     total = len(pools) * (len(questions) + sum(map(len, _runs(questions, sizes))))
     with Progress("generations", total) as progress:

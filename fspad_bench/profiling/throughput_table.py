@@ -54,30 +54,42 @@ def sentences(measured: Throughput) -> list[str]:
 
 
 def _sentence(name: str, measured: Throughput) -> str:
+    sizes = sorted(measured.drafting(name))
+    unsought = _unsought(name, measured)
+    if not sizes:
+        return f"{name}: no break-even{unsought}"
     size = measured.break_even(name)
-    sizes = sorted(measured.of(name))
-    smallest = sizes[0]
     largest = sizes[-1]
     useful = last_useful(size.value, largest)
     bounds = ""
     if size.low < size.high:  # not nan, which a single prompt has
         bounds = f" [{_size(size.low, largest)}, {_size(size.high, largest)}]"
-    if size.value == smallest:
-        return f"{name}: slower than vanilla from batch {smallest} on{bounds}: switch it off"
+    if size.value == sizes[0]:
+        return (
+            f"{name}: slower than vanilla from batch {sizes[0]} on{bounds}{unsought}: switch it off"
+        )
     slower = _slower_below(name, measured, size.value)
     if useful is None:
-        return f"{name}: break-even not reached{bounds} up to batch {largest}{slower}"
+        return f"{name}: break-even not reached{bounds} up to batch {largest}{slower}{unsought}"
     return (
-        f"{name}: break-even at batch {size.value:.1f}{bounds}{slower}: "
+        f"{name}: break-even at batch {size.value:.1f}{bounds}{slower}{unsought}: "
         f"switch it off from {useful + 1} on, --speculate-up-to {useful}"
     )
+
+
+def _unsought(name: str, measured: Throughput) -> str:
+    """Return in words above which batch size nothing was drafted, so that no break-even is there
+    to find; empty where all sizes measured drafted.
+    """
+    is_whole = measured.drafting(name).keys() == measured.of(name).keys()
+    return "" if is_whole else f", not looked for above {measured.speculate_up_to}"
 
 
 def _slower_below(name: str, measured: Throughput, size: float) -> str:
     """Return in words at which smaller batch sizes it is slower than vanilla all the same."""
     slower = [
         str(batch)
-        for batch, cell in sorted(measured.of(name).items())
+        for batch, cell in sorted(measured.drafting(name).items())
         if batch < size and measured.speedup(cell).value < 1
     ]
     return f", but slower than vanilla at {', '.join(slower)}" if slower else ""
@@ -106,7 +118,7 @@ def notes(measured: Throughput) -> list[str]:
 
 def facts(measured: Throughput) -> dict[str, Any]:
     """Return the measurement as JSON can hold it: an end of an interval that is unknown is None,
-    and so is a break-even that was not reached.
+    and so is a break-even that was not reached, or not looked for.
     """
     return {
         "prompts": measured.prompts,

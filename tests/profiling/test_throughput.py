@@ -221,6 +221,35 @@ def test_a_smaller_batch_that_is_slower_is_told_beside_the_break_even():
     assert sentence.endswith("not reached up to batch 2, but slower than vanilla at 1")
 
 
+def test_a_break_even_is_looked_for_where_something_is_drafted():
+    """Above N nothing is: speedups of 0.99 there are noise."""
+    speedups = {1: 2.0, 2: 1.5, 4: 0.99, 8: 0.99}
+    cells = [
+        cell(name, batch, [20.0 / (speedup if name == "x" else 1.0)] * 2, [10, 10])
+        for batch, speedup in speedups.items()
+        for name in ("vanilla", "x")
+    ]
+    result = measured(*cells)
+    assert 2 < result.break_even("x").value < 4
+    result.speculate_up_to = 3
+    assert math.isinf(result.break_even("x").value)
+    assert sentences(result) == ["x: break-even not reached up to batch 2, not looked for above 3"]
+    assert facts(result)["break_even"] == {"x": [None, None, None]}
+    result.speculate_up_to = 8
+    assert "not looked for" not in sentences(result)[0]
+    above = measured(*cells[4:])
+    above.speculate_up_to = 2
+    assert sentences(above) == ["x: no break-even, not looked for above 2"]
+    assert facts(above)["break_even"] == {"x": [None, None, None]}
+
+
+def test_the_measurement_knows_up_to_which_batch_it_drafted(tiny):
+    decoders = [build_decoder(name, tiny) for name in ("vanilla", "prompt_lookup")]
+    result = measure(tiny, decoders, QUESTIONS, [1, 3], speculate_up_to=2)
+    assert list(result.drafting("prompt_lookup")) == [1]
+    assert "not looked for above 2" in render(result)
+
+
 @pytest.mark.parametrize(("sizes", "kept"), [([1, 3], [1]), ([3], None)])
 def test_a_batch_that_does_not_fit_the_memory_keeps_the_smaller_ones(
     sizes, kept, tiny, monkeypatch
