@@ -33,6 +33,8 @@ CARD = "README.md"
 REQUIRED = ("target", "decoder", "identity")
 OPTIONAL = ("version", "parameters", "conversations", "answer_tokens", "tokens_seen")
 SHORT_HASH = 8
+# fields that no user types: the name of a processor may hold a slash, which begins no folder
+UNTYPED = ("machine", "device", "forward", "torch")
 TAGS = ["speculative-decoding", "fspad-bench"]
 ANY_HEAD = f"{registry.PACKAGE}.decoders.variants:AnyHead"
 Files = Mapping[str, bytes]
@@ -141,7 +143,7 @@ def _record_files(paths: Sequence[Path]) -> dict[str, bytes]:
 
 def _public(row: Row) -> Row:
     """Return a row without folders, and without the words of guards."""
-    public = {name: base_names(value) for name, value in row.items()}
+    public = {name: of if name in UNTYPED else base_names(of) for name, of in row.items()}
     public["decoder"] = decoder_name(row["decoder"])
     public["findings"] = [{"guard": finding["guard"]} for finding in row["findings"]]
     return public

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import re
 from types import SimpleNamespace
 
 import datasets
@@ -129,6 +130,17 @@ def test_what_is_no_number_is_null_and_a_device_stays(record, tmp_path):
     rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     assert [(row["score"], row["device"]) for row in rows] == [(None, "cuda:0")] * 2
     assert "cuda:0, 1 thread" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_name_of_a_machine_is_no_path(record, tmp_path):
+    machine = "AMD Ryzen 7 7840U w/ Radeon 780M Graphics, avx512f, 8 cores"
+    text = re.sub(r'"machine": "[^"]*"', f'"machine": "{machine}"', record.read_text())
+    record.write_text(text.replace('"forward": "', '"forward": "fused/'))
+    assert push(record, "--repo", "lab/results", "--dry-run", tmp_path / "out") == 0
+    lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["machine"] for row in rows] == [machine] * 2
+    assert all(row["forward"].startswith("fused/") for row in rows)
 
 
 def test_records_of_one_name_do_not_replace_each_other(record, tmp_path):
