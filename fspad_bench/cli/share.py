@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fspad_bench.publishing.facts import Facts
 
 FORMATS = ("every-eval-ever", "hub", "golden")
+GOLDEN_MODES = ("thinking_on", "thinking_off")
+ONE_LENGTH = "--decoder draft_model@chain -D draft_model.tree=fixed -D draft_model.stop=0"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--benchmark", metavar="OWNER/NAME", help="data set on the hub that collects speeds"
     )
+    group = parser.add_argument_group("golden")
+    group.add_argument(
+        "--mode",
+        choices=GOLDEN_MODES,
+        help="whether the target reasoned before it answered (default: thinking_off of presets, "
+        "which have no other mode)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,12 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _write_golden(facts: Facts, arguments: argparse.Namespace) -> None:
     from fspad_bench.publishing.golden import golden_files
 
-    files = golden_files(facts, arguments.model, arguments.source)
+    files = golden_files(facts, arguments.model, arguments.source, arguments.mode)
     if not files:
         raise BenchError(
             "no row of this record drafted chains of one length with an output shown to be the "
             "target's",
-            "run a chain, such as draft_model@chain; before schema 4 records do not hold drafts",
+            f"run a chain of one length, such as `{ONE_LENGTH}`; before schema 4 records do not "
+            "hold drafts",
         )
     for file in files:
         path = user_path(arguments.output) / file.name

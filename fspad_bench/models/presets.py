@@ -46,6 +46,9 @@ PRESETS = {
     "llama3-70b": Preset("meta-llama/Meta-Llama-3-70B-Instruct", "LLaMA-3-70B-Instruct"),
 }
 
+BUILT = {"smollm2-135m": smollm2.SHA256, "tiny": "tiny-1"}  # presets without a hub id -> identity
+FOLDER_IDENTITY = 64  # characters of a sha256
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -71,9 +74,9 @@ def resolve(name: str) -> Checkpoint:
             "time its steps with `fspad-bench profile`; besides it only `invariance` accepts it",
         )
     if name == "tiny":
-        return Checkpoint(name, None, "tiny-1")
+        return Checkpoint(name, None, BUILT[name])
     if name == "smollm2-135m":
-        return Checkpoint(name, str(smollm2.model_folder()), smollm2.SHA256)
+        return Checkpoint(name, str(smollm2.model_folder()), BUILT[name])
     if name in PRESETS:
         preset = PRESETS[name]
         return Checkpoint(name, preset.hub, preset.hub, preset.template)
@@ -86,6 +89,16 @@ def resolve(name: str) -> Checkpoint:
         f"unknown target '{name}'",
         f"{near(name, PRESETS)}; or a local folder, or a hub id owner/name",
     )
+
+
+def is_preset(name: str, identity: str) -> bool:
+    """Whether a recorded target is the preset of its name, and no folder that is called so.
+
+    A folder is identified by a sha256, a repository of the hub by its id or a commit.
+    """
+    if name in BUILT:
+        return identity == BUILT[name]
+    return name in PRESETS and len(identity) != FOLDER_IDENTITY
 
 
 def _from_folder(folder: Path) -> Checkpoint:

@@ -23,11 +23,20 @@ from fspad_bench.benchmark.record import Sample
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.titles import distribution
 from fspad_bench.decoders.label import Label
+from fspad_bench.models.presets import is_preset
 from fspad_bench.publishing.facts import Facts, caveats, dataset_name, model_id
 from fspad_bench.publishing.private import base_name, base_names, decoder_name
 from fspad_bench.util.errors import BenchError
 
-MODE = "thinking_off"  # the format's name for a chat template without a reasoning mode
+PLAIN_MODE = "thinking_off"  # the format's name
+WITHOUT_REASONING = (
+    "smollm2-135m",
+    "tiny",
+    "vicuna-7b",
+    "vicuna-33b",
+    "llama3-8b",
+    "llama3-70b",
+)  # presets whose templates have no other mode
 PROVEN = ("exact", "tie", "law")
 SHORT_HASH = 8
 
@@ -59,6 +68,13 @@ class Place(NamedTuple):
     own: str = ""
 
 
+class Model(NamedTuple):
+    """A target as the format names it: its hub id, and the mode that it answered in."""
+
+    name: str
+    mode: str
+
+
 class GoldenFile(NamedTuple):
     """A curve of one decoder on one task: its file's name and text."""
 
@@ -66,21 +82,39 @@ class GoldenFile(NamedTuple):
     text: str
 
 
-def golden_files(facts: Facts, model: str | None, source: str | None) -> list[GoldenFile]:
+def golden_files(
+    facts: Facts, model: str | None, source: str | None, mode: str | None = None
+) -> list[GoldenFile]:
     """Return a file for each decoder, task and way to sample that drafted chains of one length.
 
-    Raises BenchError for two rows of one label with one length.
+    `mode`: the format's name for how the target answered, with reasoning or without. Raises
+    BenchError for two rows of one label with one length, and without a mode unless the target has
+    only one.
     """
     name = model_id(facts.target, model)
     curves = _curves(list(_chains(facts)))
+    if not curves:
+        return []
+    own = Model(name, mode or _only_mode(facts))
     shared = Counter(_name(place, name) for place in curves)
     files = []
     for place, chains in curves.items():
         file = _name(place, name)
         if shared[file] > 1:
             file += f"-{hashlib.sha256(repr(place).encode()).hexdigest()[:SHORT_HASH]}"
-        files.append(GoldenFile(f"{file}.yaml", _text(place, chains, name, facts, source)))
+        files.append(GoldenFile(f"{file}.yaml", _text(place, chains, own, facts, source)))
     return files
+
+
+def _only_mode(facts: Facts) -> str:
+    """Return the mode of a target that has no other. Raises BenchError for one that may have."""
+    identity = str(facts.table[0]["target_identity"])
+    if facts.target in WITHOUT_REASONING and is_preset(facts.target, identity):
+        return PLAIN_MODE
+    raise BenchError(
+        f"the record does not say whether {base_name(facts.target)} reasons before it answers",
+        "name the mode with --mode thinking_on or --mode thinking_off",
+    )
 
 
 def _chains(facts: Facts) -> Iterator[Chain]:
@@ -179,7 +213,7 @@ def _name(place: Place, model: str) -> str:
 
 
 def _text(
-    place: Place, chains: Sequence[Chain], model: str, facts: Facts, source: str | None
+    place: Place, chains: Sequence[Chain], model: Model, facts: Facts, source: str | None
 ) -> str:
     labels = ", ".join(chain.label.shown for chain in chains)
     comments = [
@@ -193,4 +227,4 @@ def _text(
     ]
     lengths = {chain.drafts: round(chain.length, 2) for chain in chains}
     text = "".join(f"# {' '.join(comment.split())}\n" for comment in comments)
-    return text + yaml.safe_dump({model: {MODE: lengths}}, sort_keys=False)
+    return text + yaml.safe_dump({model.name: {model.mode: lengths}}, sort_keys=False)

@@ -1,12 +1,14 @@
 """The verb `share`: files of a record that is run here, and errors that say what to do."""
 
 import json
+import re
 import shutil
 
 import pytest
 import yaml
 
 from fspad_bench.cli.main import main
+from fspad_bench.profiling.golden import read_golden
 
 
 @pytest.fixture
@@ -86,3 +88,15 @@ def test_bad_input_of_share_is_one_clear_error(record, refused, tmp_path):
     empty.write_text("no record\n")
     assert "not a record line" in refused(["share", empty, "-o", tmp_path / "s"])
     assert not (tmp_path / "s").exists()
+
+
+def test_the_hint_of_the_golden_export_leads_to_a_curve(arguments, record, refused, tmp_path):
+    """The record is of prompt lookup, whose drafts follow the text."""
+    words = ["share", record, "-o", tmp_path / "curves", "--as", "golden"]
+    (given,) = re.findall(r"such as `(.+?)`", refused(words))
+    run = arguments("--output", tmp_path / "chains", "--max-new-tokens", "24", *given.split())
+    assert main(run) == 0
+    assert share(tmp_path / "chains", *words[2:]) == 0
+    (path,) = (tmp_path / "curves").glob("*.yaml")
+    (curve,) = read_golden(path)
+    assert (curve.mode, list(curve.lengths)) == ("thinking_off", [5])

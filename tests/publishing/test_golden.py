@@ -6,8 +6,14 @@ import pytest
 
 from fspad_bench.benchmark.record import Sample
 from fspad_bench.cli.main import main
+from fspad_bench.models.presets import PRESETS
 from fspad_bench.profiling.golden import read_golden
-from fspad_bench.publishing.golden import acceptance_length, chain_length, golden_files
+from fspad_bench.publishing.golden import (
+    WITHOUT_REASONING,
+    acceptance_length,
+    chain_length,
+    golden_files,
+)
 from fspad_bench.util.errors import BenchError
 
 LIMIT = 16
@@ -81,6 +87,32 @@ def test_a_curve_is_read_back(facts, tmp_path):
     assert (curve.model, curve.mode, curve.lengths) == ("fspad-bench/tiny", "thinking_off", {3: 3})
     assert file.text.startswith("# Source: https://example.org/run\n")
     assert "# dataset: gsm8k@bundled | greedy | output_len: 16" in file.text
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"target": "Qwen/Qwen3-8B", "target_identity": "c0ffee"},
+        {"target": "tiny", "target_identity": "ab" * 32},  # a folder of that name
+        {"target": "llama3-8b", "target_identity": "ab" * 32},
+    ],
+)
+def test_a_target_that_may_reason_needs_its_mode(facts, key, tmp_path):
+    run = chains(facts(**key), 3)
+    with pytest.raises(BenchError, match="does not say whether") as caught:
+        golden_files(run, None, None)
+    assert "--mode thinking_on" in caught.value.hint
+    (file,) = golden_files(run, None, None, "thinking_on")
+    path = tmp_path / file.name
+    path.write_text(file.text)
+    assert [curve.mode for curve in read_golden(path)] == ["thinking_on"]
+
+
+def test_presets_have_one_mode(facts):
+    llama = {"target": "llama3-8b", "target_identity": "c0ffee" * 6}
+    (file,) = golden_files(chains(facts(**llama), 3), None, None)
+    assert "  thinking_off:\n" in file.text
+    assert set(WITHOUT_REASONING) == set(PRESETS)  # a new one is looked at before it is added
 
 
 def test_several_lengths_of_one_decoder_are_one_curve(facts, tmp_path):
