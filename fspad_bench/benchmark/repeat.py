@@ -181,15 +181,24 @@ def _resolved(plan: Plan, header: dict[str, Any], records: Records) -> Plan:
     """
     first = next(iter(records.keys.values()))
     threads = plan.threads or first.threads
-    sources = header.get("sources")
-    named = set(sources.values()) if isinstance(sources, dict) else set()
-    data = named.pop() if plan.data == "auto" and len(named) == 1 else plan.data
     return replace(
         plan,
-        data=str(data),
+        data=_data(plan, header),
         dtype=plan.dtype or first.dtype,
         threads=threads if threads <= cores() else None,
     )
+
+
+def _data(plan: Plan, header: dict[str, Any]) -> str:
+    """Return a plan's source of data: for `auto` the one that all tasks had.
+
+    It stays `auto` where they had several, or one has data of its own, which `auto` finds again.
+    """
+    sources = header.get("sources")
+    named = set(sources.values()) if isinstance(sources, dict) else set()
+    if plan.data != "auto" or named not in ({"hub"}, {"bundled"}):
+        return plan.data
+    return str(named.pop())
 
 
 # what differs here

@@ -70,6 +70,14 @@ def test_auto_data_are_those_that_it_found(written):
     assert Reference.read(written(plan, name="2", header={"sources": mixed})).plan.data == "auto"
 
 
+def test_data_of_a_task_of_another_suite_are_found_again(written):
+    """Their source is the name of that suite's task, no file."""
+    sources = {"lm_eval:triviaqa": "lm_eval-0.4.13-v3.0"}
+    reference = Reference.read(written(replace(PLAN, data="auto"), header={"sources": sources}))
+    assert reference.plan.data == "auto"
+    reference.check_file(reference.plan.data)
+
+
 def test_more_threads_than_cores_stay_open(written, monkeypatch):
     monkeypatch.setattr(repeat, "cores", lambda: 2)
     assert Reference.read(written(threads=3)).plan.threads is None
