@@ -1,8 +1,9 @@
 """The generations to explain: those of a decoder on a task, or on all tasks of one place.
 
 - A group holds what was measured at one place with one way to sample: its cases can be compared.
-- A case of all tasks pools their generations: it is no mean of the tasks. Of a task that was
-  measured several times, it holds the measurement of the most prompts.
+- A case of all tasks pools their generations, where every task has some: it is no mean of the
+  tasks. Of a task that was measured several times, it holds the measurement of the most prompts,
+  the same one for all decoders.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
-from fspad_bench.benchmark.guards.prefill import hidden_work
+from fspad_bench.benchmark.generations import generations_of
 from fspad_bench.benchmark.looping import loops
 from fspad_bench.benchmark.means import SAMPLING
 from fspad_bench.benchmark.record import METHOD, VANILLA, Key, Records, Sample
-from fspad_bench.benchmark.rows import latest
-from fspad_bench.benchmark.speeds import Pair, pairs_of
+from fspad_bench.benchmark.recorded_costs import recorded_costs
+from fspad_bench.benchmark.speeds import Pair
 from fspad_bench.benchmark.times import decoded
 from fspad_bench.benchmark.titles import device_of, distribution, method, names_of, task_of
 from fspad_bench.decoders.label import Label
@@ -41,7 +42,7 @@ class Case:
 
     `paired` counts all pairs, those of which one decoded nothing included. `hidden` says what ran
     before the decode clock, in words. `costs` are what the decoder's trees were sized by, as
-    recorded.
+    recorded. `gap` says why a case has no generations.
     """
 
     decoder: str
@@ -52,10 +53,18 @@ class Case:
     hidden: str
     is_foreign: bool = False
     costs: dict[str, Any] | None = None
+    gap: str = ""
 
     @property
     def is_vanilla(self) -> bool:
         return self.decoder == VANILLA
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the decode clock saw all steps: not those of a foreign engine, nor where some of
+        the work ran before it.
+        """
+        return not (self.is_foreign or self.hidden)
 
 
 class Member(NamedTuple):
@@ -63,6 +72,10 @@ class Member(NamedTuple):
 
     key: Key
     case: Case
+
+
+Measurement = list[Member]
+"""The members of one task that were asked the same."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,7 @@ def groups(
         key = records.keys[name]
         vanilla = samples[_vanilla(records, key)] if _vanilla(records, key) else []
         case = _case(names[name], key, samples[name], vanilla, without_loops=without_loops)
-        member = Member(key, replace(case, costs=_costs(records, key)))
+        member = Member(key, replace(case, costs=recorded_costs(records, key)))
         places.setdefault(_place(key), []).append(member)
     firsts = [members[0].key for members in places.values()]
     differing = [field for field in TOLD if len({str(getattr(key, field)) for key in firsts}) > 1]
@@ -109,13 +122,15 @@ def groups(
 
 
 def pooled(cases: Sequence[Case]) -> Case:
-    """Return the cases of one decoder as one."""
+    """Return the cases of one decoder as one, which has pairs where each of them has some."""
+    has_speeds = all(case.pairs for case in cases)
+    is_paired = all(case.paired for case in cases)
     return Case(
         decoder=cases[0].decoder,
         task=ALL_TASKS,
         samples=[sample for case in cases for sample in case.samples],
-        pairs=[pair for case in cases for pair in case.pairs],
-        paired=sum(case.paired for case in cases),
+        pairs=[pair for case in cases for pair in case.pairs] if has_speeds else [],
+        paired=sum(case.paired for case in cases) if is_paired else 0,
         hidden=next((case.hidden for case in cases if case.hidden), ""),
         is_foreign=cases[0].is_foreign,
         costs=cases[0].costs,
@@ -154,12 +169,6 @@ def _vanilla(records: Records, key: Key) -> str:
     return next(same, "")
 
 
-def _costs(records: Records, key: Key) -> dict[str, Any] | None:
-    """Return the costs that a decoder measured, None unless the records hold them once."""
-    of_decoder = [costs for (label, _), costs in records.costs.items() if label == key.decoder]
-    return of_decoder[0] if len(of_decoder) == 1 else None
-
-
 def _case(
     name: str,
     key: Key,
@@ -168,9 +177,7 @@ def _case(
     *,
     without_loops: bool,
 ) -> Case:
-    own = [sample for sample in latest(samples) if not sample.error]
-    pairs = pairs_of(vanilla, own)
-    hidden = "" if key.verification == "foreign" else hidden_work(pairs)
+    own, _, pairs, hidden = generations_of(key, samples, vanilla)
     if without_loops:
         looping = {pair.decoder.place for pair in pairs if loops(pair.vanilla.tokens)}
         looping |= {sample.place for sample in own if loops(sample.tokens)}
@@ -186,30 +193,56 @@ def _group(members: Sequence[Member], differing: Sequence[str]) -> Group:
     row = asdict(members[0].key)
     told = [f"{name}={str(row[name])[:SHOWN]}" for name in differing]
     place = " · ".join([row["target"], row["dtype"], device_of(row), *told])
-    tasks: dict[str, dict[tuple[Any, ...], list[Member]]] = {}
+    tasks = _measurements(members)
+    cases = [
+        replace(member.case, task=_task(measurement, measurements))
+        for measurements in tasks
+        for measurement in measurements
+        for member in measurement
+    ]
+    return Group(place, distribution(row), cases + _pools(tasks))
+
+
+def _measurements(members: Sequence[Member]) -> list[list[Measurement]]:
+    """Return the measurements of each task: the members that were asked the same."""
+    tasks: dict[str, dict[tuple[Any, ...], Measurement]] = {}
     for member in members:
         settings = tasks.setdefault(member.case.task, {})
         settings.setdefault(member.key.setting, []).append(member)
-    by_decoder: dict[str, list[Case]] = {}
-    cases = []
-    for settings in tasks.values():
-        largest = max(settings.values(), key=_prompts)
-        for own in settings.values():
-            shown = _task(own, list(settings.values()))
-            for member in own:
-                case = replace(member.case, task=shown)
-                cases.append(case)
-                if own is largest:
-                    by_decoder.setdefault(case.decoder, []).append(case)
-    together = [pooled(own) for own in by_decoder.values()] if len(tasks) > 1 else []
-    return Group(place, distribution(row), cases + together)
+    return [list(settings.values()) for settings in tasks.values()]
 
 
-def _prompts(members: Sequence[Member]) -> int:
+def _pools(tasks: Sequence[Sequence[Measurement]]) -> list[Case]:
+    """Return a case of all tasks for each decoder, nothing where there is one task."""
+    if len(tasks) == 1:
+        return []
+    decoders: dict[str, list[Case]] = {
+        member.case.decoder: []
+        for measurements in tasks
+        for measurement in measurements
+        for member in measurement
+    }
+    for measurements in tasks:
+        for member in max(measurements, key=_prompts):
+            if member.case.samples:
+                decoders[member.case.decoder].append(member.case)
+    return [_pool(name, own, len(tasks)) for name, own in decoders.items()]
+
+
+def _pool(decoder: str, cases: Sequence[Case], tasks: int) -> Case:
+    """Return the case of all tasks, without generations unless each of so many tasks has some."""
+    measured = len({case.task for case in cases})
+    if measured == tasks:
+        return pooled(cases)
+    gap = f"not pooled over all tasks: measured on the questions of {measured} of {tasks}"
+    return Case(decoder, ALL_TASKS, [], [], 0, "", gap=gap)
+
+
+def _prompts(members: Measurement) -> int:
     return max(len({sample.sample for sample in member.case.samples}) for member in members)
 
 
-def _task(own: Sequence[Member], settings: Sequence[Sequence[Member]]) -> str:
+def _task(own: Measurement, settings: Sequence[Measurement]) -> str:
     """Return a task's name, with what tells this measurement of it from the others."""
     parts = [own[0].case.task]
     if len({members[0].key.max_new_tokens for members in settings}) > 1:

@@ -79,9 +79,12 @@ def _report(group: Group, wanted: Sequence[str]) -> Report:
 
 
 def explained(case: Case) -> Explanation:
-    """Return what is known of a case; a foreign engine's steps are what it claims, so nothing."""
-    own = None if case.is_foreign else step_times(case.samples)
-    product = None if case.is_foreign or case.hidden else chain(case.pairs)
+    """Return what is known of a case; a foreign engine's steps are what it claims, so nothing.
+
+    Where the decode clock missed some of the work, neither a step's time nor a speedup is known.
+    """
+    own = step_times(case.samples) if case.is_timed else None
+    product = chain(case.pairs) if case.is_timed else None
     accepted = acceptance([] if case.is_foreign else case.samples)
     return Explanation(
         case,
@@ -105,6 +108,8 @@ def _gaps(
     case: Case, accepted: Acceptance, own: StepTimes | None, product: Chain | None
 ) -> list[str]:
     """Return what the record does not hold of a case, and what follows from it."""
+    if case.gap:
+        return [case.gap]
     if not case.samples:
         return ["no generation is left"]
     if case.is_foreign:
@@ -162,7 +167,7 @@ def _contradict(one: Explanation, other: Explanation) -> bool:
 
 def _comparison(one: Case, other: Case) -> Comparison | None:
     pairs = pairs_of([p.decoder for p in other.pairs], [p.decoder for p in one.pairs])
-    product = None if one.hidden or other.hidden else chain(pairs)
+    product = chain(pairs) if one.is_timed and other.is_timed else None
     if product is None:
         return None
     return Comparison(one.decoder, other.decoder, one.task, product)

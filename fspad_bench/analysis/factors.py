@@ -3,11 +3,11 @@
 The speedup of a decoder over a reference is the ratio of their seconds per token, and a token's
 seconds are a step's over its tokens:
 
-    speedup = (t / t_ref) * o * (s_ref / s)
+    speedup = (t / t_ref) * (s_ref / s)
 
-with t tokens a step, s seconds a step, and o = 1 where outputs are equally long: o compares the
-tokens that a speedup counts with those that steps committed. The seconds are sums of parts, so
-ln(s_ref / s) is shared among the parts in proportion to the seconds that each adds:
+with t tokens a step and s seconds a step: steps commit every token of an output but the prefill's,
+which no decode speedup counts. The seconds are sums of parts, so ln(s_ref / s) is shared
+among the parts in proportion to the seconds that each adds:
 
     factor of part i = exp(-(s_i - s_ref,i) / L),    L = (s - s_ref) / ln(s / s_ref)
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from fspad_bench.analysis.shares import StepTimes, alike, step_times
 from fspad_bench.benchmark.record import Sample
-from fspad_bench.benchmark.speeds import Pair, cost_of
+from fspad_bench.benchmark.speeds import Pair
 
 Factors = dict[str, float]
 
@@ -32,7 +32,7 @@ Factors = dict[str, float]
 class Chain:
     """A speedup and its factors, whose product it is.
 
-    `tokens`, `output`, then each part of a step, or `step` where parts were not timed.
+    `tokens`, then each part of a step, or `step` where parts were not timed.
     `perfect_draft`: the speedup if every level drafted had been accepted, at the same cost;
     `free_draft`: that if drafting had taken no time. None: not known.
     """
@@ -52,19 +52,9 @@ def chain(pairs: Sequence[Pair]) -> Chain | None:
     if reference is None or own is None:
         return None
     samples = [pair.decoder for pair in pairs]
-    factors = {
-        "tokens": own.tokens / reference.tokens,
-        "output": _weight(samples) / _weight([pair.vanilla for pair in pairs]),
-        **_time_factors(reference, own),
-    }
+    factors = {"tokens": own.tokens / reference.tokens, **_time_factors(reference, own)}
     speedup = math.prod(factors.values())
     return Chain(speedup, factors, _perfect(speedup, samples), _free(speedup, own))
-
-
-def _weight(samples: Sequence[Sample]) -> float:
-    """Return the tokens that a speedup counts over those that steps committed."""
-    committed = sum(sum(sample.committed) for sample in samples)
-    return cost_of(samples, prefill=False).tokens / committed
 
 
 def _time_factors(reference: StepTimes, own: StepTimes) -> Factors:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fspad_bench.analysis.cases import Group
 from fspad_bench.analysis.explain import Explanation, Report
 from fspad_bench.analysis.tables import PARTS
 from fspad_bench.util.paths import disk_errors, replacing
@@ -19,7 +20,8 @@ Draw = Callable[[Any, Sequence[Explanation]], bool]
 
 
 def draw(reports: Sequence[Report], folder: Path) -> list[Path]:
-    """Write the pictures of the reports' last task, or of all tasks together, and return them.
+    """Write the pictures of the reports' last task, or of all tasks where a decoder has all, and
+    return them.
 
     Raises BenchError where the folder cannot be written.
     """
@@ -27,7 +29,7 @@ def draw(reports: Sequence[Report], folder: Path) -> list[Path]:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for number, report in enumerate(reports, 1):
-            last = report.group.cases[-1].task
+            last = _last(report.group)
             shown = [e for e in report.explanations if e.case.task == last]
             prefix = f"{number}-" if len(reports) > 1 else ""
             title = f"{report.group.title} · {last}"
@@ -36,6 +38,12 @@ def draw(reports: Sequence[Report], folder: Path) -> list[Path]:
                 if _drawn(path, title, shown, onto):
                     pictures.append(path)
     return pictures
+
+
+def _last(group: Group) -> str:
+    """Return the last task of a decoder; all tasks together stand behind the single ones."""
+    drawn = [case.task for case in group.cases if not (case.gap or case.is_vanilla)]
+    return drawn[-1] if drawn else group.cases[-1].task
 
 
 def _drawn(path: Path, title: str, shown: Sequence[Explanation], onto: Draw) -> bool:

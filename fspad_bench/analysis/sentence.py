@@ -24,12 +24,6 @@ def sentence(decoder: str, reference: str, chain: Chain) -> str:
         longer = 1 / chain.factors[name] - 1
         if abs(longer) >= LEAST:
             clauses.append(f"{SUBJECTS[name]} a step {_length(longer)}")
-    output = chain.factors["output"] - 1
-    if abs(output) >= LEAST:
-        clauses.append(
-            f"its outputs differ in length, which counts {_percent(output)} "
-            f"{'for' if output > 0 else 'against'} it"
-        )
     return "; ".join([*clauses, f"so it is {_speed(chain.speedup)}"]) + "."
 
 

@@ -14,7 +14,6 @@ from fspad_bench.analysis.explain import Explanation
 MOST_COLUMNS = 10
 ORDINALS = ("1st", "2nd", "3rd")
 PARTS = ("draft", "forward", "verification", "rest")
-UNSEEN = 0.0005  # a difference from 1 that no figure shows
 Explanations = Sequence[Explanation]
 
 
@@ -41,9 +40,7 @@ def tables(explanations: Explanations) -> list[Table]:
 def _factors(explanations: Explanations) -> Table:
     chains = [(explanation, e) for explanation in explanations if (e := explanation.chain)]
     known = {name for _, product in chains for name in product.factors}
-    if all(abs(product.factors["output"] - 1) < UNSEEN for _, product in chains):
-        known.discard("output")
-    names = [name for name in ("output", *PARTS, "step") if name in known]
+    names = [name for name in (*PARTS, "step") if name in known]
     header = ["tokens/step", *(f"× {name}" for name in names)]
     body = []
     for explanation, product in chains:

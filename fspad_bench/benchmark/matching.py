@@ -14,8 +14,10 @@ from dataclasses import fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from fspad_bench.benchmark.generations import latest
 from fspad_bench.benchmark.record import PENALTIES, VANILLA, Key, Records, Sample
-from fspad_bench.benchmark.rows import IDENTITY, Row, latest, rows
+from fspad_bench.benchmark.recorded_costs import is_sized
+from fspad_bench.benchmark.rows import IDENTITY, Row, rows
 from fspad_bench.benchmark.speeds import Pair
 
 ASKED = (
@@ -83,7 +85,7 @@ class Side:
 
     def is_sized(self, row: Row) -> bool:
         """Whether a decoder sized its trees by the costs that it measured on the machine."""
-        return any(decoder == row["decoder"] for decoder, _ in self.merged.costs)
+        return is_sized(self.merged, self.merged.keys[row["record_key"]])
 
     def samples(self, row: Row) -> dict[Turn, list[Sample]]:
         """Return the generations of a row that did not fail, of every record, by their prompts."""

@@ -1,9 +1,7 @@
-"""Where the figures of a run come from: what all its rows share, and what its costs depend on."""
+"""Where the figures of a run come from: what all its rows share."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 import torch
@@ -14,8 +12,6 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.models.chat import tokenizer_hash
 from fspad_bench.util import machine
 from fspad_bench.util.provenance import source_hash
-
-SHORT_HASH = 16  # hexadecimal digits
 
 
 def origin_of(target: TransformersTarget, prompts: Prompts) -> dict[str, Any]:
@@ -45,9 +41,3 @@ def _device(target: TransformersTarget) -> str:
     """
     placement = target.placement
     return placement.first.type if placement.is_single else str(placement)
-
-
-def costs_origin(origin: dict[str, Any], options: dict[str, Any]) -> str:
-    """Return the hash of what a decoder's costs depend on: no other run's are taken."""
-    facts = json.dumps([origin, options], sort_keys=True, default=str)
-    return hashlib.sha256(facts.encode()).hexdigest()[:SHORT_HASH]

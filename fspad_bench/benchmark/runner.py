@@ -30,10 +30,11 @@ from fspad_bench.benchmark.guards.answers import Sealed
 from fspad_bench.benchmark.guards.code import CodeGuard
 from fspad_bench.benchmark.guards.machine import MachineGuard
 from fspad_bench.benchmark.guards.watch import Watch
-from fspad_bench.benchmark.origin import SHORT_HASH, costs_origin, origin_of
+from fspad_bench.benchmark.origin import origin_of
 from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.prompts import Message, longest_conversation, prompts_of, stop_facts
 from fspad_bench.benchmark.record import VANILLA, Key, Records, Sample
+from fspad_bench.benchmark.recorded_costs import SHORT_HASH, costs_origin
 from fspad_bench.benchmark.resume import check_folder, open_record
 from fspad_bench.benchmark.samplers import Samplers
 from fspad_bench.benchmark.scored import check_answers, scores

@@ -17,6 +17,7 @@ from typing import Any
 
 from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.record import VANILLA, Records
+from fspad_bench.benchmark.recorded_costs import is_sized
 from fspad_bench.benchmark.rows import Row, rows
 from fspad_bench.decoders.label import Label
 from fspad_bench.lossless.promises import Expectation
@@ -125,11 +126,11 @@ def _outcome(expectation: Expectation, records: Records, row: Row) -> Outcome:
     keys = {name for name, key in records.keys.items() if key.decoder == row["decoder"]}
     own = [sample for sample in records.samples if sample.key in keys]
     error = next((sample.error for sample in own if sample.error), "")
-    is_sized = any(decoder == row["decoder"] for decoder, _ in records.costs)
+    key = records.keys[row["record_key"]]
     return Outcome(
         expectation,
         {**row, "error": error},
         [sample.committed for sample in own],
-        is_free=is_sized or row["scope"] == "run",
+        is_free=is_sized(records, key) or row["scope"] == "run",
         seconds=sum(sample.prefill_seconds + sample.decode_seconds for sample in own),
     )

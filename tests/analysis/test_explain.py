@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from by_hand import FAST, VANILLA, sample
@@ -9,7 +10,9 @@ from small import DRAFTED, OTHER, PLAIN, SLOW, before_schema_4, small
 
 from fspad_bench.analysis.cases import ALL_TASKS
 from fspad_bench.analysis.explain import conclusions, reports
+from fspad_bench.analysis.text import render
 from fspad_bench.benchmark.record import Records
+from fspad_bench.benchmark.recorded_costs import origin_of_key
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.util.errors import BenchError
 
@@ -70,6 +73,62 @@ def test_all_tasks_are_pooled():
     assert of(report, "fast", "nq@bundled").chain.speedup == pytest.approx(0.8 / 1.2)
 
 
+def two_tasks(*of_nq):
+    """vanilla on two tasks, fast on the first, and generations of further keys on the second."""
+    plain = replace(VANILLA, task="nq")
+    samples = [PLAIN, DRAFTED, replace(PLAIN, key=plain.hash, round="s")]
+    keys = [VANILLA, FAST, plain]
+    for key, generation in of_nq:
+        keys.append(key)
+        samples.append(replace(generation, key=key.hash, round="s"))
+    return small(*samples, keys=keys)
+
+
+def test_a_decoder_that_lacks_a_task_is_not_pooled():
+    slow = replace(SLOW, task="nq")
+    (report,) = reports(two_tasks((slow, OTHER)), ["fast", "slow"])
+    for decoder in ("fast", "slow"):
+        whole = of(report, decoder, ALL_TASKS)
+        assert whole.gaps == ["not pooled over all tasks: measured on the questions of 1 of 2"]
+        assert whole.step is whole.chain is whole.modelled is None
+    assert of(report, "vanilla", ALL_TASKS).step.steps == 16
+    assert "fast, slow: not pooled over all tasks" in render([report], "text")
+    assert report.comparisons == []
+
+
+def test_generations_that_all_failed_are_no_measurement():
+    fast = replace(FAST, task="nq")
+    (report,) = reports(two_tasks((fast, replace(DRAFTED, error="out of order"))))
+    assert of(report, "fast", ALL_TASKS).gaps[0].endswith("of 1 of 2")
+
+
+def test_a_task_without_vanilla_has_no_part_in_a_speedup_of_all():
+    nq = replace(FAST, task="nq")
+    samples = [PLAIN, DRAFTED, replace(DRAFTED, key=nq.hash)]
+    (report,) = reports(small(*samples, keys=(VANILLA, FAST, nq)))
+    whole = of(report, "fast", ALL_TASKS)
+    assert whole.step.steps == 6
+    assert whole.chain is None
+    assert "vanilla did not answer the same prompts" in whole.gaps[-1]
+
+
+def test_the_pool_of_a_task_measured_twice_is_of_the_same_questions_for_all():
+    """vanilla and slow answered more questions of nq than fast, which is told."""
+    more = {"task": "nq", "data_sha256": "cd" * 32}
+    few = [(replace(key, task="nq"), s) for key, s in ((VANILLA, PLAIN), (FAST, DRAFTED))]
+    many = [
+        (replace(key, **more), replace(generation, sample=name))
+        for key, generation in ((VANILLA, PLAIN), (SLOW, OTHER))
+        for name in "bc"
+    ]
+    first = [(VANILLA, PLAIN), (FAST, DRAFTED), (SLOW, OTHER)]
+    every = [*first, *few, *many]
+    samples = [replace(generation, key=key.hash) for key, generation in every]
+    (report,) = reports(small(*samples, keys=[key for key, _ in every]))
+    assert of(report, "slow", ALL_TASKS).step.steps == 12
+    assert of(report, "fast", ALL_TASKS).gaps[0].endswith("of 1 of 2")
+
+
 def test_temperatures_are_groups_of_their_own():
     warm = [replace(key, temperature=1.0) for key in (VANILLA, FAST)]
     samples = [replace(PLAIN, key=warm[0].hash), replace(DRAFTED, key=warm[1].hash)]
@@ -113,7 +172,8 @@ class TestGaps:
         key = replace(FAST, verification="foreign")
         claiming = replace(DRAFTED, key=key.hash)  # as schemas 1 and 2 recorded its claims
         for engine in (sample(key, "a", 9, 0.0), claiming):
-            (report,) = reports(small(PLAIN, engine, keys=(VANILLA, key)))
+            (report,) = reports(small(PLAIN, engine, keys=(VANILLA, key)), ["fast", "vanilla"])
+            assert report.comparisons == []
             explanation = of(report, "fast")
             assert "an engine of its own" in explanation.gaps[0]
             assert explanation.step is explanation.chain is None
@@ -122,6 +182,11 @@ class TestGaps:
     def test_hidden_work_takes_the_speedup_away(self):
         (gap,) = self.gaps(PLAIN, replace(DRAFTED, prefill_forwards=3))
         assert gap == "no decode speedup: 2 full forwards ran before its decode clock started"
+
+    def test_of_hidden_work_no_time_of_a_step_is_told(self):
+        (report,) = reports(small(PLAIN, replace(DRAFTED, prefill_forwards=3), OTHER))
+        assert of(report, "fast").step is None
+        assert of(report, "slow").step is not None
 
     def test_generations_that_all_failed_leave_nothing(self):
         (gap,) = self.gaps(PLAIN, replace(DRAFTED, error="out of order"))
@@ -162,6 +227,39 @@ def test_costs_of_forwards_give_a_modelled_speedup():
     assert of(reports(every)[0], "fast").modelled == pytest.approx(4 / 3 * 0.2 / 0.16)
 
 
+class TestCosts:
+    """A forward of 60 ms by these costs makes a step of 160 ms, where 200 were measured."""
+
+    COSTS: ClassVar = {"greedy": {"forward": [0.06] * 12}}
+
+    def modelled(self, costs, *keys):
+        """The modelled speedup of `fast` at each key, by its depth."""
+        samples = [replace(DRAFTED, key=key.hash) for key in keys]
+        every = small(PLAIN, *samples, keys=(VANILLA, *keys))
+        every.costs.update(costs)
+        (report,) = reports(every)
+        return [e.modelled for e in report.explanations if e.case.decoder.startswith("fast")]
+
+    def test_they_are_those_of_the_rows_own_options(self):
+        deep = replace(FAST, options={"depth": 5})
+        costs = {("fast", origin_of_key(deep)): self.COSTS}
+        assert self.modelled(costs, FAST, deep) == [None, pytest.approx(5 / 3)]
+
+    def test_they_are_those_of_the_rows_own_machine(self):
+        other = replace(FAST, machine="another")
+        costs = {("fast", origin_of_key(other)): self.COSTS}
+        assert self.modelled(costs, FAST) == [None]
+        costs["fast", origin_of_key(FAST)] = {"forward": [0.2] * 12}
+        assert self.modelled(costs, FAST) == [pytest.approx(4 / 3 * 0.2 / 0.3)]
+
+    def test_those_of_an_old_record_count_where_they_stand_alone(self):
+        old = {("fast", ""): self.COSTS}
+        assert self.modelled(old, FAST) == [pytest.approx(5 / 3)]
+        deep = replace(FAST, options={"depth": 5})
+        assert self.modelled(old, FAST, deep) == [None, None]
+        assert self.modelled({**old, ("fast", origin_of_key(deep)): {}}, FAST) == [None]
+
+
 @pytest.mark.parametrize("costs", [{}, {"forward": [1.0]}, {"forward": ["a"] * 12}, {"x": 3}])
 def test_costs_that_cannot_be_read_give_no_model(costs):
     every = small(PLAIN, DRAFTED, keys=(VANILLA, FAST))
@@ -187,7 +285,7 @@ def test_a_shipped_record_of_a_gpu_says_what_it_lacks():
     greedy, sampled = reports(Records.read(path))
     for report in (greedy, sampled):
         fspad = of(report, "fspad", ALL_TASKS)
-        assert set(fspad.chain.factors) == {"tokens", "output", "step"}
+        assert set(fspad.chain.factors) == {"tokens", "step"}
         assert any("parts of a step were not timed" in gap for gap in fspad.gaps)
 
 

@@ -38,6 +38,14 @@ def test_groups_are_numbered_and_nothing_is_drawn_of_nothing(tmp_path):
     assert [path.name for path in written] == ["1-steps.svg", "2-steps.svg"]
 
 
+def test_a_decoder_that_lacks_a_task_is_drawn_on_its_own(tmp_path):
+    nq = replace(VANILLA, task="nq")
+    every = reports(small(PLAIN, DRAFTED, replace(PLAIN, key=nq.hash), keys=(VANILLA, FAST, nq)))
+    written = draw(every, tmp_path)
+    assert [path.name for path in written] == ["acceptance.svg", "steps.svg", "factors.svg"]
+    assert "gsm8k@bundled" in written[0].read_text()
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(BenchError, match="cannot write to"):

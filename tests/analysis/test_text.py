@@ -9,7 +9,6 @@ from small import DRAFTED, PLAIN, before_schema_4, small
 
 from fspad_bench.analysis.explain import reports
 from fspad_bench.analysis.text import render
-from fspad_bench.benchmark.speeds import Pair, speedup
 
 
 def lines(*wanted, every=None, style="text"):
@@ -47,16 +46,6 @@ def test_what_is_missing_is_said_once_with_the_decoders_it_concerns():
     assert trees.startswith("one, two: ")
     assert not [line for line in text if line.startswith("accepted tokens by rank")]
     assert any("≥ 67% of 3" in line for line in text)
-
-
-def test_other_lengths_of_outputs_are_a_factor():
-    """Half of what fast committed is no output: its speed is half of what its steps give."""
-    short = replace(DRAFTED, tokens=list(range(5)))
-    measured = speedup([Pair(PLAIN, short)], prefill=False).value
-    text = lines(every=small(PLAIN, short, keys=(VANILLA, FAST)))
-    assert "× output" in " ".join(text)
-    assert cells(text, "fast", 0)[:2] == ["2.67", f"{measured / (4 / 3):.2f}"]
-    assert "× output" not in " ".join(lines())
 
 
 def test_markdown_has_tables_of_pipes():

@@ -16,6 +16,7 @@ from fspad_bench.benchmark.compare import compare, judged
 from fspad_bench.benchmark.compare_report import render
 from fspad_bench.benchmark.matching import Match, Side
 from fspad_bench.benchmark.paired import change, count_p
+from fspad_bench.benchmark.recorded_costs import origin_of_key
 from fspad_bench.benchmark.speeds import NO_INTERVAL, intervals
 from fspad_bench.util.errors import BenchError
 
@@ -168,6 +169,24 @@ def test_rows_of_one_decoder_match_by_their_options():
     assert match.a["options"]["depth"] == 5
     assert match.differences == {"options.head_sha256": ("aa" * 32, "bb" * 32)}
     assert [row["options"]["depth"] for row in comparison.only_a] == [2]
+
+
+def test_trees_are_sized_by_the_machine_where_the_row_measured_costs():
+    auto, fixed = (replace(FAST, options={"tree": tree}) for tree in ("auto", "fixed"))
+    keys = (VANILLA, auto, fixed)
+    samples = [sample(key, "a", 10, 1.0, committed=[3] * 3, forwards=3) for key in keys]
+
+    def sized(*origins):
+        side = records(*samples, keys=keys)
+        side.costs.update({("fast", origin): {"forward": [1.0]} for origin in origins})
+        lines = [line for line in compared(side, side).lines if line.figure == STEPS]
+        trees = {line.match.a["options"]["tree"]: line.note for line in lines}
+        return [tree for tree, note in trees.items() if "trees sized by the machine" in note]
+
+    assert sized() == []
+    assert sized(origin_of_key(auto)) == ["auto"]
+    assert sized("", origin_of_key(auto)) == ["auto"]
+    assert sized("") == ["auto", "fixed"]  # an old record does not say of which
 
 
 def test_several_records_of_a_side_count_together(without_intervals):

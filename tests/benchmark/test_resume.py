@@ -24,6 +24,7 @@ from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.record import Records
 from fspad_bench.benchmark.record_file import RecordFile
 from fspad_bench.benchmark.record_lines import lines
+from fspad_bench.benchmark.recorded_costs import recorded_costs
 from fspad_bench.benchmark.rows import rows
 from fspad_bench.benchmark.runner import Runner
 from fspad_bench.decoders.fspad import Fspad
@@ -193,6 +194,8 @@ def test_costs_of_a_decoder_that_cannot_take_others_are_written_once(data, tmp_p
     ((decoder, origin),) = records.costs
     assert (decoder, len(origin)) == (f"{ME}:Costly", 16)
     assert records.costs[decoder, origin] == {"greedy": {"first": 1.0}}
+    own = [recorded_costs(records, key) for key in records.keys.values() if key.decoder == decoder]
+    assert own == [records.costs[decoder, origin]]
     assert len([line for line in lines(path) if line["kind"] == "costs"]) == 1
 
 
