@@ -20,8 +20,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from fspad_bench.benchmark.definitions import accept_lengths
+from fspad_bench.benchmark.generations import latest
 from fspad_bench.benchmark.record import Key, Records, Sample
-from fspad_bench.benchmark.rows import latest
 from fspad_bench.benchmark.tasks import load_card
 from fspad_bench.decoders.label import Label
 from fspad_bench.util.errors import BenchError

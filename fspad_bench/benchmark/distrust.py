@@ -1,4 +1,4 @@
-"""What a reader must be told about a row that a guard distrusts, in words."""
+"""What a reader must be told about a row before they trust it, in words."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 from fspad_bench.benchmark.guards.files import opened_files
 from fspad_bench.benchmark.record import Finding
 from fspad_bench.benchmark.uniform import ALPHA
+from fspad_bench.benchmark.verdict import is_without_drafts
+
+NO_DRAFTS = "it drafted nothing in the whole row, so that equal output says nothing of its drafts"
 
 
 def complaints(findings: Sequence[Finding]) -> list[dict[str, str]]:
@@ -18,10 +21,14 @@ def complaints(findings: Sequence[Finding]) -> list[dict[str, str]]:
 
 
 def notes(row: dict[str, Any]) -> list[str]:
-    """Return a sentence for everything that guards hold against a row, the gravest first."""
+    """Return a sentence for everything that speaks against a row as it stands: what guards hold
+    against it, hidden work, a decoder that drafted nothing, and an engine's claims.
+    """
     texts = [finding["text"] for finding in row["findings"]]
     if row["hidden_work"]:
         texts.append(f"{row['hidden_work']}: no decode speedup is given, end to end stands")
+    if is_without_drafts(row):
+        texts.append(NO_DRAFTS)
     return [*texts, *_claims(row)]
 
 

@@ -26,6 +26,7 @@ from fspad_bench.benchmark.titles import (
     setting,
     title,
 )
+from fspad_bench.benchmark.verdict import shown_verdict
 from fspad_bench.util.grid import booktabs, grid
 from fspad_bench.util.terminal import visible, visible_lines
 
@@ -122,7 +123,7 @@ def _table(group: list[Row], names: Names, style: str) -> str:
     for row in group:
         figures = _figures(row) + (_figures_without_loops(row) if looping else [])
         figures += _spread(row) if repeated else []
-        body.append([_name(row, first, names), row["verdict"], *figures, _score(row)])
+        body.append([_name(row, first, names), shown_verdict(row), *figures, _score(row)])
     heading = f"**{title(first)}**" if style == "markdown" else title(first)
     return _titled(heading, body, header, style, sides)
 

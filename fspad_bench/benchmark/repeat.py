@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fspad_bench.benchmark.fields import check_fields
+from fspad_bench.benchmark.generations import latest
 from fspad_bench.benchmark.plan import Plan
 from fspad_bench.benchmark.record import SINCE_SCHEMA_2, UPGRADE, VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.record_lines import REPAIR, lines
-from fspad_bench.benchmark.rows import Row, latest, rows
+from fspad_bench.benchmark.rows import Row, rows
 from fspad_bench.benchmark.tasks import RESERVED, SPEC_BENCH, TaskData
+from fspad_bench.benchmark.verdict import shown_verdict
 from fspad_bench.decoders.label import Label
 from fspad_bench.util.errors import BenchError, near
 from fspad_bench.util.grid import grid
@@ -363,8 +365,8 @@ def _cells(subject: Subject, there: Row, here: Row) -> list[str]:
         Label.of(decoder).shown,
         task,
         f"{temperature:g}",
-        there["verdict"],
-        here["verdict"],
+        shown_verdict(there),
+        shown_verdict(here),
         _number(there, "tokens_per_step"),
         _number(here, "tokens_per_step"),
         _mark(there) + _number(there, "speedup"),

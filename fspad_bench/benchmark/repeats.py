@@ -29,17 +29,20 @@ def repeats_differ(key: Key, samples: Sequence[Sample]) -> Iterator[Finding]:
         yield Finding(key.hash, "repeats", text)
 
 
-def spread(samples: Sequence[Sample], pairs: Sequence[Pair]) -> Row:
-    """Return the number of repeats, and the coefficients of variation of their figures.
+def spread(samples: Sequence[Sample], pairs: Sequence[Pair], *, hidden: bool) -> Row:
+    """Return the number of repeats, and the coefficients of variation of their figures; `hidden`:
+    work was done before the decode clock, so that no figure of that clock has one.
 
     Only outputs that every repeat has count, and pairs likewise.
     """
     by_repeat = _complete({(s.sample, s.turn, s.repeat): s for s in samples})
     own = {(p.decoder.sample, p.decoder.turn, p.decoder.repeat): p for p in pairs}
-    paired = _complete(own)
+    paired = [] if hidden else _complete(own)
     return {
         "repeats": len({sample.repeat for sample in samples}),
-        "tokens_per_second_cv": _cv(times(part)["tokens_per_second"] for part in by_repeat),
+        "tokens_per_second_cv": _cv(
+            times(part, hidden=hidden)["tokens_per_second"] for part in by_repeat
+        ),
         "tokens_per_step_cv": _cv(tokens_per_step(part).value for part in by_repeat),
         "speedup_cv": _cv(speedup(part, prefill=False).value for part in paired),
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 from fspad_bench.benchmark import claims, distrust
 from fspad_bench.benchmark.definitions import definitions
-from fspad_bench.benchmark.guards.prefill import hidden_work
+from fspad_bench.benchmark.generations import generations_of
 from fspad_bench.benchmark.looping import loops
 from fspad_bench.benchmark.noise import add_noise
 from fspad_bench.benchmark.orders import add_orders
@@ -32,7 +32,7 @@ from fspad_bench.benchmark.record import (
 from fspad_bench.benchmark.repeats import repeats_differ, spread
 from fspad_bench.benchmark.speeds import Pair, intervals, named, pairs_of, spec_bench
 from fspad_bench.benchmark.stats import Interval, agreement
-from fspad_bench.benchmark.times import times
+from fspad_bench.benchmark.times import decoded, times
 from fspad_bench.benchmark.uniform import Uniformity, row_uniformity
 from fspad_bench.benchmark.verdict import differing_prompts, verdict, worst
 from fspad_bench.util.machine import NOISY
@@ -60,11 +60,12 @@ class Evidence:
     """Everything that the records hold about one row, which they call `name` and which
     `runs` of them measured.
 
-    `pairs` are those that figures are made of, a prompt's last. `judged` are all that were ever
-    interleaved, equal ones once: what a decoder did once it did, however often the prompt was asked
-    again. `audits` are those of the judged pairs that differ. `pooled` are the audits of every row
-    that rounds as this one does. `pits` are the evidence of outputs that may differ, `findings`
-    what guards hold against the row.
+    `pairs` are those that figures are made of, a prompt's last; `hidden_work` says what of their
+    decoding ran before the decode clock. `judged` are all that were ever interleaved, equal ones
+    once: what a decoder did once it did, however often the prompt was asked again. `audits` are
+    those of the judged pairs that differ. `pooled` are the audits of every row that rounds as this
+    one does. `pits` are the evidence of outputs that may differ, `findings` what guards hold
+    against the row.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Evidence:
     samples: list[Sample]
     errors: int
     pairs: list[Pair]
+    hidden_work: str
     judged: list[Pair]
     audits: list[Audit]
     pooled: list[Audit]
@@ -84,17 +86,14 @@ class Evidence:
     def uniform(self) -> Uniformity | None:
         return row_uniformity(self.pits, self.key.dtype)
 
-    @cached_property
-    def hidden_work(self) -> str:
-        """The decoding that ran before the decode clock, in words; empty where none did.
-
-        A foreign engine has a prefill of its own, whose work no vanilla here does.
-        """
-        return "" if self.key.verification == "foreign" else hidden_work(self.pairs)
+    @property
+    def hides_work(self) -> bool:
+        """Whether the decode clock missed some decoding, so that no figure of it is known."""
+        return bool(self.hidden_work)
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        return intervals(self.samples, self.pairs, hidden=bool(self.hidden_work))
+        return intervals(self.samples, self.pairs, hidden=self.hides_work)
 
     @property
     def tokens(self) -> int:
@@ -151,19 +150,11 @@ def _retargeted(row: Row) -> bool:
     return any(finding["guard"] == "target" for finding in row["findings"])
 
 
-def latest(samples: Iterable[Sample]) -> list[Sample]:
-    """Return the last sample of each prompt, turn and repeat: a resumed unit measures vanilla
-    again.
-    """
-    return list({(s.sample, s.turn, s.repeat): s for s in samples}.values())
-
-
 def _evidence(
     records: Records, name: str, samples: Sequence[Sample], partners: Sequence[Sample]
 ) -> Evidence:
     key = records.keys[name]
-    every = latest(samples)
-    complete = [sample for sample in every if not sample.error]
+    own = generations_of(key, samples, partners)
     judged = _distinct(pairs_of(partners, samples))
     differing = {pair.decoder.place for pair in judged if pair.differs}
     findings = [finding for finding in records.findings if finding.key == name]
@@ -174,13 +165,14 @@ def _evidence(
         name=name,
         runs=records.runs[name] or 1,
         key=key,
-        samples=complete,
-        errors=len(every) - len(complete),
-        pairs=pairs_of(partners, complete),
+        samples=own.samples,
+        errors=own.errors,
+        pairs=own.pairs,
+        hidden_work=own.hidden_work,
         judged=judged,
         audits=[a for a in records.audits if a.key == name and a.place in differing],
         pooled=[a for a in records.audits if a.key in rounds_equally],
-        pits=_latest_pits(records.pits, name, complete),
+        pits=_latest_pits(records.pits, name, own.samples),
         findings=[*findings, *repeats_differ(key, [s for s in samples if not s.error])],
         scores=records.scores.get(name, {}),
     )
@@ -217,7 +209,7 @@ def _row(evidence: Evidence) -> Row:
         **_evidence_figures(evidence),
         **_speedups(evidence),
         **_steps(evidence),
-        **times(evidence.samples),
+        **times(evidence.samples, hidden=evidence.hides_work),
         **_quality(evidence.scores),
         "noisy": _noisy(evidence.samples) or _noisy([pair.vanilla for pair in evidence.pairs]),
         "errors": evidence.errors,
@@ -231,7 +223,7 @@ def _row(evidence: Evidence) -> Row:
         "findings": distrust.complaints(evidence.findings),
         **_without_loops(evidence),
         **_definitions(evidence),
-        **spread(evidence.samples, evidence.pairs),
+        **spread(evidence.samples, evidence.pairs, hidden=evidence.hides_work),
         "record_key": evidence.name,
         "runs": evidence.runs,
     }
@@ -313,7 +305,20 @@ def _steps(evidence: Evidence) -> Row:
     return {
         **named("tokens_per_step", evidence.intervals["tokens_per_step"]),
         "partial_forwards": sum(sample.partial_forwards for sample in evidence.samples),
+        "drafted": _drafted(evidence),
     }
+
+
+def _drafted(evidence: Evidence) -> int | None:
+    """Return how many tokens were drafted; None without a generation, where one does not say it of
+    its steps, and of a foreign engine.
+    """
+    if evidence.key.verification == "foreign" or not evidence.samples:
+        return None
+    for sample in evidence.samples:
+        if len(sample.drafted) != len(sample.committed) or sum(sample.committed) < decoded(sample):
+            return None
+    return sum(sum(sample.drafted) for sample in evidence.samples)
 
 
 def _without_loops(evidence: Evidence) -> Row:
@@ -327,7 +332,7 @@ def _without_loops(evidence: Evidence) -> Row:
     if either:
         samples = [sample for sample in evidence.samples if sample.place not in either]
         pairs = [pair for pair in evidence.pairs if pair.decoder.place not in either]
-        figures = intervals(samples, pairs, hidden=bool(evidence.hidden_work))
+        figures = intervals(samples, pairs, hidden=evidence.hides_work)
     row: Row = {"outputs": len(evidence.samples), "looping": len(own)}
     for name, interval in figures.items():
         row |= named(f"{name}_without_loops", interval)

@@ -11,20 +11,22 @@ from typing import Any
 from fspad_bench.benchmark.record import Sample
 
 
-def times(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return times and memory.
+def times(samples: Sequence[Sample], *, hidden: bool) -> dict[str, Any]:
+    """Return times and memory; `hidden`: work was done before the decode clock, so that no figure
+    of that clock is known.
 
     Shares are None where they are not known of every generation: a loop on a device and engines of
     others do not time their parts.
     """
     seconds = sum(sample.decode_seconds for sample in samples)
+    clock = 0.0 if hidden else seconds
     prefill = sum(sample.prefill_seconds for sample in samples)
     tokens = sum(decoded(sample) + (sample.overshoot or 0) for sample in samples)
     return {
-        "tokens_per_second": tokens / seconds if seconds and tokens else None,
+        "tokens_per_second": tokens / clock if clock and tokens else None,
         "time_to_first_token": prefill / len(samples) if seconds else None,
-        "draft_share": _share([sample.draft_seconds for sample in samples], seconds),
-        "score_share": _share([sample.score_seconds for sample in samples], seconds),
+        "draft_share": _share([sample.draft_seconds for sample in samples], clock),
+        "score_share": _share([sample.score_seconds for sample in samples], clock),
         "accepted": _histogram(samples),
         "peak_memory": max((s.peak_memory for s in samples if s.peak_memory), default=None),
     }

@@ -1,23 +1,26 @@
 """The verdict of a row: is this decoder's output the target's?
 
-- `exact`: no output differs from vanilla's.
+- `exact`: no output differs from vanilla's; tables add `(no drafts)` where nothing was drafted.
 - `tie`: some outputs differ, and rounding at near ties explains every token of them. Two
   conditions must hold together: no regret is above its threshold, and regrets are not larger than
   vanilla's own on the whole.
 - `law`: the decoder's rule is one of ours that keeps the target's distribution without promising
   identity; `certify` tests the rule.
-- `unverified`: outputs differ, and nothing here can tell why.
+- `unverified`: nothing here can tell, since differing outputs cannot be judged, vanilla is missing,
+  or the target was changed.
 - `lossy`: everything else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median_low
+from typing import Any
 
-from fspad_bench.benchmark.record import Audit
+from fspad_bench.benchmark.record import VANILLA, Audit
 from fspad_bench.benchmark.stats import sign_flip_p
+from fspad_bench.decoders.label import Label
 
 FLOAT32_BOUND = 4e-4  # logits; no regret in float32 may be larger
 FLOAT32_TIES = 5000  # tokens; float32 may diverge once in so many
@@ -49,6 +52,19 @@ def verdict(
 def worst(verdicts: Iterable[str]) -> str:
     """Return the gravest of the verdicts of a row's repeats."""
     return max(verdicts, key=("exact", "tie", "unverified", "lossy").index)
+
+
+def shown_verdict(row: Mapping[str, Any]) -> str:
+    """Return a row's verdict as tables show it: `exact (no drafts)` where nothing was drafted."""
+    is_vacuous = row["verdict"] == "exact" and is_without_drafts(row)
+    return "exact (no drafts)" if is_vacuous else str(row["verdict"])
+
+
+def is_without_drafts(row: Mapping[str, Any]) -> bool:
+    """Whether a decoder is known to have drafted nothing in a whole row: equal output says nothing
+    of its drafts. Vanilla and its copies draft nothing by definition.
+    """
+    return row["drafted"] == 0 and Label.of(row["decoder"]).decoder != VANILLA
 
 
 def threshold(audit: Audit, usual: float, dtype: str) -> float:

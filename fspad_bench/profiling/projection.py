@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fspad_bench.analysis.shares import step_times, steps_of
-from fspad_bench.benchmark.guards.prefill import hidden_work
+from fspad_bench.benchmark.generations import generations_of
 from fspad_bench.benchmark.record import PENALTIES, VANILLA, Key, Records, Sample
 from fspad_bench.benchmark.record_lines import lines
 from fspad_bench.benchmark.repeat import plan_of
-from fspad_bench.benchmark.rows import latest
-from fspad_bench.benchmark.speeds import pairs_of, speedup
+from fspad_bench.benchmark.speeds import speedup
 from fspad_bench.decoders.label import Label
 from fspad_bench.profiling.cost_models import ForwardModel, Overhead
 from fspad_bench.util.errors import BenchError
@@ -81,9 +80,9 @@ def cases(records: Records) -> list[Case]:
 
 
 def _case(key: Key, samples: Sequence[Sample], vanilla: Sequence[Sample]) -> Case:
-    pairs = pairs_of(vanilla, latest(samples))
-    recorded = math.nan if hidden_work(pairs) else speedup(pairs, prefill=False).value
-    return Case(key, [pair.decoder for pair in pairs], [pair.vanilla for pair in pairs], recorded)
+    own = generations_of(key, samples, vanilla)
+    recorded = math.nan if own.hidden_work else speedup(own.pairs, prefill=False).value
+    return Case(key, [p.decoder for p in own.pairs], [p.vanilla for p in own.pairs], recorded)
 
 
 def _steps_are_known(case: Case) -> bool:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fspad_bench.benchmark.cards import Card
+from fspad_bench.benchmark.distrust import NO_DRAFTS
+from fspad_bench.benchmark.generations import latest
 from fspad_bench.benchmark.record import VANILLA, Records, Sample
 from fspad_bench.benchmark.record_lines import lines
-from fspad_bench.benchmark.rows import Row, latest, rows
+from fspad_bench.benchmark.rows import Row, rows
 from fspad_bench.benchmark.tasks import load_card
 from fspad_bench.benchmark.titles import task_of
+from fspad_bench.benchmark.verdict import is_without_drafts
 from fspad_bench.models.presets import PRESETS
 from fspad_bench.publishing.private import base_name
 from fspad_bench.util.errors import BenchError
@@ -107,6 +110,8 @@ def caveats(row: Row, *records: Records) -> list[str]:
     found = []
     if row["verdict"] in VERDICTS:
         found.append(f"{row['verdict']}: {VERDICTS[row['verdict']]}")
+    if is_without_drafts(row):
+        found.append(f"no drafts: {NO_DRAFTS}")
     if row["noisy"]:
         found.append("noisy: other work was running meanwhile, its times are not to be quoted")
     if row["hidden_work"]:

@@ -11,6 +11,7 @@ from fspad_bench.benchmark import distrust
 from fspad_bench.benchmark.record import PENALTIES, VANILLA
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.titles import Names, distribution, method, task_of
+from fspad_bench.benchmark.verdict import shown_verdict
 from fspad_bench.publishing.cells import Cell, figure, score
 from fspad_bench.publishing.sources import Source, row_name
 from fspad_bench.util.machine import NOISY
@@ -20,7 +21,8 @@ VERDICTS = {
     "exact": "No output differs from vanilla's by a single token.",
     "tie": "Some outputs differ, and rounding at near ties explains every token of them.",
     "law": "Sampled tokens differ from vanilla's, but the rule keeps vanilla's distribution.",
-    "unverified": "Outputs differ, or vanilla is missing, and nothing here can tell why.",
+    "unverified": "Nothing here can tell: outputs differ for a reason that is not known, vanilla "
+    "is missing, or the target was changed during the run.",
     "lossy": "Outputs differ, and rounding does not explain it.",
 }
 SETTINGS = (
@@ -73,6 +75,10 @@ class Facts:
     @property
     def where(self) -> str:
         return f"{task_of(self.row)}, {distribution(self.row)}"
+
+    @property
+    def verdict(self) -> str:
+        return shown_verdict(self.row)
 
     @property
     def meaning(self) -> str:

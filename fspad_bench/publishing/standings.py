@@ -17,6 +17,7 @@ from fspad_bench.benchmark.means import over_tasks, place
 from fspad_bench.benchmark.rows import Row
 from fspad_bench.benchmark.stats import Interval
 from fspad_bench.benchmark.titles import Names, method
+from fspad_bench.benchmark.verdict import shown_verdict
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Standing:
     @property
     def verdicts(self) -> str:
         """Return the number of rows of each verdict, as `5 exact, 1 tie`."""
-        counts = Counter(row["verdict"] for row in self.rows)
+        counts = Counter(map(shown_verdict, self.rows))
         return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
 
     @property

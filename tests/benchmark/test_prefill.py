@@ -54,3 +54,28 @@ def test_more_than_one_forward_in_a_prefill_is_hidden_work_whatever_it_takes():
 
 def test_records_without_the_count_table_as_before():
     assert row_of(table_of([(0.1, 0.1)], prefill_forwards=0))["speedup"] == 2.0
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_no_figure_of_the_decode_clock_is_given_where_work_was_hidden_from_it(repeats):
+    def table_with(prefill_forwards):
+        forwards = {VANILLA.hash: 1, FAST.hash: prefill_forwards}
+        times = {"draft_seconds": 0.1, "score_seconds": 0.2}
+        samples = []
+        for number in range(repeats):
+            place = {"repeat": number, "round_": str(number)}
+            for key in (VANILLA, FAST):
+                more = {**times, **place, "prefill_forwards": forwards[key.hash]}
+                samples.append(sample(key, "a", 10, 0.5 + number, **more))
+        return rows(records(*samples))
+
+    names = ["tokens_per_second", "draft_share", "score_share"]
+    names += ["tokens_per_second_cv", "speedup_cv"] if repeats > 1 else []
+    known = row_of(table_with(1))
+    hidden = table_with(8)
+    assert None not in [known[name] for name in names]
+    assert [row_of(hidden)[name] for name in names] == [None] * len(names)
+    assert row_of(hidden)["time_to_first_token"] == pytest.approx(0.1)
+    assert row_of(hidden, "vanilla")["tokens_per_second"] is not None
+    line = next(line for line in render(hidden, "markdown").splitlines() if "| fast" in line)
+    assert [cell.strip() for cell in line.split("|")][6:8] == ["-", "100 ms"]

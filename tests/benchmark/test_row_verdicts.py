@@ -5,9 +5,12 @@ from dataclasses import replace
 import pytest
 from by_hand import FAST, VANILLA, differing, records, row_of, sample
 
+from fspad_bench.benchmark.distrust import NO_DRAFTS
 from fspad_bench.benchmark.record import Audit
 from fspad_bench.benchmark.render import render
 from fspad_bench.benchmark.rows import failed, rows
+from fspad_bench.publishing.facts import caveats
+from fspad_bench.publishing.page import page
 
 
 def test_verdicts_come_from_the_audits():
@@ -70,3 +73,46 @@ def test_a_tie_of_few_prompts_is_explained():
     text = render(rows(records(*samples, audits=audits)), "text")
     assert "12 outputs differ (tie)" in text
     assert "fewer than 12" not in text
+
+
+def undrafted(key, **more):
+    """Records of vanilla and of a decoder whose three steps drafted nothing."""
+    plain = sample(VANILLA, "a", 4, 1.0, committed=[1] * 3, drafted=[0] * 3, forwards=3)
+    own = {"committed": [1] * 3, "drafted": [0] * 3, "forwards": 3} | more
+    return rows(records(plain, sample(key, "a", 4, 1.0, **own), keys=(VANILLA, key)))
+
+
+def verdict_in_table(table, decoder="fast"):
+    lines = [line.split("|") for line in render(table, "markdown").splitlines()]
+    (cells,) = [cells for cells in lines if len(cells) > 2 and cells[1].strip() == decoder]
+    return cells[2].strip()
+
+
+def test_a_decoder_that_drafted_nothing_is_exact_without_drafts():
+    table = undrafted(FAST)
+    row = row_of(table)
+    assert (row["verdict"], row["drafted"]) == ("exact", 0)
+    assert verdict_in_table(table) == "exact (no drafts)"
+    assert verdict_in_table(table, "vanilla") == "exact"
+    assert "fast on gsm8k@bundled, greedy: it drafted nothing" in render(table, "text")
+    assert any(text.startswith("no drafts: ") for text in caveats(row))
+    shown = page(table, [])
+    assert "exact (no drafts)" in shown
+    assert shown.count(NO_DRAFTS) == 2  # a note and the row's own doubt
+
+
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [
+        (FAST, {"drafted": [0, 1, 0]}),
+        (FAST, {"drafted": []}),  # not known
+        (FAST, {"committed": [], "drafted": []}),
+        (replace(FAST, verification="foreign"), {"committed": [], "drafted": []}),
+        (replace(FAST, decoder="vanilla@again"), {}),
+    ],
+)
+def test_other_rows_are_not_said_to_have_no_drafts(key, more):
+    table = undrafted(key, **more)
+    assert verdict_in_table(table, key.decoder) == "exact"
+    assert "it drafted nothing" not in render(table, "text")
+    assert not any(text.startswith("no drafts") for text in caveats(row_of(table, key.decoder)))

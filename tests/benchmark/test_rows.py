@@ -19,7 +19,7 @@ CONTRACT = """
     tokens_per_step_high draft_share score_share accepted scores max_regret margin_error
     differing_prompts scope source_sha256 template_sha256 tokenizer_sha256 card_sha256 torch
     target_sha256
-    partial_forwards
+    partial_forwards drafted
     aa aa_low aa_high aa_divergences noise_floor told_from_noise next_slower speedup_over_next
     speedup_over_next_low speedup_over_next_high prompts_to_tell repeats tokens_per_second_cv
     tokens_per_step_cv speedup_cv speedup_spec_bench_low speedup_spec_bench_high

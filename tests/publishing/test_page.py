@@ -104,6 +104,15 @@ def test_verdicts_are_explained(root):
         assert verdict in words
 
 
+def test_a_row_of_a_changed_target_is_not_said_to_differ():
+    made = records(*two_prompts())
+    made.findings.append(Finding(FAST.hash, "target", "its weights were changed"))
+    table_rows = rows(made)
+    said = read(page(table_rows, [])).by_id(row_name(row_of(table_rows))).text
+    assert "unverified: Nothing here can tell: " in said
+    assert "the target was changed during the run" in said
+
+
 def test_noisy_rows_are_marked_and_doubted():
     table_rows = rows(records(*two_prompts(other_load=1.0)))
     root = read(page(table_rows, []))
