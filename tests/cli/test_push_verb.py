@@ -1,8 +1,8 @@
 """Repositories of the hub: what a dry run writes, what is pushed, and what stays here."""
 
 import json
-import shlex
 import re
+import shlex
 from types import SimpleNamespace
 
 import datasets
