@@ -1,6 +1,6 @@
 """Faults compiled into the step: its own test at load passes them, a certification does not.
 
-Nightly: each compiles a patched copy of the C++ into a temporary folder.
+Those that compile a patched copy of the C++ into a temporary folder run nightly.
 """
 
 import shutil
@@ -10,14 +10,11 @@ import torch
 from compiled import needs_compiler
 
 from fspad_bench.engine.cpu import compiler, native
+from fspad_bench.engine.together import keeps_bits
 from fspad_bench.lossless import engine, engines
 from fspad_bench.lossless.reference import Reference
 
-pytestmark = [
-    pytest.mark.nightly,
-    needs_compiler,
-]
-COUNT = "const long blocks = (call.length + KEY_BLOCK - 1) / KEY_BLOCK;"
+COUNT = "const long blocks = (call.length + KEY_BLOCK - 1) / KEY_BLOCK - skipped;"
 FAULTS = {  # name -> (file, the line that is right, the line that is wrong, precision, the check)
     "keys beyond 1024 skipped": (
         "attention.hpp",
@@ -54,6 +51,14 @@ FAULTS = {  # name -> (file, the line that is right, the line that is wrong, pre
 }
 
 
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_line_that_a_fault_changes_is_there_once(name):
+    file, right, wrong, *_ = FAULTS[name]
+    text = (compiler.SOURCE.parent / file).read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    assert wrong != right
+
+
 @pytest.fixture
 def spoiled(tmp_path, monkeypatch):
     """`spoiled(file, right, wrong)` compiles the step with one line exchanged, for new targets."""
@@ -77,17 +82,21 @@ def spoiled(tmp_path, monkeypatch):
     native.native.cache_clear()
 
 
+@pytest.mark.nightly
+@needs_compiler
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_of_the_compiled_step_is_refused(name, spoiled):
     file, right, wrong, dtype, name_of_check = FAULTS[name]
     assert spoiled(file, right, wrong) is not None, "its own test at load does not see it"
     target = engines.wide_target(dtype)
-    assert engine.repeats_bits(target)
+    assert keeps_bits(target)
     checks = engine.check_engine(Reference(target), engine.FEW, "spoiled")
     failed = {check.name for check in checks if not check.holds}
     assert name_of_check in failed, checks
 
 
+@pytest.mark.nightly
+@needs_compiler
 def test_the_same_way_without_a_fault_holds(spoiled):
     assert spoiled("attention.hpp", COUNT, COUNT) is not None
     for dtype in (torch.float32, torch.bfloat16):
