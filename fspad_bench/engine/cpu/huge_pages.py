@@ -26,7 +26,10 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) 
     size = prod(shape) * dtype.itemsize
     if MADVISE is None or not size or device.type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
-    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # out of memory, as a rule: torch says so in its own words
+        return torch.zeros(*shape, dtype=dtype, device=device)
     with suppress(OSError):  # a kernel without them
         block.madvise(MADVISE)
     return torch.frombuffer(block, dtype=dtype).view(*shape)

@@ -1,5 +1,6 @@
 """Memory in huge pages behaves like any other memory."""
 
+import errno
 import gc
 import mmap
 import weakref
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from fspad_bench.engine.cpu import huge_pages as pages
+from fspad_bench.util.memory import is_out_of_memory
 
 
 @pytest.mark.parametrize("advice", [pages.MADVISE, None], ids=["as here", "elsewhere"])
@@ -30,6 +32,20 @@ def test_a_kernel_without_huge_pages_gives_ordinary_memory(monkeypatch):
     with pytest.raises(OSError, match="Invalid"):
         mmap.mmap(-1, 4096).madvise(12345)
     assert pages.zeros([4], torch.float32).tolist() == [0.0] * 4
+
+
+def test_memory_that_the_system_refuses_is_asked_of_torch(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(pages.mmap, "mmap", refuse)
+    assert pages.zeros([4], torch.float32).tolist() == [0.0] * 4
+
+
+def test_memory_that_is_not_there_is_recognised_as_such():
+    with pytest.raises(RuntimeError) as caught:
+        pages.zeros([1 << 50], torch.uint8)
+    assert is_out_of_memory(caught.value)
 
 
 def test_on_other_devices_memory_is_allocated_by_torch():
