@@ -118,7 +118,9 @@ class Session:
     def prefill(self, tokens: Sequence[int]) -> Scores:
         """Start the sequence anew.
 
-        Raises BenchError for tokens the target does not have, or too many of them.
+        Raises BenchError for no tokens and for tokens the target does not have, RuntimeError for
+        more of them than there are slots, and in a session that shares another's entries or is
+        closed.
         """
         if self.share is not None:
             raise RuntimeError("a sharing session reads the entries of another: prefill that one")

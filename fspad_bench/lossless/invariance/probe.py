@@ -49,7 +49,7 @@ class Company(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """A company: its kind, and its number of rows.
+    """A forward or a kernel that is given rows, and the kinds of company that it can be asked in.
 
     `own`: whether it is ours, which has to keep bits. `alone(n)`: the trace of the first n rows,
     each asked by itself; `path(n)`: that of a branch's node after its ancestors, one by one.
