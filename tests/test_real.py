@@ -12,7 +12,7 @@ from fspad_bench.decoders.about import about
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.drafts.head import Head, shipped
 from fspad_bench.drafts.network import GROUP, architecture
-from fspad_bench.engine.cpu.attention import CompiledAttention
+from fspad_bench.engine.together import keeps_bits
 from fspad_bench.integrations.transformers_generate import StockGenerate
 from fspad_bench.models.load import load_target
 from fspad_bench.util import registry
@@ -24,11 +24,6 @@ QUESTIONS = (
 )
 
 
-def has_equal_bits(target):
-    """Whether the compiled step computes trees: a node then has the bits of its path."""
-    return isinstance(target.attention, CompiledAttention)
-
-
 @pytest.fixture(scope="module")
 def smollm2():
     return load_target("smollm2-135m")
@@ -37,7 +32,7 @@ def smollm2():
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def either(request):
     found = load_target("smollm2-135m", dtype=request.param)
-    if request.param == "bfloat16" and not has_equal_bits(found):
+    if request.param == "bfloat16" and not keeps_bits(found):
         pytest.skip("without a C++ compiler a tree rounds otherwise than its paths")
     return found
 
@@ -104,7 +99,7 @@ def test_a_tree_scores_like_its_paths(either):
             for step in path:
                 alone = session.score(Tree.root(tree.tokens[step])).logits[0].clone()
                 session.commit([0])
-        if has_equal_bits(either):
+        if keeps_bits(either):
             assert torch.equal(together[node], alone)
         else:
             assert (together[node] - alone).abs().max() < 1e-4 * alone.abs().max()

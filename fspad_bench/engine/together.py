@@ -43,7 +43,9 @@ def check_shares(target: SharedModel) -> None:
 
 
 def keeps_bits(target: SharedModel) -> bool:
-    """Whether a session's scores are the same to the bit in any company."""
+    """Whether a row gets the same bits in any company: a session's scores those of a forward of its
+    own, a node of a tree those of its path one token at a time.
+    """
     return isinstance(target.attention, CompiledAttention)
 
 

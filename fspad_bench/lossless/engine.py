@@ -21,10 +21,10 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.engine.architecture import rope_types
 from fspad_bench.engine.attention import HeadShape, Pending
 from fspad_bench.engine.cache import KVCache
-from fspad_bench.engine.cpu.attention import CompiledAttention
 from fspad_bench.engine.gpu.tensors import Walk
 from fspad_bench.engine.session import LARGEST_TREE, Session
 from fspad_bench.engine.target import DEVICE_GAP, FUSED_GAP, TransformersTarget
+from fspad_bench.engine.together import keeps_bits
 from fspad_bench.lossless.checks import ELSEWHERE, Check, worst_of
 from fspad_bench.lossless.reference import (
     DEEPEST,
@@ -93,11 +93,6 @@ MANY = Sizes(
 
 ALL = replace(MANY, prefixes=(*MANY.prefixes, 4097, 8000))
 ONE = Sizes(nodes=(65,), prefixes=(1100,), lengths=())
-
-
-def repeats_bits(target: TransformersTarget) -> bool:
-    """Return whether its engine promises that a node gets the bits of its path."""
-    return isinstance(target.attention, CompiledAttention)
 
 
 def forward_bound(target: TransformersTarget) -> float:
@@ -379,5 +374,5 @@ def check_forwards(reference: Reference, sizes: Sizes, subject: str) -> list[Che
 def scores_hold(target: TransformersTarget, found: TreeErrors) -> bool:
     """Return whether both errors are within the bound, and bits are equal where promised."""
     bound = forward_bound(target)
-    promised = found.bits or not repeats_bits(target)
+    promised = found.bits or not keeps_bits(target)
     return found.reference <= bound and found.single <= bound and promised

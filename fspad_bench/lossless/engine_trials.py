@@ -13,6 +13,7 @@ from fspad_bench.lossless import depths, engine, noise_key, paths, proofs
 from fspad_bench.lossless.checks import PASS
 from fspad_bench.lossless.identity import generated
 from fspad_bench.lossless.mutations import Applied, Patch
+from fspad_bench.lossless.rounding import rounds_otherwise
 from fspad_bench.lossless.trial_target import Trial, TrialTarget
 from fspad_bench.lossless.witness import Observations
 
@@ -45,6 +46,7 @@ def _paths(_: Applied, tiny: TrialTarget) -> bool:
     return all(
         paths.paths_hold(target, found)
         for target in tiny.engines.targets
+        if not rounds_otherwise(target)
         for found in paths.host_steps(target)
     )
 

@@ -25,9 +25,8 @@ from fspad_bench.engine.device_loop import DeviceLoop, DeviceState, runs_on_devi
 from fspad_bench.engine.gpu.tensors import Nodes
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.checks import ELSEWHERE, Check, worst_of
-from fspad_bench.lossless.engine import repeats_bits
-from fspad_bench.lossless.identity import CACHE_BOUND, ROUNDS_OTHERWISE
 from fspad_bench.lossless.reference import DEEPEST, random_tokens
+from fspad_bench.lossless.rounding import ROUNDS_OTHERWISE, cache_bound, rounds_otherwise
 
 AFTER = 3  # tokens after the step that is prescribed: they read the cache that it left
 WIDTH = 70  # wrong children of the root in a wide tree, whose path begins beyond node 64
@@ -174,15 +173,16 @@ def _compare_cache(
 
 
 def paths_hold(target: TransformersTarget, found: PathErrors) -> bool:
-    """Return whether all steps were right and the caches are vanilla's, by bits where promised."""
-    if repeats_bits(target):
-        return not found.wrong and found.bits
-    return not found.wrong and found.cache <= CACHE_BOUND.get(target.dtype, 0.0)
+    """Return whether all steps were right and the caches are vanilla's, by bits where promised.
+
+    Raises KeyError where a tree `rounds_otherwise`.
+    """
+    return not found.wrong and found.cache <= cache_bound(target)
 
 
 def check_paths(target: TransformersTarget, subject: str) -> list[Check]:
     """Check the host's loop, and the device's where the target has kernels."""
-    if target.dtype not in CACHE_BOUND and not repeats_bits(target):
+    if rounds_otherwise(target):
         return [Check("paths", subject, ELSEWHERE, ROUNDS_OTHERWISE)]
     checks = [_check("paths", target, host_paths(target), subject)]
     if runs_on_device(target):

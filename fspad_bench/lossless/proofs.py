@@ -2,9 +2,10 @@
 
 - The noise is finite for every hash and yields the distribution it should.
 - The processed distribution is that of transformers' own warpers.
-- Greedy decoding equals `transformers.generate`.
+- Greedy decoding equals `transformers.generate`, but for near ties in low precisions.
 
-PIT of vanilla on the target at hand (`distribution`) completes them.
+PIT of the decoders on the target at hand (`distribution`) completes them: those verified by `match`
+have vanilla's tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from fspad_bench.benchmark.audit import Auditor
 from fspad_bench.benchmark.uniform import ALPHA
 from fspad_bench.core import sampling
 from fspad_bench.core.loop import generate
@@ -33,6 +35,7 @@ from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless.checks import ELSEWHERE, Check, worst_of
 from fspad_bench.lossless.distribution import draws_needed, g_test
 from fspad_bench.lossless.oracle import Distribution
+from fspad_bench.lossless.rounding import is_precise
 
 OUTCOMES = 16
 BLOCK = 10_000
@@ -124,7 +127,8 @@ def check_greedy(
 ) -> Check:
     """Compare vanilla at T = 0 with `transformers.generate`, on its own attention and cache.
 
-    `penalties` are those that transformers has too: repetition and n-grams.
+    `penalties` are those that transformers has too: repetition and n-grams. In a low precision two
+    forwards round in their own ways: where texts differ, an audit must explain vanilla's.
     """
     subject = "vanilla, penalties" if penalties else "vanilla"
     if target.team.size > 1:
@@ -134,12 +138,30 @@ def check_greedy(
     sampler = Sampler(processors=settings.processors)
     model = stock_copy(target.model)
     limit = Limit(tokens, target.stop_ids)
+    auditor = Auditor(target)
     equal = 0
+    ties = 0
     for prompt in prompts:
         ours = generate(target, Vanilla(target), sampler, prompt, limit).tokens
-        equal += ours == _generated(model, prompt, limit, settings)
+        if ours == _generated(model, prompt, limit, settings):
+            equal += 1
+        elif not is_precise(target):
+            ties += _is_explained(auditor, sampler, prompt, ours, limit)
     figure = f"{equal} of {len(prompts)} texts of {tokens} tokens equal"
-    return Check.of("greedy is generate", subject, equal == len(prompts), figure, "all")
+    if ties:
+        figure += f", {ties} ties"
+    bound = "all" if is_precise(target) else "all, but for near ties"
+    return Check.of("greedy is generate", subject, equal + ties == len(prompts), figure, bound)
+
+
+def _is_explained(
+    auditor: Auditor, sampler: Sampler, prompt: list[int], text: list[int], limit: Limit
+) -> bool:
+    """Whether the errors of vanilla's own leads explain each token of its text: the threshold of
+    the verdict `tie`.
+    """
+    finding = auditor.audit(sampler, prompt, text, text, limit)
+    return max(finding.vanilla_regrets) <= 2 * finding.margin_error
 
 
 def _generated(model: Any, prompt: list[int], limit: Limit, penalties: Penalties) -> list[int]:

@@ -18,13 +18,10 @@ from fspad_bench.lossless import exact
 from fspad_bench.lossless.checks import PASS, Check
 from fspad_bench.lossless.distribution import SALT, VOCABULARY, check_pit, loop_p_values
 from fspad_bench.lossless.engine_trials import ENGINE_TRIALS
-from fspad_bench.lossless.identity import (
-    CACHE_BOUND,
-    cache_error,
-    generated,
-)
+from fspad_bench.lossless.identity import generated
 from fspad_bench.lossless.mutations import Applied, Mutation
 from fspad_bench.lossless.proofs import noise_is_finite
+from fspad_bench.lossless.rounding import cache_bound, cache_error
 from fspad_bench.lossless.scripted import ScriptedDrafter, ScriptedTarget
 from fspad_bench.lossless.trial_target import TEMPERATURES, Trial, TrialTarget
 from fspad_bench.lossless.witness import Observations
@@ -60,11 +57,9 @@ def _identity(kind: str) -> Trial:
 
 
 def _cache(applied: Applied, tiny: TrialTarget) -> bool:
-    bound = CACHE_BOUND[tiny.target.dtype]
+    bound = cache_bound(tiny.target)
     outputs = generated(tiny.decoder(applied), tiny.target, tiny.cells["greedy"], Observations())
-    return all(
-        cache_error(tiny.target, [*cell.prompt, *tokens]) <= bound for cell, tokens in outputs
-    )
+    return all(cache_error(tiny.target, cell.prompt, tokens) <= bound for cell, tokens in outputs)
 
 
 def _g_test(applied: Applied, _: TrialTarget) -> bool:

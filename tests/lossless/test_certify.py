@@ -1,12 +1,14 @@
 """Certification from end to end: exit codes, the report, and that a lossy decoder is told apart."""
 
 import json
+import random
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fspad_bench.cli import certify as certify_verb
 from fspad_bench.cli import main as cli
@@ -18,7 +20,7 @@ from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.engine.penalties import CountPenalty
 from fspad_bench.lossless import certify, identity, proofs, report, trial_target
 from fspad_bench.lossless.checks import Check, Part
-from fspad_bench.lossless.engines import described
+from fspad_bench.lossless.engines import described, wide_target
 from fspad_bench.lossless.trial_target import Engines
 from fspad_bench.util.errors import BenchError
 
@@ -254,6 +256,17 @@ def test_proofs_see_a_wrong_cut(monkeypatch):
 def test_greedy_must_be_generates(tiny, monkeypatch):
     monkeypatch.setattr(Sampler, "next", lambda self, logits, position: int(logits.argmin()))
     assert proofs.check_greedy(tiny, [[1, 2, 3]], 8).verdict == "FAIL"
+
+
+def test_greedy_in_bfloat16_may_part_at_near_ties_alone(monkeypatch):
+    target = wide_target(torch.bfloat16)
+    dice = random.Random(2)
+    prompts = [[dice.randrange(96) for _ in range(20)] for _ in range(4)]
+    check = proofs.check_greedy(target, prompts, 48)
+    assert (check.verdict, " ties" in check.figure) == ("PASS", True)
+    monkeypatch.setattr(Sampler, "next", lambda self, logits, position: int(logits.argmin()))
+    check = proofs.check_greedy(target, prompts, 8)
+    assert (check.verdict, " ties" in check.figure) == ("FAIL", False)
 
 
 def test_greedy_under_penalties_must_be_generates(tiny, monkeypatch):

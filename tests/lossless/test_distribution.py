@@ -2,12 +2,13 @@
 
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy import stats
 
-from fspad_bench.benchmark.uniform import ALPHA, transform
+from fspad_bench.benchmark.uniform import ALPHA, Transformed, transform
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Dice, Sampler
@@ -186,3 +187,19 @@ def test_an_engine_that_does_not_sample_has_its_certificate_elsewhere(tiny):
 
     with pytest.raises(BenchError):
         distribution.check_pit(Decoder("ours", tiny, drafter=Refuses(tiny)), tiny, PROMPTS, 48)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "verdict"),
+    [(torch.float64, "FAIL"), (torch.float32, "FAIL"), (torch.bfloat16, "PASS")],
+    ids=str,
+)
+def test_the_far_tail_counts_where_rounding_moves_no_token_across_a_cut(
+    dtype, verdict, tiny, monkeypatch
+):
+    dice = random.Random(1)
+    edge = [*(dice.random() for _ in range(1000)), *[1.0] * 20]
+    monkeypatch.setattr(distribution, "pit", lambda *_: [Transformed(u, 0) for u in edge])
+    decoder = build_decoder("vanilla", tiny, {})
+    target = SimpleNamespace(dtype=dtype)
+    assert distribution.check_pit(decoder, target, PROMPTS, 8).verdict == verdict

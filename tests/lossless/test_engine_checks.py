@@ -10,6 +10,7 @@ from fspad_bench.core.tree import Tree
 from fspad_bench.engine.attention import Pending
 from fspad_bench.engine.cache import KVCache
 from fspad_bench.engine.cpu.native import native
+from fspad_bench.engine.together import keeps_bits
 from fspad_bench.lossless import engine, engines, paths
 from fspad_bench.lossless.reference import Reference
 
@@ -69,7 +70,7 @@ def test_every_step_of_a_loop_holds(small, number):
 
 @pytest.mark.skipif(native() is None, reason="no compiled step")
 def test_the_compiled_step_is_among_them_and_repeats_its_bits(small):
-    compiled = [target for target in small.values() if engine.repeats_bits(target)]
+    compiled = [target for target in small.values() if keeps_bits(target)]
     assert {target.dtype for target in compiled} == {torch.float32, torch.bfloat16}
     for target in compiled:
         found = engine.tree_errors(Reference(target), engine.Sizes((65,), (130,), ()))

@@ -3,6 +3,7 @@
 from itertools import combinations, product
 
 import pytest
+import torch
 
 from fspad_bench.core.loop import generate
 from fspad_bench.core.protocols import Drafter, Generation, Limit
@@ -12,11 +13,16 @@ from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.decoders.prompt_lookup import PromptLookup
 from fspad_bench.decoders.vanilla import Vanilla
+from fspad_bench.engine import gpu
 from fspad_bench.engine.cache import KVCache
+from fspad_bench.engine.cpu.native import native
+from fspad_bench.engine.together import keeps_bits
 from fspad_bench.lossless import identity
-from fspad_bench.lossless.engine import repeats_bits
+from fspad_bench.lossless.engines import wide_target
+from fspad_bench.lossless.rounding import cache_error
 from fspad_bench.lossless.witness import Observations
 from fspad_bench.models.load import load_target
+from fspad_bench.models.tiny import tiny_tokenizer
 from fspad_bench.util.registry import DECODERS, names
 
 
@@ -157,28 +163,95 @@ def test_own_stops_are_taken_from_what_was_accepted(tiny, grid):
         assert ended == whole[: whole.index(stop) + 1]
 
 
-def test_bfloat16_is_certified_where_its_bits_are_promised():
-    """Elsewhere near ties may go either way, and nothing here could tell them from a mistake."""
-    target = load_target("tiny", dtype="bfloat16")
-    some = identity.cells(target, thorough=False)[:6]
-    checks = {
-        check.name: check
-        for check in identity.check(
-            lambda: build_decoder("prompt_lookup", target, {}),
-            target,
-            some,
-            identity.reference(target, some),
-        )
-    }
-    expected = "PASS" if repeats_bits(target) else "-"
-    assert {checks[name].verdict for name in ("identity", "cache")} == {expected}
+def wide(dtype):
+    """Return a target that the compiled step serves, with a tokenizer; skip without a compiler."""
+    target = wide_target(dtype)
+    if native() is None:
+        pytest.skip("no compiled step")
+    assert keeps_bits(target)
+    target.tokenizer = tiny_tokenizer()
+    return target
+
+
+def certified(label, target):
+    """Return the checks of a decoder in six cells, by name."""
+    some = identity.cells(target)[:6]
+    vanilla = identity.reference(target, some)
+    checks = identity.check(lambda: build_decoder(label, target, {}), target, some, vanilla)
+    return {check.name: check for check in checks}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_vanillas_bits_are_asked_where_they_are_promised(dtype, monkeypatch):
+    target = wide(dtype)
+    checks = certified("prompt_lookup", target)
+    assert {checks[name].verdict for name in ("identity", "cache")} == {"PASS"}, checks
+    assert checks["cache"].figure == "0.0e+00 from vanilla's"
+    keep = KVCache.keep
+
+    def a_bit_off(self, start, path):
+        keep(self, start, path)
+        if len(path) > 1:
+            self.entries[0, 0, 0, start] *= 1 + torch.finfo(dtype).eps
+
+    monkeypatch.setattr(KVCache, "keep", a_bit_off)
+    assert certified("prompt_lookup", target)["cache"].verdict == "FAIL"
+
+
+def test_bfloat16_is_left_to_other_precisions_where_no_bits_are_promised():
+    """Near ties may go either way, and nothing here could tell them from a mistake."""
+    checks = certified("prompt_lookup", load_target("tiny", dtype="bfloat16"))
+    assert {checks[name].verdict for name in ("identity", "cache")} == {"-"}
+
+
+def test_bfloat16_on_a_device_is_left_to_other_precisions_too(monkeypatch):
+    monkeypatch.setenv(gpu.VARIABLE, "reference")
+    checks = certified("vanilla", load_target("tiny", dtype="bfloat16"))
+    names = ("identity", "cache", "identity, device", "cache, device")
+    assert {checks[name].verdict for name in names} == {"-"}
+
+
+@pytest.mark.parametrize(("bits", "ties"), [(True, 0), (False, 1)])
+def test_no_difference_is_forgiven_where_bits_are_promised(bits, ties, monkeypatch):
+    monkeypatch.setattr(identity, "FLOAT32_BOUND", float("inf"))  # any token could be a tie
+    target = wide(torch.float32)
+    monkeypatch.setattr(identity, "keeps_bits", lambda target: bits)
+    cell = identity.Cell("one", [5, 6, 7], Sampler(), Limit(6))
+    vanilla = identity.reference(target, [cell])
+    other = {"one": [*vanilla["one"][:-1], (vanilla["one"][-1] + 1) % 97]}
+    decoder = build_decoder("vanilla", target, {})
+    check = identity._check_identity(decoder, target, [cell], vanilla, other)
+    assert (check.verdict == "PASS", "1 ties" in check.figure) == (bool(ties), bool(ties))
+
+
+def test_an_engine_of_its_own_promises_no_bits(monkeypatch):
+    """It computes in its own way: float32 may tie, and bfloat16 is left to other precisions."""
+    monkeypatch.setattr(identity, "FLOAT32_BOUND", float("inf"))  # any token could be a tie
+
+    class Foreign:
+        def __init__(self, target):
+            self.target = target
+
+        def generate(self, prompt, sampler, limit):
+            tokens = generate(self.target, Vanilla(self.target), sampler, prompt, limit).tokens
+            return Generation([*tokens[:-1], (tokens[-1] + 1) % 97], 0.0, 0.0)
+
+    verdicts_by_dtype = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        target = wide(dtype)
+        decoder = Decoder("foreign", target, engine=Foreign(target))
+        cell = identity.Cell("one", [5, 6, 7], Sampler(), Limit(6))
+        vanilla = identity.reference(target, [cell])
+        checks = identity.check(lambda decoder=decoder: decoder, target, [cell], vanilla)
+        verdicts_by_dtype[dtype] = verdicts(checks)["identity"]
+    assert verdicts_by_dtype == {torch.float32: "PASS", torch.bfloat16: "-"}
 
 
 def test_the_cache_error_is_zero_for_a_prefill(tiny):
     for tokens, is_equal in (([1, 2, 3, 4], True), ([1, 2, 3, 5], False)):
         with tiny.session(8) as session:
             session.prefill(tokens)
-        error = identity.cache_error(tiny, [1, 2, 3, 4])
+        error = cache_error(tiny, [1, 2], [3, 4])
         assert error == 0 if is_equal else error > 1e-3
 
 
