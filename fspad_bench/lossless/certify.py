@@ -22,7 +22,6 @@ from fspad_bench.core.protocols import Limit, Target
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.verification import RULES
 from fspad_bench.decoders.build import Decoder, build_decoder, check_options
-from fspad_bench.engine.cpu.native import native
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.lossless import (
     depths,
@@ -315,7 +314,8 @@ def _decoder(label: str, options: Options, target: Target) -> Any:
 
 
 def _mutations(target: TrialTarget, effort: Effort) -> Iterator[PlannedCheck]:
-    known = [m for m in MUTATIONS if not m.compiled or native() is not None]
+    """Plan the trials of all mutations, those of the compiled step where an engine runs it."""
+    known = [m for m in MUTATIONS if not m.compiled or target.engines.are_compiled]
     for mutation in known:
         blind_too = effort.blind_too or mutation in LOOP_FAULTS
         run = partial(

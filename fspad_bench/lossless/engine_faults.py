@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -65,9 +66,12 @@ def twelve_one_short(self: Session, path: Sequence[int]) -> None:
 
 
 def not_a_number_at_the_end(self: Session) -> None:
-    if self._length and not self.closed:
-        self.cache.values[0][:, self._length - 1] = math.nan  # wrong: the last value is lost
+    is_last = self._length and not self.closed
     RIGHT_CLOSE(self)
+    if is_last:
+        # in a copy: kernels read stale entries too, and a later generation would not be finite
+        self.cache = copy.deepcopy(self.cache)
+        self.cache.values[0][:, self._length - 1] = math.nan  # wrong: the last value is lost
 
 
 def positions_clamped(self: RopeTable, positions: Sequence[int]) -> Tensor:

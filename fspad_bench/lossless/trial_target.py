@@ -11,6 +11,7 @@ from fspad_bench.core.verification import Rule, match
 from fspad_bench.decoders.build import Decoder, build_decoder
 from fspad_bench.engine.penalties import Penalties
 from fspad_bench.engine.target import TransformersTarget
+from fspad_bench.engine.together import keeps_bits
 from fspad_bench.lossless.engines import small_engines, tiny_on_kernels
 from fspad_bench.lossless.identity import PROMPTS, Cell, encode, reference
 from fspad_bench.lossless.mutations import Applied
@@ -32,12 +33,18 @@ class Engines:
             reference = Reference(target, keep=True, twin=next(twins, None))
             assert reference.model is not None
             self.references.append(reference)
-        # a target of their own, whose cache no long prefix enlarges: the reference kernels read all
-        self.on_kernels = [tiny] if tiny.kernels else [tiny_on_kernels()]
+        # on the CPU: wrong steps read numbers, which none that is captured could. A target of their
+        # own, whose cache no long prefix enlarges: the reference kernels read all of it
+        self.on_kernels = [tiny_on_kernels()]
 
     @property
     def targets(self) -> list[TransformersTarget]:
         return [reference.target for reference in self.references]
+
+    @property
+    def are_compiled(self) -> bool:
+        """Whether any runs the compiled step, on which `compiled` mutations show."""
+        return any(map(keeps_bits, self.targets))
 
 
 class TrialTarget:

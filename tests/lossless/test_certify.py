@@ -17,6 +17,7 @@ from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Accepted, match
 from fspad_bench.decoders.prompt_lookup import PromptLookup
+from fspad_bench.engine import gpu
 from fspad_bench.engine.penalties import CountPenalty
 from fspad_bench.lossless import certify, identity, proofs, report, trial_target
 from fspad_bench.lossless.checks import Check, Part
@@ -76,7 +77,7 @@ class Stumbles(PromptLookup):
         return Tree.chain(context.tokens[-1], [1] * 500)
 
 
-def certified(*arguments, decoders_alone=False):
+def certified(*arguments, decoders_alone=False, mutations=certify.MUTATIONS[-1:]):
     """Return the exit code of a small certification and what it prints.
 
     The engines have tests of their own, and so have the foundations, the rules and the mistakes.
@@ -86,7 +87,7 @@ def certified(*arguments, decoders_alone=False):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
         patch.setattr(certify, "QUICK", effort)
         patch.setattr(certify, "_engines", lambda *_: [])
-        patch.setattr(certify, "MUTATIONS", certify.MUTATIONS[-1:])
+        patch.setattr(certify, "MUTATIONS", mutations)
         if decoders_alone:
             for part in ("_foundations", "_rules", "_mutations"):
                 patch.setattr(certify, part, lambda *_: [])
@@ -162,6 +163,19 @@ def test_a_decoder_that_raises_fails_and_the_others_go_on(spoiled):
     assert {c["verdict"] for c in checks if c["subject"] == "prompt_lookup"} == {"PASS"}
     failed = {c["subject"] for c in checks if c["verdict"] == "FAIL"}
     assert failed == {f"{ME}:Hasty", f"{ME}:Broken"}
+
+
+def test_only_what_runs_is_spoiled_where_kernels_do(monkeypatch):
+    """Nothing calls the compiled step there; of the loop on a device the faults must still show."""
+    monkeypatch.setenv(gpu.VARIABLE, "reference")
+    for part in ("_foundations", "_rules", "decoder_checks"):
+        monkeypatch.setattr(certify, part, lambda *_: [])
+    about = [m for m in certify.MUTATIONS if m.compiled or "device" in m.name]
+    assert len(about) == 4
+    code, out = certified("--decoder", "vanilla", "--format", "json", mutations=about)
+    assert code == 0, out
+    checks = {check["name"] for check in json.loads(out)["checks"]}
+    assert {m.name for m in about if m.name in checks} == {m.name for m in about if not m.compiled}
 
 
 def test_the_engines_are_looked_at_once_whatever_the_number_of_decoders(tiny, monkeypatch):

@@ -2,15 +2,22 @@
 night.
 """
 
+from types import SimpleNamespace
+
 import pytest
 
+from fspad_bench.core.loop import generate
+from fspad_bench.core.protocols import Limit
+from fspad_bench.core.sampling import Sampler
+from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.cpu.native import native
 from fspad_bench.lossless import engine, engines, paths, trials
 from fspad_bench.lossless.certify import MUTATIONS
 from fspad_bench.lossless.engine_faults import ENGINE_FAULTS
 from fspad_bench.lossless.mutations import Patch
 from fspad_bench.lossless.reference import Reference
-from fspad_bench.lossless.trial_target import TrialTarget
+from fspad_bench.lossless.trial_target import Engines, TrialTarget
+from fspad_bench.models.load import load_target
 
 BY_NAME = {fault.name: fault for fault in ENGINE_FAULTS}
 CHEAP = (  # trials that take a fraction of a second
@@ -81,6 +88,34 @@ def test_the_others_are_refused_on_one_engine(name, tiny):
     with BY_NAME[name].applied() as applied:
         assert not holds(target)
     assert applied.calls
+
+
+def test_a_value_that_is_no_number_goes_with_its_fault():
+    """Kernels read stale entries too: one would spoil every later generation."""
+    target = engines.tiny_on_kernels()
+
+    def tokens(prompt):
+        return generate(target, Vanilla(target), Sampler(), prompt, Limit(2)).tokens
+
+    before = tokens([5, 6, 7])
+    with BY_NAME["a value that is not a number"].applied() as applied:
+        tokens(list(range(20, 40)))
+    assert applied.calls
+    assert tokens([5, 6, 7]) == before
+
+
+def test_the_loop_on_a_device_is_spoiled_on_the_cpu_alone():
+    """A step that is captured could not be asked for numbers."""
+    tiny = engines.tiny_on_kernels()  # as on a device
+    (target,) = Engines(tiny).on_kernels
+    assert target is not tiny
+    assert (target.kernels.name, target.device.type) == ("reference", "cpu")
+
+
+def test_paths_are_not_asked_where_a_tree_rounds_otherwise():
+    coarse = load_target("tiny", dtype="bfloat16")
+    engines_alone = SimpleNamespace(engines=SimpleNamespace(targets=[coarse]))
+    assert trials.ENGINE_TRIALS["paths"](None, engines_alone)
 
 
 def test_every_fault_is_refused_by_day_or_by_an_exact_distribution():
