@@ -4,7 +4,7 @@
 - What it returns is plain afterwards: whole numbers, finite times, lists of its own. A value that
   is none of these is the decoder's error.
 - Mistakes of its code outside a generation (its constructor, `settings`, `prepare`) are a
-  BenchError that names the decoder and the line.
+  `DecoderError` that names the decoder and the line.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from fspad_bench.util.plain import LARGEST, LONGEST_STEP, seconds, whole
 from fspad_bench.util.strangers import contained, described, place_of
 
 DRAFT_COUNTS = ("drafted", "accepted")  # tokens, as a foreign engine claims them
+
+
+class DecoderError(BenchError):
+    """A mistake of a decoder's own code, whose exception is the cause."""
 
 
 def received(generation: Any) -> Generation:
@@ -60,7 +64,9 @@ def check_ids(tokens: Sequence[int], vocabulary_size: int) -> None:
 
 @contextmanager
 def blamed(label: str, part: str) -> Iterator[None]:
-    """Turn whatever a decoder's own code raises into a BenchError that names it and the line."""
+    """Turn what a decoder's own code raises into a DecoderError that names it and the line; a
+    BenchError is left as it is.
+    """
     try:
         with contained():
             yield
@@ -68,7 +74,7 @@ def blamed(label: str, part: str) -> Iterator[None]:
         raise
     except Exception as error:
         where = place_of(error)
-        raise BenchError(
+        raise DecoderError(
             f"{label}: {part} raised {described(error)} ({where.filename}:{where.lineno})",
             "correct the decoder, or the options it is given",
         ) from error

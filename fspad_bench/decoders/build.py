@@ -28,6 +28,7 @@ from fspad_bench.decoders.border import blamed, check_ids, received, wholes
 from fspad_bench.decoders.code import code_hashes
 from fspad_bench.decoders.foreign import confirmed, first_steps
 from fspad_bench.decoders.label import Label, read_options
+from fspad_bench.drafts.sized import SizedDrafter
 from fspad_bench.engine.device_loop import DeviceLoop, runs_on_device
 from fspad_bench.util import registry
 from fspad_bench.util.errors import BenchError, near
@@ -87,6 +88,11 @@ class Decoder:
             return "foreign"
         rule = self.drafter.rule
         return next((name for name, known in RULES.items() if rule is known), "own")
+
+    def whole(self) -> None:
+        """Let its drafter propose every candidate from now on, whatever pays on this machine."""
+        if isinstance(self.drafter, SizedDrafter):
+            self.drafter.whole()
 
     def prepare(self, known: Measurements | None = None) -> None:
         """Let the drafter measure and compile what it needs, or take what a resumed run has

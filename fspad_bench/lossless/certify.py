@@ -309,8 +309,16 @@ def _check_pit(
 
 
 def _decoder(label: str, options: Options, target: Target) -> Any:
+    """Build a decoder, and return its engine or its drafter: prepared, and asked in every step.
+
+    Raises BenchError where it cannot be built on this target, or not prepared.
+    """
     decoder = build_decoder(label, target, options)
-    return decoder.drafter or decoder.engine
+    if decoder.drafter is None:
+        return decoder.engine
+    decoder.whole()
+    decoder.prepare()
+    return decoder.drafter
 
 
 def _mutations(target: TrialTarget, effort: Effort) -> Iterator[PlannedCheck]:

@@ -20,6 +20,7 @@ from fspad_bench.core.protocols import Context, Drafter, Limit, Target, as_engin
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES
+from fspad_bench.decoders.border import DecoderError
 from fspad_bench.decoders.vanilla import Vanilla
 from fspad_bench.engine.penalties import Penalties
 from fspad_bench.lossless.checks import ELSEWHERE, VACUOUS, Check, worst_of
@@ -58,8 +59,8 @@ DRAFTS: dict[str, dict[str, Any]] = {
     "drawn, own vocabulary": {"drawn": True, "vocabulary": (2, 0)},
 }
 # A scripted target has no weights, no tokenizer and no name. A decoder that needs more than the
-# loop does raises one of these when it is constructed there. Any other exception is a failure of
-# the decoder, and so is any exception while decoding.
+# loop does raises one of these when it is constructed or prepared there. Any other exception is a
+# failure of the decoder, and so is any exception while decoding.
 NEEDS_MORE = (AttributeError, TypeError, BenchError)
 LACKING = re.compile(r"'ScriptedTarget' object has no attribute '(\w+)'")
 
@@ -169,26 +170,29 @@ def largest_distance_on_tiny(
 
 
 def reason_it_needs_more(make: Callable[[ScriptedTarget], object]) -> str:
-    """Return why a decoder cannot be constructed on a scripted target, an empty text where it can.
+    """Return why a decoder cannot be built on a scripted target, an empty text where it can.
 
     Raises any exception that says something else about the decoder.
     """
     try:
         make(ScriptedTarget(VOCABULARY))
     except NEEDS_MORE as error:
-        lacking = LACKING.search(str(error))
-        return f"it reads a target's {lacking[1]}" if lacking else described(error)
+        own = error.__cause__ if isinstance(error, DecoderError) else error
+        if not isinstance(own, NEEDS_MORE):
+            raise
+        lacking = LACKING.search(str(own))
+        return f"it reads a target's {lacking[1]}" if lacking else described(own)
     return ""
 
 
 def check_decoder(label: str, make: Callable[[Any], Any], tiny: Target) -> Check:
     """Check a decoder in our loop on scripted targets, or on the tiny one where it needs more."""
     try:
-        engine = as_engine(make(tiny))
+        decoder = make(tiny)
     except BenchError as error:
         figure = f"not available on tiny ({error.message}): identity and PIT"
         return Check(NAME, label, ELSEWHERE, figure)
-    if engine:
+    if as_engine(decoder):
         figure = "an engine of its own has no decisions to enumerate: PIT"
         return Check(NAME, label, ELSEWHERE, figure)
     reason = reason_it_needs_more(make)
@@ -196,7 +200,7 @@ def check_decoder(label: str, make: Callable[[Any], Any], tiny: Target) -> Check
         scope = f"of two tokens each on tiny (on a script: {reason})"
         return _checked(label, lambda seen: largest_distance_on_tiny(make, tiny, seen), scope)
     scope = f"over {len(SAMPLERS)} samplers"
-    drafts = label != "vanilla"
+    drafts = not isinstance(decoder, Vanilla)
     return _checked(label, lambda seen: largest_distance(make, SAMPLERS, seen), scope, drafts)
 
 

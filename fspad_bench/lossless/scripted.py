@@ -103,6 +103,7 @@ class ScriptedSession:
 
     def prefill(self, tokens: Sequence[int]) -> Rows:
         assert self.share is None, "a sharing session reads the entries of another"
+        _check_tokens(tokens, self.target.vocabulary)
         self.own = list(tokens)
         self.paths = []
         self.rollback()

@@ -15,7 +15,6 @@ from fspad_bench.core.protocols import Generation, Limit
 from fspad_bench.core.sampling import Sampler
 from fspad_bench.decoders.border import blamed
 from fspad_bench.decoders.build import Decoder, build_decoder
-from fspad_bench.drafts.sized import SizedDrafter
 from fspad_bench.drafts.sizing.costs import Costs, measure_target
 from fspad_bench.engine.target import TransformersTarget
 from fspad_bench.models.chat import Chat, user
@@ -49,8 +48,7 @@ def probe(
     labels = list(dict.fromkeys([VANILLA, *(place.decoder for place in places)]))
     decoders = [build_decoder(label, target, dict(options)) for label in labels]
     for decoder in decoders:
-        if isinstance(decoder.drafter, SizedDrafter):
-            decoder.drafter.whole()  # asked in every step: what is charged is what asking takes
+        decoder.whole()  # asked in every step: what is charged is what asking takes
         with blamed(decoder.label, "its preparation"):
             decoder.prepare(None)
     settings = sorted({(place.task, place.temperature) for place in places})

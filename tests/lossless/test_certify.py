@@ -57,6 +57,17 @@ class Chosen(PromptLookup):
         self.rule = RULES[verify]
 
 
+class Prepares(PromptLookup):
+    """Prompt lookup that needs what `prepare` makes."""
+
+    def prepare(self, target, known=None):
+        self.most = 8
+        return super().prepare(target, known)
+
+    def candidates(self, context, budget):
+        return super().candidates(context, min(budget, self.most))
+
+
 class Stumbles(PromptLookup):
     """Raises where its option says, in a way that no `except Exception` stops where it exits."""
 
@@ -163,6 +174,18 @@ def test_a_decoder_that_raises_fails_and_the_others_go_on(spoiled):
     assert {c["verdict"] for c in checks if c["subject"] == "prompt_lookup"} == {"PASS"}
     failed = {c["subject"] for c in checks if c["verdict"] == "FAIL"}
     assert failed == {f"{ME}:Hasty", f"{ME}:Broken"}
+
+
+def test_a_decoder_that_needs_prepare_and_vanilla_by_another_name_are_certified():
+    label = f"{ME}:Prepares"
+    labels = f"{label},base=vanilla"
+    code, out = certified("--decoder", labels, "--format", "json", decoders_alone=True)
+    verdicts = {(c["subject"], c["name"]): c["verdict"] for c in json.loads(out)["checks"]}
+    assert code == 0, verdicts
+    for name in ("identity", "non-vacuity", "exact distribution", "G-test", "PIT"):
+        assert verdicts[label, name] == "PASS"
+    for name in ("identity", "exact distribution", "G-test", "PIT"):
+        assert verdicts["base=vanilla", name] == "PASS"
 
 
 def test_only_what_runs_is_spoiled_where_kernels_do(monkeypatch):

@@ -2,7 +2,9 @@
 
 import pytest
 
+from fspad_bench.core.protocols import Drafter
 from fspad_bench.core.sampling import Sampler
+from fspad_bench.core.tree import Tree
 from fspad_bench.core.verification import RULES, Accepted, Rule, match
 from fspad_bench.decoders.fspad import Fspad
 from fspad_bench.decoders.prompt_lookup import PromptLookup
@@ -138,8 +140,23 @@ def test_too_large_a_decision_tree_is_left_to_other_checks(tiny, monkeypatch):
     assert exact.check_decoder("prompt_lookup", PromptLookup, tiny).verdict == "-"
 
 
+class Silent(Drafter):
+    """Never drafts anything."""
+
+    def __init__(self, target):
+        pass
+
+    def propose(self, context, budget):
+        return Tree.root(context.tokens[-1])
+
+
 def test_a_drafter_that_is_never_tested_is_vacuous(tiny):
-    assert exact.check_decoder("silent", Vanilla, tiny).verdict == "VACUOUS"
+    assert exact.check_decoder("silent", Silent, tiny).verdict == "VACUOUS"
+    assert exact.check_decoder("vanilla", Silent, tiny).verdict == "VACUOUS"
+
+
+def test_vanilla_drafts_nothing_under_any_name(tiny):
+    assert exact.check_decoder("base=vanilla", Vanilla, tiny).verdict == "PASS"
 
 
 def crashing(error):
