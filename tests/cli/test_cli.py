@@ -16,7 +16,7 @@ from fspad_bench.cli.main import main
 def test_a_run_prints_its_table_on_stdout_and_the_rest_on_stderr(arguments, capsys, tmp_path):
     assert main(arguments("--temperature", "0,1")) == 0
     out, err = capsys.readouterr()
-    assert out.count("prompt_lookup") == 2
+    assert sum(line.startswith("prompt_lookup  ") for line in out.splitlines()) == 2
     assert "exact" in out
     assert "generations" in err
     (path,) = (tmp_path / "out").glob("*.jsonl")
