@@ -14,8 +14,7 @@ from typing import Any
 from fspad_bench.benchmark.record import Key, Records
 
 SHORT_HASH = 16  # hexadecimal digits
-ORIGIN = (
-    "target",
+FORWARD = (
     "target_identity",
     "target_sha256",
     "dtype",
@@ -26,9 +25,8 @@ ORIGIN = (
     "version",
     "torch",
     "source_sha256",
-    "template_sha256",
-    "tokenizer_sha256",
-)  # fields of a key that all rows of a run share
+)  # fields of a key that decide how forwards round, and what they cost
+ORIGIN = ("target", *FORWARD, "template_sha256", "tokenizer_sha256")  # that all rows of a run share
 Seconds = dict[str, Any]
 
 

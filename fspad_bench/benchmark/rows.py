@@ -29,6 +29,7 @@ from fspad_bench.benchmark.record import (
     Records,
     Sample,
 )
+from fspad_bench.benchmark.recorded_costs import FORWARD
 from fspad_bench.benchmark.repeats import repeats_differ, spread
 from fspad_bench.benchmark.speeds import Pair, intervals, named, pairs_of, spec_bench
 from fspad_bench.benchmark.stats import Interval, agreement
@@ -39,20 +40,7 @@ from fspad_bench.util.machine import NOISY
 
 Row = dict[str, Any]
 IDENTITY = tuple(field.name for field in fields(Key))
-ROUNDING = (
-    "decoder",
-    "options",
-    "target_identity",
-    "target_sha256",
-    "dtype",
-    "forward",
-    "device",
-    "threads",
-    "machine",
-    "version",
-    "source_sha256",
-    "torch",
-)  # fields of a key that decide how a decoder's forwards round
+ROUNDING = ("decoder", "options", *FORWARD)  # what decides how a decoder's forwards round
 
 
 @dataclass(frozen=True)
